@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from trainer.dataset.buckets import bucket_sizes, place
+from trainer.dataset.captions import kohya_folder, with_trigger
+from trainer.dataset.pictures import open_picture
+from trainer.dataset.scan import scan
+from trainer.errors import DatasetError
+
+
+def painted(size=(80, 60), colour="red") -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tiff", "gif", "avif"])
+def test_every_promised_format_is_read(tmp_path: Path, suffix: str):
+    path = tmp_path / f"art.{suffix}"
+    painted().save(path)
+    picture = open_picture(path)
+    assert picture.mode == "RGB" and picture.size == (80, 60)
+    assert np.abs(np.asarray(picture).mean(axis=(0, 1)) - [255, 0, 0]).max() < 12
+
+
+def test_a_turned_photo_is_put_upright(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    painted().save(tmp_path / "a.jpg", exif=exif)
+    assert open_picture(tmp_path / "a.jpg").size == (60, 80)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_laid_on_white(tmp_path: Path, mode: str):
+    Image.new("RGBA", (40, 40), (255, 0, 0, 0)).convert(mode).save(tmp_path / "a.png", **({"transparency": 0} if mode == "P" else {}))
+    assert np.asarray(open_picture(tmp_path / "a.png")).min() == 255
+
+
+def test_sixteen_bit_grey_keeps_its_tones(tmp_path: Path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    values = np.asarray(open_picture(tmp_path / "a.png"))[..., 0]
+    assert values.min() == 0 and values.max() == 255 and abs(float(values.mean()) - 127.5) < 1
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path):
+    Image.new("CMYK", (40, 40), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
+    red, green, _ = np.asarray(open_picture(tmp_path / "a.jpg")).mean(axis=(0, 1))
+    assert red > 200 and green < 60
+
+
+def test_an_embedded_profile_is_obeyed(tmp_path: Path):
+    lab = Image.new("RGB", (32, 32), (200, 100, 50))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    lab.save(tmp_path / "a.png", icc_profile=profile)
+    assert np.abs(np.asarray(open_picture(tmp_path / "a.png")).astype(int)[0, 0] - [200, 100, 50]).max() <= 1
+
+
+def test_bad_pictures_are_named_and_the_rest_go_on(tmp_path: Path):
+    painted().save(tmp_path / "good.png")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "words.jpg").write_text("not a picture")
+    whole = (tmp_path / "good.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    manifest = scan(tmp_path)
+    assert [item.name for item in manifest.items] == ["good.png"]
+    assert sorted(problem.split()[0] for problem in manifest.problems) == ["empty.png", "half.png", "words.jpg"]
+
+
+def test_captions_come_from_sidecars_metadata_and_trigger(tmp_path: Path):
+    for name in ("a", "b", "c"):
+        painted().save(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("a red square\n")
+    (tmp_path / "b.caption").write_text("ink, a  line")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "c.png", "text": "from metadata"}) + "\nbroken\n")
+    manifest = scan(tmp_path, trigger="ink")
+    assert [item.caption for item in manifest.items] == ["ink, a red square", "ink, a line", "ink, from metadata"]
+    assert len(manifest.problems) == 1 and "line 2" in manifest.problems[0]
+
+
+def test_a_picture_without_caption_gets_the_trigger_alone(tmp_path: Path):
+    painted().save(tmp_path / "a.png")
+    assert scan(tmp_path, trigger="ink").items[0].caption == "ink"
+
+
+def test_kohya_folders_give_repeats_and_token(tmp_path: Path):
+    (tmp_path / "10_sks cat").mkdir()
+    painted().save(tmp_path / "10_sks cat" / "a.png")
+    item = scan(tmp_path).items[0]
+    assert (item.repeats, item.caption) == (10, "sks cat")
+    assert kohya_folder("cats") is None
+
+
+def test_a_folder_without_pictures_says_what_to_do(tmp_path: Path):
+    with pytest.raises(DatasetError, match="holds no picture"):
+        scan(tmp_path)
+    with pytest.raises(DatasetError, match="is not a folder"):
+        scan(tmp_path / "gone")
+
+
+@given(st.text(max_size=60), st.text(max_size=20))
+def test_the_trigger_is_in_every_caption(caption: str, trigger: str):
+    assert trigger.strip().lower() in with_trigger(caption, trigger).lower()
+
+
+def test_a_trigger_inside_another_word_does_not_count():
+    assert with_trigger("a pink cat", "ink") == "ink, a pink cat"
+
+
+@given(st.integers(16, 4000), st.integers(16, 4000), st.sampled_from([128, 512, 1024]), st.booleans())
+def test_every_picture_fits_its_bucket(width: int, height: int, resolution: int, no_upscale: bool):
+    step = resolution // 16
+    sizes = bucket_sizes(resolution, step=step, low=resolution // 2, high=resolution * 2)
+    placement = place(width, height, sizes, step=step, no_upscale=no_upscale)
+    (w, h), (rw, rh) = placement.bucket, placement.resized
+    assert w % step == 0 and h % step == 0 and w * h <= resolution * resolution
+    assert 0 <= placement.crop_left <= rw - w and 0 <= placement.crop_top <= rh - h
+    assert w in (rw, *range(rw)) and 0 <= placement.cropped_share < 1
+    if no_upscale and width >= step and height >= step:
+        assert rw <= max(width, w) and rh <= max(height, h)
+
+
+def test_a_square_picture_is_not_cropped():
+    sizes = bucket_sizes(1024, step=64, low=512, high=2048)
+    assert place(3000, 3000, sizes, step=64).cropped_share == 0
+    assert place(3000, 3000, sizes, step=64).bucket == (1024, 1024)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import MODELS, trainer
+from trainer import draw as drawing
+from trainer.draw import Request
+from trainer.preview import WarmBase, detach_all
+from trainer.sdxl.base import open_base
+
+PROMPTS = ("a cat", "a house")
+
+
+@pytest.fixture(scope="module")
+def drawn(ink_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("drawn")
+    trainer("preview", ink_run / "ink.safetensors", "--prompt", PROMPTS[0], "--prompt", PROMPTS[1],
+            "--strengths", "0,0.25,1", "--seed", "7", "--steps", "4", "--out-dir", out)  # fmt: skip
+    return out
+
+
+def test_one_picture_a_prompt_and_strength_and_a_strip(drawn: Path):
+    expected = {f"p{p:02d}_s{s:.2f}.png" for p in (0, 1) for s in (0, 0.25, 1)} | {"strip.png"}
+    assert {path.name for path in drawn.iterdir()} == expected
+    assert Image.open(drawn / "p00_s0.00.png").size == (128, 128)
+
+
+def test_pictures_carry_their_parameters_as_a1111_writes_them(drawn: Path):
+    told = Image.open(drawn / "p01_s0.25.png").text["parameters"]
+    assert told.startswith("a house <lora:ink:0.25>\nSteps: 4, Sampler: Euler, CFG scale: 5, Seed: 8, Size: 128x128")
+
+
+def test_strength_zero_is_the_base_models_own_picture(ink_run: Path):
+    warm = WarmBase(open_base("tiny-sdxl", MODELS))
+    request = Request(prompts=("a cat",), strengths=(0.0, 1.0), seed=7, steps=4)
+    with_adapter = warm.draw(ink_run / "ink.safetensors", request)
+    alone = drawing.draw(
+        request, unet=warm.unet, vae=warm.vae, scheduler=warm.scheduler, adapter=None,
+        conditioning=lambda prompt, strength: warm.known[prompt], size=(128, 128), latent_factor=8,
+    )  # fmt: skip
+    assert np.array_equal(np.asarray(with_adapter[0].picture), np.asarray(alone[0].picture))
+    assert not np.array_equal(np.asarray(with_adapter[1].picture), np.asarray(alone[1].picture))
+
+
+def test_a_strip_is_one_pass_for_all_strengths(ink_run: Path, monkeypatch):
+    warm = WarmBase(open_base("tiny-sdxl", MODELS))
+    rows = []
+    ask = warm.unet.forward
+    monkeypatch.setattr(warm.unet, "forward", lambda sample, *a, **k: rows.append(len(sample)) or ask(sample, *a, **k))
+    warm.draw(ink_run / "ink.safetensors", Request(prompts=("a cat",), strengths=(-1.0, 0.0, 0.5, 1.0, 2.0), steps=3))
+    assert rows == [10, 10, 10]
+
+
+def test_the_warm_base_is_itself_again_after_a_drawing(ink_run: Path):
+    warm = WarmBase(open_base("tiny-sdxl", MODELS))
+    names = [name for name, _ in warm.unet.named_modules()]
+    warm.draw(ink_run / "ink.safetensors", Request(prompts=("a cat",), strengths=(1.0,), steps=1))
+    assert [name for name, _ in warm.unet.named_modules()] == names
+    assert torch.is_tensor(next(iter(warm.known.values())).text_NTD) and detach_all
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (["--strengths", "0,x"], "strengths"),
+        (["--strengths", "3"], "-1 to 2"),
+        (["--steps", "0"], "steps"),
+        (["--guidance", "nan"], "guidance"),
+        (["--base", "no-such-base"], "no-such-base"),
+    ],
+)
+def test_wrong_input_is_one_sentence(ink_run: Path, tmp_path: Path, arguments, word):
+    done = trainer("preview", ink_run / "ink.safetensors", "--prompt", "x", "--out-dir", tmp_path / "o", *arguments, check=False)
+    assert done.returncode == 1 and word in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "no-such-folder", "--output", "x"],
+        ["resume", "no-such-run"],
+        ["lora", "inspect", "gone.safetensors"],
+        ["dataset", "check", "gone"],
+    ],
+    ids=lambda a: a[0],
+)
+def test_what_is_not_there_is_told_in_one_sentence(arguments, tmp_path: Path):
+    done = trainer(*(a if a != "x" else tmp_path / "x" for a in arguments), check=False)
+    assert done.returncode == 1 and done.stderr.startswith("impasto: ") and len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "x").exists()

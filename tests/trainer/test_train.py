@@ -1,0 +1,211 @@
+"""The promises of a run: the same bytes again, nothing lost to a kill, an honest end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import INK, MODELS, ROOT, trainer
+from trainer import events, noise, run, state
+from trainer.config import config_from
+from trainer.dataset.scan import scan
+from trainer.errors import NotFiniteError, RunError
+from trainer.presets import preset_values
+from trainer.train import train
+
+QUICK = {
+    "steps": 10,
+    "batch": 2,
+    "rank": 4,
+    "checkpoint_every": 3,
+    "sample_steps": 2,
+    "warmup_steps": 2,
+    "sample_prompts": ("a star, ink style",),
+}
+
+
+def make(path: Path, **settings) -> run.Run:
+    values = {**preset_values("style", 24), **QUICK, "name": "lora", **settings}
+    return run.create(path, config_from(values), scan(INK))
+
+
+def weights(made: run.Run) -> str:
+    """Of the newest checkpoint: the file itself also carries dates."""
+    return hashlib.sha256((state.checkpoints(made)[0] / "adapter.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> run.Run:
+    made = make(tmp_path_factory.mktemp("whole") / "run")
+    assert train(made, MODELS) == "finished"
+    return made
+
+
+def test_the_same_seed_gives_the_same_bytes(whole: run.Run, tmp_path: Path):
+    again = make(tmp_path / "run")
+    train(again, MODELS)
+    assert weights(again) == weights(whole)
+
+
+def test_another_seed_gives_other_bytes(whole: run.Run, tmp_path: Path):
+    other = make(tmp_path / "run", seed=8)
+    train(other, MODELS)
+    assert weights(other) != weights(whole)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "prodigy", "adafactor"])
+def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(whole: run.Run, tmp_path: Path, optimizer: str, monkeypatch):
+    settings = {"optimizer": optimizer, "learning_rate": 1.0 if optimizer == "prodigy" else 1e-3}
+    unbroken = whole
+    if optimizer != "adamw":
+        unbroken = make(tmp_path / "unbroken", **settings)
+        train(unbroken, MODELS)
+    broken = make(tmp_path / "broken", **settings)
+    say = run.Run.say
+
+    def stop_at_five(self, kind, **facts):
+        say(self, kind, **facts)
+        if kind == "step" and facts["step"] == 5:
+            events.append(self.commands, "stop")
+
+    monkeypatch.setattr(run.Run, "say", stop_at_five)
+    assert train(broken, MODELS) == "stopped"
+    monkeypatch.undo()
+    assert state.checkpoints(broken)[0].name == "step-5" and broken.lora_file.is_file()
+    assert train(broken, MODELS) == "finished"
+    assert weights(broken) == weights(unbroken)
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(whole: run.Run, tmp_path: Path):
+    broken = make(tmp_path / "run")
+    command = [sys.executable, "-m", "trainer", "resume", str(broken.path)]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(1200):
+        if any(e["kind"] == "step" and e["step"] >= 4 for e in events.read(broken.events)[0]):
+            break
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not broken.is_alive()
+    trainer("resume", broken.path)
+    assert weights(broken) == weights(whole)
+
+
+def test_sigterm_finishes_the_step_saves_and_leaves(tmp_path: Path):
+    made = make(tmp_path / "run", steps=500, checkpoint_every=400)
+    child = subprocess.Popen([sys.executable, "-m", "trainer", "resume", str(made.path)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    for _ in range(1200):
+        if any(e["kind"] == "step" for e in events.read(made.events)[0]):
+            break
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=60) == 0
+    said = events.read(made.events)[0]
+    last = max(e["step"] for e in said if e["kind"] == "step")
+    assert state.checkpoints(made)[0].name == f"step-{last}"
+    assert said[-1]["kind"] == "ended" and said[-1]["how"] == "stopped"
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole: run.Run, tmp_path: Path):
+    import shutil
+
+    copy = run.Run(tmp_path / "run")
+    shutil.copytree(whole.path, copy.path)
+    newest = state.checkpoints(copy)[0] / "adapter.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-10])
+    assert train(copy, MODELS) == "finished"
+    assert any("step-10 is damaged" in e.get("message", "") for e in events.read(copy.events)[0])
+    assert weights(copy) == weights(whole)
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_pictures(tmp_path: Path, monkeypatch):
+    made = make(tmp_path / "run")
+    honest, calls = noise.target, []
+
+    def poisoned(*facts):
+        calls.append(1)
+        return honest(*facts) * (float("nan") if len(calls) == 5 else 1)
+
+    monkeypatch.setattr(noise, "target", poisoned)
+    with pytest.raises(NotFiniteError) as told:
+        train(made, MODELS)
+    assert told.value.step == 5 and all(name.endswith(".png") for name in told.value.pictures)
+    from safetensors.torch import load_file
+
+    assert state.checkpoints(made)[0].name == "step-4"
+    assert all(bool(torch.isfinite(t).all()) for t in load_file(state.checkpoints(made)[0] / "adapter.safetensors").values())
+
+
+def test_text_encoders_learn_when_asked(tmp_path: Path):
+    made = make(tmp_path / "run", steps=3, train_text_encoder_1=True, train_text_encoder_2=True, text_encoder_1_rank=2)
+    train(made, MODELS)
+    from safetensors.torch import load_file
+
+    tensors = load_file(made.lora_file)
+    for prefix, rank in (("lora_te1_text_model_encoder_layers_", 2), ("lora_te2_text_model_encoder_layers_", 8)):
+        downs = [t for name, t in tensors.items() if name.startswith(prefix) and name.endswith("lora_down.weight")]
+        assert downs and all(t.shape[0] == rank for t in downs)
+        ups = [t for name, t in tensors.items() if name.startswith(prefix) and name.endswith("lora_up.weight")]
+        assert any(float(t.abs().max()) > 0 for t in ups)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_checkpointing": True},
+        {"accumulation": 2},
+        {"precision": "bf16"},
+        {"train_feed_forward": True},
+        {"resolution": 64},
+        {"noise_offset": 0.1, "min_snr_gamma": 0.0, "schedule": "cosine_with_restarts"},
+    ],
+    ids=lambda s: next(iter(s)),
+)
+def test_each_control_trains_to_a_checked_file(settings, tmp_path: Path):
+    made = make(tmp_path / "run", **{**settings, "steps": 2})
+    assert train(made, MODELS) == "finished"
+    assert made.lora_file.is_file() and (made.samples / "strip.png").is_file()
+
+
+def test_checkpointing_gradients_changes_nothing_but_memory(whole: run.Run, tmp_path: Path):
+    made = make(tmp_path / "run", gradient_checkpointing=True)
+    train(made, MODELS)
+    losses = [[e["loss"] for e in events.read(r.events)[0] if e["kind"] == "step"] for r in (whole, made)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_second_run_finds_pictures_and_captions_in_the_cache(whole: run.Run, monkeypatch):
+    from trainer.sdxl.base import Base
+
+    again = make(whole.path.parent / "again", steps=1)
+    monkeypatch.setattr(Base, "text_encoders", lambda *_: pytest.fail("text encoders were loaded"))
+    train(again, MODELS)
+
+
+def test_a_run_has_one_worker(whole: run.Run):
+    with run.claim(whole), pytest.raises(RunError, match="another process"), run.claim(whole):
+        pass
+    assert not whole.is_alive()
+
+
+def test_a_run_directory_is_what_the_picture_says(ink_run: Path):
+    names = {path.name for path in ink_run.iterdir()}
+    assert {"config.toml", "manifest.json", "events.jsonl", "checkpoints", "samples", "ink.safetensors"} <= names
+    said = [e["kind"] for e in events.read(ink_run / "events.jsonl")[0]]
+    assert said.index("saved") < said.index("strip") < said.index("ended")
+    assert not list(ink_run.rglob(".tmp-*"))
+    assert json.loads((ink_run / "manifest.json").read_text())["items"][0]["caption"].startswith("ink, ") is False
+
+
+def test_an_output_that_holds_a_run_is_not_overwritten(ink_run: Path):
+    done = trainer("train", INK, "--output", ink_run, check=False)
+    assert done.returncode == 1 and "already holds a run" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,212 @@
+"""Teaches the bundled base's UNet and both text encoders to draw emoji by name.
+
+    python -m tools.train_diffusion --work build/base --steps 4000
+    torchrun --nproc-per-node 2 -m tools.train_diffusion --work build/base --steps 4000    # a process a core
+
+Needs the autoencoder of `tools.train_vae`. Interrupted runs go on from the last saved state by the same command: each
+step draws its pictures, captions and noise from a generator seeded by the step's number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from tools import emoji_art
+from tools.clip_vocabulary import write_tokenizers
+from tools.progress import average_gradients, join_processes, load_state, save_state
+from tools.train_vae import LATENT_CHANNELS, build_vae
+
+WIDTH_1, WIDTH_2 = 64, 80
+STYLES = {emoji.package: emoji.style for emoji in emoji_art.TRAINING_SETS}
+MIN_SNR_GAMMA = 5.0
+
+
+class Generator(nn.Module):
+    """The parts that learn together: UNet and both text encoders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text_encoder = CLIPTextModel(_text_config(WIDTH_1, layers=2, act="quick_gelu"))
+        self.text_encoder_2 = CLIPTextModelWithProjection(_text_config(WIDTH_2, layers=3, act="gelu"))
+        self.unet = UNet2DConditionModel(
+            sample_size=16, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=2,
+            block_out_channels=(48, 80, 128), norm_num_groups=16, use_linear_projection=True,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(1, 2, 4), transformer_layers_per_block=(1, 1, 2), cross_attention_dim=WIDTH_1 + WIDTH_2,
+            addition_embed_type="text_time", addition_time_embed_dim=32,
+            projection_class_embeddings_input_dim=WIDTH_2 + 6 * 32,
+        )  # fmt: skip
+        for encoder in (self.text_encoder, self.text_encoder_2):
+            # CLIP's own start (0.02) would whisper to a UNet that has minutes to listen.
+            for name, table in encoder.named_parameters():
+                if "token_embedding" in name:
+                    nn.init.normal_(table, std=0.5)
+                elif "position_embedding" in name:
+                    nn.init.normal_(table, std=0.15)
+
+    def forward(self, latents, timesteps, ids_1, ids_2, time_ids):
+        hidden_1 = self.text_encoder(ids_1, output_hidden_states=True).hidden_states[-2]
+        text_2 = self.text_encoder_2(ids_2, output_hidden_states=True)
+        text = torch.cat([hidden_1, text_2.hidden_states[-2]], dim=-1)
+        added = {"text_embeds": text_2.text_embeds, "time_ids": time_ids}
+        return self.unet(latents, timesteps, text, added_cond_kwargs=added).sample
+
+
+def _text_config(width: int, *, layers: int, act: str) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=49408, hidden_size=width, intermediate_size=4 * width, projection_dim=width, hidden_act=act,
+        num_hidden_layers=layers, num_attention_heads=width // 32, max_position_embeddings=77,
+        bos_token_id=49406, eos_token_id=49407, pad_token_id=1,
+    )  # fmt: skip
+
+
+def noise_scheduler() -> EulerDiscreteScheduler:
+    """SDXL's own."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon",
+        timestep_spacing="leading", steps_offset=1,
+    )  # fmt: skip
+
+
+def caption(name: str, style: str | None) -> str:
+    return emoji_art.article(name) + (f", {style}" if style else "")
+
+
+def sampling_weights(art: emoji_art.Art) -> np.ndarray:
+    """Things that several sets draw are seen more; the hundreds of clock faces, buttons and professions less."""
+    drawn_by: dict[str, int] = {}
+    for name in art.names:
+        drawn_by[name] = drawn_by.get(name, 0) + 1
+    weights = np.array([float(drawn_by[name]) ** 1.5 for name in art.names])
+    seldom = ("man ", "woman ", "person ", "men ", "women ", "people ", "family ", "kiss ", "couple ", "japanese ", "keycap ")
+    for row, name in enumerate(art.names):
+        if name.startswith(seldom) or name.endswith((" button", " oclock", " thirty")):
+            weights[row] *= 0.2
+    return weights / weights.sum()
+
+
+def micro_conditions(count: int, generator: torch.Generator) -> torch.Tensor:
+    """(count, 6) original height and width, crop top and left, target height and width.
+
+    Art is vector, so it has no original size: half the rows name a random one, and the base learns to bear any.
+    """
+    side = float(emoji_art.SIZE)
+    sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]]).repeat(count, 1)
+    named = torch.rand(count, generator=generator) < 0.5
+    sizes[:, :2] = torch.where(named[:, None], (32 * 2 ** (6 * torch.rand(count, 2, generator=generator))).round(), sizes[:, :2])
+    sizes[:, 2:4] = torch.where(named[:, None], (32 * torch.rand(count, 2, generator=generator)).round(), sizes[:, 2:4])
+    return sizes
+
+
+def encode_latents(work: Path, pictures: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """(n, 8, 16, 16) means and deviations of every picture, and the factor that makes them of unit variance."""
+    store = work / "latents.pt"
+    if not store.exists():
+        vae = build_vae()
+        load_state(work / "vae.pt", average=vae)
+        means, deviations = [], []
+        with torch.inference_mode():
+            for start in range(0, len(pictures), 32):
+                batch = torch.from_numpy(pictures[start : start + 32]).permute(0, 3, 1, 2).float() / 127.5 - 1
+                posterior = vae.encode(batch).latent_dist
+                means.append(posterior.mean)
+                deviations.append(posterior.std)
+        parts = {"means": torch.cat(means).half(), "deviations": torch.cat(deviations).half()}
+        torch.save(parts, store)
+    saved = torch.load(store, weights_only=True)
+    means, deviations = saved["means"].float(), saved["deviations"].float()
+    return means, deviations, float(1 / (means.var() + deviations.square().mean()).sqrt())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/base"))
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=64, help="pictures a step, over all processes")
+    parser.add_argument("--peak-rate", type=float, default=1.2e-3)
+    parser.add_argument("--save-every", type=int, default=100)
+    options = parser.parse_args()
+    rank, world = join_processes()
+    torch.set_flush_denormal(True)
+
+    art = emoji_art.load(options.work / "art")
+    means, deviations, scale = encode_latents(options.work, art.pictures) if rank == 0 else (None, None, None)
+    if world > 1:
+        dist.barrier()
+    if means is None or deviations is None or scale is None:
+        means, deviations, scale = encode_latents(options.work, art.pictures)
+    write_tokenizers(options.work / "tokenizers", options.work / "art")
+    tokenizers = [CLIPTokenizer.from_pretrained(options.work / "tokenizers" / t) for t in ("tokenizer", "tokenizer_2")]
+    captions = [(caption(n, None), caption(n, STYLES[s])) for n, s in zip(art.names, art.sets, strict=True)]
+    ids = [[tokenize(tokenizer, [pair[k] for pair in captions]) for k in (0, 1)] for tokenizer in tokenizers]
+    empty = [tokenize(tokenizer, [""])[0] for tokenizer in tokenizers]
+    weights = torch.from_numpy(sampling_weights(art))
+
+    torch.manual_seed(0)
+    model = Generator().to(memory_format=torch.channels_last)
+    average = Generator()
+    average.load_state_dict(model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.peak_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    store = options.work / "diffusion.pt"
+    first = load_state(store, model=model, average=average, optimizer=optimizer)
+    alphas = noise_scheduler().alphas_cumprod
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    per_process = options.batch // world
+    mine = slice(rank * per_process, (rank + 1) * per_process)
+    started, recent = time.monotonic(), []
+    for step in range(first, options.steps):
+        draw = torch.Generator().manual_seed(7_000_003 + step)
+        rows = torch.multinomial(weights, options.batch, replacement=True, generator=draw)
+        kind = torch.rand(options.batch, generator=draw)
+        timesteps = torch.randint(1000, (options.batch,), generator=draw)[mine]
+        noise = torch.randn(options.batch, LATENT_CHANNELS, 16, 16, generator=draw)[mine]
+        spread = torch.randn(options.batch, LATENT_CHANNELS, 16, 16, generator=draw)[mine]
+        sizes = micro_conditions(options.batch, draw)[mine]
+        rows, kind = rows[mine], kind[mine]
+        latents = (means[rows] + spread * deviations[rows]) * scale
+        a = alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(memory_format=torch.channels_last)
+        text = []
+        for tokenizer in (0, 1):
+            chosen = torch.where((kind < 0.35)[:, None], ids[tokenizer][0][rows], ids[tokenizer][1][rows])
+            text.append(torch.where((kind > 0.9)[:, None], empty[tokenizer], chosen))  # caption dropout
+        rate = options.peak_rate * min(1, (step + 1) / 150) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / options.steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        predicted = model(noisy, timesteps, text[0], text[1], sizes)
+        snr = (a / (1 - a)).view(-1)
+        loss = ((predicted - noise).square().mean(dim=(1, 2, 3)) * snr.clamp(max=MIN_SNR_GAMMA) / snr).mean()
+        loss.backward()
+        average_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        decay = min(0.998, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        recent.append(loss.item())
+        if rank == 0 and (step + 1) % 50 == 0:
+            speed = (step + 1 - first) * options.batch / (time.monotonic() - started)
+            print(f"step {step + 1}/{options.steps}  loss {np.mean(recent[-50:]):.4f}  {speed:.1f} pictures/s", flush=True)
+        if rank == 0 and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
+            save_state(store, step + 1, model=model, average=average, optimizer=optimizer)
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+    """(n, 77) token ids, padded as SDXL's pipeline pads."""
+    return tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""`python -m trainer ...`: every way in from the command line. Endings become an event and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainer import config as settings
+from trainer.errors import ConfigError, TrainerError
+
+app = typer.Typer(
+    help="Impasto's trainer: pictures in, a LoRA file out.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
+lora = typer.Typer(help="Look into LoRA files.", no_args_is_help=True)
+dataset = typer.Typer(help="Look at a folder before training on it.", no_args_is_help=True)
+app.add_typer(lora, name="lora")
+app.add_typer(dataset, name="dataset")
+
+ModelsOption = Annotated[Path, typer.Option(help="Folder of base models.")]
+DEFAULT_MODELS = Path(__file__).resolve().parent.parent / "models"
+
+# Every setting not named below is reachable as `--set name=value` and by --config.
+_NAMED = (
+    "name", "trigger", "base", "steps", "batch", "resolution", "rank", "alpha", "precision", "seed", "learning_rate",
+    "optimizer", "schedule", "format", "train_text_encoder_1", "train_text_encoder_2",
+)  # fmt: skip
+
+
+@app.command()
+def train(
+    folder: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of pictures, captions beside them.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run; must not hold one yet.")],
+    preset: Annotated[str, typer.Option(help="style, character or concept.")] = "style",
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings, laid over the preset.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of docs/settings.md.")] = None,
+    models: ModelsOption = DEFAULT_MODELS,
+    name: str | None = None,
+    trigger: str | None = None,
+    base: str | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    resolution: int | None = None,
+    rank: int | None = None,
+    alpha: float | None = None,
+    precision: str | None = None,
+    seed: int | None = None,
+    learning_rate: float | None = None,
+    optimizer: str | None = None,
+    schedule: str | None = None,
+    format: str | None = None,
+    train_text_encoder_1: bool | None = None,
+    train_text_encoder_2: bool | None = None,
+    sample_prompt: Annotated[list[str] | None, typer.Option(help="Prompt of the strip; may be given again.")] = None,
+) -> None:
+    """Train a LoRA on a folder of pictures."""
+    from trainer import run as runs
+    from trainer.dataset.scan import scan
+    from trainer.presets import preset_values
+
+    given = locals()
+    said = {key: given[key] for key in _NAMED if given[key] is not None}
+    if sample_prompt:
+        said["sample_prompts"] = tuple(sample_prompt)
+    said.setdefault("name", output.name)
+    loose = {**(settings.read_toml(config) if config else {}), **said, **dict(_pair(text) for text in set_ or [])}
+    preset = str(loose.pop("preset", preset))
+    if preset not in settings.PRESET_NAMES:
+        raise ConfigError([f"preset must be one of {', '.join(settings.PRESET_NAMES)}, not {preset!r}"])
+    settings.config_from({**loose, "preset": preset})  # before the pictures are read
+    manifest = scan(folder, trigger=str(loose.get("trigger", "")))
+    values = preset_values(preset, sum(item.repeats for item in manifest.items), loose.get("batch"))
+    run = runs.create(output, settings.config_from({**values, **loose}), manifest)
+    for problem in manifest.problems:
+        run.say("problem", message=problem)
+    _work(run, models)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """`rank=8` to a typed value; TOML decides what a value is, and what it can't read is a text."""
+    import tomllib
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError([f"--set wants NAME=VALUE, not {text!r}"])
+    try:
+        return name.strip(), tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run.")], models: ModelsOption = DEFAULT_MODELS
+) -> None:
+    """Go on with a run that was stopped or killed."""
+    from trainer.run import open_run
+
+    _work(open_run(folder), models)
+
+
+def _work(run: Any, models: Path) -> None:
+    """Trains in this process, with bars on the terminal; how it ends is the run's last event."""
+    from trainer.run import claim
+    from trainer.terminal import Bars
+
+    with claim(run):
+        try:
+            with Bars(run):
+                from trainer.train import train as recipe
+
+                how = recipe(run, models)
+        except TrainerError as error:
+            run.say("ended", sync=True, how="failed", message=str(error))
+            raise
+        except KeyboardInterrupt:
+            run.say("ended", sync=True, how="stopped", message="stopped at once; the last checkpoint is kept")
+            raise
+        except Exception as error:
+            run.say("ended", sync=True, how="failed", message=f"an unexpected fault ({type(error).__name__}); see trainer.log")
+            raise
+        run.say("ended", sync=True, how=how)
+    if how == "finished":
+        typer.echo(f"{run.lora_file}\n{run.samples / 'strip.png'}")
+    else:
+        typer.echo(f"stopped; go on with: python -m trainer resume {run.path}")
+
+
+@app.command()
+def preview(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA .safetensors.")],
+    prompt: Annotated[list[str], typer.Option(help="May be given again.")],
+    out_dir: Annotated[Path, typer.Option(help="Where the pictures go.")],
+    strengths: Annotated[str, typer.Option(help="From -1 to 2, with commas.")] = "0,0.25,0.5,0.75,1",
+    seed: int = 0,
+    steps: int = 16,
+    guidance: float = 5.0,
+    negative: str = "",
+    base: str = "tiny-sdxl",
+    models: ModelsOption = DEFAULT_MODELS,
+) -> None:
+    """Draw prompts at several strengths: one PNG each, and strip.png."""
+    from trainer.draw import Request
+
+    request = Request(
+        prompts=tuple(prompt), strengths=_strengths(strengths), seed=_within("seed", seed, 0, 2**31 - 1),
+        steps=_within("steps", steps, 1, 200), guidance=guidance, negative=negative,
+    )  # fmt: skip
+    from trainer.preview import draw_file
+
+    for path in draw_file(file, request, out_dir, base=base, models=models):
+        typer.echo(path)
+
+
+def _within(name: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise ConfigError([f"{name} must be from {low} to {high}, not {value}"])
+    return value
+
+
+def _strengths(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError([f"strengths must be numbers with commas between, like 0,0.5,1, not {text!r}"]) from None
+    if not 1 <= len(values) <= 32 or any(not -1 <= value <= 2 for value in values):
+        raise ConfigError(["strengths must be 1 to 32 numbers from -1 to 2"])
+    return values
+
+
+@app.command(hidden=True)
+def session(folder: Path, models: ModelsOption = DEFAULT_MODELS) -> None:
+    """The page's warm drawing process."""
+    from trainer.session import serve
+
+    serve(folder, models)
+
+
+@app.command()
+def device() -> None:
+    """Say which device the training would use."""
+    from trainer.device import describe, find_device
+
+    typer.echo(describe(find_device()))
+
+
+@app.command("settings")
+def print_settings() -> None:
+    """Print the table of all settings (docs/settings.md)."""
+    typer.echo(settings.settings_table(), nl=False)
+
+
+@lora.command()
+def inspect(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+    """Say what is in a LoRA file."""
+    from trainer.lora_file.open import describe
+
+    for label, value in describe(file):
+        typer.echo(f"{label}: {value}")
+
+
+@dataset.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    resolution: Annotated[int, typer.Option(help="Side of the training area in px.")] = 1024,
+    bucket_step: int = 64,
+) -> None:
+    """Say which pictures would train, in which bucket, what is cropped, and what is wrong."""
+    from trainer.dataset.buckets import bucket_sizes, place
+    from trainer.dataset.scan import scan
+
+    manifest = scan(folder)
+    step = min(_within("bucket-step", bucket_step, 8, 512), max(8, resolution // 4))
+    sizes = bucket_sizes(_within("resolution", resolution, 64, 4096), step=step, low=resolution // 2, high=resolution * 2)
+    for item in manifest.items:
+        placement = place(item.width, item.height, sizes, step=step)
+        cut = f", {placement.cropped_share:.0%} cropped" if placement.cropped_share >= 0.005 else ""
+        small = ", smaller than its bucket" if placement.resized[0] > item.width else ""
+        bucket = "x".join(map(str, placement.bucket))
+        typer.echo(f"{item.name}: {item.width}x{item.height} -> {bucket}{cut}{small}: {item.caption or '(no caption)'}")
+    for problem in manifest.problems:
+        typer.echo(f"left out: {problem}")
+    typer.echo(f"{len(manifest.items)} pictures, {len(manifest.problems)} problems")
+
+
+def main() -> int:
+    """The exit status; the only place that turns errors into words."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    try:
+        app(standalone_mode=False)
+        return 0
+    except TrainerError as error:
+        print(f"impasto: {error}", file=sys.stderr)
+    except (typer.Exit, SystemExit) as ending:
+        return int(getattr(ending, "exit_code", getattr(ending, "code", 0)) or 0)
+    except (typer.Abort, KeyboardInterrupt):
+        print("impasto: stopped", file=sys.stderr)
+    except OSError as error:
+        print(f"impasto: {error.strerror or error}: {error.filename or ''}; check the disk and try again", file=sys.stderr)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):
+            message = error.format_message() if hasattr(error, "format_message") else error  # pyright: ignore
+            print(f"impasto: {message}; see python -m trainer --help", file=sys.stderr)
+            return 2
+        if os.environ.get("IMPASTO_DEBUG"):
+            raise
+        print(f"impasto: an unexpected fault ({type(error).__name__}: {error}); set IMPASTO_DEBUG=1 to see where", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Which pictures each step sees: a function of seed and step alone, so that a resumed run needs no position."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from trainer.dataset.manifest import Item
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Pictures of one bucket train together; each epoch shuffles anew and fills last batches up from their bucket."""
+
+    items: tuple[Item, ...]
+    buckets: tuple[tuple[int, int], ...]  # of each item
+    size: int
+    seed: int
+
+    def epoch(self, number: int) -> list[list[int]]:
+        """Batches of item indices for epoch `number`."""
+        draw = random.Random(f"{self.seed}/{number}")
+        rows: dict[tuple[int, int], list[int]] = {}
+        for index, (item, bucket) in enumerate(zip(self.items, self.buckets, strict=True)):
+            rows.setdefault(bucket, []).extend([index] * item.repeats)
+        batches = []
+        for bucket in sorted(rows):
+            order = rows[bucket][:]
+            draw.shuffle(order)
+            while len(order) % self.size:
+                order.append(draw.choice(rows[bucket]))
+            batches += [order[start : start + self.size] for start in range(0, len(order), self.size)]
+        draw.shuffle(batches)
+        return batches
+
+    @property
+    def per_epoch(self) -> int:
+        counts: dict[tuple[int, int], int] = {}
+        for item, bucket in zip(self.items, self.buckets, strict=True):
+            counts[bucket] = counts.get(bucket, 0) + item.repeats
+        return sum(-(-count // self.size) for count in counts.values())
+
+    def at(self, position: int) -> list[int]:
+        """The batch at a position counted from the start of the training."""
+        number, offset = divmod(position, self.per_epoch)
+        return self.epoch(number)[offset]

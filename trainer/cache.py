@@ -1,0 +1,74 @@
+"""What the frozen VAE and text encoders say, on disk: computed once, found again by content.
+
+outputs/.cache/latents/<key>.safetensors    mean, logvar      key: picture bytes, placement, base
+outputs/.cache/text/<key>.safetensors       text, pooled      key: caption, base
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from trainer.dataset.buckets import Placement
+from trainer.dataset.manifest import Item
+from trainer.run import write_atomically
+from trainer.sdxl.text import Conditioning
+
+
+@dataclass(frozen=True)
+class Cache:
+    folder: Path
+    base: str  # the base's fingerprint
+
+    def latents(
+        self, item: Item, placement: Placement, compute: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance (1, C, H/8, W/8)."""
+        key = _key("latents", self.base, item.digest, repr(placement))
+        found = self._found("latents", key, ("mean", "logvar"))
+        if found is None:
+            mean, logvar = compute()
+            found = self._kept("latents", key, {"mean": mean, "logvar": logvar})
+        return found["mean"], found["logvar"]
+
+    def text(self, prompt: str, compute: Callable[[], Conditioning]) -> Conditioning:
+        """Conditioning of one prompt, fp32 on the CPU."""
+        key = _key("text", self.base, prompt)
+        found = self._found("text", key, ("text", "pooled"))
+        if found is None:
+            made = compute()
+            parts = {"text": made.text_NTD.float().cpu(), "pooled": made.pooled_NP.float().cpu()}
+            found = self._kept("text", key, parts)
+        return Conditioning(found["text"], found["pooled"])
+
+    def has_text(self, prompt: str) -> bool:
+        return self._path("text", _key("text", self.base, prompt)).exists()
+
+    def _path(self, kind: str, key: str) -> Path:
+        return self.folder / kind / f"{key}.safetensors"
+
+    def _found(self, kind: str, key: str, names: tuple[str, ...]) -> dict[str, torch.Tensor] | None:
+        path = self._path(kind, key)
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError):  # absent or damaged: computed anew
+            return None
+        return tensors if all(name in tensors for name in names) else None
+
+    def _kept(self, kind: str, key: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        path = self._path(kind, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        write_atomically(path, save(tensors))
+        return tensors
+
+
+def _key(*facts: str) -> str:
+    return hashlib.sha256(os.fsencode("\0".join(facts))).hexdigest()

@@ -1,0 +1,68 @@
+"""Where captions come from, and how the trigger word joins them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from trainer.errors import DatasetError
+
+SIDECARS = (".txt", ".caption")
+_KOHYA_FOLDER = re.compile(r"(\d{1,4})_(.+)")
+
+
+def sidecar_caption(picture: Path) -> str | None:
+    """Text of `art.txt` or `art.caption` beside `art.png`; None when there is none."""
+    for suffix in SIDECARS:
+        sidecar = picture.with_suffix(suffix)
+        if sidecar.is_file():
+            return one_line(_decoded(sidecar))
+    return None
+
+
+def metadata_captions(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """file_name -> text of `metadata.jsonl`, and what couldn't be read in it."""
+    captions, problems = {}, []
+    path = folder / "metadata.jsonl"
+    if not path.is_file():
+        return {}, []
+    for number, line in enumerate(_decoded(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            captions[str(row["file_name"])] = one_line(str(row.get("text", "")))
+        except (ValueError, KeyError, TypeError):
+            problems.append(f'metadata.jsonl line {number} is not {{"file_name": ..., "text": ...}}; mend or remove it')
+    return captions, problems
+
+
+def kohya_folder(name: str) -> tuple[int, str] | None:
+    """(repeats, token) of a folder named `NN_token`; None for other names."""
+    match = _KOHYA_FOLDER.fullmatch(name)
+    return (max(1, int(match[1])), match[2].strip()) if match else None
+
+
+def with_trigger(caption: str, trigger: str) -> str:
+    """The caption with the trigger word in front, unless it is there as a whole word already."""
+    trigger, caption = trigger.strip(), caption.strip()
+    if not trigger:
+        return caption
+    if not caption:
+        return trigger
+    if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+        return caption
+    return f"{trigger}, {caption}"
+
+
+def one_line(text: str) -> str:
+    """White space and control characters folded to single spaces."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise DatasetError(f"{path.name} can't be read ({error.strerror}); check its permissions") from None

@@ -1,0 +1,147 @@
+"""Prompts x strengths at a fixed seed: one batched pass, one strength a row.
+
+All rows of a prompt start from the same noise, so that only the strength differs between the pictures of a strip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, PngImagePlugin
+
+from trainer.adapter.lora import Adapter
+from trainer.sdxl.latents import pictures
+from trainer.sdxl.text import Conditioning
+
+MAX_ROWS = 64  # of one pass, both halves of the guidance counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    prompts: tuple[str, ...]
+    strengths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    seed: int = 0
+    steps: int = 16
+    guidance: float = 5.0
+    width: int = 0  # 0: the base's native size
+    height: int = 0
+    negative: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    prompt_index: int
+    strength: float
+    picture: Image.Image
+
+
+def draw(
+    request: Request,
+    *,
+    unet: Any,
+    vae: Any,
+    scheduler: Any,
+    adapter: Adapter | None,
+    conditioning: Callable[[str, float], Conditioning],
+    size: tuple[int, int],
+    latent_factor: int,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[Drawn]:
+    """Pictures in order of prompt, then strength.
+
+    Args:
+        conditioning: of a prompt at a strength, for adapters that change the text encoders.
+        on_step: called with steps done and steps in all.
+    """
+    cells = [(p, s) for p in range(len(request.prompts)) for s in request.strengths]
+    per_pass = max(1, MAX_ROWS // 2 // len(request.strengths)) * len(request.strengths)
+    drawn: list[Drawn] = []
+    passes = [cells[start : start + per_pass] for start in range(0, len(cells), per_pass)]
+    for number, rows in enumerate(passes):
+
+        def report(step: int, before: int = number * request.steps) -> None:
+            if on_step:
+                on_step(before + step, len(passes) * request.steps)
+
+        latents = _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent_factor, report)
+        for (prompt_index, strength), picture in zip(rows, pictures(vae, latents), strict=True):
+            drawn.append(Drawn(prompt_index=prompt_index, strength=strength, picture=picture))
+    return drawn
+
+
+@torch.inference_mode()
+def _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent_factor, report) -> torch.Tensor:
+    """Scaled latents (N, C, H/8, W/8), one row for each (prompt, strength), by classifier-free guidance
+    (Ho & Salimans 2022): e = e_empty + guidance * (e_prompt - e_empty)."""
+    device, dtype = unet.device, unet.dtype
+    width, height = size
+    wanted = [conditioning(request.prompts[p], strength) for p, strength in rows]
+    unwanted = [conditioning(request.negative, strength) for _, strength in rows]
+    text = Conditioning.stack([*unwanted, *wanted]).to(device, dtype)
+    time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=dtype, device=device).repeat(2 * len(rows), 1)
+    added = {"text_embeds": text.pooled_NP, "time_ids": time_ids}
+
+    shape = (1, unet.config.in_channels, height // latent_factor, width // latent_factor)
+    first = {p: torch.randn(shape, generator=_generator(request.seed, p)) for p, _ in rows}
+    scheduler.set_timesteps(request.steps)
+    latents = torch.cat([first[p] for p, _ in rows]).to(device) * scheduler.init_noise_sigma
+    previous = adapter.strength.value if adapter else 1.0
+    if adapter:
+        strengths = torch.tensor([strength for _, strength in rows], device=device)
+        adapter.strength.value = torch.cat([strengths, strengths])
+    try:
+        for step, timestep in enumerate(scheduler.timesteps, start=1):
+            doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep).to(dtype)
+            answer = unet(doubled, timestep, text.text_NTD, added_cond_kwargs=added).sample.float()
+            empty, prompted = answer.chunk(2)
+            latents = scheduler.step(empty + request.guidance * (prompted - empty), timestep, latents).prev_sample
+            report(step)
+    finally:
+        if adapter:
+            adapter.strength.value = previous
+    return latents
+
+
+def _generator(seed: int, prompt_index: int) -> torch.Generator:
+    """On the CPU, so that a seed draws the same picture on every device."""
+    return torch.Generator().manual_seed(seed + prompt_index)
+
+
+def file_name(drawn: Drawn) -> str:
+    return f"p{drawn.prompt_index:02d}_s{drawn.strength:.2f}.png"
+
+
+def save_picture(drawn: Drawn, request: Request, path: Path, *, base: str, lora: str) -> None:
+    """A PNG that carries its parameters as A1111 writes them."""
+    prompt = request.prompts[drawn.prompt_index]
+    width, height = drawn.picture.size
+    facts = PngImagePlugin.PngInfo()
+    negative = f"\nNegative prompt: {request.negative}" if request.negative else ""
+    call = f" <lora:{lora}:{drawn.strength:g}>" if lora and drawn.strength else ""
+    facts.add_itxt(
+        "parameters",
+        f"{prompt}{call}{negative}\nSteps: {request.steps}, Sampler: Euler, CFG scale: {request.guidance:g}, "
+        f"Seed: {request.seed + drawn.prompt_index}, Size: {width}x{height}, Model: {base}",
+    )
+    half_written = path.with_name(f".tmp-{path.name}")
+    drawn.picture.save(half_written, format="PNG", pnginfo=facts)
+    half_written.replace(path)
+
+
+def strip(drawn: list[Drawn], request: Request) -> Image.Image:
+    """One row a prompt, one column a strength, the strengths written above."""
+    width, height = drawn[0].picture.size
+    columns, margin, top = len(request.strengths), 6, 22
+    rows = len(drawn) // columns
+    sheet = Image.new("RGB", (columns * (width + margin) + margin, rows * (height + margin) + top), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, strength in enumerate(request.strengths):
+        pen.text((margin + column * (width + margin) + width // 2, 5), f"{strength:g}", fill="black", anchor="mt")
+    for index, cell in enumerate(drawn):
+        row, column = divmod(index, columns)
+        sheet.paste(cell.picture, (margin + column * (width + margin), top + row * (height + margin)))
+    return sheet

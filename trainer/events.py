@@ -1,0 +1,109 @@
+"""What the trainer says (`events.jsonl`) and what it is told (`commands.jsonl`): one JSON object a line, append-only.
+
+{"kind": "stage", "time": 1795500000.0, "stage": "caching", "done": 3, "total": 24}
+{"kind": "step", "step": 10, "steps": 300, "loss": 0.21, "learning_rate": 0.001, "seconds_left": 41.0}
+{"kind": "saved", "file": "ink.safetensors", "step": 300}
+{"kind": "ended", "how": "finished" | "stopped" | "failed", "message": "..."}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+def append(path: Path, kind: str, *, sync: bool = False, **facts: Any) -> None:
+    """One line, written by one `write`, so that writers never mix; `sync` makes it survive a power cut."""
+    line = json.dumps({"kind": kind, "time": time.time(), **facts}, ensure_ascii=False, allow_nan=False) + "\n"
+    # A line that a killed writer left half-written must not swallow this one.
+    if path.exists() and path.stat().st_size and not _ends_with_newline(path):
+        line = "\n" + line
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Complete lines from a byte offset on, and the offset to go on from. Unreadable lines are passed over."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return [], 0
+    complete = data.rfind(b"\n") + 1
+    return list(_parsed(data[:complete])), offset + complete
+
+
+def _parsed(data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("kind"), str):
+            yield event
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a page shows of a run, folded from its events."""
+
+    stage: str = ""
+    stage_done: int = 0
+    stage_total: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    seconds_left: float | None = None
+    losses: tuple[tuple[int, float], ...] = ()
+    samples: tuple[dict[str, Any], ...] = ()
+    problems: tuple[str, ...] = ()
+    saved: str | None = None
+    strip: tuple[dict[str, Any], ...] = ()
+    ended: str | None = None
+    message: str = ""
+    rev: int = field(default=0)
+
+
+def fold(view: View, events: list[dict[str, Any]]) -> View:
+    """The view after `events`."""
+    facts = {name: getattr(view, name) for name in View.__dataclass_fields__}
+    for event in events:
+        facts["rev"] += 1
+        match event["kind"]:
+            case "started":
+                facts |= {"ended": None, "message": "", "stage": "starting"}
+            case "stage":
+                facts |= {"stage": event["stage"], "stage_done": event.get("done", 0), "stage_total": event.get("total", 0)}
+            case "problem":
+                facts["problems"] += (event["message"],)
+            case "step":
+                facts |= {name: event.get(name) for name in ("step", "steps", "loss", "seconds_left")}
+                facts["stage"] = "training"
+                # A resumed run repeats the steps after its checkpoint.
+                facts["losses"] = (*(p for p in facts["losses"] if p[0] < event["step"]), (event["step"], event["loss"]))
+            case "sample":
+                facts["samples"] += (event,)
+            case "saved":
+                facts["saved"] = event["file"]
+            case "strip":
+                facts["strip"] = tuple(event["pictures"])
+            case "ended":
+                facts |= {"ended": event["how"], "message": event.get("message", "")}
+    return View(**facts)

@@ -1,0 +1,154 @@
+"""What the file says of itself: kohya's `ss_*`, the ModelSpec 1.0.1 `modelspec.*`, and hashes of the final bytes.
+
+Captions and folder names stay out unless asked for: anyone who gets the file can read them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save
+
+from trainer.config import TrainConfig
+from trainer.dataset.manifest import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What is only known once a training has run."""
+
+    base_name: str
+    base_fingerprint: str
+    prediction_type: str
+    resolution: int
+    started: float  # seconds since 1970
+    finished: float
+    epochs: int
+    batches_per_epoch: int
+    bucket_counts: dict[str, int]
+
+
+def metadata(config: TrainConfig, manifest: Manifest, training: Training) -> dict[str, str]:
+    """All but the hashes, which need the tensors."""
+    facts = {**_kohya(config, manifest, training), **_modelspec(config, training)}
+    if config.save_captions:
+        folder = Path(manifest.folder).name
+        tags = Counter(tag.strip() for item in manifest.items for tag in item.caption.split(",") if tag.strip())
+        facts["ss_tag_frequency"] = json.dumps({folder: dict(tags)}, ensure_ascii=False)
+        facts["ss_dataset_dirs"] = json.dumps({folder: {"n_repeats": 1, "img_count": len(manifest.items)}})
+    return facts
+
+
+def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[str, str]:
+    """ss_*: A1111 hides a file whose metadata lacks ss_base_model_version."""
+    text_rates = [
+        rate
+        for trains, rate in (
+            (config.train_text_encoder_1, config.text_encoder_1_learning_rate),
+            (config.train_text_encoder_2, config.text_encoder_2_learning_rate),
+        )
+        if trains
+    ]
+    side = training.resolution
+    values: dict[str, Any] = {
+        "base_model_version": "sdxl_base_v1-0",
+        "v2": False,
+        "output_name": config.name,
+        "sd_model_name": training.base_name,
+        "network_module": "networks.lora",
+        "network_dim": config.rank,
+        "network_alpha": config.alpha,
+        "network_args": "{}",
+        "learning_rate": config.learning_rate,
+        "unet_lr": config.learning_rate,
+        "text_encoder_lr": text_rates or None,
+        "optimizer": config.optimizer,
+        "lr_scheduler": config.schedule,
+        "lr_warmup_steps": config.warmup_steps,
+        "max_grad_norm": config.max_grad_norm,
+        "max_train_steps": config.steps,
+        "steps": config.steps,
+        "epoch": training.epochs,
+        "num_epochs": training.epochs,
+        "num_batches_per_epoch": training.batches_per_epoch,
+        "num_train_images": sum(item.repeats for item in manifest.items),
+        "num_reg_images": 0,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "gradient_accumulation_steps": config.accumulation,
+        "mixed_precision": config.precision,
+        "seed": config.seed,
+        "batch_size_per_device": config.batch,
+        "total_batch_size": config.batch * config.accumulation,
+        "min_snr_gamma": config.min_snr_gamma or None,
+        "noise_offset": config.noise_offset or None,
+        "caption_dropout_rate": config.caption_dropout,
+        "resolution": f"({side}, {side})",
+        "enable_bucket": True,
+        "bucket_no_upscale": config.no_upscale,
+        "bucket_info": json.dumps(
+            {"buckets": {str(n): {"resolution": b.split("x"), "count": c} for n, (b, c) in enumerate(training.bucket_counts.items())}}
+        ),
+        "cache_latents": True,
+        "max_token_length": 75,
+        "clip_skip": None,
+        "training_started_at": training.started,
+        "training_finished_at": training.finished,
+        "session_id": int(training.started * 1000) % 2**32,
+        "training_comment": f"trigger: {config.trigger}" if config.trigger else None,
+    }
+    return {f"ss_{name}": str(value) for name, value in values.items()}
+
+
+def _modelspec(config: TrainConfig, training: Training) -> dict[str, str]:
+    side = training.resolution
+    facts = {
+        "sai_model_spec": "1.0.1",
+        "architecture": "stable-diffusion-xl-v1-base/lora",
+        "implementation": "https://github.com/Stability-AI/generative-models",
+        "title": config.title or config.name,
+        "resolution": f"{side}x{side}",
+        "date": datetime.fromtimestamp(training.finished, UTC).isoformat(timespec="seconds"),
+        "prediction_type": "v" if training.prediction_type == "v_prediction" else "epsilon",
+        "author": config.author,
+        "license": config.licence,
+        "trigger_phrase": config.trigger,
+        "tags": config.preset,
+        "usage_hint": f"Put {config.trigger!r} in the prompt." if config.trigger else "",
+    }
+    return {f"modelspec.{name}": value for name, value in facts.items() if value}
+
+
+def thumbnail(picture: Image.Image) -> str:
+    """A JPEG of at most 256 px as a data URL; small, since ComfyUI reads headers of at most 1 MiB."""
+    small = picture.convert("RGB")
+    small.thumbnail((256, 256))
+    data = io.BytesIO()
+    small.save(data, format="JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def with_hashes(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> dict[str, str]:
+    """The metadata with its hashes, as kohya computes them: over a file with only the `ss_*` metadata.
+
+    sshs_model_hash  SHA-256 of all bytes after the header: names and values of the tensors, whatever the metadata.
+    sshs_legacy_hash SHA-256 of 64 KiB at 1 MiB, its first eight digits.
+    """
+    blob = save(tensors, {key: value for key, value in facts.items() if key.startswith("ss_")})
+    tensor_hash = hashlib.sha256(blob[8 + int.from_bytes(blob[:8], "little") :]).hexdigest()
+    legacy = hashlib.sha256(blob[0x100000:0x110000]).hexdigest()[:8]
+    return {
+        **facts,
+        "sshs_model_hash": tensor_hash,
+        "sshs_legacy_hash": legacy,
+        "modelspec.hash_sha256": f"0x{tensor_hash}",
+    }

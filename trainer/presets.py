@@ -1,0 +1,53 @@
+"""Named settings: what a style, a character or a concept wants, from the number of pictures.
+
+Steps are exposures of each picture divided by the batch. Peers' users agree on roughly 80 exposures a picture for a
+character and more for a style with few pictures; on the bundled base, which is small and learns from nothing, the
+figures below were chosen by measurement (benchmarks/NOTES.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    exposures: int  # how often each picture is seen
+    steps_low: int
+    steps_high: int
+    settings: dict[str, Any]
+    reason: str
+
+
+PRESETS = {
+    "style": Preset(
+        exposures=60, steps_low=200, steps_high=3000,
+        settings={"rank": 16, "alpha": 16.0, "learning_rate": 1e-3, "batch": 4, "caption_dropout": 0.1, "min_snr_gamma": 5.0},
+        reason="A look in every picture: some captions dropped, so that it comes without being named.",
+    ),
+    "character": Preset(
+        exposures=80, steps_low=200, steps_high=2500,
+        settings={"rank": 16, "alpha": 8.0, "learning_rate": 1e-3, "batch": 4, "caption_dropout": 0.05, "min_snr_gamma": 5.0},
+        reason="One being in many poses: half the scale, so that the base's other knowledge stays.",
+    ),
+    "concept": Preset(
+        exposures=70, steps_low=200, steps_high=2500,
+        settings={"rank": 8, "alpha": 8.0, "learning_rate": 8e-4, "batch": 4, "caption_dropout": 0.05, "min_snr_gamma": 5.0},
+        reason="A thing, a pose, a garment: a small rank is enough and mixes well.",
+    ),
+}  # fmt: skip
+
+
+def preset_values(name: str, pictures: int, batch: int | None = None) -> dict[str, Any]:
+    """Loose settings for `config_from`; anything the user says is laid over them."""
+    preset = PRESETS[name]
+    values = dict(preset.settings)
+    if batch:
+        values["batch"] = batch
+    steps = round(pictures * preset.exposures / values["batch"])
+    values["steps"] = max(preset.steps_low, min(preset.steps_high, steps))
+    values["warmup_steps"] = max(5, values["steps"] // 20)
+    values["checkpoint_every"] = max(25, values["steps"] // 4)
+    values["preset"] = name
+    return values

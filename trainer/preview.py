@@ -1,0 +1,95 @@
+"""A LoRA file, prompts and strengths to pictures on disk, with the base kept warm between requests."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.adapter.lora import Adapter
+from trainer.device import dtype_of, find_device
+from trainer.draw import Request, draw, file_name, save_picture, strip
+from trainer.errors import ConfigError
+from trainer.lora_file.open import attach_lora, parts_of
+from trainer.sdxl.base import Base, open_base
+from trainer.sdxl.text import Conditioning, encode
+
+
+class WarmBase:
+    """A base whose parts stay loaded, with the conditioning of every prompt seen."""
+
+    def __init__(self, base: Base, precision: str = "auto") -> None:
+        self.base, self.device = base, find_device()
+        self.unet = base.unet(self.device, dtype_of(precision, self.device))
+        self.vae = base.vae(self.device)
+        self.scheduler: Any = base.scheduler()
+        self.encoders = base.text_encoders(self.device, torch.float32)
+        self.tokenizers = base.tokenizers()
+        self.known: dict[str, Conditioning] = {}
+
+    def draw(self, file: Path, request: Request, on_step: Any = None) -> list[Any]:
+        """Pictures of a LoRA file; the base is itself again afterwards."""
+        models = {"unet": self.unet, "text_encoder": self.encoders[0], "text_encoder_2": self.encoders[1]}
+        changed = parts_of(file)
+        adapter = attach_lora(file, {part: model for part, model in models.items() if part in changed or part == "unet"})
+        changes_text = bool(changed - {"unet"})
+
+        def conditioning(prompt: str, strength: float) -> Conditioning:
+            if not prompt and self.base.zeros_for_empty_prompt:
+                return self._zeros()
+            if not changes_text:
+                if prompt not in self.known:
+                    self.known[prompt] = self._encoded(prompt)
+                return self.known[prompt]
+            previous, adapter.strength.value = adapter.strength.value, strength
+            try:
+                return self._encoded(prompt)
+            finally:
+                adapter.strength.value = previous
+
+        native, factor = self.base.native_size, self.base.latent_factor
+        size = (request.width or native, request.height or native)
+        if any(side % (4 * factor) for side in size):
+            raise ConfigError([f"width and height must be multiples of {4 * factor}, not {size[0]} x {size[1]}"])
+        try:
+            return draw(
+                request, unet=self.unet, vae=self.vae, scheduler=self.scheduler, adapter=adapter,
+                conditioning=conditioning, size=size, latent_factor=factor, on_step=on_step,
+            )  # fmt: skip
+        finally:
+            detach_all(adapter, models)
+
+    def _encoded(self, prompt: str) -> Conditioning:
+        with torch.inference_mode():
+            return encode([prompt], self.tokenizers, self.encoders)
+
+    def _zeros(self) -> Conditioning:
+        shape = self._encoded("")
+        return Conditioning(torch.zeros_like(shape.text_NTD), torch.zeros_like(shape.pooled_NP))
+
+
+def detach_all(adapter: Adapter, models: dict[str, Any]) -> None:
+    for part in list(adapter.layers):
+        adapter.detach(part, models[part])
+
+
+def draw_file(file: Path, request: Request, out_dir: Path, *, base: str, models: Path) -> list[Path]:
+    """Draws and saves `p00_s0.00.png` ... and `strip.png`; their paths. Raises TrainerError before the base is loaded."""
+    if not math.isfinite(request.guidance) or not 0 <= request.guidance <= 50:
+        raise ConfigError([f"guidance must be from 0 to 50, not {request.guidance}"])
+    parts_of(file)
+    return save_all(WarmBase(open_base(base, models)), file, request, out_dir)
+
+
+def save_all(warm: WarmBase, file: Path, request: Request, out_dir: Path, on_step: Any = None) -> list[Path]:
+    drawn = warm.draw(file, request, on_step)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths = [out_dir / file_name(cell) for cell in drawn]
+    for cell, path in zip(drawn, paths, strict=True):
+        save_picture(cell, request, path, base=warm.base.name, lora=file.stem)
+    sheet, target = out_dir / ".tmp-strip.png", out_dir / "strip.png"
+    strip(drawn, request).save(sheet, format="PNG")
+    sheet.replace(target)
+    return [*paths, target]

@@ -1,0 +1,120 @@
+"""What a resumed run goes on from: adapter, optimizer and step. Random numbers need no saving: each step draws its own.
+
+    checkpoints/step-100/
+      adapter.safetensors      fp32 masters
+      optimizer.safetensors    moments
+      state.json               step, the optimizer's numbers, SHA-256 of both files
+
+A checkpoint is written under a temporary name, synced, renamed, and only then are older ones removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from trainer.adapter.lora import Adapter
+from trainer.run import Run, sync_folder
+
+
+def save_checkpoint(run: Run, step: int, adapter: Adapter, optimizer: torch.optim.Optimizer, *, keep: int) -> Path:
+    """Writes `step-N` and removes all but the newest `keep`."""
+    tensors, numbers = _flat(optimizer.state_dict())
+    files = {"adapter.safetensors": save(adapter.tensors()), "optimizer.safetensors": save(tensors)}
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    files["state.json"] = json.dumps({"step": step, "optimizer": numbers, "sha256": digests}).encode()
+    half_written, target = run.checkpoints / f".tmp-{step}", run.checkpoints / f"step-{step}"
+    shutil.rmtree(half_written, ignore_errors=True)
+    half_written.mkdir(parents=True)
+    for name, data in files.items():
+        with (half_written / name).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    sync_folder(half_written)
+    if target.exists():  # a damaged one that resume passed over
+        shutil.rmtree(target)
+    half_written.rename(target)
+    sync_folder(run.checkpoints)
+    for old in checkpoints(run)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def checkpoints(run: Run) -> list[Path]:
+    """Newest first."""
+    named = [path for path in run.checkpoints.glob("step-*") if path.name[5:].isdigit()]
+    return sorted(named, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def load_newest(run: Run, adapter: Adapter, optimizer: torch.optim.Optimizer) -> tuple[int, list[str]]:
+    """Puts the newest whole checkpoint back: (step, names of damaged ones passed over); (0, ...) when there is none."""
+    damaged = []
+    for path in checkpoints(run):
+        try:
+            state, files = _read(path)
+        except (OSError, ValueError, KeyError, SafetensorError):
+            damaged.append(path.name)
+            continue
+        adapter.load(load(files["adapter.safetensors"]))
+        optimizer.load_state_dict(_unflat(load(files["optimizer.safetensors"]), state["optimizer"]))
+        return state["step"], damaged
+    return 0, damaged
+
+
+def load_adapter(path: Path, adapter: Adapter) -> int:
+    """Only the weights of one checkpoint; its step."""
+    state, files = _read(path)
+    adapter.load(load(files["adapter.safetensors"]))
+    return state["step"]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    state = json.loads((path / "state.json").read_text())
+    files = {name: (path / name).read_bytes() for name in state["sha256"]}
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != state["sha256"][name]:
+            raise ValueError(f"{path.name}/{name} is damaged")
+    return state, files
+
+
+def _flat(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors (`3.exp_avg`) and what JSON can hold."""
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, Any] = {"state": {}, "param_groups": []}
+    for index, entries in state["state"].items():
+        numbers["state"][str(index)] = {}
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+            else:
+                numbers["state"][str(index)][name] = value
+    for number, group in enumerate(state["param_groups"]):
+        plain = {}
+        for name, value in group.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"group{number}.{name}"] = value.detach().cpu().contiguous()
+            else:
+                plain[name] = value
+        numbers["param_groups"].append(plain)
+    return tensors, numbers
+
+
+def _unflat(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers["state"].items()}
+    groups = [{**group, **({"betas": tuple(group["betas"])} if "betas" in group else {})} for group in numbers["param_groups"]]
+    for key, tensor in tensors.items():
+        owner, name = key.split(".", 1)
+        if owner.startswith("group"):
+            groups[int(owner[5:])][name] = tensor
+        else:
+            state.setdefault(int(owner), {})[name] = tensor
+    return {"state": state, "param_groups": groups}

@@ -1,0 +1,373 @@
+"""The recipe: a run directory becomes a LoRA file. Read it from top to bottom."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from trainer import events, noise, state
+from trainer.adapter.lora import Adapter
+from trainer.adapter.targets import linear_paths, part_rates, part_sizes
+from trainer.batches import Batches
+from trainer.cache import Cache
+from trainer.config import TrainConfig
+from trainer.dataset.buckets import Placement, bucket_sizes, place
+from trainer.dataset.manifest import Manifest
+from trainer.dataset.pictures import open_picture
+from trainer.device import describe, dtype_of, find_device
+from trainer.draw import Request, draw, file_name, save_picture, strip
+from trainer.errors import DatasetError, NotFiniteError
+from trainer.lora_file.metadata import Training, metadata, thumbnail
+from trainer.lora_file.save import save_lora
+from trainer.optim import build_optimizer, rate_factor, set_rate
+from trainer.run import Run, sweep
+from trainer.sdxl.base import Base, open_base
+from trainer.sdxl.latents import placed, posterior
+from trainer.sdxl.text import Conditioning, encode, tokens_cut
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def train(run: Run, models: Path) -> str:
+    """Trains a run to its end, or until it is told to stop: "finished" or "stopped".
+
+    Goes on from the newest checkpoint when there is one. The same seed on the same machine gives the same bytes,
+    interrupted or not: batches, noise and dropout of a step are drawn from the seed and the step's number alone.
+    """
+    config, manifest = run.config, run.manifest
+    started = time.time()
+    stop = StopSignal(run)
+    sweep(run)
+    run.say("started")
+
+    # 1 The base, frozen.
+    device = find_device()
+    dtype = dtype_of(config.precision, device)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="fp16" if dtype == torch.float16 else "no")
+    base = open_base(config.base, models)
+    run.say("stage", stage="opening the base", device=describe(device))
+    alphas = base.scheduler().alphas_cumprod
+    trains_text = config.train_text_encoder_1 or config.train_text_encoder_2
+
+    # 2 What frozen parts say of pictures and captions, from the cache on disk; then they leave memory.
+    cache = Cache(run.path.parent / ".cache", base.fingerprint)
+    pictures = cache_latents(run, manifest, config, base, cache, device)
+    samples = sample_prompts(config, manifest)
+    captions = sorted({item.caption for item in pictures.items} | set(samples) | {""})
+    text: dict[str, Conditioning] = {}
+    if not trains_text:
+        text = cache_text(run, captions, base, cache, device)
+
+    # 3 The adapter: two thin matrices beside each attention layer, B = 0.
+    unet = base.unet(device, dtype)
+    encoders: Any = base.text_encoders(device, torch.float32) if trains_text else None
+    tokenizers = base.tokenizers() if trains_text else None
+    adapter = Adapter()
+    models_of = {"unet": unet, **({"text_encoder": encoders[0], "text_encoder_2": encoders[1]} if encoders else {})}
+    for part, size in part_sizes(config).items():
+        paths = linear_paths(part, models_of[part], feed_forward=config.train_feed_forward)
+        adapter.attach(part, models_of[part], dict.fromkeys(paths, size))
+    adapter.start(config.seed)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+        unet.train()  # SDXL has no dropout; diffusers recomputes only in this mode
+
+    # 4 Optimizer.
+    rates = part_rates(config)
+    groups = [{"params": adapter.parameters(part), "lr": rates[part]} for part in sorted(adapter.layers)]
+    group_rates = [group["lr"] for group in groups]
+    optimizer: Any = build_optimizer(config, groups, device)
+    if accelerator.scaler is not None or accelerator.num_processes > 1:
+        optimizer = accelerator.prepare_optimizer(optimizer)
+
+    # 5 Resume.
+    first, damaged = state.load_newest(run, adapter, getattr(optimizer, "optimizer", optimizer))
+    for name in damaged:
+        run.say("problem", message=f"checkpoint {name} is damaged and was passed over")
+    if first:
+        run.say("stage", stage="resuming", done=first, total=config.steps)
+
+    # 6 The loop.
+    batches = Batches(pictures.items, pictures.buckets, config.batch, config.seed)
+    parameters = adapter.parameters()
+    clock = time.monotonic()
+    step, stopped = first, False
+    while step < config.steps:
+        if stop.asked():
+            stopped = True
+            break
+        set_rate(optimizer, group_rates, rate_factor(config, step))
+        loss_sum = 0.0
+        for micro in range(config.accumulation):
+            # Each process takes its own batch of the same order.
+            position = (step * config.accumulation + micro) * accelerator.num_processes + accelerator.process_index
+            rows = batches.at(position)
+            draw_from = torch.Generator().manual_seed((config.seed << 32) + position)
+            latents = pictures.latents(rows, draw_from)
+            noise_NCHW = noise.draw_noise(latents.shape, config.noise_offset, draw_from)
+            timesteps = torch.randint(len(alphas), (len(rows),), generator=draw_from)
+            dropped = torch.rand(len(rows), generator=draw_from) < config.caption_dropout
+            prompts = ["" if drop else pictures.items[row].caption for row, drop in zip(rows, dropped, strict=True)]
+            if encoders and tokenizers:
+                wanted = encode(prompts, tokenizers, encoders)
+            else:
+                wanted = Conditioning.stack([text[prompt] for prompt in prompts])
+            wanted = wanted.to(device, dtype)
+
+            noisy = noise.add_noise(latents, noise_NCHW, timesteps, alphas).to(device, dtype)
+            answer = noise.target(base.prediction_type, latents, noise_NCHW, timesteps, alphas).to(device)
+            weights = noise.loss_weight(base.prediction_type, timesteps, alphas, config.min_snr_gamma)
+            weights = (weights * torch.tensor([pictures.items[row].weight for row in rows])).to(device)
+
+            added = {"text_embeds": wanted.pooled_NP, "time_ids": pictures.time_ids(rows).to(device, dtype)}
+            predicted = unet(noisy, timesteps.to(device), wanted.text_NTD, added_cond_kwargs=added).sample
+            error_N = (predicted.float() - answer).square().mean(dim=(1, 2, 3))
+            loss = (weights * error_N).mean() / config.accumulation
+            loss_value = loss.item()
+            if not torch.isfinite(loss.detach()):
+                save_good_weights(run, step, adapter, optimizer, config, first)
+                raise NotFiniteError(step + 1, [pictures.items[row].name for row in rows])
+            accelerator.backward(loss)
+            loss_sum += loss_value
+        average_over_processes(accelerator, parameters)
+        if config.max_grad_norm:
+            norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+            if accelerator.scaler is None and norm is not None and not torch.isfinite(norm):
+                save_good_weights(run, step, adapter, optimizer, config, first)
+                raise NotFiniteError(step + 1, [pictures.items[row].name for row in rows])
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+
+        seconds = time.monotonic() - clock
+        left = seconds / (step - first) * (config.steps - step)
+        rate = optimizer.param_groups[0]["lr"]
+        run.say("step", step=step, steps=config.steps, loss=loss_sum, learning_rate=rate, seconds_left=round(left, 1))
+        if step % config.checkpoint_every == 0 or step == config.steps:
+            state.save_checkpoint(run, step, adapter, getattr(optimizer, "optimizer", optimizer), keep=config.keep_checkpoints)
+        if config.sample_every and step % config.sample_every == 0 and step < config.steps and accelerator.is_main_process:
+            draw_samples(run, config, base, samples, step, unet, adapter, text, encoders, tokenizers, device)
+
+    if not accelerator.is_main_process:
+        return "stopped" if stopped else "finished"
+    if stopped and step > 0 and step % config.checkpoint_every:
+        state.save_checkpoint(run, step, adapter, getattr(optimizer, "optimizer", optimizer), keep=config.keep_checkpoints)
+    if stopped and (stop.by_signal or step == 0):
+        return "stopped"  # told by the system: leave at once, `resume` goes on
+
+    # 7 The file, its check, then the word that it is there; pictures come after, so that they can't cost the file.
+    run.say("stage", stage="saving")
+    training = Training(
+        base_name=base.name, base_fingerprint=base.fingerprint, prediction_type=base.prediction_type,
+        resolution=resolution_of(config, base), started=started, finished=time.time(),
+        epochs=-(-step * config.accumulation // batches.per_epoch), batches_per_epoch=batches.per_epoch,
+        bucket_counts=pictures.bucket_counts(),
+    )  # fmt: skip
+    facts = metadata(config, manifest, training)
+    face = pictures.items[0]
+    facts["modelspec.thumbnail"] = thumbnail(open_picture(Path(face.path)))
+    save_lora(run.lora_file, adapter, facts, format=config.format)
+    run.say("saved", sync=True, file=run.lora_file.name, step=step)
+    del optimizer, groups
+    gc.collect()
+    drawn = draw_samples(run, config, base, samples, None, unet, adapter, text, encoders, tokenizers, device)
+    run.say("strip", pictures=drawn)
+    return "stopped" if stopped else "finished"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures that train, with their posteriors in memory: half a megabyte each at 1024 px."""
+
+    items: tuple[Any, ...]
+    placements: tuple[Placement, ...]
+    means: tuple[torch.Tensor, ...]
+    logvars: tuple[torch.Tensor, ...]
+    scaling: float
+
+    @property
+    def buckets(self) -> tuple[tuple[int, int], ...]:
+        return tuple(placement.bucket for placement in self.placements)
+
+    def latents(self, rows: list[int], generator: torch.Generator) -> torch.Tensor:
+        """A fresh draw from each picture's posterior, scaled (N, C, H/8, W/8)."""
+        mean = torch.cat([self.means[row] for row in rows])
+        deviation = (0.5 * torch.cat([self.logvars[row] for row in rows])).exp()
+        return (mean + deviation * torch.randn(mean.shape, generator=generator)) * self.scaling
+
+    def time_ids(self, rows: list[int]) -> torch.Tensor:
+        """(N, 6): original height and width, crop top and left, target height and width (Podell et al. 2023, 2.2)."""
+        return torch.tensor(
+            [
+                [self.items[r].height, self.items[r].width, p.crop_top, p.crop_left, p.bucket[1], p.bucket[0]]
+                for r, p in ((r, self.placements[r]) for r in rows)
+            ],
+            dtype=torch.float32,
+        )
+
+    def bucket_counts(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for width, height in self.buckets:
+            counts[f"{width}x{height}"] = counts.get(f"{width}x{height}", 0) + 1
+        return counts
+
+
+def resolution_of(config: TrainConfig, base: Base) -> int:
+    return config.resolution or base.native_size
+
+
+def place_all(config: TrainConfig, base: Base, sizes: list[tuple[int, int]]) -> list[Placement]:
+    """Each picture's bucket. The step is the configured one, or a quarter of a small base's side."""
+    side = resolution_of(config, base)
+    step = max(base.latent_factor, min(config.bucket_step, side // 4) // base.latent_factor * base.latent_factor)
+    buckets = bucket_sizes(side, step=step, low=config.bucket_min or side // 2, high=config.bucket_max or side * 2)
+    return [place(width, height, buckets, step=step, no_upscale=config.no_upscale) for width, height in sizes]
+
+
+def cache_latents(run: Run, manifest: Manifest, config: TrainConfig, base: Base, cache: Cache, device: torch.device) -> Pictures:
+    """Posteriors of all pictures; the VAE is loaded only when some are missing. Raises DatasetError when none is left."""
+    items, placements, means, logvars = [], [], [], []
+    loaded: dict[str, Any] = {}
+    planned = place_all(config, base, [(item.width, item.height) for item in manifest.items])
+    for number, (item, placement) in enumerate(zip(manifest.items, planned, strict=True), start=1):
+
+        def compute(item: Any = item, placement: Placement = placement) -> tuple[torch.Tensor, torch.Tensor]:
+            if "vae" not in loaded:
+                loaded["vae"] = base.vae(device)
+            return posterior(loaded["vae"], placed(open_picture(Path(item.path)), placement))
+
+        try:
+            mean, logvar = cache.latents(item, placement, compute)
+        except DatasetError as error:
+            run.say("problem", message=str(error))
+            continue
+        items.append(item)
+        placements.append(placement)
+        means.append(mean)
+        logvars.append(logvar)
+        run.say("stage", stage="caching pictures", done=number, total=len(manifest.items))
+    if not items:
+        raise DatasetError("none of the pictures can be read any more; put them back and start again")
+    scaling = _vae_scaling(base)
+    return Pictures(tuple(items), tuple(placements), tuple(means), tuple(logvars), scaling)
+
+
+def _vae_scaling(base: Base) -> float:
+    import json
+
+    return json.loads((base.path / "vae" / "config.json").read_text())["scaling_factor"]
+
+
+def cache_text(run: Run, prompts: list[str], base: Base, cache: Cache, device: torch.device) -> dict[str, Conditioning]:
+    """Conditioning of each prompt; the encoders are loaded only when some are missing."""
+    loaded: dict[str, Any] = {}
+
+    def compute(prompt: str) -> Conditioning:
+        if not loaded:
+            loaded.update(encoders=base.text_encoders(device, torch.float32), tokenizers=base.tokenizers())
+        cut = tokens_cut(prompt, loaded["tokenizers"][0])
+        if cut:
+            run.say("problem", message=f"a caption is {cut} tokens too long and its end is not read: {prompt[:60]}…")
+        with torch.inference_mode():
+            return encode([prompt], loaded["tokenizers"], loaded["encoders"])
+
+    found = {}
+    for number, prompt in enumerate(prompts, start=1):
+        found[prompt] = cache.text(prompt, lambda prompt=prompt: compute(prompt))
+        run.say("stage", stage="caching captions", done=number, total=len(prompts))
+    return found
+
+
+def sample_prompts(config: TrainConfig, manifest: Manifest) -> tuple[str, ...]:
+    """The user's, or four captions spread over the set."""
+    if config.sample_prompts:
+        return config.sample_prompts
+    captions = list(dict.fromkeys(item.caption for item in manifest.items))
+    return tuple(captions[:: max(1, len(captions) // 4)][:4])
+
+
+def draw_samples(
+    run: Run, config: TrainConfig, base: Base, prompts: tuple[str, ...], step: int | None,
+    unet: Any, adapter: Adapter, text: dict[str, Conditioning], encoders: Any, tokenizers: Any, device: torch.device,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Pictures of a step at strength 1, or (step None) the final strip. Returns their facts for the page."""
+    final = step is None
+    request = Request(prompts=prompts, strengths=STRENGTHS if final else (1.0,), seed=config.seed, steps=config.sample_steps)
+    run.say("stage", stage="drawing")
+    unet.eval()
+    drawn = draw(
+        request, unet=unet, vae=base.vae(device), scheduler=base.scheduler(), adapter=adapter,
+        conditioning=conditioner(text, encoders, tokenizers, adapter),
+        size=(base.native_size, base.native_size), latent_factor=base.latent_factor,
+    )  # fmt: skip
+    if config.gradient_checkpointing:
+        unet.train()
+    facts = []
+    for cell in drawn:
+        name = file_name(cell) if final else f"step-{step:06d}_{file_name(cell)}"
+        save_picture(cell, request, run.samples / name, base=base.name, lora=config.name)
+        facts.append({"file": name, "prompt": prompts[cell.prompt_index], "strength": cell.strength})
+        if not final:
+            run.say("sample", step=step, **facts[-1])
+    if final:
+        sheet = run.samples / ".tmp-strip.png"
+        strip(drawn, request).save(sheet, format="PNG")
+        sheet.replace(run.samples / "strip.png")
+    return facts
+
+
+def conditioner(text: dict[str, Conditioning], encoders: Any, tokenizers: Any, adapter: Adapter):
+    """prompt, strength -> conditioning: from the cache, or by encoders that are adapted themselves."""
+
+    def of(prompt: str, strength: float) -> Conditioning:
+        if not encoders:
+            return text[prompt]
+        previous, adapter.strength.value = adapter.strength.value, strength
+        try:
+            with torch.inference_mode():
+                return encode([prompt], tokenizers, encoders)
+        finally:
+            adapter.strength.value = previous
+
+    return of
+
+
+def average_over_processes(accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> None:
+    if accelerator.num_processes > 1:
+        for parameter in parameters:
+            parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")  # pyright: ignore
+
+
+def save_good_weights(run: Run, step: int, adapter: Adapter, optimizer: Any, config: TrainConfig, first: int) -> None:
+    """Before a failure is told: the weights of the last step whose loss was a number."""
+    finite = all(bool(torch.isfinite(p).all()) for p in adapter.parameters())
+    if finite and step > first:
+        state.save_checkpoint(run, step, adapter, getattr(optimizer, "optimizer", optimizer), keep=config.keep_checkpoints)
+
+
+class StopSignal:
+    """Told to stop by the system (SIGTERM, Ctrl-C) or by the page (a line in commands.jsonl)."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.by_signal = run, False
+        _, self.offset = events.read(run.commands)  # what was said to an earlier process is done with
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._heard)
+            signal.signal(signal.SIGINT, self._heard)
+
+    def _heard(self, number: int, frame: Any) -> None:
+        if self.by_signal:  # the second time means now
+            raise KeyboardInterrupt
+        self.by_signal = True
+
+    def asked(self) -> bool:
+        commands, self.offset = events.read(self.run.commands, self.offset)
+        return self.by_signal or any(command["kind"] == "stop" for command in commands)

@@ -1,0 +1,72 @@
+"""What the page shows of a run, as HTML: every name and caption escaped here. No gradio."""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any
+from urllib.parse import quote
+
+from trainer.events import View
+from ui.jobs import status_words
+
+
+def status_html(view: View | None, alive: bool) -> str:
+    """A sentence, a bar and, after a fault, an alert that says what to do."""
+    if view is None:
+        return '<div role="status">Nothing is training. Add pictures, then press Train.</div>'
+    words = html.escape(status_words(view, alive))
+    if view.ended == "failed":
+        return f'<div role="alert" class="alert">{words}</div>'
+    done, total = (view.step, view.steps) if view.stage == "training" else (view.stage_done, view.stage_total)
+    if view.ended == "finished":
+        done = total = 1
+    bar = f'<progress aria-label="Progress" value="{done}" max="{max(1, total)}"></progress>' if total else ""
+    left_out = "".join(f"<li>{html.escape(problem)}</li>" for problem in view.problems[:20])
+    return f'<div role="status">{words}</div>{bar}' + (f'<p>Left out:</p><ul class="hint">{left_out}</ul>' if left_out else "")
+
+
+def samples_html(run: str, view: View) -> str:
+    """Pictures drawn during the training, oldest first."""
+    figures = [
+        f'<figure><img src="{picture_url(run, s["file"])}" alt="{_said(s["prompt"])}, step {s["step"]}">'
+        f"<figcaption>step {s['step']}: {_said(s['prompt'])}</figcaption></figure>"
+        for s in view.samples[-12:]
+    ]
+    return f'<div class="samples">{"".join(figures)}</div>' if figures else ""
+
+
+def strip_html(run: str, pictures: list[dict[str, Any]] | tuple[dict[str, Any], ...]) -> str:
+    """One picture a prompt and a slider that swaps them all: 0 is the base model's own picture."""
+    if not pictures:
+        return '<p class="hint">When the training has ended, its pictures are here, at any strength.</p>'
+    prompts = list(dict.fromkeys(p["prompt"] for p in pictures))
+    strengths = sorted({p["strength"] for p in pictures})
+    at = strengths.index(1.0) if 1.0 in strengths else len(strengths) - 1
+    sources = {(p["prompt"], p["strength"]): picture_url(run, p["file"]) for p in pictures}
+    figures = []
+    for prompt in prompts:
+        urls = [sources[prompt, strength] for strength in strengths]
+        listed = html.escape(json.dumps(urls), quote=True)
+        figures.append(
+            f'<figure><img src="{urls[at]}" data-sources="{listed}" alt="{_said(prompt)}"><figcaption>{_said(prompt)}</figcaption></figure>'
+        )
+    return (
+        f'<div class="tryout"><div class="strength"><input type="range" aria-label="Strength" min="0" max="{len(strengths) - 1}" '
+        f'step="1" value="{at}" data-strengths="{html.escape(json.dumps(strengths))}" aria-valuetext="{strengths[at]:g}">'
+        f'<output>Strength {strengths[at]:g}</output></div><div class="strip">{"".join(figures)}</div></div>'
+    )
+
+
+def download_html(run: str, file: str | None) -> str:
+    if not file:
+        return ""
+    return f'<a class="download" href="/download/{quote(run)}" download="{html.escape(file, quote=True)}">Download {html.escape(file)}</a>'
+
+
+def picture_url(run: str, file: str) -> str:
+    return html.escape(f"/picture/{quote(run)}/{quote(file)}", quote=True)
+
+
+def _said(text: str) -> str:
+    return html.escape(text, quote=True)
