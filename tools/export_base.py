@@ -9,6 +9,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -32,7 +33,8 @@ def export(work: Path, out: Path) -> None:
     for name, model in (("vae", vae), ("unet", generator.unet), ("text_encoder", generator.text_encoder),
                         ("text_encoder_2", generator.text_encoder_2)):  # fmt: skip
         shutil.rmtree(out / name, ignore_errors=True)
-        model.to(torch.float16).save_pretrained(out / name, safe_serialization=True)
+        half: Any = model
+        half.to(torch.float16).save_pretrained(out / name, safe_serialization=True)
     noise_scheduler().save_pretrained(out / "scheduler")
     index = {
         "_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.42.1", "force_zeros_for_empty_prompt": False,

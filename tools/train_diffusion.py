@@ -13,6 +13,7 @@ import argparse
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class Generator(nn.Module):
         super().__init__()
         self.text_encoder = CLIPTextModel(_text_config(WIDTH_1, layers=2, act="quick_gelu"))
         self.text_encoder_2 = CLIPTextModelWithProjection(_text_config(WIDTH_2, layers=3, act="gelu"))
-        self.unet = UNet2DConditionModel(
+        shape: dict[str, Any] = dict(
             sample_size=16, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=2,
             block_out_channels=(48, 80, 128), norm_num_groups=16, use_linear_projection=True,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -47,6 +48,7 @@ class Generator(nn.Module):
             addition_embed_type="text_time", addition_time_embed_dim=32,
             projection_class_embeddings_input_dim=WIDTH_2 + 6 * 32,
         )  # fmt: skip
+        self.unet = UNet2DConditionModel(**shape)
         for encoder in (self.text_encoder, self.text_encoder_2):
             # CLIP's own start (0.02) would whisper to a UNet that has minutes to listen.
             for name, table in encoder.named_parameters():
@@ -154,7 +156,7 @@ def main() -> None:
     weights = torch.from_numpy(sampling_weights(art))
 
     torch.manual_seed(0)
-    model = Generator().to(memory_format=torch.channels_last)
+    model: Any = Generator().to(memory_format=torch.channels_last)  # pyright: ignore
     average = Generator()
     average.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.peak_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)

@@ -12,6 +12,7 @@ import argparse
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +27,14 @@ KL_WEIGHT = 2e-5  # keeps the latents near a unit Gaussian without costing detai
 LATENT_CHANNELS = 8  # at 128 px one latent cell holds 8x8 pixels of dense drawing; 4 channels blur it
 
 
-def build_vae() -> AutoencoderKL:
+def build_vae() -> Any:
     """An AutoencoderKL with factor 8, narrow where pictures are large."""
-    vae = AutoencoderKL(
+    shape: dict[str, Any] = dict(
         in_channels=3, out_channels=3, latent_channels=LATENT_CHANNELS, sample_size=emoji_art.SIZE,
         block_out_channels=(16, 32, 64, 128), layers_per_block=1, norm_num_groups=8,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     )  # fmt: skip
+    vae: Any = AutoencoderKL(**shape)
     # Start with little noise on the latents: with a deviation of 1 the decoder learns to ignore them.
     torch.nn.init.constant_(vae.quant_conv.bias[LATENT_CHANNELS:], -5.0)
     return vae
@@ -73,7 +75,7 @@ def _varied(picture: torch.Tensor, kind: float, gain: float, threshold: float, g
 
 
 @torch.inference_mode()
-def psnr(vae: AutoencoderKL, pictures: np.ndarray) -> float:
+def psnr(vae: Any, pictures: np.ndarray) -> float:
     """Mean over pictures of 10 log10(1 / MSE), pixels in [0, 1], rounded to 8 bits as a saved picture is."""
     figures = []
     for start in range(0, len(pictures), 16):

@@ -133,9 +133,9 @@ def problem_with(declared: dataclasses.Field, value: Any) -> str | None:
     low, high = facts["low"], facts["high"]
     if (low is not None and value < low) or (high is not None and value > high):
         return f"{name} must be from {low:g} to {high:g}, not {value:g}"
-    if name == "name" and (not value.strip() or any(c in value for c in '/\\:*?"<>|\0') or value.startswith(".") or len(value) > 100):
+    if isinstance(value, str) and name == "name" and (not value.strip() or any(c in value for c in '/\\:*?"<>|\0') or value.startswith(".") or len(value) > 100):
         return 'name must be a file name without / \\ : * ? " < > |, at most 100 characters'
-    if kind is str and name != "name" and (len(value) > 2000 or "\0" in value):
+    if isinstance(value, str) and name != "name" and (len(value) > 2000 or "\0" in value):
         return f"{name} must be a text of at most 2000 characters"
     return None
 
@@ -175,7 +175,7 @@ def to_toml(config: TrainConfig) -> str:
             group = declared.metadata["group"]
             document.add(tomlkit.comment(group))
         value = getattr(config, declared.name)
-        document.add(declared.name, list(value) if isinstance(value, tuple) else value)
+        document.add(declared.name, tomlkit.item(list(value) if isinstance(value, tuple) else value))
     return tomlkit.dumps(document)
 
 

@@ -37,7 +37,8 @@ def _prodigy(config: TrainConfig, groups: list[dict[str, Any]], device: torch.de
     rates = {group["lr"] for group in groups}
     if len(rates) > 1:
         raise ConfigError([f"prodigy finds one rate for all parts, so their rates must be equal, not {sorted(rates)}; set 1"])
-    return Prodigy(groups, lr=groups[0]["lr"], weight_decay=config.weight_decay, use_bias_correction=True, safeguard_warmup=True)
+    decay: Any = config.weight_decay
+    return Prodigy(groups, lr=groups[0]["lr"], weight_decay=decay, use_bias_correction=True, safeguard_warmup=True)
 
 
 def _adafactor(config: TrainConfig, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:

@@ -18,8 +18,10 @@ def theme() -> gr.Theme:
 
 
 CSS = """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
-.cards { list-style: none; padding: 0; margin: 0; display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); }
+.gradio-container { max-width: min(1080px, 100%) !important; min-width: 0 !important; margin: 0 auto !important; overflow-x: clip; }
+.gradio-container > .main { min-width: 0 !important; max-width: 100%; }
+.card label, .card textarea { min-width: 0; box-sizing: border-box; }
+.cards { list-style: none; padding: 0; margin: 0; display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(min(280px, 100%), 1fr)); }
 .card { display: flex; gap: 10px; padding: 8px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
 .card img { object-fit: contain; background: #fff; border-radius: 6px; }
 .card label { flex: 1; display: flex; flex-direction: column; gap: 4px; min-width: 0; }

@@ -33,14 +33,14 @@ class Base:
     def name(self) -> str:
         return self.path.name
 
-    def unet(self, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
-        model = UNet2DConditionModel.from_pretrained(self.path / "unet", torch_dtype=dtype, **_OFFLINE)
-        return model.requires_grad_(False).eval().to(device)  # pyright: ignore[reportReturnType]
+    def unet(self, device: torch.device, dtype: torch.dtype) -> Any:
+        model: Any = UNet2DConditionModel.from_pretrained(self.path / "unet", torch_dtype=dtype, **_OFFLINE)
+        return model.requires_grad_(False).eval().to(device)
 
-    def vae(self, device: torch.device) -> AutoencoderKL:
+    def vae(self, device: torch.device) -> Any:
         """In fp32: SDXL's own VAE overflows in fp16."""
-        model = AutoencoderKL.from_pretrained(self.path / "vae", torch_dtype=torch.float32, **_OFFLINE)
-        return model.requires_grad_(False).eval().to(device)  # pyright: ignore[reportReturnType]
+        model: Any = AutoencoderKL.from_pretrained(self.path / "vae", torch_dtype=torch.float32, **_OFFLINE)
+        return model.requires_grad_(False).eval().to(device)
 
     def text_encoders(self, device: torch.device, dtype: torch.dtype) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
         disable_progress_bar()  # the run has bars of its own
@@ -54,7 +54,7 @@ class Base:
         first, second = (CLIPTokenizer.from_pretrained(self.path / t, local_files_only=True) for t in _PARTS[4:6])
         return first, second
 
-    def scheduler(self) -> EulerDiscreteScheduler:
+    def scheduler(self) -> Any:
         return EulerDiscreteScheduler.from_pretrained(self.path / "scheduler", local_files_only=True)
 
 

@@ -1,0 +1,133 @@
+"""The page's own half without a browser: jobs, projects, routes, the guard, and what is imported."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.conftest import INK, MODELS, ROOT
+from trainer.errors import DatasetError, RunError
+from trainer.events import View
+from ui.jobs import Jobs
+from ui.projects import Projects, clean_name
+from ui.server import build_app
+from ui.views import status_html, strip_html
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, ink_run: Path):
+    home = tmp_path_factory.mktemp("house")
+    shutil.copytree(INK, home / "datasets" / "ink-emoji")
+    shutil.copytree(ink_run, home / "outputs" / "ink")
+    app = build_app(host="127.0.0.1", datasets=home / "datasets", outputs=home / "outputs", models=MODELS)
+    return home, TestClient(app, base_url="http://127.0.0.1:7860")
+
+
+def test_the_page_answers_without_torch():
+    told = "import sys; from pathlib import Path; from ui.server import build_app; p = Path('x'); "
+    told += "build_app(host='127.0.0.1', datasets=p, outputs=p, models=p); sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], cwd=ROOT).returncode == 0
+
+
+def test_the_trainer_needs_no_gradio():
+    told = "import sys; import trainer.train, trainer.preview, trainer.__main__; sys.exit('gradio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], cwd=ROOT).returncode == 0
+
+
+def test_thumbnails_pictures_and_the_file_come_by_name(house):
+    _, client = house
+    small = client.get("/thumb/ink-emoji/owl.png")
+    assert small.status_code == 200 and small.headers["content-type"] == "image/webp" and len(small.content) < 60_000
+    assert client.get("/picture/ink/p00_s1.00.png").headers["content-type"] == "image/png"
+    file = client.get("/download/ink")
+    assert 'filename="ink.safetensors"' in file.headers["content-disposition"] and len(file.content) > 100_000
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/thumb/ink-emoji/LICENSE", "/thumb/..%2f..%2fetc/passwd", "/thumb/ink-emoji/..%2f..%2f..%2fetc%2fpasswd",
+        "/picture/ink/..%2fconfig.toml", "/picture/ink/../config.toml", "/picture/ink/%2e%2e/events.jsonl", "/download/.cache",
+        "/picture/../ink/strip.png", "/download/gone", "/picture/ink/gone.png", "/thumb/ink-emoji/owl%00.png",
+    ],
+)  # fmt: skip
+def test_no_path_leads_out(house, path: str):
+    answer = house[1].get(path)
+    assert answer.status_code in (404, 307, 400) and b"root:" not in answer.content and str(house[0]).encode() not in answer.content
+
+
+def test_a_caption_is_saved_as_one_line(house):
+    home, client = house
+    answer = client.put("/caption/ink-emoji/owl.png", content="a wise\nowl ")
+    assert answer.json() == {"message": "Saved"}
+    assert (home / "datasets" / "ink-emoji" / "owl.txt").read_text() == "a wise owl\n"
+    assert client.put("/caption/ink-emoji/gone.png", content="x").status_code == 400
+    assert client.put("/caption/ink-emoji/owl.png", content="x" * 5000).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "headers", [{"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}, {"origin": "null"}, {"host": "evil.example"}, {"host": "127.0.0.1.evil.com"}]
+)  # fmt: skip
+def test_other_sites_can_change_nothing(house, headers: dict[str, str]):
+    home, client = house
+    before = (home / "datasets" / "ink-emoji" / "star.txt").read_text()
+    assert client.put("/caption/ink-emoji/star.png", content="stolen", headers=headers).status_code == 403
+    assert (home / "datasets" / "ink-emoji" / "star.txt").read_text() == before
+
+
+def test_answers_carry_no_permission_for_other_sites(house):
+    answer = house[1].get("/", headers={"origin": "http://127.0.0.1:7860"})
+    assert answer.status_code == 200 and answer.headers["x-content-type-options"] == "nosniff"
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_bad_uploads_are_named_and_good_ones_stay(tmp_path: Path):
+    Image.new("RGB", (50, 50)).save(tmp_path / "good.png")
+    (tmp_path / "good.txt").write_text("a black square")
+    (tmp_path / "bad.png").write_text("nothing")
+    (tmp_path / "virus.exe").write_text("nothing")
+    projects = Projects(tmp_path / "datasets", tmp_path / "cache")
+    files = [tmp_path / n for n in ("good.png", "good.txt", "bad.png", "virus.exe")]
+    name, kept, problems = projects.ingest("../my art", files)
+    assert (name, kept) == ("my art", 1) and [p.split()[0] for p in problems] == ["bad.png", "virus.exe"]
+    assert [(c.name, c.caption) for c in projects.cards(name)] == [("good.png", "a black square")]
+
+
+@given(st.text(max_size=100))
+def test_names_from_a_browser_are_safe_file_names(text: str):
+    name = clean_name(text)
+    assert not set(name) & set('/\\:*?"<>|\0\n') and not name.startswith(".") and len(name) <= 80
+
+
+def test_jobs_refuse_names_that_are_no_runs(tmp_path: Path):
+    jobs = Jobs(tmp_path, MODELS)
+    for name in ("..", "/etc", "gone", ""):
+        with pytest.raises(RunError):
+            jobs.run(name)
+    with pytest.raises(DatasetError):
+        Projects(tmp_path, tmp_path).folder("..")
+
+
+def test_markup_in_captions_is_shown_as_text():
+    evil = '<img src=x onerror="alert(1)">'
+    assert "<img src=x" not in strip_html("r", [{"file": "a.png", "prompt": evil, "strength": 0.0}])
+    assert "<img" not in status_html(View(ended="failed", message=evil), False)
+
+
+def test_the_strip_has_a_slider_that_swaps_pictures():
+    pictures = [{"file": f"p00_s{s:.2f}.png", "prompt": "a cat", "strength": s} for s in (0.0, 0.5, 1.0)]
+    page = strip_html("my run", pictures)
+    assert 'type="range"' in page and 'max="2"' in page and "/picture/my%20run/p00_s0.00.png" in page
+
+
+def test_a_run_whose_process_died_is_interrupted():
+    assert "Interrupted" in status_html(View(stage="training", step=3, steps=9), False)
+    assert "step 3 of 9 (33 %)" in status_html(View(stage="training", step=3, steps=9, seconds_left=4.0), True)
