@@ -123,7 +123,7 @@ def generate(warm: WarmBase, prompts: list[str], seed: int, lora: Path | None = 
     if lora:
         drawn = warm.draw(lora, request)
     else:
-        known = {prompt: warm._encoded(prompt) for prompt in [*prompts, ""]}
+        known = {prompt: warm.encode_one(prompt) for prompt in [*prompts, ""]}
         size, factor = (warm.base.native_size, warm.base.native_size), warm.base.latent_factor
         drawn = draw_pictures(
             request, unet=warm.unet, vae=warm.vae, scheduler=warm.scheduler, adapter=None,

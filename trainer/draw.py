@@ -73,6 +73,39 @@ def draw(
     return drawn
 
 
+def conditioner(
+    known: dict[str, Conditioning],
+    encode_one: Callable[[str], Conditioning],
+    adapter: Adapter,
+    *,
+    changes_text: bool,
+    zeros_for_empty: bool,
+) -> Callable[[str, float], Conditioning]:
+    """prompt, strength -> conditioning; remembered in `known` unless the adapter changes the text encoders.
+
+    SDXL 1.0 is guided away from zeros, not from the empty prompt (`force_zeros_for_empty_prompt` of its pipeline).
+    """
+
+    def of(prompt: str, strength: float) -> Conditioning:
+        if changes_text or prompt not in known:
+            previous, adapter.strength.value = adapter.strength.value, strength
+            try:
+                with torch.inference_mode():
+                    found = encode_one(prompt)
+            finally:
+                adapter.strength.value = previous
+            if changes_text:
+                return _zeros_if(not prompt and zeros_for_empty, found)
+            known[prompt] = found
+        return _zeros_if(not prompt and zeros_for_empty, known[prompt])
+
+    return of
+
+
+def _zeros_if(wanted: bool, found: Conditioning) -> Conditioning:
+    return Conditioning(torch.zeros_like(found.text_NTD), torch.zeros_like(found.pooled_NP)) if wanted else found
+
+
 @torch.inference_mode()
 def _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent_factor, report) -> torch.Tensor:
     """Scaled latents (N, C, H/8, W/8), one row for each (prompt, strength), by classifier-free guidance

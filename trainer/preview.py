@@ -10,7 +10,7 @@ import torch
 
 from trainer.adapter.lora import Adapter
 from trainer.device import dtype_of, find_device
-from trainer.draw import Request, draw, file_name, save_picture, strip
+from trainer.draw import Request, conditioner, draw, file_name, save_picture, strip
 from trainer.errors import ConfigError
 from trainer.lora_file.open import attach_lora, parts_of
 from trainer.sdxl.base import Base, open_base
@@ -34,21 +34,10 @@ class WarmBase:
         models = {"unet": self.unet, "text_encoder": self.encoders[0], "text_encoder_2": self.encoders[1]}
         changed = parts_of(file)
         adapter = attach_lora(file, {part: model for part, model in models.items() if part in changed or part == "unet"})
-        changes_text = bool(changed - {"unet"})
-
-        def conditioning(prompt: str, strength: float) -> Conditioning:
-            if not prompt and self.base.zeros_for_empty_prompt:
-                return self._zeros()
-            if not changes_text:
-                if prompt not in self.known:
-                    self.known[prompt] = self._encoded(prompt)
-                return self.known[prompt]
-            previous, adapter.strength.value = adapter.strength.value, strength
-            try:
-                return self._encoded(prompt)
-            finally:
-                adapter.strength.value = previous
-
+        wanted = conditioner(
+            self.known, self.encode_one, adapter,
+            changes_text=bool(changed - {"unet"}), zeros_for_empty=self.base.zeros_for_empty_prompt,
+        )  # fmt: skip
         native, factor = self.base.native_size, self.base.latent_factor
         size = (request.width or native, request.height or native)
         if any(side % (4 * factor) for side in size):
@@ -56,18 +45,14 @@ class WarmBase:
         try:
             return draw(
                 request, unet=self.unet, vae=self.vae, scheduler=self.scheduler, adapter=adapter,
-                conditioning=conditioning, size=size, latent_factor=factor, on_step=on_step,
+                conditioning=wanted, size=size, latent_factor=factor, on_step=on_step,
             )  # fmt: skip
         finally:
             detach_all(adapter, models)
 
-    def _encoded(self, prompt: str) -> Conditioning:
+    def encode_one(self, prompt: str) -> Conditioning:
         with torch.inference_mode():
             return encode([prompt], self.tokenizers, self.encoders)
-
-    def _zeros(self) -> Conditioning:
-        shape = self._encoded("")
-        return Conditioning(torch.zeros_like(shape.text_NTD), torch.zeros_like(shape.pooled_NP))
 
 
 def detach_all(adapter: Adapter, models: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from trainer.dataset.buckets import Placement, bucket_sizes, place
 from trainer.dataset.manifest import Manifest
 from trainer.dataset.pictures import open_picture
 from trainer.device import describe, dtype_of, find_device
-from trainer.draw import Request, draw, file_name, save_picture, strip
+from trainer.draw import Request, conditioner, draw, file_name, save_picture, strip
 from trainer.errors import DatasetError, NotFiniteError
 from trainer.lora_file.metadata import Training, metadata, thumbnail
 from trainer.lora_file.save import save_lora
@@ -256,14 +256,7 @@ def cache_latents(run: Run, manifest: Manifest, config: TrainConfig, base: Base,
         run.say("stage", stage="caching pictures", done=number, total=len(manifest.items))
     if not items:
         raise DatasetError("none of the pictures can be read any more; put them back and start again")
-    scaling = _vae_scaling(base)
-    return Pictures(tuple(items), tuple(placements), tuple(means), tuple(logvars), scaling)
-
-
-def _vae_scaling(base: Base) -> float:
-    import json
-
-    return json.loads((base.path / "vae" / "config.json").read_text())["scaling_factor"]
+    return Pictures(tuple(items), tuple(placements), tuple(means), tuple(logvars), base.latent_scaling)
 
 
 def cache_text(run: Run, prompts: list[str], base: Base, cache: Cache, device: torch.device) -> dict[str, Conditioning]:
@@ -303,9 +296,13 @@ def draw_samples(
     request = Request(prompts=prompts, strengths=STRENGTHS if final else (1.0,), seed=config.seed, steps=config.sample_steps)
     run.say("stage", stage="drawing")
     unet.eval()
+
+    def encode_one(prompt: str) -> Conditioning:
+        return encode([prompt], tokenizers, encoders)
+
     drawn = draw(
         request, unet=unet, vae=base.vae(device), scheduler=base.scheduler(), adapter=adapter,
-        conditioning=conditioner(text, encoders, tokenizers, adapter),
+        conditioning=conditioner(text, encode_one, adapter, changes_text=bool(encoders), zeros_for_empty=base.zeros_for_empty_prompt),
         size=(base.native_size, base.native_size), latent_factor=base.latent_factor,
     )  # fmt: skip
     if config.gradient_checkpointing:
@@ -322,22 +319,6 @@ def draw_samples(
         strip(drawn, request).save(sheet, format="PNG")
         sheet.replace(run.samples / "strip.png")
     return facts
-
-
-def conditioner(text: dict[str, Conditioning], encoders: Any, tokenizers: Any, adapter: Adapter):
-    """prompt, strength -> conditioning: from the cache, or by encoders that are adapted themselves."""
-
-    def of(prompt: str, strength: float) -> Conditioning:
-        if not encoders:
-            return text[prompt]
-        previous, adapter.strength.value = adapter.strength.value, strength
-        try:
-            with torch.inference_mode():
-                return encode([prompt], tokenizers, encoders)
-        finally:
-            adapter.strength.value = previous
-
-    return of
 
 
 def average_over_processes(accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> None:

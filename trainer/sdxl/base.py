@@ -26,6 +26,7 @@ class Base:
     native_size: int  # px
     latent_factor: int  # px per latent cell
     prediction_type: str  # "epsilon" or "v_prediction"
+    latent_scaling: float  # makes latents of unit variance
     zeros_for_empty_prompt: bool
     fingerprint: str  # changes when any weight file does
 
@@ -88,6 +89,7 @@ def open_base(reference: str, models: Path) -> Base:
         native_size=configs["unet"]["sample_size"] * factor,
         latent_factor=factor,
         prediction_type=scheduler.get("prediction_type", "epsilon"),
+        latent_scaling=configs["vae"]["scaling_factor"],
         zeros_for_empty_prompt=index.get("force_zeros_for_empty_prompt", True),
         fingerprint=_fingerprint(path),
     )
