@@ -26,6 +26,7 @@ from tools import emoji_art
 from tools.clip_vocabulary import write_tokenizers
 from tools.progress import average_gradients, join_processes, load_state, save_state
 from tools.train_vae import LATENT_CHANNELS, build_vae
+from trainer.noise import add_noise, loss_weight, target
 
 WIDTH_1, WIDTH_2 = 64, 80
 STYLES = {emoji.package: emoji.style for emoji in emoji_art.TRAINING_SETS}
@@ -74,9 +75,13 @@ def _text_config(width: int, *, layers: int, act: str) -> CLIPTextConfig:
 
 
 def noise_scheduler() -> EulerDiscreteScheduler:
-    """SDXL's own."""
+    """SDXL's own noise levels, with v as the answer, as in SDXL's v-prediction family.
+
+    Asked for the noise, a small UNet spends its training on copying its input: after 43,000 pictures the error was
+    still 0.095 at step 980 of 1000, where the input is nearly the answer.
+    """
     return EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon",
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
         timestep_spacing="leading", steps_offset=1,
     )  # fmt: skip
 
@@ -137,6 +142,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=64, help="pictures a step, over all processes")
     parser.add_argument("--peak-rate", type=float, default=1.2e-3)
+    parser.add_argument("--start-from", type=Path, help="a saved state whose weights to begin with")
     parser.add_argument("--save-every", type=int, default=100)
     options = parser.parse_args()
     rank, world = join_processes()
@@ -162,6 +168,9 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.peak_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     store = options.work / "diffusion.pt"
     first = load_state(store, model=model, average=average, optimizer=optimizer)
+    if first == 0 and options.start_from:
+        load_state(options.start_from, model=model)
+        average.load_state_dict(model.state_dict())
     alphas = noise_scheduler().alphas_cumprod
     parameters = [p for p in model.parameters() if p.requires_grad]
     per_process = options.batch // world
@@ -177,8 +186,7 @@ def main() -> None:
         sizes = micro_conditions(options.batch, draw)[mine]
         rows, kind = rows[mine], kind[mine]
         latents = (means[rows] + spread * deviations[rows]) * scale
-        a = alphas[timesteps].view(-1, 1, 1, 1)
-        noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(memory_format=torch.channels_last)
+        noisy = add_noise(latents, noise, timesteps, alphas).to(memory_format=torch.channels_last)
         text = []
         for tokenizer in (0, 1):
             chosen = torch.where((kind < 0.35)[:, None], ids[tokenizer][0][rows], ids[tokenizer][1][rows])
@@ -187,14 +195,15 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         predicted = model(noisy, timesteps, text[0], text[1], sizes)
-        snr = (a / (1 - a)).view(-1)
-        loss = ((predicted - noise).square().mean(dim=(1, 2, 3)) * snr.clamp(max=MIN_SNR_GAMMA) / snr).mean()
+        answer = target("v_prediction", latents, noise, timesteps, alphas)
+        weight = loss_weight("v_prediction", timesteps, alphas, MIN_SNR_GAMMA)
+        loss = ((predicted - answer).square().mean(dim=(1, 2, 3)) * weight).mean()
         loss.backward()
         average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        decay = min(0.998, (step + 1) / (step + 10))
+        decay = min(0.99, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         recent.append(loss.item())
