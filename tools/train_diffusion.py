@@ -203,7 +203,7 @@ def main() -> None:
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        decay = min(0.99, (step + 1) / (step + 10))
+        decay = min(1 - 4 / options.steps, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         recent.append(loss.item())
