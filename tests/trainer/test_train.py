@@ -209,3 +209,10 @@ def test_a_run_directory_is_what_the_picture_says(ink_run: Path):
 def test_an_output_that_holds_a_run_is_not_overwritten(ink_run: Path):
     done = trainer("train", INK, "--output", ink_run, check=False)
     assert done.returncode == 1 and "already holds a run" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+def test_a_card_trains_in_bf16_to_a_checked_file(tmp_path: Path):
+    made = make(tmp_path / "run", steps=2, precision="bf16")
+    assert train(made, MODELS) == "finished" and made.lora_file.is_file()
