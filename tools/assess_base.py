@@ -10,7 +10,6 @@ and lines changed, and tested on a sixth style that it never saw.
 from __future__ import annotations
 
 import argparse
-import colorsys
 import itertools
 from pathlib import Path
 
@@ -112,9 +111,9 @@ def named(probe: nn.Module, pictures: np.ndarray, labels: list[int], top: int = 
 
 
 def saturation(pictures: np.ndarray) -> float:
-    """Mean HSV saturation, 0 to 1."""
-    pixels = pictures.reshape(-1, 3)[::7] / 255.0
-    return float(np.mean([colorsys.rgb_to_hsv(*p)[1] for p in pixels]))
+    """Mean HSV saturation over all pixels, 0 to 1: (max - min) / max of a pixel's channels, 0 for black."""
+    high, low = pictures.max(axis=-1).astype(float), pictures.min(axis=-1)
+    return float(((high - low) / np.maximum(high, 1)).mean())
 
 
 def generate(warm: WarmBase, prompts: list[str], seed: int, lora: Path | None = None, strengths=(0.0,)) -> dict[float, np.ndarray]:

@@ -25,8 +25,6 @@ def export(work: Path, out: Path) -> None:
     art = emoji_art.load(work / "art")
     vae, generator = build_vae(), Generator()
     steps = {"vae": load_state(work / "vae.pt", average=vae), "diffusion": load_state(work / "diffusion.pt", average=generator)}
-    if (work / "decoder.pt").exists():  # taught longer, while the latents stood still
-        steps["decoder"] = load_state(work / "decoder.pt", average=vae)
     _, _, scale = encode_latents(work, art.pictures)
     vae.register_to_config(scaling_factor=round(scale, 5))
     write_tokenizers(out, work / "art")

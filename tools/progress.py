@@ -41,13 +41,19 @@ def join_processes() -> tuple[int, int]:
 
 
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """The mean gradient over all processes, in one message."""
+    """The mean gradient over all processes."""
     if not dist.is_initialized():
         return
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    for parameter, total in zip(parameters, sums(gradients), strict=True):
+        parameter.grad = total / dist.get_world_size()
+
+
+def sums(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Each tensor's sum over all processes, in one message."""
+    if not dist.is_initialized():
+        return tensors
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    offset = 0
-    for parameter in parameters:
-        parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter).clone()
-        offset += parameter.numel()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]

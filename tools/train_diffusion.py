@@ -1,7 +1,7 @@
 """Teaches the bundled base's UNet and both text encoders to draw emoji by name.
 
-    python -m tools.train_diffusion --work build/base --steps 4000
-    torchrun --nproc-per-node 2 -m tools.train_diffusion --work build/base --steps 4000    # a process a core
+    python -m tools.train_diffusion --work build/base --steps 1800
+    torchrun --nproc-per-node 2 -m tools.train_diffusion --work build/base --steps 1800    # a process a core
 
 Needs the autoencoder of `tools.train_vae`. Interrupted runs go on from the last saved state by the same command: each
 step draws its pictures, captions and noise from a generator seeded by the step's number.
@@ -10,7 +10,6 @@ step draws its pictures, captions and noise from a generator seeded by the step'
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from tools import emoji_art
 from tools.clip_vocabulary import write_tokenizers
+from tools.muon import Muon, set_rates, split
 from tools.progress import average_gradients, join_processes, load_state, save_state
 from tools.train_vae import LATENT_CHANNELS, build_vae
-from trainer.noise import add_noise, loss_weight, target
+from trainer.noise import add_noise, target
 
 WIDTH_1, WIDTH_2 = 64, 80
 STYLES = {emoji.package: emoji.style for emoji in emoji_art.TRAINING_SETS}
-MIN_SNR_GAMMA = 5.0
 
 
 class Generator(nn.Module):
@@ -42,7 +41,7 @@ class Generator(nn.Module):
         self.text_encoder_2 = CLIPTextModelWithProjection(_text_config(WIDTH_2, layers=3, act="gelu"))
         shape: dict[str, Any] = dict(
             sample_size=16, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=2,
-            block_out_channels=(48, 80, 128), norm_num_groups=16, use_linear_projection=True,
+            block_out_channels=(48, 96, 112), norm_num_groups=16, use_linear_projection=True,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             attention_head_dim=(1, 2, 4), transformer_layers_per_block=(1, 1, 2), cross_attention_dim=WIDTH_1 + WIDTH_2,
@@ -117,7 +116,7 @@ def micro_conditions(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def encode_latents(work: Path, pictures: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """(n, 8, 16, 16) means and deviations of every picture, and the factor that makes them of unit variance."""
+    """(n, 4, 16, 16) means and deviations of every picture, and the factor that makes them of unit variance."""
     store = work / "latents.pt"
     if not store.exists():
         vae = build_vae()
@@ -139,10 +138,10 @@ def encode_latents(work: Path, pictures: np.ndarray) -> tuple[torch.Tensor, torc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/base"))
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch", type=int, default=64, help="pictures a step, over all processes")
-    parser.add_argument("--peak-rate", type=float, default=1.2e-3)
-    parser.add_argument("--start-from", type=Path, help="a saved state whose weights to begin with")
+    parser.add_argument("--muon-rate", type=float, default=4e-3)
+    parser.add_argument("--adam-rate", type=float, default=1.5e-3)
     parser.add_argument("--save-every", type=int, default=100)
     options = parser.parse_args()
     rank, world = join_processes()
@@ -165,14 +164,12 @@ def main() -> None:
     model: Any = Generator().to(memory_format=torch.channels_last)  # pyright: ignore
     average = Generator()
     average.load_state_dict(model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.peak_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    matrices, others = split(model)
+    muon = Muon(matrices, options.muon_rate)
+    adam = torch.optim.AdamW(others, lr=options.adam_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     store = options.work / "diffusion.pt"
-    first = load_state(store, model=model, average=average, optimizer=optimizer)
-    if first == 0 and options.start_from:
-        load_state(options.start_from, model=model)
-        average.load_state_dict(model.state_dict())
+    first = load_state(store, model=model, average=average, muon=muon, adam=adam)
     alphas = noise_scheduler().alphas_cumprod
-    parameters = [p for p in model.parameters() if p.requires_grad]
     per_process = options.batch // world
     mine = slice(rank * per_process, (rank + 1) * per_process)
     started, recent = time.monotonic(), []
@@ -191,19 +188,18 @@ def main() -> None:
         for tokenizer in (0, 1):
             chosen = torch.where((kind < 0.35)[:, None], ids[tokenizer][0][rows], ids[tokenizer][1][rows])
             text.append(torch.where((kind > 0.9)[:, None], empty[tokenizer], chosen))  # caption dropout
-        rate = options.peak_rate * min(1, (step + 1) / 150) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / options.steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        set_rates(step, options.steps, (muon, options.muon_rate), (adam, options.adam_rate))
         predicted = model(noisy, timesteps, text[0], text[1], sizes)
         answer = target("v_prediction", latents, noise, timesteps, alphas)
-        weight = loss_weight("v_prediction", timesteps, alphas, MIN_SNR_GAMMA)
-        loss = ((predicted - answer).square().mean(dim=(1, 2, 3)) * weight).mean()
+        # All noise levels alike: shapes are decided at the high ones, which min-SNR weights would hush.
+        loss = (predicted - answer).square().mean()
         loss.backward()
-        average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        decay = min(1 - 4 / options.steps, (step + 1) / (step + 10))
+        average_gradients([*matrices, *others])
+        nn.utils.clip_grad_norm_(others, 1.0)  # Muon's steps have one length
+        for optimizer in (muon, adam):
+            optimizer.step()
+            optimizer.zero_grad()
+        decay = min(1 - 10 / options.steps, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         recent.append(loss.item())
@@ -211,7 +207,7 @@ def main() -> None:
             speed = (step + 1 - first) * options.batch / (time.monotonic() - started)
             print(f"step {step + 1}/{options.steps}  loss {np.mean(recent[-50:]):.4f}  {speed:.1f} pictures/s", flush=True)
         if rank == 0 and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
-            save_state(store, step + 1, model=model, average=average, optimizer=optimizer)
+            save_state(store, step + 1, model=model, average=average, muon=muon, adam=adam)
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from trainer import config as settings
-from trainer.errors import ConfigError, TrainerError
+from trainer import events
+from trainer.errors import ConfigError, RunError, TrainerError
 
 app = typer.Typer(
     help="Impasto's trainer: pictures in, a LoRA file out.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
@@ -35,7 +38,7 @@ _NAMED = (
 def train(
     folder: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of pictures, captions beside them.")],
     output: Annotated[Path, typer.Option(help="Folder of the run; must not hold one yet.")],
-    preset: Annotated[str, typer.Option(help="style, character or concept.")] = "style",
+    preset: Annotated[str | None, typer.Option(help="style, character or concept; style unless the TOML file says another.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings, laid over the preset.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of docs/settings.md.")] = None,
     models: ModelsOption = DEFAULT_MODELS,
@@ -62,19 +65,30 @@ def train(
     from trainer.dataset.scan import scan
     from trainer.presets import preset_values
 
+    if _rank() > 0:  # `torchrun`: the first process makes the run, the others join it
+        _join(output, models)
+        return
+    if (output / "config.toml").exists():
+        raise RunError(f"{output} already holds a run; choose another --output, or go on with it: python -m trainer resume {output}")
     given = locals()
     said = {key: given[key] for key in _NAMED if given[key] is not None}
     if sample_prompt:
         said["sample_prompts"] = tuple(sample_prompt)
-    said.setdefault("name", output.name)
     loose = {**(settings.read_toml(config) if config else {}), **said, **dict(_pair(text) for text in set_ or [])}
-    preset = str(loose.pop("preset", preset))
+    loose.setdefault("name", output.resolve().name)
+    preset = str(preset or loose.pop("preset", "style"))
+    loose.pop("preset", None)
     if preset not in settings.PRESET_NAMES:
         raise ConfigError([f"preset must be one of {', '.join(settings.PRESET_NAMES)}, not {preset!r}"])
     settings.config_from({**loose, "preset": preset})  # before the pictures are read
     manifest = scan(folder, trigger=str(loose.get("trigger", "")))
-    values = preset_values(preset, sum(item.repeats for item in manifest.items), loose.get("batch"))
-    run = runs.create(output, settings.config_from({**values, **loose}), manifest)
+    chosen = settings.config_from(preset_values(preset, sum(item.repeats for item in manifest.items), loose))
+    for problem in manifest.problems:
+        typer.echo(f"note: {problem}", err=True)
+    from trainer.prepare import preflight
+
+    preflight(chosen, manifest, models)
+    run = runs.create(output, chosen, manifest)
     for problem in manifest.problems:
         run.say("problem", message=problem)
     _work(run, models)
@@ -100,7 +114,24 @@ def resume(
     """Go on with a run that was stopped or killed."""
     from trainer.run import open_run
 
+    if _rank() > 0:
+        _join(folder, models)
+        return
     _work(open_run(folder), models)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _join(folder: Path, models: Path) -> None:
+    """A further process of `torchrun`: computes its share once the first one has made the run."""
+    from trainer.run import Run
+    from trainer.train import train as recipe
+
+    while not (folder / "config.toml").exists():  # should the first one fail, torchrun ends this one
+        time.sleep(0.1)
+    recipe(Run(folder, speaks=False), models)
 
 
 def _work(run: Any, models: Path) -> None:
@@ -109,11 +140,13 @@ def _work(run: Any, models: Path) -> None:
     from trainer.terminal import Bars
 
     with claim(run):
+        # Stop may be pressed while the libraries still load: what is said from now on counts.
+        heard = events.read(run.commands)[1]
         try:
             with Bars(run):
                 from trainer.train import train as recipe
 
-                how = recipe(run, models)
+                how = recipe(run, models, heard)
         except TrainerError as error:
             run.say("ended", sync=True, how="failed", message=str(error))
             raise
@@ -121,8 +154,14 @@ def _work(run: Any, models: Path) -> None:
             run.say("ended", sync=True, how="stopped", message="stopped at once; the last checkpoint is kept")
             raise
         except Exception as error:
-            run.say("ended", sync=True, how="failed", message=f"an unexpected fault ({type(error).__name__}); see trainer.log")
-            raise
+            with (run.path / "trainer.log").open("a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+            if type(error).__name__ == "OutOfMemoryError":
+                words = "the device's memory does not suffice; take a smaller batch or resolution, or gradient_checkpointing"
+            else:
+                words = f"an unexpected fault ({type(error).__name__}); trainer.log in the run's folder says where"
+            run.say("ended", sync=True, how="failed", message=words)
+            raise TrainerError(words) from error
         run.say("ended", sync=True, how=how)
     if how == "finished":
         typer.echo(f"{run.lora_file}\n{run.samples / 'strip.png'}")
@@ -206,18 +245,21 @@ def inspect(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
 @dataset.command()
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    resolution: Annotated[int, typer.Option(help="Side of the training area in px.")] = 1024,
+    base: Annotated[str, typer.Option(help="The base model that would train.")] = "tiny-sdxl",
+    resolution: Annotated[int, typer.Option(help="Side of the training area in px; 0 takes the base model's native size.")] = 0,
     bucket_step: int = 64,
+    models: ModelsOption = DEFAULT_MODELS,
 ) -> None:
     """Say which pictures would train, in which bucket, what is cropped, and what is wrong."""
-    from trainer.dataset.buckets import bucket_sizes, place
     from trainer.dataset.scan import scan
 
     manifest = scan(folder)
-    step = min(_within("bucket-step", bucket_step, 8, 512), max(8, resolution // 4))
-    sizes = bucket_sizes(_within("resolution", resolution, 64, 4096), step=step, low=resolution // 2, high=resolution * 2)
-    for item in manifest.items:
-        placement = place(item.width, item.height, sizes, step=step)
+    config = settings.TrainConfig(base=base, resolution=resolution, bucket_step=bucket_step)
+    from trainer.prepare import bucket_plan
+    from trainer.sdxl.base import open_base
+
+    placements = bucket_plan(config, open_base(base, models)).place_all([(item.width, item.height) for item in manifest.items])
+    for item, placement in zip(manifest.items, placements, strict=True):
         cut = f", {placement.cropped_share:.0%} cropped" if placement.cropped_share >= 0.005 else ""
         small = ", smaller than its bucket" if placement.resized[0] > item.width else ""
         bucket = "x".join(map(str, placement.bucket))

@@ -10,7 +10,7 @@ from trainer.dataset.manifest import Item
 
 @dataclass(frozen=True)
 class Batches:
-    """Pictures of one bucket train together; each epoch shuffles anew and fills last batches up from their bucket."""
+    """Pictures of one bucket train together; each epoch shuffles anew. A bucket's last batch may be smaller."""
 
     items: tuple[Item, ...]
     buckets: tuple[tuple[int, int], ...]  # of each item
@@ -27,8 +27,6 @@ class Batches:
         for bucket in sorted(rows):
             order = rows[bucket][:]
             draw.shuffle(order)
-            while len(order) % self.size:
-                order.append(draw.choice(rows[bucket]))
             batches += [order[start : start + self.size] for start in range(0, len(order), self.size)]
         draw.shuffle(batches)
         return batches

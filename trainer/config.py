@@ -88,6 +88,7 @@ class TrainConfig:
     title: str = setting("", "Title", group="file", help="Shown by model browsers; empty takes the name.")
     author: str = setting("", "Author", group="file", help="Shown by model browsers.")
     licence: str = setting("", "Licence", group="file", help="Under which others may use the file.")
+    thumbnail: str = setting("picture", "Thumbnail in the file", group="file", choices=("picture", "none"), help="picture: your first picture, at most 256 px, which model browsers show; none keeps it out.")
     save_captions: bool = setting(False, "Captions in the file", group="file", help="Writes folder names and tag counts into the file, where anyone can read them.")
 
     def __post_init__(self) -> None:
@@ -100,6 +101,8 @@ class TrainConfig:
             problem = problem_with(declared, getattr(self, declared.name))
             if problem:
                 problems.append(problem)
+        if not problems and 0 < self.resolution < 64:
+            problems.append(f"resolution must be 0 or at least 64, not {self.resolution}")
         if not problems and self.bucket_min and self.bucket_max and self.bucket_min > self.bucket_max:
             problems.append(f"bucket_min {self.bucket_min} is above bucket_max {self.bucket_max}; lower bucket_min")
         if problems:
@@ -133,8 +136,8 @@ def problem_with(declared: dataclasses.Field, value: Any) -> str | None:
     low, high = facts["low"], facts["high"]
     if (low is not None and value < low) or (high is not None and value > high):
         return f"{name} must be from {low:g} to {high:g}, not {value:g}"
-    if isinstance(value, str) and name == "name" and (not value.strip() or any(c in value for c in '/\\:*?"<>|\0') or value.startswith(".") or len(value) > 100):
-        return 'name must be a file name without / \\ : * ? " < > |, at most 100 characters'
+    if isinstance(value, str) and name == "name" and (not value.strip() or any(c in value for c in '/\\:*?"<>|\0') or value.startswith(".") or len(value.encode(errors="replace")) > 200):
+        return 'name must be a file name without / \\ : * ? " < > |, at most 200 bytes long'
     if isinstance(value, str) and name != "name" and (len(value) > 2000 or "\0" in value):
         return f"{name} must be a text of at most 2000 characters"
     return None
@@ -164,7 +167,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError([f"{path} does not exist; give the path of a TOML file"]) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError([f"{path} can't be read as TOML: {error}"]) from None
+        raise ConfigError([f"{path.name} can't be read as TOML: {error}"]) from None
 
 
 def to_toml(config: TrainConfig) -> str:

@@ -17,7 +17,7 @@ from trainer.adapter.lora import Adapter
 from trainer.sdxl.latents import pictures
 from trainer.sdxl.text import Conditioning
 
-MAX_ROWS = 64  # of one pass, both halves of the guidance counted
+MAX_PIXELS = 64 * 128 * 128  # of one pass, both halves of the guidance counted; one strip is never divided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def draw(
         on_step: called with steps done and steps in all.
     """
     cells = [(p, s) for p in range(len(request.prompts)) for s in request.strengths]
-    per_pass = max(1, MAX_ROWS // 2 // len(request.strengths)) * len(request.strengths)
+    per_pass = max(1, MAX_PIXELS // (2 * size[0] * size[1] * len(request.strengths))) * len(request.strengths)
     drawn: list[Drawn] = []
     passes = [cells[start : start + per_pass] for start in range(0, len(cells), per_pass)]
     for number, rows in enumerate(passes):
@@ -163,6 +163,14 @@ def save_picture(drawn: Drawn, request: Request, path: Path, *, base: str, lora:
     half_written = path.with_name(f".tmp-{path.name}")
     drawn.picture.save(half_written, format="PNG", pnginfo=facts)
     half_written.replace(path)
+
+
+def save_strip(drawn: list[Drawn], request: Request, folder: Path) -> Path:
+    """`strip.png`, whole or not at all."""
+    half_written, target = folder / ".tmp-strip.png", folder / "strip.png"
+    strip(drawn, request).save(half_written, format="PNG")
+    half_written.replace(target)
+    return target
 
 
 def strip(drawn: list[Drawn], request: Request) -> Image.Image:

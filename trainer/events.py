@@ -71,7 +71,6 @@ class View:
     steps: int = 0
     loss: float | None = None
     seconds_left: float | None = None
-    losses: tuple[tuple[int, float], ...] = ()
     samples: tuple[dict[str, Any], ...] = ()
     problems: tuple[str, ...] = ()
     saved: str | None = None
@@ -96,8 +95,6 @@ def fold(view: View, events: list[dict[str, Any]]) -> View:
             case "step":
                 facts |= {name: event.get(name) for name in ("step", "steps", "loss", "seconds_left")}
                 facts["stage"] = "training"
-                # A resumed run repeats the steps after its checkpoint.
-                facts["losses"] = (*(p for p in facts["losses"] if p[0] < event["step"]), (event["step"], event["loss"]))
             case "sample":
                 facts["samples"] += (event,)
             case "saved":

@@ -39,15 +39,16 @@ PRESETS = {
 }  # fmt: skip
 
 
-def preset_values(name: str, pictures: int, batch: int | None = None) -> dict[str, Any]:
-    """Loose settings for `config_from`; anything the user says is laid over them."""
-    preset = PRESETS[name]
-    values = dict(preset.settings)
-    if batch:
-        values["batch"] = batch
-    steps = round(pictures * preset.exposures / values["batch"])
-    values["steps"] = max(preset.steps_low, min(preset.steps_high, steps))
-    values["warmup_steps"] = max(5, values["steps"] // 20)
-    values["checkpoint_every"] = max(25, values["steps"] // 4)
-    values["preset"] = name
+def preset_values(name: str, pictures: int, said: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Loose settings for `config_from`: the preset's, what follows from `said` (the user's own), and `said` over all."""
+    preset, said = PRESETS[name], said or {}
+    values = {**preset.settings, "preset": name, **said}
+    if "steps" not in said:
+        steps = round(pictures * preset.exposures / values["batch"])
+        values["steps"] = max(preset.steps_low, min(preset.steps_high, steps))
+    values.setdefault("warmup_steps", max(1, values["steps"] // 20))
+    values.setdefault("checkpoint_every", max(25, values["steps"] // 4))
+    if values.get("optimizer") == "prodigy":  # finds the rate itself and wants to be told 1
+        for rate in ("learning_rate", "text_encoder_1_learning_rate", "text_encoder_2_learning_rate"):
+            values[rate] = said.get(rate, 1.0)
     return values

@@ -10,7 +10,7 @@ import torch
 
 from trainer.adapter.lora import Adapter
 from trainer.device import dtype_of, find_device
-from trainer.draw import Request, conditioner, draw, file_name, save_picture, strip
+from trainer.draw import Request, conditioner, draw, file_name, save_picture, save_strip
 from trainer.errors import ConfigError
 from trainer.lora_file.open import attach_lora, parts_of
 from trainer.sdxl.base import Base, open_base
@@ -74,7 +74,4 @@ def save_all(warm: WarmBase, file: Path, request: Request, out_dir: Path, on_ste
     paths = [out_dir / file_name(cell) for cell in drawn]
     for cell, path in zip(drawn, paths, strict=True):
         save_picture(cell, request, path, base=warm.base.name, lora=file.stem)
-    sheet, target = out_dir / ".tmp-strip.png", out_dir / "strip.png"
-    strip(drawn, request).save(sheet, format="PNG")
-    sheet.replace(target)
-    return [*paths, target]
+    return [*paths, save_strip(drawn, request, out_dir)]

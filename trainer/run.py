@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from trainer.errors import RunError
 @dataclass(frozen=True)
 class Run:
     path: Path
+    speaks: bool = True  # False in all but the first of several processes: they only compute
 
     @property
     def events(self) -> Path:
@@ -63,7 +65,8 @@ class Run:
         return self.path / f"{self.config.name}.safetensors"
 
     def say(self, kind: str, *, sync: bool = False, **facts: Any) -> None:
-        events.append(self.events, kind, sync=sync, **facts)
+        if self.speaks:
+            events.append(self.events, kind, sync=sync, **facts)
 
     def is_alive(self) -> bool:
         """Whether a process works on this run; ask this before reading the events."""
@@ -98,24 +101,41 @@ def claim(run: Run) -> Iterator[None]:
     me = psutil.Process()
     text = json.dumps({"pid": me.pid, "started": me.create_time()}).encode()
     for _ in range(3):
-        mine = run.path / f".owner-{me.pid}"
-        mine.write_bytes(text)
         try:
-            os.link(mine, owner)  # atomic: fails when another process was first, and is never half-written
+            _take(owner, text, me.pid)
             break
         except FileExistsError:
             held = _owner(owner)
             if _lives(held):
-                raise RunError(f"another process ({held['pid'] if held else '?'}) works on {run.path}; stop it first") from None
-            owner.unlink(missing_ok=True)
-        finally:
-            mine.unlink(missing_ok=True)
+                raise RunError(f"another process ({held['pid'] if held else '?'}) works on {run.path.name}; stop it first") from None
+            # A dead process's claim is moved aside before it is removed: another taker may have put its own there since.
+            aside = run.path / f".tmp-owner-{me.pid}"
+            with contextlib.suppress(FileNotFoundError):
+                owner.rename(aside)
+                if _lives(_owner(aside)):
+                    _take(owner, aside.read_bytes(), me.pid)
+            aside.unlink(missing_ok=True)
     else:
         raise RunError(f"{run.path} can't be claimed; try again")
     try:
         yield
     finally:
         owner.unlink(missing_ok=True)
+
+
+def _take(owner: Path, text: bytes, pid: int) -> None:
+    """Writes a claim, whole, where none is. Raises FileExistsError."""
+    mine = owner.with_name(f".owner-{pid}")
+    mine.write_bytes(text)
+    try:
+        os.link(mine, owner)  # atomic: fails when another process was first, and is never half-written
+    except FileExistsError:
+        raise
+    except OSError:  # exFAT and some network drives know no links
+        with owner.open("xb") as file:
+            file.write(text)
+    finally:
+        mine.unlink(missing_ok=True)
 
 
 def _owner(path: Path) -> dict[str, Any] | None:
@@ -138,7 +158,8 @@ def _lives(owner: dict[str, Any] | None) -> bool:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """The whole file or none of it, also after a power cut."""
-    half_written = path.with_name(f".tmp-{path.name}")
+    # Of this thread alone: two may write the same file at once, and the last one wins.
+    half_written = path.with_name(f".tmp-{os.getpid()}-{threading.get_native_id()}")
     try:
         with half_written.open("wb") as file:
             file.write(data)

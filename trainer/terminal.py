@@ -46,7 +46,7 @@ class Bars:
         for event in fresh:
             match event["kind"]:
                 case "problem":
-                    self.progress.console.print(f"left out: {event['message']}", markup=False, highlight=False)
+                    self.progress.console.print(f"note: {event['message']}", markup=False, highlight=False)
                 case "stage" if event.get("total"):
                     self._show(event["stage"], event["done"], event["total"], "")
                 case "step":

@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-import signal
-import threading
+import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from trainer import events, noise, state
+from trainer import noise, state
 from trainer.adapter.lora import Adapter
 from trainer.adapter.targets import linear_paths, part_rates, part_sizes
 from trainer.batches import Batches
 from trainer.cache import Cache
 from trainer.config import TrainConfig
-from trainer.dataset.buckets import Placement, bucket_sizes, place
 from trainer.dataset.manifest import Manifest
 from trainer.dataset.pictures import open_picture
 from trainer.device import describe, dtype_of, find_device
-from trainer.draw import Request, conditioner, draw, file_name, save_picture, strip
+from trainer.draw import Request, conditioner, draw, file_name, save_picture, save_strip
 from trainer.errors import DatasetError, NotFiniteError
 from trainer.lora_file.metadata import Training, metadata, thumbnail
 from trainer.lora_file.save import save_lora
 from trainer.optim import build_optimizer, rate_factor, set_rate
+from trainer.prepare import cache_latents, cache_text, resolution_of
 from trainer.run import Run, sweep
 from trainer.sdxl.base import Base, open_base
-from trainer.sdxl.latents import placed, posterior
-from trainer.sdxl.text import Conditioning, encode, tokens_cut
+from trainer.sdxl.text import Conditioning, encode
+from trainer.stop import StopSignal
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def train(run: Run, models: Path) -> str:
+def train(run: Run, models: Path, heard: int | None = None) -> str:
     """Trains a run to its end, or until it is told to stop: "finished" or "stopped".
 
     Goes on from the newest checkpoint when there is one. The same seed on the same machine gives the same bytes,
     interrupted or not: batches, noise and dropout of a step are drawn from the seed and the step's number alone.
+    Under `torchrun` every process calls it; only the first one's run speaks and writes.
+
+    Args:
+        heard: how far into `commands.jsonl` an earlier process has read; what is said after it counts.
     """
     config, manifest = run.config, run.manifest
     started = time.time()
-    stop = StopSignal(run)
-    sweep(run)
+    stop = StopSignal(run, heard)
+    if run.speaks:
+        sweep(run)
     run.say("started")
 
     # 1 The base, frozen.
@@ -59,12 +63,14 @@ def train(run: Run, models: Path) -> str:
 
     # 2 What frozen parts say of pictures and captions, from the cache on disk; then they leave memory.
     cache = Cache(run.path.parent / ".cache", base.fingerprint)
-    pictures = cache_latents(run, manifest, config, base, cache, device)
+    pictures = cache_latents(run, manifest, config, base, cache, device, stop)
     samples = sample_prompts(config, manifest)
     captions = sorted({item.caption for item in pictures.items} | set(samples) | {""})
     text: dict[str, Conditioning] = {}
     if not trains_text:
-        text = cache_text(run, captions, base, cache, device)
+        text = cache_text(run, captions, base, cache, device, stop)
+    if told_to_stop(accelerator, stop):
+        return "stopped"  # the caches keep what was done
 
     # 3 The adapter: two thin matrices beside each attention layer, B = 0.
     unet = base.unet(device, dtype)
@@ -101,7 +107,7 @@ def train(run: Run, models: Path) -> str:
     clock = time.monotonic()
     step, stopped = first, False
     while step < config.steps:
-        if stop.asked():
+        if told_to_stop(accelerator, stop):
             stopped = True
             break
         set_rate(optimizer, group_rates, rate_factor(config, step))
@@ -130,7 +136,8 @@ def train(run: Run, models: Path) -> str:
             added = {"text_embeds": wanted.pooled_NP, "time_ids": pictures.time_ids(rows).to(device, dtype)}
             predicted = unet(noisy, timesteps.to(device), wanted.text_NTD, added_cond_kwargs=added).sample
             error_N = (predicted.float() - answer).square().mean(dim=(1, 2, 3))
-            loss = (weights * error_N).mean() / config.accumulation
+            # A bucket's last batch may be smaller: its pictures count as much as all others.
+            loss = (weights * error_N).sum() / (config.batch * config.accumulation)
             loss_value = loss.item()
             if not torch.isfinite(loss.detach()):
                 save_good_weights(run, step, adapter, optimizer, config, first)
@@ -138,11 +145,10 @@ def train(run: Run, models: Path) -> str:
             accelerator.backward(loss)
             loss_sum += loss_value
         average_over_processes(accelerator, parameters)
-        if config.max_grad_norm:
-            norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-            if accelerator.scaler is None and norm is not None and not torch.isfinite(norm):
-                save_good_weights(run, step, adapter, optimizer, config, first)
-                raise NotFiniteError(step + 1, [pictures.items[row].name for row in rows])
+        norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
+        if accelerator.scaler is None and norm is not None and not torch.isfinite(norm):
+            save_good_weights(run, step, adapter, optimizer, config, first)
+            raise NotFiniteError(step + 1, [pictures.items[row].name for row in rows])
         optimizer.step()
         optimizer.zero_grad()
         step += 1
@@ -151,12 +157,12 @@ def train(run: Run, models: Path) -> str:
         left = seconds / (step - first) * (config.steps - step)
         rate = optimizer.param_groups[0]["lr"]
         run.say("step", step=step, steps=config.steps, loss=loss_sum, learning_rate=rate, seconds_left=round(left, 1))
-        if step % config.checkpoint_every == 0 or step == config.steps:
+        if run.speaks and (step % config.checkpoint_every == 0 or step == config.steps):
             state.save_checkpoint(run, step, adapter, getattr(optimizer, "optimizer", optimizer), keep=config.keep_checkpoints)
-        if config.sample_every and step % config.sample_every == 0 and step < config.steps and accelerator.is_main_process:
+        if config.sample_every and step % config.sample_every == 0 and step < config.steps and run.speaks:
             draw_samples(run, config, base, samples, step, unet, adapter, text, encoders, tokenizers, device)
 
-    if not accelerator.is_main_process:
+    if not run.speaks:
         return "stopped" if stopped else "finished"
     if stopped and step > 0 and step % config.checkpoint_every:
         state.save_checkpoint(run, step, adapter, getattr(optimizer, "optimizer", optimizer), keep=config.keep_checkpoints)
@@ -166,14 +172,16 @@ def train(run: Run, models: Path) -> str:
     # 7 The file, its check, then the word that it is there; pictures come after, so that they can't cost the file.
     run.say("stage", stage="saving")
     training = Training(
-        base_name=base.name, base_fingerprint=base.fingerprint, prediction_type=base.prediction_type,
-        resolution=resolution_of(config, base), started=started, finished=time.time(),
+        base_name=base.name, prediction_type=base.prediction_type, resolution=resolution_of(config, base),
+        precision=str(dtype).removeprefix("torch."), started=started, finished=time.time(), steps=step,
+        pictures=sum(item.repeats for item in pictures.items),
         epochs=-(-step * config.accumulation // batches.per_epoch), batches_per_epoch=batches.per_epoch,
         bucket_counts=pictures.bucket_counts(),
     )  # fmt: skip
     facts = metadata(config, manifest, training)
-    face = pictures.items[0]
-    facts["modelspec.thumbnail"] = thumbnail(open_picture(Path(face.path)))
+    if config.thumbnail == "picture":
+        with contextlib.suppress(DatasetError):  # moved away since the start: no reason to lose the file
+            facts["modelspec.thumbnail"] = thumbnail(open_picture(Path(pictures.items[0].path)))
     save_lora(run.lora_file, adapter, facts, format=config.format)
     run.say("saved", sync=True, file=run.lora_file.name, step=step)
     del optimizer, groups
@@ -181,102 +189,6 @@ def train(run: Run, models: Path) -> str:
     drawn = draw_samples(run, config, base, samples, None, unet, adapter, text, encoders, tokenizers, device)
     run.say("strip", pictures=drawn)
     return "stopped" if stopped else "finished"
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """The pictures that train, with their posteriors in memory: half a megabyte each at 1024 px."""
-
-    items: tuple[Any, ...]
-    placements: tuple[Placement, ...]
-    means: tuple[torch.Tensor, ...]
-    logvars: tuple[torch.Tensor, ...]
-    scaling: float
-
-    @property
-    def buckets(self) -> tuple[tuple[int, int], ...]:
-        return tuple(placement.bucket for placement in self.placements)
-
-    def latents(self, rows: list[int], generator: torch.Generator) -> torch.Tensor:
-        """A fresh draw from each picture's posterior, scaled (N, C, H/8, W/8)."""
-        mean = torch.cat([self.means[row] for row in rows])
-        deviation = (0.5 * torch.cat([self.logvars[row] for row in rows])).exp()
-        return (mean + deviation * torch.randn(mean.shape, generator=generator)) * self.scaling
-
-    def time_ids(self, rows: list[int]) -> torch.Tensor:
-        """(N, 6): original height and width, crop top and left, target height and width (Podell et al. 2023, 2.2)."""
-        return torch.tensor(
-            [
-                [self.items[r].height, self.items[r].width, p.crop_top, p.crop_left, p.bucket[1], p.bucket[0]]
-                for r, p in ((r, self.placements[r]) for r in rows)
-            ],
-            dtype=torch.float32,
-        )
-
-    def bucket_counts(self) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for width, height in self.buckets:
-            counts[f"{width}x{height}"] = counts.get(f"{width}x{height}", 0) + 1
-        return counts
-
-
-def resolution_of(config: TrainConfig, base: Base) -> int:
-    return config.resolution or base.native_size
-
-
-def place_all(config: TrainConfig, base: Base, sizes: list[tuple[int, int]]) -> list[Placement]:
-    """Each picture's bucket. The step is the configured one, or a quarter of a small base's side."""
-    side = resolution_of(config, base)
-    step = max(base.latent_factor, min(config.bucket_step, side // 4) // base.latent_factor * base.latent_factor)
-    buckets = bucket_sizes(side, step=step, low=config.bucket_min or side // 2, high=config.bucket_max or side * 2)
-    return [place(width, height, buckets, step=step, no_upscale=config.no_upscale) for width, height in sizes]
-
-
-def cache_latents(run: Run, manifest: Manifest, config: TrainConfig, base: Base, cache: Cache, device: torch.device) -> Pictures:
-    """Posteriors of all pictures; the VAE is loaded only when some are missing. Raises DatasetError when none is left."""
-    items, placements, means, logvars = [], [], [], []
-    loaded: dict[str, Any] = {}
-    planned = place_all(config, base, [(item.width, item.height) for item in manifest.items])
-    for number, (item, placement) in enumerate(zip(manifest.items, planned, strict=True), start=1):
-
-        def compute(item: Any = item, placement: Placement = placement) -> tuple[torch.Tensor, torch.Tensor]:
-            if "vae" not in loaded:
-                loaded["vae"] = base.vae(device)
-            return posterior(loaded["vae"], placed(open_picture(Path(item.path)), placement))
-
-        try:
-            mean, logvar = cache.latents(item, placement, compute)
-        except DatasetError as error:
-            run.say("problem", message=str(error))
-            continue
-        items.append(item)
-        placements.append(placement)
-        means.append(mean)
-        logvars.append(logvar)
-        run.say("stage", stage="caching pictures", done=number, total=len(manifest.items))
-    if not items:
-        raise DatasetError("none of the pictures can be read any more; put them back and start again")
-    return Pictures(tuple(items), tuple(placements), tuple(means), tuple(logvars), base.latent_scaling)
-
-
-def cache_text(run: Run, prompts: list[str], base: Base, cache: Cache, device: torch.device) -> dict[str, Conditioning]:
-    """Conditioning of each prompt; the encoders are loaded only when some are missing."""
-    loaded: dict[str, Any] = {}
-
-    def compute(prompt: str) -> Conditioning:
-        if not loaded:
-            loaded.update(encoders=base.text_encoders(device, torch.float32), tokenizers=base.tokenizers())
-        cut = tokens_cut(prompt, loaded["tokenizers"][0])
-        if cut:
-            run.say("problem", message=f"a caption is {cut} tokens too long and its end is not read: {prompt[:60]}…")
-        with torch.inference_mode():
-            return encode([prompt], loaded["tokenizers"], loaded["encoders"])
-
-    found = {}
-    for number, prompt in enumerate(prompts, start=1):
-        found[prompt] = cache.text(prompt, lambda prompt=prompt: compute(prompt))
-        run.say("stage", stage="caching captions", done=number, total=len(prompts))
-    return found
 
 
 def sample_prompts(config: TrainConfig, manifest: Manifest) -> tuple[str, ...]:
@@ -291,7 +203,10 @@ def draw_samples(
     run: Run, config: TrainConfig, base: Base, prompts: tuple[str, ...], step: int | None,
     unet: Any, adapter: Adapter, text: dict[str, Conditioning], encoders: Any, tokenizers: Any, device: torch.device,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Pictures of a step at strength 1, or (step None) the final strip. Returns their facts for the page."""
+    """Pictures of a step at strength 1, or (step None) the final strip. Returns their facts for the page.
+
+    Pictures never cost the training: when memory or disk does not suffice for them, that is told and it goes on.
+    """
     final = step is None
     request = Request(prompts=prompts, strengths=STRENGTHS if final else (1.0,), seed=config.seed, steps=config.sample_steps)
     run.say("stage", stage="drawing")
@@ -300,25 +215,38 @@ def draw_samples(
     def encode_one(prompt: str) -> Conditioning:
         return encode([prompt], tokenizers, encoders)
 
-    drawn = draw(
-        request, unet=unet, vae=base.vae(device), scheduler=base.scheduler(), adapter=adapter,
-        conditioning=conditioner(text, encode_one, adapter, changes_text=bool(encoders), zeros_for_empty=base.zeros_for_empty_prompt),
-        size=(base.native_size, base.native_size), latent_factor=base.latent_factor,
-    )  # fmt: skip
-    if config.gradient_checkpointing:
-        unet.train()
     facts = []
-    for cell in drawn:
-        name = file_name(cell) if final else f"step-{step:06d}_{file_name(cell)}"
-        save_picture(cell, request, run.samples / name, base=base.name, lora=config.name)
-        facts.append({"file": name, "prompt": prompts[cell.prompt_index], "strength": cell.strength})
-        if not final:
-            run.say("sample", step=step, **facts[-1])
-    if final:
-        sheet = run.samples / ".tmp-strip.png"
-        strip(drawn, request).save(sheet, format="PNG")
-        sheet.replace(run.samples / "strip.png")
+    try:
+        drawn = draw(
+            request, unet=unet, vae=base.vae(device), scheduler=base.scheduler(), adapter=adapter,
+            conditioning=conditioner(text, encode_one, adapter, changes_text=bool(encoders), zeros_for_empty=base.zeros_for_empty_prompt),
+            size=(base.native_size, base.native_size), latent_factor=base.latent_factor,
+        )  # fmt: skip
+        for cell in drawn:
+            name = file_name(cell) if final else f"step-{step:06d}_{file_name(cell)}"
+            save_picture(cell, request, run.samples / name, base=base.name, lora=config.name)
+            facts.append({"file": name, "prompt": prompts[cell.prompt_index], "strength": cell.strength, "made": time.time_ns()})
+            if not final:
+                run.say("sample", step=step, **facts[-1])
+        if final:
+            save_strip(drawn, request, run.samples)
+    except (OSError, torch.OutOfMemoryError) as error:
+        lacked = "memory" if isinstance(error, torch.OutOfMemoryError) else "disk"
+        run.say("problem", message=f"the {lacked} did not suffice to draw pictures {'of the end' if final else f'at step {step}'}")
+        facts = []
+    finally:
+        if config.gradient_checkpointing:
+            unet.train()
     return facts
+
+
+def told_to_stop(accelerator: Accelerator, stop: StopSignal) -> bool:
+    """Whether any process has heard it: all leave at the same step."""
+    asked = stop.asked()
+    if accelerator.num_processes == 1:
+        return asked
+    heard = torch.tensor(float(asked), device=accelerator.device)
+    return bool(accelerator.reduce(heard, reduction="sum") > 0)  # pyright: ignore
 
 
 def average_over_processes(accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> None:
@@ -330,25 +258,5 @@ def average_over_processes(accelerator: Accelerator, parameters: list[torch.nn.P
 def save_good_weights(run: Run, step: int, adapter: Adapter, optimizer: Any, config: TrainConfig, first: int) -> None:
     """Before a failure is told: the weights of the last step whose loss was a number."""
     finite = all(bool(torch.isfinite(p).all()) for p in adapter.parameters())
-    if finite and step > first:
+    if run.speaks and finite and step > first:
         state.save_checkpoint(run, step, adapter, getattr(optimizer, "optimizer", optimizer), keep=config.keep_checkpoints)
-
-
-class StopSignal:
-    """Told to stop by the system (SIGTERM, Ctrl-C) or by the page (a line in commands.jsonl)."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.by_signal = run, False
-        _, self.offset = events.read(run.commands)  # what was said to an earlier process is done with
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._heard)
-            signal.signal(signal.SIGINT, self._heard)
-
-    def _heard(self, number: int, frame: Any) -> None:
-        if self.by_signal:  # the second time means now
-            raise KeyboardInterrupt
-        self.by_signal = True
-
-    def asked(self) -> bool:
-        commands, self.offset = events.read(self.run.commands, self.offset)
-        return self.by_signal or any(command["kind"] == "stop" for command in commands)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import gradio as gr
 from trainer.config import PRESET_NAMES
 from trainer.errors import TrainerError
 from ui.jobs import Jobs
-from ui.projects import Projects, cards_html
+from ui.projects import SAMPLES, Projects, cards_html
 from ui.views import download_html, samples_html, status_html, strip_html
 
 STRENGTHS = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -29,6 +30,10 @@ def told(callback: Callable) -> Callable:
             return callback(*values)
         except TrainerError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
+        except Exception:
+            logging.exception("the page's %s failed", callback.__name__)
+            words = "Something failed in the studio; its terminal says what. Nothing of yours is lost: reload the page."
+            raise gr.Error(words, duration=None, print_exception=False) from None
 
     return wrapped
 
@@ -81,7 +86,8 @@ def build_page(jobs: Jobs, projects: Projects) -> gr.Blocks:
 
         def take_in(files: Any, chosen: str | None, new: str):
             paths = [Path(f["path"] if isinstance(f, dict) else f.path) for f in (getattr(files, "root", files) or [])]
-            target, _, problems = projects.ingest(new or chosen or "", paths)
+            own = chosen if chosen and chosen not in SAMPLES else ""
+            target, _, problems = projects.ingest(new or own, paths)
             for path in paths:
                 path.unlink()  # nothing of an artist's stays in Gradio's cache
             words = "".join(f"<li>{html.escape(p)}</li>" for p in problems)
@@ -129,14 +135,9 @@ def build_page(jobs: Jobs, projects: Projects) -> gr.Blocks:
             return None, strip_html(wanted["run"], pictures)
 
         def opened():
-            names, runs = projects.names(), jobs.names()
-            chosen = "ink-emoji" if "ink-emoji" in names else (names[0] if names else None)
-            latest = runs[0] if runs else None
-            if latest:
-                folder = Path(jobs.run(latest).manifest.folder).name
-                chosen = folder if folder in names else chosen
+            chosen, runs = projects.latest(), jobs.names()
             shown = show_project(chosen)
-            return gr.update(choices=names, value=chosen), gr.update(choices=runs, value=latest), shown
+            return gr.update(choices=projects.names(), value=chosen), gr.update(choices=runs, value=runs[0] if runs else None), shown
 
         page.load(told(opened), None, [project, run, cards], **_PRIVATE)
         project.input(told(show_project), project, cards, **_PRIVATE)

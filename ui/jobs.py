@@ -26,7 +26,8 @@ class Jobs:
 
     outputs: Path
     models: Path
-    _views: dict[str, tuple[int, events.View]] = field(default_factory=dict)
+    _views: dict[tuple[str, int], tuple[int, events.View]] = field(default_factory=dict)
+    _drawer: subprocess.Popen[bytes] | None = None  # until it has claimed its folder
 
     def names(self) -> list[str]:
         """Runs, newest first."""
@@ -51,9 +52,9 @@ class Jobs:
         preset = settings.get("preset", "style")
         config_from({**settings, "preset": preset})
         manifest = scan(folder, trigger=settings.get("trigger", ""))
-        values = preset_values(preset, sum(item.repeats for item in manifest.items))
+        values = preset_values(preset, sum(item.repeats for item in manifest.items), settings)
         name = self._free_name(settings["name"])
-        made = run.create(self.outputs / name, config_from({**values, **settings}), manifest)
+        made = run.create(self.outputs / name, config_from(values), manifest)
         for problem in manifest.problems:
             made.say("problem", message=problem)
         self._spawn(made, "resume", str(made.path))
@@ -73,10 +74,11 @@ class Jobs:
         """What a page shows of a run, and whether its process lives (asked before the events are read)."""
         opened = self.run(name)
         alive = opened.is_alive()
-        offset, view = self._views.get(name, (0, events.View()))
+        this = (name, (opened.path / "config.toml").stat().st_mtime_ns)  # a run made anew under an old name is another
+        offset, view = self._views.get(this, (0, events.View()))
         fresh, offset = events.read(opened.events, offset)
         view = events.fold(view, fresh)
-        self._views[name] = (offset, view)
+        self._views[this] = (offset, view)
         return view, alive
 
     def draw(self, name: str, prompts: list[str], strengths: list[float], seed: int) -> str:
@@ -95,19 +97,25 @@ class Jobs:
             session.commands, "draw", sync=True, id=request, file=str(opened.lora_file.resolve()), out=str(out.resolve()), **facts
         )
         if not session.is_alive():
-            self._spawn(session, "session", str(session.path))
+            self._drawer = self._spawn(session, "session", str(session.path))
         return request
 
     def drawn(self, request: str) -> dict[str, Any] | None:
         """The answer to a drawing request; None while there is none."""
-        said, _ = events.read(self.outputs / ".drawing" / "events.jsonl")
-        return next((event for event in said if event.get("id") == request and event["kind"] in ("drawn", "failed")), None)
+        session = run.Run(self.outputs / ".drawing")
+        starting = self._drawer is not None and self._drawer.poll() is None
+        alive = session.is_alive() or starting  # asked first: what it said before it died is there to read
+        said, _ = events.read(session.events)
+        answer = next((event for event in said if event.get("id") == request and event["kind"] in ("drawn", "failed")), None)
+        if answer is None and not alive:
+            return {"kind": "failed", "id": request, "message": "the drawing process ended before it answered; press Draw again"}
+        return answer
 
     def _free_name(self, name: str) -> str:
         taken = {path.name for path in self.outputs.glob("*")}
         return next(n for n in (name, *(f"{name}-{i}" for i in range(2, 10_000))) if n not in taken)
 
-    def _spawn(self, owner: run.Run, *command: str) -> None:
+    def _spawn(self, owner: run.Run, *command: str) -> subprocess.Popen[bytes]:
         """A process of its own session, so that it outlives the server; returns once it has claimed its folder."""
         arguments = [sys.executable, "-m", "trainer", *command, "--models", str(self.models.resolve())]
         with (owner.path / "trainer.log").open("ab") as log:
@@ -117,8 +125,9 @@ class Jobs:
             )  # fmt: skip
         for _ in range(200):
             if owner.is_alive() or child.poll() is not None:
-                return
+                break
             time.sleep(0.05)
+        return child
 
 
 def status_words(view: events.View, alive: bool) -> str:

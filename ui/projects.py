@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import html
+import io
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.dataset.captions import metadata_captions, one_line, sidecar_caption
+from trainer.dataset.captions import Listed, metadata_captions, one_line, sidecar_caption
 from trainer.dataset.pictures import SUFFIXES, open_picture
+from trainer.dataset.scan import pictures_in, places
 from trainer.errors import DatasetError
 from trainer.run import write_atomically
 
@@ -18,10 +21,14 @@ MAX_CAPTION = 2000  # characters
 _TEXT_SUFFIXES = {".txt", ".caption"}
 
 
+SAMPLES = ("ink-emoji",)  # come with Impasto; an artist's own pictures do not go in there
+
+
 @dataclass(frozen=True)
 class Card:
-    name: str
+    name: str  # `art.png`, or `10_sks cat/art.png` in a kohya-style sub-folder
     caption: str
+    version: int  # another one when the picture has been replaced
 
 
 @dataclass(frozen=True)
@@ -44,17 +51,32 @@ class Projects:
             raise DatasetError("that picture folder is not there any more; choose another")
         return self.datasets / name
 
+    def latest(self) -> str | None:
+        """The project an artist worked on last; the sample set when there is none."""
+        names = self.names()
+        return next((name for name in names if name not in SAMPLES), names[0] if names else None)
+
+    def fresh(self, name: str) -> str:
+        """`name`, or `name-2` ... when that is taken."""
+        taken = set(self.names())
+        return next(n for n in (name, *(f"{name}-{i}" for i in range(2, 10_000))) if n not in taken)
+
     def cards(self, name: str) -> list[Card]:
-        folder = self.folder(name)
-        listed, _ = metadata_captions(folder)
-        pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-        return [Card(p.name, sidecar_caption(p) or listed.get(p.name, "")) for p in pictures]
+        folder, cards = self.folder(name), []
+        for place, _, token in places(folder):
+            listed, _ = metadata_captions(place)
+            for path in pictures_in(place)[0]:
+                caption = sidecar_caption(path)
+                if caption is None:
+                    caption = listed.get(path.name, Listed(token)).caption
+                cards.append(Card(path.relative_to(folder).as_posix(), caption, path.stat().st_mtime_ns))
+        return cards
 
     def picture(self, project: str, name: str) -> Path:
         """A picture of a project. Raises DatasetError for anything else, paths and links out of it included."""
         folder = self.folder(project)
         path = folder / name
-        if name not in {card.name for card in self.cards(project)} or not path.resolve().is_relative_to(folder.resolve()):
+        if "\0" in name or path not in pictures_in_all(folder) or not path.resolve().is_relative_to(folder.resolve()):
             raise DatasetError("that picture is not there any more; reload the page")
         return path
 
@@ -62,14 +84,15 @@ class Projects:
         """A small WebP of a picture, made once."""
         path = self.picture(project, name)
         stat = path.stat()
-        small = self.cache / "thumbnails" / project / f"{name}.{stat.st_mtime_ns}.{stat.st_size}.webp"
+        key = hashlib.sha256(f"{project}/{name}/{stat.st_mtime_ns}/{stat.st_size}".encode()).hexdigest()
+        small = self.cache / "thumbnails" / f"{key[:32]}.webp"
         if not small.exists():
             picture = open_picture(path)
             picture.thumbnail((THUMBNAIL, THUMBNAIL))
+            data = io.BytesIO()
+            picture.save(data, format="WEBP", quality=82)
             small.parent.mkdir(parents=True, exist_ok=True)
-            half_written = small.with_suffix(".tmp")
-            picture.save(half_written, format="WEBP", quality=82)
-            half_written.replace(small)
+            write_atomically(small, data.getvalue())
         return small
 
     def save_caption(self, project: str, name: str, caption: str) -> None:
@@ -80,36 +103,58 @@ class Projects:
         write_atomically(path.with_suffix(".txt"), (one_line(caption) + "\n").encode())
 
     def ingest(self, project: str, uploads: list[Path]) -> tuple[str, int, list[str]]:
-        """Copies uploads into a project, each checked first: (project, pictures kept, what was left out and why)."""
-        project = clean_name(project) or "my-pictures"
+        """Copies uploads into a project, each checked first: (project, pictures kept, what was left out and why).
+
+        Nothing is overwritten: another picture of the same name becomes `name-2`, and a caption dropped with it follows.
+        """
+        project = clean_name(project) or self.fresh("my-pictures")
         folder = self.datasets / project
         folder.mkdir(parents=True, exist_ok=True)
-        kept, problems = 0, []
+        problems: list[str] = []
+        stems: dict[str, str] = {}  # of an upload -> under which it is kept
         for upload in uploads:
-            suffix = upload.suffix.lower()
-            name = clean_name(upload.stem) or "picture"
-            if suffix in _TEXT_SUFFIXES:
-                text = one_line(upload.read_bytes()[: 4 * MAX_CAPTION].decode("utf-8", errors="replace"))
-                write_atomically(folder / f"{name}.txt", (text[:MAX_CAPTION] + "\n").encode())
-            elif suffix not in SUFFIXES:
+            if upload.suffix.lower() in _TEXT_SUFFIXES:
+                continue
+            if upload.suffix.lower() not in SUFFIXES:
                 problems.append(f"{upload.name} is no picture; use png, jpg, webp, bmp, tiff, gif or avif")
-            else:
-                try:
-                    open_picture(upload)
-                except DatasetError as error:
-                    problems.append(str(error))
-                else:
-                    half_written = folder / f".tmp-{name}{suffix}"
-                    shutil.copyfile(upload, half_written)
-                    half_written.replace(folder / f"{name}{suffix}")
-                    kept += 1
-        return project, kept, problems
+                continue
+            try:
+                open_picture(upload)
+            except DatasetError as error:
+                problems.append(str(error))
+                continue
+            stems[upload.stem] = _kept(upload, folder)
+        for upload in (u for u in uploads if u.suffix.lower() in _TEXT_SUFFIXES):
+            stem = stems.get(upload.stem) or clean_name(upload.stem) or "picture"
+            text = one_line(upload.read_bytes()[: 4 * MAX_CAPTION].decode("utf-8", errors="replace"))
+            write_atomically(folder / f"{stem}.txt", (text[:MAX_CAPTION] + "\n").encode())
+        return project, len(stems), problems
+
+
+def pictures_in_all(folder: Path) -> set[Path]:
+    """Every picture of a project, sub-folders included."""
+    return {path for place, _, _ in places(folder) for path in pictures_in(place)[0]}
+
+
+def _kept(upload: Path, folder: Path) -> str:
+    """Copies a picture into a folder; the stem it got there. The same picture dropped again stays one."""
+    data, suffix = upload.read_bytes(), upload.suffix.lower()
+    wanted = clean_name(upload.stem) or "picture"
+    for stem in (wanted, *(f"{wanted}-{i}" for i in range(2, 10_000))):
+        same_stem = [path for path in folder.glob(f"{glob.escape(stem)}.*") if path.suffix.lower() in SUFFIXES]
+        if not same_stem:
+            write_atomically(folder / f"{stem}{suffix}", data)
+            return stem
+        if any(path.suffix.lower() == suffix and path.read_bytes() == data for path in same_stem):
+            return stem
+    raise DatasetError(f"{folder.name} holds too many pictures called {wanted}; rename some")
 
 
 def clean_name(text: str) -> str:
-    """A safe file or folder name in any script: letters, digits, space, dot, dash and underscore."""
+    """A safe file or folder name in any script: letters, digits, space, dot, dash and underscore; at most 200 bytes,
+    so that a suffix still fits what file systems take."""
     kept = re.sub(r"[^\w .\-]", "", one_line(text)).strip(" .")
-    return kept[:80].strip(" .")
+    return kept[:80].encode()[:200].decode(errors="ignore").strip(" .")
 
 
 def cards_html(project: str, cards: list[Card]) -> str:
@@ -122,7 +167,7 @@ def cards_html(project: str, cards: list[Card]) -> str:
     for card in cards:
         name, place = html.escape(card.name, quote=True), f"{quote(project)}/{quote(card.name)}"
         cells.append(
-            f'<li class="card"><img src="/thumb/{place}" alt="{name}" loading="lazy" width="96" height="96">'
+            f'<li class="card"><img src="/thumb/{place}?v={card.version}" alt="{name}" loading="lazy" width="96" height="96">'
             f'<label><span class="file">{name}</span><textarea class="caption" rows="2" maxlength="{MAX_CAPTION}" '
             f'data-place="{place}" placeholder="What is in the picture?">{html.escape(card.caption)}</textarea>'
             f'<span class="saved" role="status"></span></label></li>'

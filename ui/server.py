@@ -46,13 +46,17 @@ def add_routes(app: FastAPI, jobs: Jobs, projects: Projects) -> None:
     def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/thumb/{project}/{name}")
+    @app.get("/thumb/{project}/{name:path}")
     def thumb(project: str, name: str) -> FileResponse:
         return _found(lambda: projects.thumbnail(project, name), "image/webp")
 
-    @app.put("/caption/{project}/{name}")
+    @app.put("/caption/{project}/{name:path}")
     async def caption(project: str, name: str, request: Request) -> JSONResponse:
-        body = await request.body() if int(request.headers.get("content-length") or "0") <= 16_384 else b"x" * 16_384
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > 16_384:
+                return JSONResponse({"message": "that caption is too long; shorten it"}, status_code=400)
         try:
             projects.save_caption(project, name, body.decode("utf-8", errors="replace"))
         except TrainerError as error:

@@ -22,14 +22,16 @@ def status_html(view: View | None, alive: bool) -> str:
     if view.ended == "finished":
         done = total = 1
     bar = f'<progress aria-label="Progress" value="{done}" max="{max(1, total)}"></progress>' if total else ""
-    left_out = "".join(f"<li>{html.escape(problem)}</li>" for problem in view.problems[:20])
-    return f'<div role="status">{words}</div>{bar}' + (f'<p>Left out:</p><ul class="hint">{left_out}</ul>' if left_out else "")
+    told = list(dict.fromkeys(view.problems))
+    shown = [*told[:20], *([f"and {len(told) - 20} more"] if len(told) > 20 else [])]
+    notes = "".join(f"<li>{html.escape(problem)}</li>" for problem in shown)
+    return f'<div role="status">{words}</div>{bar}' + (f'<p>Please note:</p><ul class="hint">{notes}</ul>' if notes else "")
 
 
 def samples_html(run: str, view: View) -> str:
     """Pictures drawn during the training, oldest first."""
     figures = [
-        f'<figure><img src="{picture_url(run, s["file"])}" alt="{_said(s["prompt"])}, step {s["step"]}">'
+        f'<figure><img src="{picture_url(run, s)}" alt="{_said(s["prompt"])}, step {s["step"]}">'
         f"<figcaption>step {s['step']}: {_said(s['prompt'])}</figcaption></figure>"
         for s in view.samples[-12:]
     ]
@@ -43,7 +45,7 @@ def strip_html(run: str, pictures: list[dict[str, Any]] | tuple[dict[str, Any], 
     prompts = list(dict.fromkeys(p["prompt"] for p in pictures))
     strengths = sorted({p["strength"] for p in pictures})
     at = strengths.index(1.0) if 1.0 in strengths else len(strengths) - 1
-    sources = {(p["prompt"], p["strength"]): picture_url(run, p["file"]) for p in pictures}
+    sources = {(p["prompt"], p["strength"]): picture_url(run, p) for p in pictures}
     figures = []
     for prompt in prompts:
         urls = [sources[prompt, strength] for strength in strengths]
@@ -64,8 +66,9 @@ def download_html(run: str, file: str | None) -> str:
     return f'<a class="download" href="/download/{quote(run)}" download="{html.escape(file, quote=True)}">Download {html.escape(file)}</a>'
 
 
-def picture_url(run: str, file: str) -> str:
-    return html.escape(f"/picture/{quote(run)}/{quote(file)}", quote=True)
+def picture_url(run: str, picture: dict[str, Any]) -> str:
+    """With the time it was made: a browser keeps pictures, and a continued run draws new ones under the same names."""
+    return html.escape(f"/picture/{quote(run)}/{quote(picture['file'])}?v={picture.get('made', 0)}", quote=True)
 
 
 def _said(text: str) -> str:

@@ -40,7 +40,7 @@ def test_a_learning_rate_must_be_a_number(value):
         config_from({"learning_rate": value})
 
 
-@pytest.mark.parametrize("name", ["", " ", "a/b", "..", "a\0b", "C:x", "x" * 101])
+@pytest.mark.parametrize("name", ["", " ", "a/b", "..", "a\0b", "C:x", "x" * 201, "é" * 101])
 def test_a_name_must_be_a_file_name(name):
     with pytest.raises(ConfigError):
         config_from({"name": name})
@@ -64,6 +64,14 @@ def test_any_values_make_a_config_or_a_config_error(values):
 @pytest.mark.parametrize("pictures", [1, 24, 5000])
 def test_presets_are_valid_for_any_number_of_pictures(preset, pictures):
     assert config_from(preset_values(preset, pictures)).preset == preset
+
+
+def test_a_preset_follows_what_is_said():
+    values = preset_values("style", 24, {"steps": 20, "optimizer": "prodigy", "rank": 8})
+    config = config_from(values)
+    assert (config.steps, config.warmup_steps, config.rank) == (20, 1, 8)
+    assert config.learning_rate == config.text_encoder_1_learning_rate == 1.0
+    assert preset_values("style", 24, {"learning_rate": 0.5, "optimizer": "prodigy"})["learning_rate"] == 0.5
 
 
 def test_the_settings_page_is_up_to_date():

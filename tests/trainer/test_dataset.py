@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from trainer.dataset.buckets import bucket_sizes, place
+from trainer.dataset.buckets import Plan, bucket_sizes, crop_notice, place
 from trainer.dataset.captions import kohya_folder, with_trigger
 from trainer.dataset.pictures import open_picture
 from trainer.dataset.scan import scan
-from trainer.errors import DatasetError
+from trainer.errors import ConfigError, DatasetError
 
 
 def painted(size=(80, 60), colour="red") -> Image.Image:
@@ -56,10 +57,13 @@ def test_cmyk_becomes_rgb(tmp_path: Path):
 
 
 def test_an_embedded_profile_is_obeyed(tmp_path: Path):
-    lab = Image.new("RGB", (32, 32), (200, 100, 50))
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    lab.save(tmp_path / "a.png", icc_profile=profile)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    painted((32, 32), (200, 100, 50)).save(tmp_path / "a.png", icc_profile=srgb)
     assert np.abs(np.asarray(open_picture(tmp_path / "a.png")).astype(int)[0, 0] - [200, 100, 50]).max() <= 1
+    # The same profile with its red and green primaries exchanged: (200, 100, 50) in it is (100, 200, 50) in sRGB.
+    swapped = srgb.replace(b"rXYZ", b"~XYZ").replace(b"gXYZ", b"rXYZ").replace(b"~XYZ", b"gXYZ")
+    painted((32, 32), (200, 100, 50)).save(tmp_path / "b.png", icc_profile=swapped)
+    assert np.abs(np.asarray(open_picture(tmp_path / "b.png")).astype(int)[0, 0] - [100, 200, 50]).max() <= 3
 
 
 def test_bad_pictures_are_named_and_the_rest_go_on(tmp_path: Path):
@@ -87,6 +91,31 @@ def test_captions_come_from_sidecars_metadata_and_trigger(tmp_path: Path):
 def test_a_picture_without_caption_gets_the_trigger_alone(tmp_path: Path):
     painted().save(tmp_path / "a.png")
     assert scan(tmp_path, trigger="ink").items[0].caption == "ink"
+
+
+def test_metadata_may_weigh_a_picture_and_leave_its_text_out(tmp_path: Path):
+    for name in ("a", "b"):
+        painted().save(tmp_path / f"{name}.png")
+    lines = [{"file_name": "a.png", "text": None, "weight": 0.25}, {"file_name": "b.png", "text": "b", "weight": -1}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    manifest = scan(tmp_path)
+    assert [(item.caption, item.weight) for item in manifest.items] == [("", 0.25), ("b", 1.0)]
+    assert len(manifest.problems) == 1 and "weight must be" in manifest.problems[0]
+
+
+def test_pictures_of_unread_kinds_and_unreadable_names_are_told(tmp_path: Path):
+    painted().save(tmp_path / "a.png")
+    (tmp_path / "phone.heic").write_bytes(b"x")
+    (tmp_path / "a.txt").write_text("no picture, and no problem")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    try:
+        painted().save(odd)
+        expected = ["'caf\\udce9.png'", "phone.heic"]
+    except OSError:  # some file systems take no such name
+        expected = ["phone.heic"]
+    manifest = scan(tmp_path)
+    assert [item.name for item in manifest.items] == ["a.png"]
+    assert sorted(problem.split()[0] for problem in manifest.problems) == expected
 
 
 def test_kohya_folders_give_repeats_and_token(tmp_path: Path):
@@ -124,6 +153,16 @@ def test_every_picture_fits_its_bucket(width: int, height: int, resolution: int,
     assert w in (rw, *range(rw)) and 0 <= placement.cropped_share < 1
     if no_upscale and width >= step and height >= step:
         assert rw <= max(width, w) and rh <= max(height, h)
+
+
+def test_what_is_cropped_is_said_in_a_sentence():
+    plan = Plan(side=128, latent_factor=8)
+    placements = plan.place_all([(512, 512), (600, 400), (1700, 500)])
+    told = crop_notice(["square.png", "photo.png", "panorama.png"], placements)
+    assert plan.step == 32 and told is not None and told.startswith("2 of 3 pictures lose more than 5 %")
+    assert crop_notice(["square.png"], placements[:1]) is None
+    with pytest.raises(ConfigError, match="widen bucket_min"):
+        Plan(side=128, latent_factor=8, bucket_min=256).place_all([(512, 512)])
 
 
 def test_a_square_picture_is_not_cropped():

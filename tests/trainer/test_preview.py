@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.conftest import MODELS, trainer
 from trainer import draw as drawing
 from trainer.draw import Request
-from trainer.preview import WarmBase, detach_all
+from trainer.errors import LoraFileError
+from trainer.preview import WarmBase
 from trainer.sdxl.base import open_base
 
 PROMPTS = ("a cat", "a house")
@@ -56,12 +58,17 @@ def test_a_strip_is_one_pass_for_all_strengths(ink_run: Path, monkeypatch):
     assert rows == [10, 10, 10]
 
 
-def test_the_warm_base_is_itself_again_after_a_drawing(ink_run: Path):
+def test_the_warm_base_is_itself_again_after_a_drawing(ink_run: Path, tmp_path: Path):
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
     names = [name for name, _ in warm.unet.named_modules()]
     warm.draw(ink_run / "ink.safetensors", Request(prompts=("a cat",), strengths=(1.0,), steps=1))
     assert [name for name, _ in warm.unet.named_modules()] == names
-    assert torch.is_tensor(next(iter(warm.known.values())).text_NTD) and detach_all
+    # A file that fits no module leaves nothing attached either.
+    save_file({"lora_unet_nothing_of_the_kind.lora_down.weight": torch.zeros(1, 2),
+               "lora_unet_nothing_of_the_kind.lora_up.weight": torch.zeros(2, 1)}, tmp_path / "foreign.safetensors")  # fmt: skip
+    with pytest.raises(LoraFileError):
+        warm.draw(tmp_path / "foreign.safetensors", Request(prompts=("a cat",), strengths=(1.0,), steps=1))
+    assert [name for name, _ in warm.unet.named_modules()] == names
 
 
 @pytest.mark.parametrize(

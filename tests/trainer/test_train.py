@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from tests.conftest import INK, MODELS, ROOT, trainer
 from trainer import events, noise, run, state
@@ -116,8 +119,6 @@ def test_sigterm_finishes_the_step_saves_and_leaves(tmp_path: Path):
 
 
 def test_a_damaged_checkpoint_is_passed_over(whole: run.Run, tmp_path: Path):
-    import shutil
-
     copy = run.Run(tmp_path / "run")
     shutil.copytree(whole.path, copy.path)
     newest = state.checkpoints(copy)[0] / "adapter.safetensors"
@@ -139,8 +140,6 @@ def test_a_loss_that_is_no_number_stops_and_names_the_pictures(tmp_path: Path, m
     with pytest.raises(NotFiniteError) as told:
         train(made, MODELS)
     assert told.value.step == 5 and all(name.endswith(".png") for name in told.value.pictures)
-    from safetensors.torch import load_file
-
     assert state.checkpoints(made)[0].name == "step-4"
     assert all(bool(torch.isfinite(t).all()) for t in load_file(state.checkpoints(made)[0] / "adapter.safetensors").values())
 
@@ -148,8 +147,6 @@ def test_a_loss_that_is_no_number_stops_and_names_the_pictures(tmp_path: Path, m
 def test_text_encoders_learn_when_asked(tmp_path: Path):
     made = make(tmp_path / "run", steps=3, train_text_encoder_1=True, train_text_encoder_2=True, text_encoder_1_rank=2)
     train(made, MODELS)
-    from safetensors.torch import load_file
-
     tensors = load_file(made.lora_file)
     for prefix, rank in (("lora_te1_text_model_encoder_layers_", 2), ("lora_te2_text_model_encoder_layers_", 8)):
         downs = [t for name, t in tensors.items() if name.startswith(prefix) and name.endswith("lora_down.weight")]
@@ -209,6 +206,87 @@ def test_a_run_directory_is_what_the_picture_says(ink_run: Path):
 def test_an_output_that_holds_a_run_is_not_overwritten(ink_run: Path):
     done = trainer("train", INK, "--output", ink_run, check=False)
     assert done.returncode == 1 and "already holds a run" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_stop_is_heard_while_libraries_load_and_pictures_are_cached(tmp_path: Path):
+    made = make(tmp_path / "run")
+    heard = events.read(made.commands)[1]
+    events.append(made.commands, "stop")
+    assert train(made, MODELS, heard) == "stopped" and not made.lora_file.exists()
+    assert not [e for e in events.read(made.events)[0] if e.get("stage") == "caching pictures"]
+    assert train(made, MODELS) == "finished"  # an earlier stop is done with
+
+
+def test_a_first_picture_moved_away_costs_its_thumbnail_not_the_file(tmp_path: Path):
+    shutil.copytree(INK, tmp_path / "art")
+    values = {**preset_values("style", 24), **QUICK, "name": "lora", "steps": 2}
+    made = run.create(tmp_path / "run", config_from(values), scan(tmp_path / "art"))
+    train(make(tmp_path / "warm", steps=1), MODELS)  # the cache knows all pictures
+    Path(made.manifest.items[0].path).unlink()
+    assert train(made, MODELS) == "finished"
+    with safe_open(made.lora_file, framework="pt") as file:
+        assert "modelspec.thumbnail" not in file.metadata() and file.metadata()["ss_steps"] == "2"
+
+
+def test_a_picture_replaced_since_the_start_is_left_out(tmp_path: Path):
+    shutil.copytree(INK, tmp_path / "art")
+    values = {**preset_values("style", 24), **QUICK, "name": "lora", "steps": 1}
+    made = run.create(tmp_path / "deep" / "run", config_from(values), scan(tmp_path / "art"))
+    shutil.copyfile(INK / "owl.png", tmp_path / "art" / "star.png")
+    assert train(made, MODELS) == "finished"
+    assert any("star.png has changed" in e.get("message", "") for e in events.read(made.events)[0])
+
+
+def test_two_processes_learn_what_one_learns_from_twice_the_batches(tmp_path: Path):
+    options = ["--steps", "3", "--rank", "4", "--batch", "2", "--set", "sample_steps=1"]
+    trainer("train", INK, "--output", tmp_path / "one", *options, "--set", "accumulation=2")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "trainer"]
+    command = [*launch, "train", str(INK), "--output", str(tmp_path / "two"), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "checkpoints" / "step-3" / "adapter.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], atol=2e-5) for name in one)
+    said = events.read(tmp_path / "two" / "events.jsonl")[0]
+    assert [e["step"] for e in said if e["kind"] == "step"] == [1, 2, 3] and said[-1]["how"] == "finished"
+
+
+def test_a_full_disk_for_samples_does_not_end_the_training(tmp_path: Path, monkeypatch):
+    made = make(tmp_path / "run", steps=2, sample_every=1)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.train.save_picture", full)
+    assert train(made, MODELS) == "finished" and made.lora_file.is_file()
+    assert any("disk did not suffice" in e.get("message", "") for e in events.read(made.events)[0])
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (["--base", "no-such-base"], "no-such-base"),
+        (["--precision", "fp16"], "fp16 needs a GPU"),
+        (["--set", "bucket_min=512"], "widen bucket_min"),
+    ],
+    ids=lambda a: a[-1] if isinstance(a, list) else "",
+)
+def test_a_mistake_leaves_no_run_behind(tmp_path: Path, arguments: list[str], word: str):
+    if "fp16" in arguments and torch.cuda.is_available():
+        pytest.skip("a card takes fp16")
+    done = trainer("train", INK, "--output", tmp_path / "run", *arguments, check=False)
+    assert done.returncode == 1 and word in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_toml_file_names_the_run_and_flags_come_first(tmp_path: Path):
+    shutil.copytree(INK, tmp_path / "art")
+    (tmp_path / "art" / "broken.png").write_text("nothing")
+    (tmp_path / "a.toml").write_text('name = "mine"\npreset = "concept"\nrank = 2\nsteps = 1\nsample_steps = 1\n')
+    done = trainer("train", tmp_path / "art", "--output", tmp_path / "run", "--config", tmp_path / "a.toml", "--preset", "character")
+    config = run.Run(tmp_path / "run").config
+    assert (config.name, config.preset, config.rank, config.steps) == ("mine", "character", 2, 1)
+    assert "broken.png can't be read" in done.stderr
 
 
 @pytest.mark.cuda

@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="browser tests need a Chromium on the PATH"),
 ]
+DISCS = 60  # a training of minutes: it must still go on when the page has been reloaded and Stop is pressed
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -78,9 +79,9 @@ def browser():
 def drawings(folder: Path) -> list[Path]:
     folder.mkdir()
     paths = []
-    for number in range(3):
+    for number in range(DISCS):
         picture = Image.new("RGB", (160, 160), "white")
-        ImageDraw.Draw(picture).ellipse((20 + 10 * number, 30, 120, 130), fill="black")
+        ImageDraw.Draw(picture).ellipse((20 + number, 30, 120, 130), fill="black")
         paths.append(folder / f"disc{number}.png")
         picture.save(paths[-1])
     (folder / "disc0.txt").write_text("a black disc")
@@ -88,7 +89,6 @@ def drawings(folder: Path) -> list[Path]:
     return [*paths, folder / "disc0.txt", folder / "broken.png"]
 
 
-@pytest.mark.flaky(reruns=3, reruns_delay=45)  # a race seen once, not yet found: see the browser, not this line
 def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     address, home, terminal = studio
     page = browser.new_context(accept_downloads=True).new_page()
@@ -103,7 +103,7 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     page.locator("#new-name input, #new-name textarea").fill("discs")
     page.locator("#upload input[type=file]").first.set_input_files([str(p) for p in drawings(tmp_path / "art")])
     page.wait_for_selector('#cards textarea[data-place="discs/disc0.png"]')
-    assert page.locator("#cards .card").count() == 3
+    assert page.locator("#cards .card").count() == DISCS
     assert "broken.png" in page.locator("#left-out").inner_text()
     field = page.locator('#cards textarea[data-place="discs/disc1.png"]')
     field.fill("a <b>disc</b>")

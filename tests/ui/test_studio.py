@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -101,10 +102,44 @@ def test_bad_uploads_are_named_and_good_ones_stay(tmp_path: Path):
     assert [(c.name, c.caption) for c in projects.cards(name)] == [("good.png", "a black square")]
 
 
+def test_a_drop_overwrites_nothing(tmp_path: Path):
+    for folder, colour in (("one", "red"), ("two", "blue")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (50, 50), colour).save(tmp_path / folder / "IMG_1.png")
+        (tmp_path / folder / "IMG_1.txt").write_text(f"a {colour} square")
+    projects = Projects(tmp_path / "datasets", tmp_path / "cache")
+    for folder in ("one", "two", "two"):
+        projects.ingest("art", [tmp_path / folder / "IMG_1.png", tmp_path / folder / "IMG_1.txt"])
+    assert [(c.name, c.caption) for c in projects.cards("art")] == [("IMG_1-2.png", "a blue square"), ("IMG_1.png", "a red square")]
+    assert projects.ingest("", [tmp_path / "one" / "IMG_1.png"])[0] == "my-pictures"
+    assert projects.ingest("", [tmp_path / "one" / "IMG_1.png"])[0] == "my-pictures-2"
+
+
+def test_kohya_folders_show_their_pictures(tmp_path: Path):
+    (tmp_path / "datasets" / "cats" / "10_sks cat").mkdir(parents=True)
+    Image.new("RGB", (50, 50)).save(tmp_path / "datasets" / "cats" / "10_sks cat" / "a.png")
+    projects = Projects(tmp_path / "datasets", tmp_path / "cache")
+    assert [(c.name, c.caption) for c in projects.cards("cats")] == [("10_sks cat/a.png", "sks cat")]
+    projects.save_caption("cats", "10_sks cat/a.png", "a cat")
+    assert projects.cards("cats")[0].caption == "a cat" and projects.thumbnail("cats", "10_sks cat/a.png").is_file()
+
+
+def test_a_continued_run_shows_its_new_pictures():
+    first, then = ({"file": "p00_s1.00.png", "prompt": "a cat", "strength": 1.0, "made": made} for made in (1, 2))
+    assert strip_html("run", [first]) != strip_html("run", [then])
+
+
+def test_a_folder_without_pictures_is_told_without_its_path(tmp_path: Path):
+    (tmp_path / "datasets" / "empty").mkdir(parents=True)
+    with pytest.raises(DatasetError) as told:
+        Jobs(tmp_path / "outputs", MODELS).start(tmp_path / "datasets" / "empty", {"name": "x"})
+    assert str(tmp_path) not in str(told.value) and "empty holds no picture" in str(told.value)
+
+
 @given(st.text(max_size=100))
 def test_names_from_a_browser_are_safe_file_names(text: str):
     name = clean_name(text)
-    assert not set(name) & set('/\\:*?"<>|\0\n') and not name.startswith(".") and len(name) <= 80
+    assert not set(name) & set('/\\:*?"<>|\0\n') and not name.startswith(".") and len(name) <= 80 and len(name.encode()) <= 200
 
 
 def test_jobs_refuse_names_that_are_no_runs(tmp_path: Path):
@@ -131,3 +166,19 @@ def test_the_strip_has_a_slider_that_swaps_pictures():
 def test_a_run_whose_process_died_is_interrupted():
     assert "Interrupted" in status_html(View(stage="training", step=3, steps=9), False)
     assert "step 3 of 9 (33 %)" in status_html(View(stage="training", step=3, steps=9, seconds_left=4.0), True)
+
+
+def test_a_drawing_whose_process_died_is_told(tmp_path: Path):
+    jobs = Jobs(tmp_path, MODELS)
+    (tmp_path / ".drawing").mkdir()
+    answer = jobs.drawn("asked-of-a-process-that-is-gone")
+    assert answer is not None and answer["kind"] == "failed" and "press Draw again" in answer["message"]
+
+
+def test_two_visitors_may_ask_for_the_same_thumbnail_at_once(tmp_path: Path):
+    shutil.copytree(INK, tmp_path / "datasets" / "ink")
+    projects = Projects(tmp_path / "datasets", tmp_path / "cache")
+    with ThreadPoolExecutor(8) as visitors:
+        made = list(visitors.map(lambda _: projects.thumbnail("ink", "owl.png"), range(24)))
+    assert len(set(made)) == 1 and Image.open(made[0]).format == "WEBP"
+    assert [path.name for path in made[0].parent.iterdir()] == [made[0].name]

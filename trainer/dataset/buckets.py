@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from trainer.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
@@ -36,7 +38,7 @@ def bucket_sizes(resolution: int, *, step: int, low: int, high: int) -> list[tup
         if height >= low:
             sizes |= {(width, height), (height, width)}
     side = resolution // step * step
-    if side:
+    if low <= side <= high and side:
         sizes.add((side, side))
     return sorted(sizes)
 
@@ -55,6 +57,42 @@ def place(width: int, height: int, sizes: list[tuple[int, int]], *, step: int, n
         crop_left=(resized[0] - bucket[0]) // 2,
         crop_top=(resized[1] - bucket[1]) // 2,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which buckets a training has: a base's side in px and px per latent cell, and the user's limits (0: derived)."""
+
+    side: int
+    latent_factor: int
+    bucket_step: int = 64
+    bucket_min: int = 0
+    bucket_max: int = 0
+    no_upscale: bool = False
+
+    @property
+    def step(self) -> int:
+        """The asked one, or a quarter of a small base's side; whole latent cells."""
+        return max(self.latent_factor, min(self.bucket_step, self.side // 4) // self.latent_factor * self.latent_factor)
+
+    def place_all(self, sizes: list[tuple[int, int]]) -> list[Placement]:
+        """A placement for each picture's (width, height). Raises ConfigError when the limits leave no bucket."""
+        low, high = self.bucket_min or self.side // 2, self.bucket_max or self.side * 2
+        buckets = bucket_sizes(self.side, step=self.step, low=low, high=high)
+        if not buckets:
+            raise ConfigError(
+                [f"no bucket of {self.side} x {self.side} px area has sides from {low} to {high}; widen bucket_min and bucket_max"]
+            )
+        return [place(width, height, buckets, step=self.step, no_upscale=self.no_upscale) for width, height in sizes]
+
+
+def crop_notice(names: list[str], placements: list[Placement]) -> str | None:
+    """A sentence on the pictures that lose more than 5 % of their area; None when there are none."""
+    cut = sorted(((p.cropped_share, name) for name, p in zip(names, placements, strict=True) if p.cropped_share > 0.05), reverse=True)
+    if not cut:
+        return None
+    share, most = cut[0]
+    return f"{len(cut)} of {len(names)} pictures lose more than 5 % at their edges, most of all {most} ({share:.0%})"
 
 
 def _up(value: int, step: int) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import DatasetError
@@ -21,8 +23,16 @@ def sidecar_caption(picture: Path) -> str | None:
     return None
 
 
-def metadata_captions(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """file_name -> text of `metadata.jsonl`, and what couldn't be read in it."""
+@dataclass(frozen=True)
+class Listed:
+    """A picture's line of `metadata.jsonl`."""
+
+    caption: str = ""
+    weight: float = 1.0  # of its loss, e.g. less for pictures that only keep the base's own knowledge of a class
+
+
+def metadata_captions(folder: Path) -> tuple[dict[str, Listed], list[str]]:
+    """file_name -> text and weight of `metadata.jsonl`, and what couldn't be read in it."""
     captions, problems = {}, []
     path = folder / "metadata.jsonl"
     if not path.is_file():
@@ -32,9 +42,14 @@ def metadata_captions(folder: Path) -> tuple[dict[str, str], list[str]]:
             continue
         try:
             row = json.loads(line)
-            captions[str(row["file_name"])] = one_line(str(row.get("text", "")))
+            captions[str(row["file_name"])] = Listed(one_line(str(row.get("text") or "")), float(row.get("weight", 1.0)))
         except (ValueError, KeyError, TypeError):
             problems.append(f'metadata.jsonl line {number} is not {{"file_name": ..., "text": ...}}; mend or remove it')
+            continue
+        weight = captions[str(row["file_name"])].weight
+        if not (math.isfinite(weight) and 0 <= weight <= 100):
+            captions[str(row["file_name"])] = Listed(captions[str(row["file_name"])].caption)
+            problems.append(f"metadata.jsonl line {number}: weight must be from 0 to 100, so 1 is taken")
     return captions, problems
 
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageCms, ImageOps
 from trainer.errors import DatasetError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
+UNREAD = frozenset({".heic", ".heif", ".jfif", ".jxl", ".psd", ".svg", ".tga", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw"})
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 MAX_PIXELS = 100_000_000  # a decoded picture of 100 megapixels takes 300 MB
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from pathlib import Path
 
-from trainer.dataset.captions import kohya_folder, metadata_captions, sidecar_caption, with_trigger
+from trainer.dataset.captions import Listed, kohya_folder, metadata_captions, sidecar_caption, with_trigger
 from trainer.dataset.manifest import Item, Manifest
-from trainer.dataset.pictures import SUFFIXES, open_picture
+from trainer.dataset.pictures import SUFFIXES, UNREAD, open_picture
 from trainer.errors import DatasetError
 
 
@@ -18,25 +19,27 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
     Raises DatasetError when there is nothing to train on; a bad picture is a problem of the manifest instead.
     """
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is not a folder; give the folder that holds your pictures")
+        raise DatasetError(f"{folder.name or folder} is not a folder; give the folder that holds your pictures")
     items: list[Item] = []
     problems: list[str] = []
-    for place, repeats, token in _places(folder):
+    for place, repeats, token in places(folder):
         listed, unreadable = metadata_captions(place)
         problems += unreadable
-        pictures = [path for path in sorted(place.iterdir()) if path.suffix.lower() in SUFFIXES and path.is_file()]
+        pictures, odd = pictures_in(place)
+        problems += odd
         names = {path.name for path in pictures}
         problems += [f"metadata.jsonl names {name}, which is not there" for name in listed if name not in names]
         for path in pictures:
             try:
                 picture = open_picture(path)
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                caption = sidecar_caption(path)
             except (DatasetError, OSError) as error:
                 problems.append(str(error) if isinstance(error, DatasetError) else f"{path.name} can't be read")
                 continue
-            caption = sidecar_caption(path)
+            line = listed.get(path.name, Listed(token))
             if caption is None:
-                caption = listed.get(path.name, token)
+                caption = line.caption
             items.append(
                 Item(
                     path=os.path.abspath(path),
@@ -45,20 +48,36 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
                     height=picture.height,
                     digest=digest,
                     repeats=repeats,
+                    weight=line.weight,
                 )
             )
     if not items:
         reason = f": {problems[0]}" if problems else ""
         kinds = "png, jpg, webp, bmp, tiff, gif or avif"
-        raise DatasetError(f"{folder} holds no picture to train on ({kinds}){reason}")
+        raise DatasetError(f"{folder.name or folder} holds no picture to train on ({kinds}){reason}")
     return Manifest(folder=os.path.abspath(folder), items=tuple(items), problems=tuple(problems))
 
 
-def _places(folder: Path) -> list[tuple[Path, int, str]]:
+def places(folder: Path) -> list[tuple[Path, int, str]]:
     """(folder, repeats, token): the folder itself, and its `NN_name` sub-folders."""
-    places = [(folder, 1, "")]
+    found = [(folder, 1, "")]
     for sub in sorted(path for path in folder.iterdir() if path.is_dir()):
         named = kohya_folder(sub.name)
         if named:
-            places.append((sub, *named))
-    return places
+            found.append((sub, *named))
+    return found
+
+
+def pictures_in(place: Path) -> tuple[list[Path], list[str]]:
+    """Files of one folder that may be pictures, by name, and pictures of kinds that are not read."""
+    found, problems = [], []
+    for path in sorted(place.iterdir()):
+        suffix = path.suffix.lower()
+        if suffix in UNREAD and path.is_file():
+            problems.append(f"{path.name} is a kind of picture that is not read; save it as png or jpg")
+        elif suffix in SUFFIXES and path.is_file():
+            if all(unicodedata.category(c) not in ("Cc", "Cs") for c in path.name):
+                found.append(path)
+            else:  # control characters, or bytes that are no text: such a name can't be shown or written down
+                problems.append(f"{path.name!a} has a name that can't be read; rename it")
+    return found, problems

@@ -28,9 +28,11 @@ class Training:
     """What is only known once a training has run."""
 
     base_name: str
-    base_fingerprint: str
     prediction_type: str
     resolution: int
+    precision: str  # of the base while it trained
+    steps: int  # done, which a stopped training has fewer of than asked
+    pictures: int  # that were read, repeats counted
     started: float  # seconds since 1970
     finished: float
     epochs: int
@@ -77,15 +79,15 @@ def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[
         "lr_warmup_steps": config.warmup_steps,
         "max_grad_norm": config.max_grad_norm,
         "max_train_steps": config.steps,
-        "steps": config.steps,
+        "steps": training.steps,
         "epoch": training.epochs,
         "num_epochs": training.epochs,
         "num_batches_per_epoch": training.batches_per_epoch,
-        "num_train_images": sum(item.repeats for item in manifest.items),
+        "num_train_images": training.pictures,
         "num_reg_images": 0,
         "gradient_checkpointing": config.gradient_checkpointing,
         "gradient_accumulation_steps": config.accumulation,
-        "mixed_precision": config.precision,
+        "mixed_precision": training.precision,
         "seed": config.seed,
         "batch_size_per_device": config.batch,
         "total_batch_size": config.batch * config.accumulation,

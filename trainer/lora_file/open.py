@@ -37,6 +37,8 @@ def read_lora(path: Path) -> dict[str, Matrices]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise LoraFileError(f"{path.name} can't be read ({error}); download or save it again") from None
+    if not tensors:
+        raise LoraFileError(f"{path.name} holds no tensors; save it again")
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         module, role = _split(key, path)
@@ -67,8 +69,18 @@ def attach_lora(path: Path, models: dict[str, nn.Module]) -> Adapter:
     Raises LoraFileError when a module of the file is not in the models: a LoRA that is only half applied looks wrong
     without a word.
     """
-    matrices = read_lora(path)
     adapter = Adapter()
+    try:
+        _attach_all(path, adapter, models)
+    except BaseException:
+        for part in list(adapter.layers):  # the models are themselves again
+            adapter.detach(part, models[part])
+        raise
+    return adapter
+
+
+def _attach_all(path: Path, adapter: Adapter, models: dict[str, nn.Module]) -> None:
+    matrices = read_lora(path)
     for part, model in models.items():
         sizes, chosen = {}, {}
         for module_path, module in model.named_modules():
@@ -91,7 +103,6 @@ def attach_lora(path: Path, models: dict[str, nn.Module]) -> Adapter:
         raise LoraFileError(
             f"{path.name} holds {len(matrices)} modules that this base lacks, such as {next(iter(matrices))}; choose its base"
         )
-    return adapter
 
 
 def parts_of(path: Path) -> set[str]:

@@ -15,6 +15,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from trainer.errors import BaseError
 
+_WEIGHTS = {
+    "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model",
+}  # fmt: skip
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
@@ -81,6 +84,7 @@ def open_base(reference: str, models: Path) -> Base:
     if configs["unet"].get("addition_embed_type") != "text_time" or "text_encoder_2" not in index:
         raise BaseError(f"{path.name} is not an SDXL model; choose SDXL 1.0, Illustrious, Pony or another of its family")
     gone = [part for part in _PARTS if not (path / part).is_dir()]
+    gone += [f"{part}/{name}.safetensors" for part, name in _WEIGHTS.items() if part not in gone and not _has_weights(path / part, name)]
     if gone:
         raise BaseError(f"{path.name} lacks {', '.join(gone)}; copy the whole folder again")
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
@@ -95,14 +99,26 @@ def open_base(reference: str, models: Path) -> Base:
     )
 
 
+def _has_weights(folder: Path, name: str) -> bool:
+    """One file, or the index of several."""
+    return (folder / f"{name}.safetensors").is_file() or (folder / f"{name}.safetensors.index.json").is_file()
+
+
 def _fingerprint(path: Path) -> str:
-    """Of every weight file: its size, its first and its last megabyte. A whole SDXL takes milliseconds."""
+    """Of every configuration and vocabulary whole, and of every weight file its size, its header and 256 samples of
+    4 KiB spread over it: a merge or a fine-tune changes weights everywhere. A whole SDXL takes milliseconds."""
     digest = hashlib.sha256()
-    for file in sorted(path.glob("*/*.safetensors")):
+    for file in sorted(file for file in path.glob("*/*") if file.suffix in (".safetensors", ".json", ".txt")):
         size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)} {size}\n".encode())
+        digest.update(f"{file.relative_to(path).as_posix()} {size}\n".encode())
         with file.open("rb") as stream:
+            if file.suffix != ".safetensors":
+                digest.update(stream.read())
+                continue
             digest.update(stream.read(1 << 20))
-            stream.seek(max(0, size - (1 << 20)))
+            for sample in range(256):
+                stream.seek(size * sample // 256)
+                digest.update(stream.read(4096))
+            stream.seek(max(0, size - 4096))
             digest.update(stream.read())
     return digest.hexdigest()
