@@ -1,7 +1,7 @@
 """Teaches the bundled base's UNet and both text encoders to draw emoji by name.
 
-    python -m tools.train_diffusion --work build/base --steps 1800
-    torchrun --nproc-per-node 2 -m tools.train_diffusion --work build/base --steps 1800    # a process a core
+    python -m tools.train_diffusion --work build/base --steps 1900
+    torchrun --nproc-per-node 2 -m tools.train_diffusion --work build/base --steps 1900    # a process a core
 
 Needs the autoencoder of `tools.train_vae`. Interrupted runs go on from the last saved state by the same command: each
 step draws its pictures, captions and noise from a generator seeded by the step's number.
@@ -138,7 +138,7 @@ def encode_latents(work: Path, pictures: np.ndarray) -> tuple[torch.Tensor, torc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/base"))
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=1900)
     parser.add_argument("--batch", type=int, default=64, help="pictures a step, over all processes")
     parser.add_argument("--muon-rate", type=float, default=4e-3)
     parser.add_argument("--adam-rate", type=float, default=1.5e-3)

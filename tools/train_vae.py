@@ -4,8 +4,9 @@
     torchrun --nproc-per-node 2 -m tools.train_vae --work build/base --steps 900    # a process a core
 
 Most steps see crops, which hold more drawing in fewer pixels; the last fifth sees whole pictures, so that the group norms
-end on what they will meet in use. Every `--save-every` steps the state is written, whole or not at all; the same command goes on from there. Batches are
-drawn from a generator seeded by the step's number, so an interrupted run trains on the same crops as an unbroken one.
+end on what they will meet in use. Every `--save-every` steps the state is written, whole or not at all; the same command
+goes on from there. Batches are drawn from a generator seeded by the step's number, so an interrupted run trains on the
+same crops as an unbroken one.
 """
 
 from __future__ import annotations

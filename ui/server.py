@@ -15,6 +15,7 @@ from trainer.errors import TrainerError
 from ui.guard import Guard
 from ui.jobs import Jobs
 from ui.projects import Projects
+from ui.quick_start import without_editor_stubs
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,6 +23,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 def build_app(*, host: str, datasets: Path, outputs: Path, models: Path):
     """The whole application as ASGI, guard included."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    without_editor_stubs()
     import gradio as gr
 
     from ui.build import build_page

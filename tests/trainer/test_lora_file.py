@@ -16,6 +16,7 @@ from tests.conftest import MODELS
 from trainer.adapter.lora import Adapter, Size
 from trainer.adapter.targets import linear_paths
 from trainer.errors import LoraFileError
+from trainer.lora_file.metadata import with_hashes
 from trainer.lora_file.names import kohya_name, sgm_path
 from trainer.lora_file.open import attach_lora, describe, parts_of, read_lora
 from trainer.lora_file.save import save_lora
@@ -102,13 +103,26 @@ def test_the_kohya_file_is_what_other_tools_expect(tmp_path: Path):
     assert len(alphas) * 3 == len(tensors) and all(t.shape == () and t.item() == 6.0 for t in alphas)
 
 
-def test_hashes_are_right_on_the_final_bytes(ink_run: Path):
+def test_hashes_are_right_on_the_final_bytes(ink_run: Path, tmp_path: Path):
     data = (ink_run / "ink.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     facts = json.loads(data[8:start])["__metadata__"]
     tensor_hash = hashlib.sha256(data[start:]).hexdigest()
     assert facts["sshs_model_hash"] == tensor_hash and facts["modelspec.hash_sha256"] == "0x" + tensor_hash
-    assert len(facts["sshs_legacy_hash"]) == 8
+    # Kohya's legacy hash is of 64 KiB at 1 MiB of the file as it is with the ss_* metadata alone.
+    with safe_open(ink_run / "ink.safetensors", framework="pt") as file:
+        kohya_only = {key: value for key, value in file.metadata().items() if key.startswith("ss_")}
+    save_file(load_file(ink_run / "ink.safetensors"), tmp_path / "kohya.safetensors", metadata=kohya_only)
+    window = (tmp_path / "kohya.safetensors").read_bytes()[0x100000:0x110000]
+    assert facts["sshs_legacy_hash"] == hashlib.sha256(window).hexdigest()[:8]
+
+
+def test_the_legacy_hash_of_a_file_beyond_a_mebibyte_sees_its_values():
+    hashes = set()
+    for value in (0.0, 1.0):
+        facts = with_hashes({"a.lora_up.weight": torch.full((1024, 1024), value, dtype=torch.float16)}, {"ss_output_name": "a"})
+        hashes.add(facts["sshs_legacy_hash"])
+    assert len(hashes) == 2
 
 
 def test_metadata_tells_what_tools_show_and_no_secrets(ink_run: Path):

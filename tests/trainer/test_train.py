@@ -23,6 +23,7 @@ from trainer.config import config_from
 from trainer.dataset.scan import scan
 from trainer.errors import NotFiniteError, RunError
 from trainer.presets import preset_values
+from trainer.sdxl.base import open_base
 from trainer.train import train
 
 QUICK = {
@@ -185,7 +186,20 @@ def test_the_second_run_finds_pictures_and_captions_in_the_cache(whole: run.Run,
 
     again = make(whole.path.parent / "again", steps=1)
     monkeypatch.setattr(Base, "text_encoders", lambda *_: pytest.fail("text encoders were loaded"))
+    monkeypatch.setattr("trainer.prepare.posterior", lambda *_: pytest.fail("a picture was encoded again"))
     train(again, MODELS)
+
+
+def test_training_leaves_every_byte_of_the_base_as_it_was(tmp_path: Path, monkeypatch):
+    from trainer.sdxl.base import Base
+
+    opened, honest = [], Base.unet
+    monkeypatch.setattr(Base, "unet", lambda *facts: opened.append(honest(*facts)) or opened[-1])
+    train(make(tmp_path / "run", steps=3, learning_rate=1e-2), MODELS)
+    trained = {name.replace(".base.", "."): tensor for name, tensor in opened[0].state_dict().items()}
+    fresh = honest(open_base("tiny-sdxl", MODELS), torch.device("cpu"), torch.float32).state_dict()
+    assert all(torch.equal(trained[name], tensor) for name, tensor in fresh.items())
+    assert any(name.endswith(".up") and bool(tensor.any()) for name, tensor in trained.items())  # and it did learn
 
 
 def test_a_run_has_one_worker(whole: run.Run):

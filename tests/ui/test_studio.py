@@ -34,7 +34,16 @@ def house(tmp_path_factory: pytest.TempPathFactory, ink_run: Path):
 
 def test_the_page_answers_without_torch():
     told = "import sys; from pathlib import Path; from ui.server import build_app; p = Path('x'); "
-    told += "build_app(host='127.0.0.1', datasets=p, outputs=p, models=p); sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    told += "app = build_app(host='127.0.0.1', datasets=p, outputs=p, models=p); from fastapi.testclient import TestClient; "
+    told += "assert 'Impasto' in TestClient(app, base_url='http://127.0.0.1').get('/').text; "
+    told += "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], cwd=ROOT).returncode == 0
+
+
+def test_the_studio_starts_without_writing_into_the_installation():
+    told = "import sys; from pathlib import Path; from ui.server import build_app; p = Path('x'); "
+    told += "build_app(host='127.0.0.1', datasets=p, outputs=p, models=p); import gradio.component_meta as m; "
+    told += "sys.exit(m.create_or_modify_pyi.__module__ != 'ui.quick_start')"
     assert subprocess.run([sys.executable, "-c", told], cwd=ROOT).returncode == 0
 
 
