@@ -157,8 +157,8 @@ def test_every_picture_fits_its_bucket(width: int, height: int, resolution: int,
 
 def test_what_is_cropped_is_said_in_a_sentence():
     plan = Plan(side=128, latent_factor=8)
-    placements = plan.place_all([(512, 512), (600, 400), (1700, 500)])
-    told = crop_notice(["square.png", "photo.png", "panorama.png"], placements)
+    placements = plan.place_all([(512, 512), (600, 400), (400, 600)])
+    told = crop_notice(["square.png", "photo.png", "portrait.png"], placements)
     assert plan.step == 32 and told is not None and told.startswith("2 of 3 pictures lose more than 5 %")
     assert crop_notice(["square.png"], placements[:1]) is None
     with pytest.raises(ConfigError, match="widen bucket_min"):
