@@ -25,7 +25,6 @@ from tools.progress import load_state, save_state
 from tools.train_diffusion import caption
 from tools.train_vae import psnr
 from trainer.draw import Request
-from trainer.draw import draw as draw_pictures
 from trainer.preview import WarmBase
 from trainer.sdxl.base import open_base
 
@@ -119,15 +118,7 @@ def saturation(pictures: np.ndarray) -> float:
 def generate(warm: WarmBase, prompts: list[str], seed: int, lora: Path | None = None, strengths=(0.0,)) -> dict[float, np.ndarray]:
     """Pictures by strength; without a LoRA, the base's own."""
     request = Request(prompts=tuple(prompts), strengths=tuple(strengths), seed=seed, steps=20)
-    if lora:
-        drawn = warm.draw(lora, request)
-    else:
-        known = {prompt: warm.encode_one(prompt) for prompt in [*prompts, ""]}
-        size, factor = (warm.base.native_size, warm.base.native_size), warm.base.latent_factor
-        drawn = draw_pictures(
-            request, unet=warm.unet, vae=warm.vae, scheduler=warm.scheduler, adapter=None,
-            conditioning=lambda prompt, _: known[prompt], size=size, latent_factor=factor,
-        )  # fmt: skip
+    drawn = warm.draw(lora, request)
     return {s: np.stack([np.asarray(d.picture) for d in drawn if d.strength == s]) for s in strengths}
 
 

@@ -17,7 +17,7 @@ from diffusers import StableDiffusionXLPipeline
 from tools import emoji_art
 from tools.clip_vocabulary import write_tokenizers
 from tools.progress import load_state
-from tools.train_diffusion import Generator, encode_latents, noise_scheduler
+from tools.train_diffusion import Generator, encode_latents, noise_scheduler, scaling_factor
 from tools.train_vae import build_vae
 
 
@@ -25,7 +25,7 @@ def export(work: Path, out: Path) -> None:
     art = emoji_art.load(work / "art")
     vae, generator = build_vae(), Generator()
     steps = {"vae": load_state(work / "vae.pt", average=vae), "diffusion": load_state(work / "diffusion.pt", average=generator)}
-    _, _, scale = encode_latents(work, art.pictures)
+    scale = scaling_factor(*encode_latents(work, art.pictures))
     vae.register_to_config(scaling_factor=round(scale, 5))
     write_tokenizers(out, work / "art")
     for name, model in (("vae", vae), ("unet", generator.unet), ("text_encoder", generator.text_encoder),

@@ -14,18 +14,19 @@ import typer
 
 from trainer import config as settings
 from trainer import events
+from trainer.commands import MODELS as DEFAULT_MODELS
+from trainer.commands import ModelsOption, lora
+from trainer.commands.base import app as base_command
 from trainer.errors import ConfigError, RunError, TrainerError
 
 app = typer.Typer(
     help="Impasto's trainer: pictures in, a LoRA file out.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
-lora = typer.Typer(help="Look into LoRA files.", no_args_is_help=True)
 dataset = typer.Typer(help="Look at a folder before training on it.", no_args_is_help=True)
-app.add_typer(lora, name="lora")
+app.add_typer(lora.app, name="lora")
 app.add_typer(dataset, name="dataset")
+app.add_typer(base_command, name="base")
 
-ModelsOption = Annotated[Path, typer.Option(help="Folder of base models.")]
-DEFAULT_MODELS = Path(__file__).resolve().parent.parent / "models"
 
 # Every setting not named below is reachable as `--set name=value` and by --config.
 _NAMED = (
@@ -36,7 +37,9 @@ _NAMED = (
 
 @app.command()
 def train(
-    folder: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of pictures, captions beside them.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DATASET...", help="Folders of pictures, captions beside them; or TOML files that list folders.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder of the run; must not hold one yet.")],
     preset: Annotated[str | None, typer.Option(help="style, character or concept; style unless the TOML file says another.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings, laid over the preset.")] = None,
@@ -59,10 +62,12 @@ def train(
     train_text_encoder_1: bool | None = None,
     train_text_encoder_2: bool | None = None,
     sample_prompt: Annotated[list[str] | None, typer.Option(help="Prompt of the strip; may be given again.")] = None,
+    sample_prompt_file: Annotated[Path | None, typer.Option(help="Text file of sample prompts, one a line, with kohya's flags.")] = None,
 ) -> None:
     """Train a LoRA on a folder of pictures."""
     from trainer import run as runs
-    from trainer.dataset.scan import scan
+    from trainer.bases import is_small
+    from trainer.dataset.sources import scan_all
     from trainer.presets import preset_values
 
     if _rank() > 0:  # `torchrun`: the first process makes the run, the others join it
@@ -72,8 +77,8 @@ def train(
         raise RunError(f"{output} already holds a run; choose another --output, or go on with it: python -m trainer resume {output}")
     given = locals()
     said = {key: given[key] for key in _NAMED if given[key] is not None}
-    if sample_prompt:
-        said["sample_prompts"] = tuple(sample_prompt)
+    if sample_prompt or sample_prompt_file:
+        said["sample_prompts"] = (*(sample_prompt or ()), *(_lines(sample_prompt_file) if sample_prompt_file else ()))
     loose = {**(settings.read_toml(config) if config else {}), **said, **dict(_pair(text) for text in set_ or [])}
     loose.setdefault("name", output.resolve().name)
     preset = str(preset or loose.pop("preset", "style"))
@@ -81,17 +86,27 @@ def train(
     if preset not in settings.PRESET_NAMES:
         raise ConfigError([f"preset must be one of {', '.join(settings.PRESET_NAMES)}, not {preset!r}"])
     settings.config_from({**loose, "preset": preset})  # before the pictures are read
-    manifest = scan(folder, trigger=str(loose.get("trigger", "")))
-    chosen = settings.config_from(preset_values(preset, sum(item.repeats for item in manifest.items), loose))
+    manifest = scan_all(folders, trigger=str(loose.get("trigger", "")))
+    small = is_small(str(loose.get("base", settings.TrainConfig.base)), models)
+    chosen = settings.config_from(preset_values(preset, sum(item.repeats for item in manifest.items), loose, small=small))
     for problem in manifest.problems:
         typer.echo(f"note: {problem}", err=True)
     from trainer.prepare import preflight
 
-    preflight(chosen, manifest, models)
+    typer.echo(preflight(chosen, manifest, models, output.parent / ".cache").line())
     run = runs.create(output, chosen, manifest)
     for problem in manifest.problems:
         run.say("problem", message=problem)
     _work(run, models)
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a text file but empty ones and `#` comments. Raises ConfigError."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError([f"{path} can't be read as text; give a file of prompts, one a line"]) from None
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -157,7 +172,7 @@ def _work(run: Any, models: Path) -> None:
             with (run.path / "trainer.log").open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
             if type(error).__name__ == "OutOfMemoryError":
-                words = "the device's memory does not suffice; take a smaller batch or resolution, or gradient_checkpointing"
+                words = "the device's memory does not suffice; the caches are kept: take a smaller batch or resolution, or gradient_checkpointing all"
             else:
                 words = f"an unexpected fault ({type(error).__name__}); trainer.log in the run's folder says where"
             run.say("ended", sync=True, how="failed", message=words)
@@ -178,6 +193,7 @@ def preview(
     seed: int = 0,
     steps: int = 16,
     guidance: float = 5.0,
+    clip_skip: Annotated[int, typer.Option(help="Layer of the text encoders, from the end; 2 is SDXL's own.")] = 2,
     negative: str = "",
     base: str = "tiny-sdxl",
     models: ModelsOption = DEFAULT_MODELS,
@@ -188,6 +204,7 @@ def preview(
     request = Request(
         prompts=tuple(prompt), strengths=_strengths(strengths), seed=_within("seed", seed, 0, 2**31 - 1),
         steps=_within("steps", steps, 1, 200), guidance=guidance, negative=negative,
+        clip_skip=_within("clip_skip", clip_skip, 2, 12),
     )  # fmt: skip
     from trainer.preview import draw_file
 
@@ -233,15 +250,6 @@ def print_settings() -> None:
     typer.echo(settings.settings_table(), nl=False)
 
 
-@lora.command()
-def inspect(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
-    """Say what is in a LoRA file."""
-    from trainer.lora_file.open import describe
-
-    for label, value in describe(file):
-        typer.echo(f"{label}: {value}")
-
-
 @dataset.command()
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
@@ -276,8 +284,8 @@ def main() -> int:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     logging.getLogger("xformers").setLevel(logging.ERROR)  # its kernels are for CUDA; without one it says so at length
     try:
-        app(standalone_mode=False)
-        return 0
+        ended = app(standalone_mode=False)
+        return ended if isinstance(ended, int) else 0  # typer.Exit comes back as its status
     except TrainerError as error:
         print(f"impasto: {error}", file=sys.stderr)
     except (typer.Exit, SystemExit) as ending:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainer.dataset.manifest import Item
@@ -30,6 +31,13 @@ class Batches:
             batches += [order[start : start + self.size] for start in range(0, len(order), self.size)]
         draw.shuffle(batches)
         return batches
+
+    def first(self, positions: int) -> Iterator[tuple[int, list[int]]]:
+        """(position, batch) of the first `positions` batches of the training."""
+        for number in range(-(-positions // self.per_epoch)):
+            for offset, batch in enumerate(self.epoch(number)):
+                if number * self.per_epoch + offset < positions:
+                    yield number * self.per_epoch + offset, batch
 
     @property
     def per_epoch(self) -> int:

@@ -1,6 +1,6 @@
 """What the frozen VAE and text encoders say, on disk: computed once, found again by content.
 
-outputs/.cache/latents/<key>.safetensors    mean, logvar      key: picture bytes, placement, base
+outputs/.cache/latents/<key>.safetensors    mean, logvar      key: picture bytes, variant, base
 outputs/.cache/text/<key>.safetensors       text, pooled      key: caption, base
 """
 
@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from trainer.dataset.buckets import Placement
 from trainer.dataset.manifest import Item
+from trainer.dataset.variants import Variant
 from trainer.run import write_atomically
-from trainer.sdxl.text import Conditioning
+from trainer.sdxl.text import PLAIN, Conditioning, Reading
 
 
 @dataclass(frozen=True)
@@ -28,28 +28,26 @@ class Cache:
     base: str  # the base's fingerprint
 
     def latents(
-        self, item: Item, placement: Placement, compute: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+        self, item: Item, variant: Variant, compute: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance (1, C, H/8, W/8)."""
-        key = _key("latents", self.base, item.digest, repr(placement))
+        more = () if variant.is_plain else (repr(variant.is_mirrored), repr(variant.colours))
+        key = _key("latents", self.base, item.digest, repr(variant.placement), *more)
         found = self._found("latents", key, ("mean", "logvar"))
         if found is None:
             mean, logvar = compute()
             found = self._kept("latents", key, {"mean": mean, "logvar": logvar})
         return found["mean"], found["logvar"]
 
-    def text(self, prompt: str, compute: Callable[[], Conditioning]) -> Conditioning:
-        """Conditioning of one prompt, fp32 on the CPU."""
-        key = _key("text", self.base, prompt)
+    def text(self, prompt: str, reading: Reading, compute: Callable[[], Conditioning]) -> Conditioning:
+        """Conditioning of one prompt as it is read, fp32 on the CPU."""
+        key = _key("text", self.base, prompt, *([] if reading == PLAIN else [repr(reading)]))
         found = self._found("text", key, ("text", "pooled"))
         if found is None:
             made = compute()
             parts = {"text": made.text_NTD.float().cpu(), "pooled": made.pooled_NP.float().cpu()}
             found = self._kept("text", key, parts)
         return Conditioning(found["text"], found["pooled"])
-
-    def has_text(self, prompt: str) -> bool:
-        return self._path("text", _key("text", self.base, prompt)).exists()
 
     def _path(self, kind: str, key: str) -> Path:
         return self.folder / kind / f"{key}.safetensors"

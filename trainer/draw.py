@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, PngImagePlugin
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
 from trainer.adapter.lora import Adapter
 from trainer.sdxl.latents import pictures
@@ -30,6 +30,7 @@ class Request:
     width: int = 0  # 0: the base's native size
     height: int = 0
     negative: str = ""
+    clip_skip: int = 2  # which layer of the text encoders is read, from the end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,5 +185,6 @@ def strip(drawn: list[Drawn], request: Request) -> Image.Image:
         pen.text((margin + column * (width + margin) + width // 2, 5), f"{strength:g}", fill="black", anchor="mt")
     for index, cell in enumerate(drawn):
         row, column = divmod(index, columns)
-        sheet.paste(cell.picture, (margin + column * (width + margin), top + row * (height + margin)))
+        fitted = cell.picture if cell.picture.size == (width, height) else ImageOps.pad(cell.picture, (width, height), color="white")
+        sheet.paste(fitted, (margin + column * (width + margin), top + row * (height + margin)))
     return sheet

@@ -3,6 +3,8 @@
 {"kind": "stage", "time": 1795500000.0, "stage": "caching", "done": 3, "total": 24}
 {"kind": "step", "step": 10, "steps": 300, "loss": 0.21, "learning_rate": 0.001, "seconds_left": 41.0}
 {"kind": "saved", "file": "ink.safetensors", "step": 300}
+{"kind": "validation", "step": 50, "loss": 0.19}
+{"kind": "advice", "step": 250, "strength": 0.75, "losses": {"0": 0.2, "0.25": 0.19, ...}, "message": "..."}
 {"kind": "ended", "how": "finished" | "stopped" | "failed", "message": "..."}
 """
 
@@ -64,6 +66,7 @@ def _parsed(data: bytes) -> Iterator[dict[str, Any]]:
 class View:
     """What a page shows of a run, folded from its events."""
 
+    plan: str = ""  # what it will take
     stage: str = ""
     stage_done: int = 0
     stage_total: int = 0
@@ -73,6 +76,8 @@ class View:
     seconds_left: float | None = None
     samples: tuple[dict[str, Any], ...] = ()
     problems: tuple[str, ...] = ()
+    validation: tuple[tuple[int, float], ...] = ()  # (step, loss)
+    advice: str = ""
     saved: str | None = None
     strip: tuple[dict[str, Any], ...] = ()
     ended: str | None = None
@@ -88,6 +93,8 @@ def fold(view: View, events: list[dict[str, Any]]) -> View:
         match event["kind"]:
             case "started":
                 facts |= {"ended": None, "message": "", "stage": "starting"}
+            case "planned":
+                facts["plan"] = event["words"]
             case "stage":
                 facts |= {"stage": event["stage"], "stage_done": event.get("done", 0), "stage_total": event.get("total", 0)}
             case "problem":
@@ -97,6 +104,11 @@ def fold(view: View, events: list[dict[str, Any]]) -> View:
                 facts["stage"] = "training"
             case "sample":
                 facts["samples"] += (event,)
+            case "validation":
+                earlier = (point for point in facts["validation"] if point[0] < event["step"])  # a resumed run measures again
+                facts["validation"] = (*earlier, (event["step"], event["loss"]))
+            case "advice":
+                facts["advice"] = event["message"]
             case "saved":
                 facts["saved"] = event["file"]
             case "strip":

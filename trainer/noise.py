@@ -1,8 +1,11 @@
-"""The diffusion objective: noise levels, noising, target and loss weight. N rows of latents (C, H, W)."""
+"""Noise, noising, target and weight of a noise level. N rows of latents (C, H, W); a_t is `alphas_cumprod[t]`."""
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
+import torch.nn.functional as F
 
 
 def add_noise(latents_NCHW: torch.Tensor, noise_NCHW: torch.Tensor, timestep_N: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
@@ -30,23 +33,87 @@ def target(
     return a.sqrt() * noise_NCHW - (1 - a).sqrt() * latents_NCHW
 
 
-def loss_weight(prediction_type: str, timestep_N: torch.Tensor, alphas_cumprod: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Min-SNR-gamma weight (N,): min(snr, gamma) / snr for epsilon, / (snr + 1) for v (Hang et al. 2023, section 3.4).
+def loss_weight(
+    prediction_type: str, timestep_N: torch.Tensor, alphas_cumprod: torch.Tensor, gamma: float, weighting: str = "min_snr"
+) -> torch.Tensor:
+    """Weight (N,) of each row's squared error, given as the weight w of the error in x_0: w / snr for epsilon, w / (snr + 1) for v.
 
-    gamma = 0 weighs all levels alike.
+    min_snr       w = min(snr, gamma)                  Hang et al. 2023, section 3.4
+    soft_min_snr  w = snr gamma / (snr + gamma)        Crowson et al. 2024, section 4.4
+    debiased      w = sqrt(snr)                        Yu et al. 2023, section 4
+    none, or gamma = 0 for the first two: all levels alike
     """
-    if gamma == 0:
+    if weighting == "none" or (gamma == 0 and weighting != "debiased"):
         return torch.ones_like(timestep_N, dtype=torch.float32)
     a = alphas_cumprod[timestep_N]
     snr = a / (1 - a)
     # With zero terminal SNR the last level has none: epsilon can't be learned there, v can.
     floor = snr.clamp(min=1e-8)
-    return snr.clamp(max=gamma) / (floor if prediction_type == "epsilon" else snr + 1)
+    match weighting:
+        case "min_snr":
+            weight = snr.clamp(max=gamma)
+        case "soft_min_snr":
+            weight = snr * gamma / (snr + gamma)
+        case _:
+            weight = snr.sqrt()
+    return weight / (floor if prediction_type == "epsilon" else snr + 1)
 
 
-def draw_noise(shape: torch.Size, offset: float, generator: torch.Generator) -> torch.Tensor:
-    """Unit noise; `offset` shifts each channel as a whole, so that very dark and bright pictures can be learned."""
+def draw_noise(shape: torch.Size, offset: float, generator: torch.Generator, *, random_offset: bool = False) -> torch.Tensor:
+    """Unit noise; `offset` shifts each channel as a whole, so that very dark and bright pictures can be learned.
+
+    Args:
+        random_offset: draws each row's offset from [0, offset).
+    """
     noise = torch.randn(shape, generator=generator)
     if offset:
-        noise += offset * torch.randn(shape[0], shape[1], 1, 1, generator=generator)
+        shift = offset * torch.randn(shape[0], shape[1], 1, 1, generator=generator)
+        noise += shift * torch.rand(shape[0], 1, 1, 1, generator=generator) if random_offset else shift
     return noise
+
+
+def with_coarser(noise_NCHW: torch.Tensor, iterations: int, discount: float, generator: torch.Generator) -> torch.Tensor:
+    """Multi-resolution noise of unit deviation: each level 2 to 4 times coarser, at `discount` of the one before.
+
+    Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training". Each row is brought back to unit deviation by itself.
+    """
+    height, width = noise_NCHW.shape[-2:]
+    total, coarse_height, coarse_width = noise_NCHW.clone(), float(height), float(width)
+    for level in range(1, iterations + 1):
+        factor = 2 + 2 * float(torch.rand((), generator=generator))
+        coarse_height, coarse_width = max(1.0, coarse_height / factor), max(1.0, coarse_width / factor)
+        coarse = torch.randn(*noise_NCHW.shape[:2], int(coarse_height), int(coarse_width), generator=generator)
+        total += discount**level * F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
+        if coarse_height == coarse_width == 1:
+            break
+    return total / total.std(dim=(1, 2, 3), keepdim=True)
+
+
+def draw_timesteps(
+    count: int,
+    generator: torch.Generator,
+    *,
+    low: int = 0,
+    high: int = 999,
+    distribution: str = "uniform",
+    location: float = 0,
+    scale: float = 1,
+) -> torch.Tensor:
+    """`count` integers from `low` to `high`, both included.
+
+    With u uniform in [0, 1) and n normal, the place between low and high is
+    uniform u; logit_normal 1 / (1 + exp(-(location + scale n))) (Esser et al. 2024, section 3.1); cubic_low u^3; cubic_high 1 - u^3.
+    """
+    if distribution == "uniform":
+        return torch.randint(low, high + 1, (count,), generator=generator)
+    if distribution == "logit_normal":
+        place = torch.sigmoid(location + scale * torch.randn(count, generator=generator))
+    else:
+        place = torch.rand(count, generator=generator) ** 3
+        place = 1 - place if distribution == "cubic_high" else place
+    return (low + (place * (high - low + 1)).long()).clamp(max=high)
+
+
+def seed_of(seed: int, position: int) -> int:
+    """A seed for the batch at a position: torch's CPU generator reads 32 bits of it, too few for both side by side."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=4).digest(), "little")

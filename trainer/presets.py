@@ -1,8 +1,9 @@
-"""Named settings: what a style, a character or a concept wants, from the number of pictures.
+"""Named settings: what a style, a character or a concept wants, from the number of pictures and the kind of base.
 
 Steps are exposures of each picture divided by the batch. Peers' users agree on roughly 80 exposures a picture for a
-character and more for a style with few pictures; on the bundled base, which is small and learns from nothing, the
-figures below were chosen by measurement (benchmarks/NOTES.md).
+character and more for a style with few pictures. On the bundled base, which is small and learns from nothing, the
+figures were chosen by measurement (benchmarks/NOTES.md); on SDXL they are those that peers' guides agree on (learning
+rate 1e-4, as in sd-scripts' guide to SDXL), not yet measured here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ class Preset:
     steps_low: int
     steps_high: int
     settings: dict[str, Any]
+    small: dict[str, Any]  # laid over `settings` on a base narrower than SDXL
     reason: str
 
 
@@ -24,34 +26,44 @@ PRESETS = {
     "style": Preset(
         exposures=60, steps_low=200, steps_high=3000,
         settings={
-            "rank": 16, "alpha": 16.0, "learning_rate": 3e-3, "batch": 4, "caption_dropout": 0.1, "min_snr_gamma": 0.0,
+            "rank": 16, "alpha": 16.0, "learning_rate": 1e-4, "batch": 2, "caption_dropout": 0.1, "min_snr_gamma": 5.0,
             "train_feed_forward": True,
         },
-        reason="A look in every picture: some captions dropped, so that it comes without being named; all noise levels alike, "
-        "since colour is decided at the high ones; feed-forward layers too, since attention alone leaves colour behind.",
+        small={"learning_rate": 3e-3, "batch": 4, "min_snr_gamma": 0.0},
+        reason="A look in every picture: some captions dropped, so that it comes without being named; feed-forward layers too, "
+        "since attention alone leaves colour behind. On a small base all noise levels alike, since colour is decided at the high ones.",
     ),
     "character": Preset(
         exposures=80, steps_low=200, steps_high=2500,
-        settings={"rank": 16, "alpha": 8.0, "learning_rate": 1e-3, "batch": 4, "caption_dropout": 0.05, "min_snr_gamma": 5.0},
+        settings={"rank": 16, "alpha": 8.0, "learning_rate": 2e-4, "batch": 2, "caption_dropout": 0.05, "min_snr_gamma": 5.0},
+        small={"learning_rate": 1e-3, "batch": 4},
         reason="One being in many poses: half the scale, so that the base's other knowledge stays.",
     ),
     "concept": Preset(
         exposures=70, steps_low=200, steps_high=2500,
-        settings={"rank": 8, "alpha": 8.0, "learning_rate": 8e-4, "batch": 4, "caption_dropout": 0.05, "min_snr_gamma": 5.0},
+        settings={"rank": 8, "alpha": 8.0, "learning_rate": 1e-4, "batch": 2, "caption_dropout": 0.05, "min_snr_gamma": 5.0},
+        small={"learning_rate": 8e-4, "batch": 4},
         reason="A thing, a pose, a garment: a small rank is enough and mixes well.",
     ),
 }  # fmt: skip
 
 
-def preset_values(name: str, pictures: int, said: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Loose settings for `config_from`: the preset's, what follows from `said` (the user's own), and `said` over all."""
+def preset_values(name: str, pictures: int, said: dict[str, Any] | None = None, *, small: bool = True) -> dict[str, Any]:
+    """Loose settings for `config_from`: the preset's, what follows from `said` (the user's own), and `said` over all.
+
+    Args:
+        small: whether the base is narrower than SDXL, as the bundled one is.
+    """
     preset, said = PRESETS[name], said or {}
-    values = {**preset.settings, "preset": name, **said}
+    values = {**preset.settings, **(preset.small if small else {}), "preset": name, **said}
     if "steps" not in said:
-        steps = round(pictures * preset.exposures / values["batch"])
+        seen = pictures * 2 if said.get("prior_folder") else pictures  # every second one is then of the class
+        steps = round(seen * preset.exposures / values["batch"])
         values["steps"] = max(preset.steps_low, min(preset.steps_high, steps))
     values.setdefault("warmup_steps", max(1, values["steps"] // 20))
     values.setdefault("checkpoint_every", max(25, values["steps"] // 4))
+    if values.get("optimizer") == "schedulefree":
+        values.setdefault("schedule", "constant")
     if values.get("optimizer") == "prodigy":  # finds the rate itself and wants to be told 1
         for rate in ("learning_rate", "text_encoder_1_learning_rate", "text_encoder_2_learning_rate"):
             values[rate] = said.get(rate, 1.0)

@@ -14,7 +14,7 @@ from trainer.draw import Request, conditioner, draw, file_name, save_picture, sa
 from trainer.errors import ConfigError
 from trainer.lora_file.open import attach_lora, parts_of
 from trainer.sdxl.base import Base, open_base
-from trainer.sdxl.text import Conditioning, encode
+from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
 
 
 class WarmBase:
@@ -27,15 +27,23 @@ class WarmBase:
         self.scheduler: Any = base.scheduler()
         self.encoders = base.text_encoders(self.device, torch.float32)
         self.tokenizers = base.tokenizers()
-        self.known: dict[str, Conditioning] = {}
+        self.known: dict[Reading, dict[str, Conditioning]] = {}
 
-    def draw(self, file: Path, request: Request, on_step: Any = None) -> list[Any]:
-        """Pictures of a LoRA file; the base is itself again afterwards."""
+    def draw(self, file: Path | None, request: Request, on_step: Any = None) -> list[Any]:
+        """Pictures of a LoRA file, or without one the base's own; the base is itself again afterwards."""
         models = {"unet": self.unet, "text_encoder": self.encoders[0], "text_encoder_2": self.encoders[1]}
-        changed = parts_of(file)
-        adapter = attach_lora(file, {part: model for part, model in models.items() if part in changed or part == "unet"})
+        changed: set[str] = parts_of(file) if file else set()
+        adapted = {part: model for part, model in models.items() if part in changed or part == "unet"}
+        adapter = attach_lora(file, adapted) if file else Adapter()
+        windows = max(windows_of(prompt, self.tokenizers[0], weighted=True) for prompt in (*request.prompts, request.negative))
+        reading = Reading(windows=windows, clip_skip=request.clip_skip, weighted=True)
+
+        def encode_one(prompt: str) -> Conditioning:
+            with torch.inference_mode():
+                return encode([prompt], self.tokenizers, self.encoders, reading)
+
         wanted = conditioner(
-            self.known, self.encode_one, adapter,
+            self.known.setdefault(reading, {}), encode_one, adapter,
             changes_text=bool(changed - {"unet"}), zeros_for_empty=self.base.zeros_for_empty_prompt,
         )  # fmt: skip
         native, factor = self.base.native_size, self.base.latent_factor
@@ -49,10 +57,6 @@ class WarmBase:
             )  # fmt: skip
         finally:
             detach_all(adapter, models)
-
-    def encode_one(self, prompt: str) -> Conditioning:
-        with torch.inference_mode():
-            return encode([prompt], self.tokenizers, self.encoders)
 
 
 def detach_all(adapter: Adapter, models: dict[str, Any]) -> None:

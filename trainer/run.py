@@ -28,6 +28,7 @@ import psutil
 from trainer import events
 from trainer.config import TrainConfig, config_from, read_toml, to_toml
 from trainer.dataset.manifest import Manifest
+from trainer.dataset.sources import with_named
 from trainer.errors import RunError
 
 
@@ -74,8 +75,9 @@ class Run:
 
 
 def create(path: Path, config: TrainConfig, manifest: Manifest) -> Run:
-    """A new run directory. Raises RunError when one is there already."""
-    run = Run(path)
+    """A new run directory, with the pictures that settings name besides. Raises RunError when one is there already, DatasetError."""
+    run, given = Run(path), len(manifest.problems)
+    manifest = with_named(manifest, config)
     if (path / "config.toml").exists():
         raise RunError(f"{path} already holds a run; choose another --output, or go on with it: python -m trainer resume {path}")
     path.mkdir(parents=True, exist_ok=True)
@@ -84,6 +86,8 @@ def create(path: Path, config: TrainConfig, manifest: Manifest) -> Run:
     write_atomically(path / "manifest.json", json.dumps(manifest.to_json(), ensure_ascii=False, indent=1).encode())
     # Last, since its presence says that the run is whole.
     write_atomically(path / "config.toml", to_toml(config).encode())
+    for problem in manifest.problems[given:]:
+        run.say("problem", message=problem)
     return run
 
 

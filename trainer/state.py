@@ -3,7 +3,8 @@
     checkpoints/step-100/
       adapter.safetensors      fp32 masters
       optimizer.safetensors    moments
-      state.json               step, the optimizer's numbers, SHA-256 of both files
+      average.safetensors      the weights that the file takes, when they are an average
+      state.json               step, the optimizer's numbers, SHA-256 of all files
 
 A checkpoint is written under a temporary name, synced, renamed, and only then are older ones removed.
 """
@@ -22,13 +23,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from trainer.adapter.lora import Adapter
+from trainer.average import Average
 from trainer.run import Run, sync_folder
 
 
-def save_checkpoint(run: Run, step: int, adapter: Adapter, optimizer: torch.optim.Optimizer, *, keep: int) -> Path:
-    """Writes `step-N` and removes all but the newest `keep`."""
+def save_checkpoint(
+    run: Run,
+    step: int,
+    adapter: Adapter,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None = None,
+    *,
+    keep: int,
+    spare: int | None = None,
+) -> Path:
+    """Writes `step-N` and removes all but the newest `keep` and step `spare`."""
     tensors, numbers = _flat(optimizer.state_dict())
     files = {"adapter.safetensors": save(adapter.tensors()), "optimizer.safetensors": save(tensors)}
+    averaged = average.tensors() if average else None
+    if averaged is not None:
+        files["average.safetensors"] = save(averaged)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files["state.json"] = json.dumps({"step": step, "optimizer": numbers, "sha256": digests}).encode()
     half_written, target = run.checkpoints / f".tmp-{step}", run.checkpoints / f"step-{step}"
@@ -45,6 +59,8 @@ def save_checkpoint(run: Run, step: int, adapter: Adapter, optimizer: torch.opti
     half_written.rename(target)
     sync_folder(run.checkpoints)
     for old in checkpoints(run)[keep:]:
+        if spare is not None and old.name == f"step-{spare}":
+            continue
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -55,7 +71,7 @@ def checkpoints(run: Run) -> list[Path]:
     return sorted(named, key=lambda path: int(path.name[5:]), reverse=True)
 
 
-def load_newest(run: Run, adapter: Adapter, optimizer: torch.optim.Optimizer) -> tuple[int, list[str]]:
+def load_newest(run: Run, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None = None) -> tuple[int, list[str]]:
     """Puts the newest whole checkpoint back: (step, names of damaged ones passed over); (0, ...) when there is none."""
     damaged = []
     for path in checkpoints(run):
@@ -66,14 +82,16 @@ def load_newest(run: Run, adapter: Adapter, optimizer: torch.optim.Optimizer) ->
             continue
         adapter.load(load(files["adapter.safetensors"]))
         optimizer.load_state_dict(_unflat(load(files["optimizer.safetensors"]), state["optimizer"]))
+        if average and "average.safetensors" in files:
+            average.load(load(files["average.safetensors"]), state["step"])
         return state["step"], damaged
     return 0, damaged
 
 
 def load_adapter(path: Path, adapter: Adapter) -> int:
-    """Only the weights of one checkpoint; its step."""
+    """Only the weights of one checkpoint, averaged when the file would take them so; its step."""
     state, files = _read(path)
-    adapter.load(load(files["adapter.safetensors"]))
+    adapter.load(load(files.get("average.safetensors", files["adapter.safetensors"])))
     return state["step"]
 
 

@@ -45,7 +45,7 @@ class Bars:
         fresh, self.offset = events.read(self.run.events, self.offset)
         for event in fresh:
             match event["kind"]:
-                case "problem":
+                case "problem" | "advice":
                     self.progress.console.print(f"note: {event['message']}", markup=False, highlight=False)
                 case "stage" if event.get("total"):
                     self._show(event["stage"], event["done"], event["total"], "")

@@ -6,33 +6,43 @@ import contextlib
 import gc
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from trainer import noise, state
+from trainer import state
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import linear_paths, part_rates, part_sizes
+from trainer.adapter.targets import dropout_of, layer_sizes, parameter_groups
+from trainer.average import Average
 from trainer.batches import Batches
 from trainer.cache import Cache
-from trainer.config import TrainConfig
-from trainer.dataset.manifest import Manifest
+from trainer.dataset.caption_rules import CaptionRules
 from trainer.dataset.pictures import open_picture
 from trainer.device import describe, dtype_of, find_device
-from trainer.draw import Request, conditioner, draw, file_name, save_picture, save_strip
 from trainer.errors import DatasetError, NotFiniteError
 from trainer.lora_file.metadata import Training, metadata, thumbnail
+from trainer.lora_file.open import start_from
 from trainer.lora_file.save import save_lora
+from trainer.noise import seed_of
+from trainer.objective import objective_of
 from trainer.optim import build_optimizer, rate_factor, set_rate
-from trainer.prepare import cache_latents, cache_text, resolution_of
+from trainer.plan import SpillWatch, peak_bytes
+from trainer.prepare import cache_latents, cache_set_aside, cache_text, planned_for, resolution_of
+from trainer.prior import with_base_answers
+from trainer.prompts import MAX_TEXTS, Texts, caption_reading, drawable_captions, sample_reading
+from trainer.recompute import recompute
 from trainer.run import Run, sweep
-from trainer.sdxl.base import Base, open_base
-from trainer.sdxl.text import Conditioning, encode
+from trainer.samples import Sampler, sample_is_due, sample_requests, sample_texts
+from trainer.sdxl.base import open_base
+from trainer.sdxl.text import Conditioning
 from trainer.stop import StopSignal
+from trainer.tracking import start_tracker, tracker_options
+from trainer.validate import Validation, save_step
 
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TEXT_STAYS = f"captions will be drawn in more than {MAX_TEXTS} ways, so the text encoders stay in memory and read them step by step"
 
 
 def train(run: Run, models: Path, heard: int | None = None) -> str:
@@ -55,126 +65,173 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     # 1 The base, frozen.
     device = find_device()
     dtype = dtype_of(config.precision, device)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="fp16" if dtype == torch.float16 else "no")
+    mixed = "fp16" if dtype == torch.float16 else "no"
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed, **tracker_options(config, run.path))
+    start_tracker(accelerator, config)
     base = open_base(config.base, models)
     run.say("stage", stage="opening the base", device=describe(device))
-    alphas = base.scheduler().alphas_cumprod
+    objective = objective_of(config, base)
+    planned = planned_for(config, manifest, base, device, run.path.parent / ".cache")
+    run.say("planned", words=planned.line(), peak=planned.peak, seconds=round(planned.seconds), file=planned.file_bytes)
     trains_text = config.train_text_encoder_1 or config.train_text_encoder_2
 
     # 2 What frozen parts say of pictures and captions, from the cache on disk; then they leave memory.
     cache = Cache(run.path.parent / ".cache", base.fingerprint)
-    pictures = cache_latents(run, manifest, config, base, cache, device, stop)
-    samples = sample_prompts(config, manifest)
-    captions = sorted({item.caption for item in pictures.items} | set(samples) | {""})
+    pictures = cache_latents(run, manifest.trained, config, base, cache, device, stop)
+    batches = Batches(pictures.items, pictures.buckets, config.batch, config.seed)
+    captions = CaptionRules(config)
+    samples = sample_requests(config, manifest, base)
+    set_aside = cache_set_aside(run, manifest, config, base, cache, device, stop)
+    aside_captions = [captions.fixed(item) for item in set_aside.items]
+    reading = sample_reading(config, sample_texts(samples), base.tokenizers()[0])
     text: dict[str, Conditioning] = {}
-    if not trains_text:
-        text = cache_text(run, captions, base, cache, device, stop)
+    sample_text: dict[str, Conditioning] = {}
+    drawable: set[str] | None = set()
+    if not trains_text and pictures.items:
+        drawable = drawable_captions(captions, batches, config.steps * config.accumulation * accelerator.num_processes)
+        text = cache_text(run, {*(drawable or ()), *aside_captions, ""}, caption_reading(config), base, cache, device, stop)
+        sample_text = cache_text(run, sample_texts(samples), reading, base, cache, device, stop)
+    if drawable is None:
+        run.say("problem", message=TEXT_STAYS)
     if told_to_stop(accelerator, stop):
         return "stopped"  # the caches keep what was done
 
-    # 3 The adapter: two thin matrices beside each attention layer, B = 0.
+    # 3 The adapter: thin matrices beside each layer that learns, one of them zero.
     unet = base.unet(device, dtype)
-    encoders: Any = base.text_encoders(device, torch.float32) if trains_text else None
-    tokenizers = base.tokenizers() if trains_text else None
-    adapter = Adapter()
-    models_of = {"unet": unet, **({"text_encoder": encoders[0], "text_encoder_2": encoders[1]} if encoders else {})}
-    for part, size in part_sizes(config).items():
-        paths = linear_paths(part, models_of[part], feed_forward=config.train_feed_forward)
-        adapter.attach(part, models_of[part], dict.fromkeys(paths, size))
+    reads_text = trains_text or drawable is None
+    encoders: Any = base.text_encoders(device, torch.float32) if reads_text else None
+    tokenizers = base.tokenizers() if reads_text else None
+    texts = Texts(text, encoders, tokenizers, caption_reading(config), are_trained=trains_text)
+    sample_texts_of = Texts(sample_text, encoders, tokenizers, reading, are_trained=trains_text)
+    adapter = Adapter(dropout_of(config))
+    models_of = {"unet": unet, **({"text_encoder": encoders[0], "text_encoder_2": encoders[1]} if trains_text else {})}
+    for part, sizes in layer_sizes(config, models_of).items():
+        adapter.attach(part, models_of[part], sizes)
     adapter.start(config.seed)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        unet.train()  # SDXL has no dropout; diffusers recomputes only in this mode
+    if config.start_from and (Path(config.start_from).exists() or not state.checkpoints(run)):
+        start_from(Path(config.start_from), adapter)
+    recompute(unet, planned.level)
 
     # 4 Optimizer.
-    rates = part_rates(config)
-    groups = [{"params": adapter.parameters(part), "lr": rates[part]} for part in sorted(adapter.layers)]
+    groups = parameter_groups(config, adapter)
     group_rates = [group["lr"] for group in groups]
     optimizer: Any = build_optimizer(config, groups, device)
     if accelerator.scaler is not None or accelerator.num_processes > 1:
         optimizer = accelerator.prepare_optimizer(optimizer)
 
     # 5 Resume.
-    first, damaged = state.load_newest(run, adapter, getattr(optimizer, "optimizer", optimizer))
+    plain_optimizer = getattr(optimizer, "optimizer", optimizer)
+    average = Average(adapter, plain_optimizer, config.ema_decay)
+    first, damaged = state.load_newest(run, adapter, plain_optimizer, average)
     for name in damaged:
         run.say("problem", message=f"checkpoint {name} is damaged and was passed over")
     if first:
         run.say("stage", stage="resuming", done=first, total=config.steps)
+    sampler = Sampler(run, config, base, samples, unet, adapter, sample_texts_of)
+    validation = Validation(run, set_aside, aside_captions, objective, texts, unet, adapter, first)
+
+    def keep(step: int) -> None:
+        spare = validation.best_step  # whatever its age
+        state.save_checkpoint(run, step, adapter, plain_optimizer, average, keep=config.keep_checkpoints, spare=spare)
+
+    if first == 0 and run.speaks:
+        if config.sample_at_start:
+            sampler.at_step(0)
+        if validation.is_on:
+            validation.measure(0)
 
     # 6 The loop.
-    batches = Batches(pictures.items, pictures.buckets, config.batch, config.seed)
     parameters = adapter.parameters()
-    clock = time.monotonic()
+    clock, spill = time.monotonic(), SpillWatch(device)
     step, stopped = first, False
     while step < config.steps:
         if told_to_stop(accelerator, stop):
             stopped = True
             break
+        begun = time.monotonic()
         set_rate(optimizer, group_rates, rate_factor(config, step))
         loss_sum = 0.0
         for micro in range(config.accumulation):
             # Each process takes its own batch of the same order.
             position = (step * config.accumulation + micro) * accelerator.num_processes + accelerator.process_index
-            rows = batches.at(position)
-            draw_from = torch.Generator().manual_seed((config.seed << 32) + position)
-            latents = pictures.latents(rows, draw_from)
-            noise_NCHW = noise.draw_noise(latents.shape, config.noise_offset, draw_from)
-            timesteps = torch.randint(len(alphas), (len(rows),), generator=draw_from)
-            dropped = torch.rand(len(rows), generator=draw_from) < config.caption_dropout
-            prompts = ["" if drop else pictures.items[row].caption for row, drop in zip(rows, dropped, strict=True)]
-            if encoders and tokenizers:
-                wanted = encode(prompts, tokenizers, encoders)
-            else:
-                wanted = Conditioning.stack([text[prompt] for prompt in prompts])
-            wanted = wanted.to(device, dtype)
+            batch = pictures.draw(batches.at(position), config.seed, position)
+            draw_from = torch.Generator().manual_seed(seed_of(config.seed, position))
+            adapter.dropout.batch_seed = (config.seed << 32) + position
+            latents = batch.latents(draw_from)
+            noise_NCHW = objective.noise(latents.shape, draw_from)
+            timesteps = objective.timesteps(len(batch.shown), draw_from)
+            dropped = torch.rand(len(batch.shown), generator=draw_from) < config.caption_dropout
+            drawn = captions.at(batch.items, position)
+            base_prior = [keeps_base for _, keeps_base in drawn]
+            prompts = ["" if drop and not keeps else prompt for (prompt, keeps), drop in zip(drawn, dropped, strict=True)]
+            wanted = texts.of(prompts).to(device, dtype)
 
-            noisy = noise.add_noise(latents, noise_NCHW, timesteps, alphas).to(device, dtype)
-            answer = noise.target(base.prediction_type, latents, noise_NCHW, timesteps, alphas).to(device)
-            weights = noise.loss_weight(base.prediction_type, timesteps, alphas, config.min_snr_gamma)
-            weights = (weights * torch.tensor([pictures.items[row].weight for row in rows])).to(device)
+            noisy = objective.noisy(latents, noise_NCHW, timesteps, draw_from).to(device, dtype)
+            answer = objective.target(latents, noise_NCHW, timesteps).to(device)
+            weights = (objective.weight(timesteps) * batch.weights(base_prior, config.prior_weight)).to(device)
+            mask = batch.masks(base_prior)
+            time_ids = batch.time_ids().to(device, dtype)
+            answer = with_base_answers(
+                answer, base_prior, prompts,
+                unet=unet, adapter=adapter, texts=texts, noisy_NCHW=noisy, timestep_N=timesteps, time_ids=time_ids,
+            )  # fmt: skip
 
-            added = {"text_embeds": wanted.pooled_NP, "time_ids": pictures.time_ids(rows).to(device, dtype)}
+            added = {"text_embeds": wanted.pooled_NP, "time_ids": time_ids}
             predicted = unet(noisy, timesteps.to(device), wanted.text_NTD, added_cond_kwargs=added).sample
-            error_N = (predicted.float() - answer).square().mean(dim=(1, 2, 3))
+            error_N = objective.error(predicted.float(), answer, timesteps, None if mask is None else mask.to(device))
             # A bucket's last batch may be smaller: its pictures count as much as all others.
             loss = (weights * error_N).sum() / (config.batch * config.accumulation)
             loss_value = loss.item()
             if not torch.isfinite(loss.detach()):
-                save_good_weights(run, step, adapter, optimizer, config, first)
-                raise NotFiniteError(step + 1, [pictures.items[row].name for row in rows])
+                keep_good_weights(run, step, first, adapter, keep)
+                raise NotFiniteError(step + 1, batch.names)
             accelerator.backward(loss)
             loss_sum += loss_value
         average_over_processes(accelerator, parameters)
         norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
         if accelerator.scaler is None and norm is not None and not torch.isfinite(norm):
-            save_good_weights(run, step, adapter, optimizer, config, first)
-            raise NotFiniteError(step + 1, [pictures.items[row].name for row in rows])
+            keep_good_weights(run, step, first, adapter, keep)
+            raise NotFiniteError(step + 1, batch.names)
         optimizer.step()
+        if config.scale_weight_norms:
+            adapter.limit_norms(config.scale_weight_norms)
         optimizer.zero_grad()
+        average.step()
         step += 1
 
+        slow = spill.look(time.monotonic() - begun)
+        if slow:
+            run.say("problem", message=slow)
         seconds = time.monotonic() - clock
         left = seconds / (step - first) * (config.steps - step)
         rate = optimizer.param_groups[0]["lr"]
         run.say("step", step=step, steps=config.steps, loss=loss_sum, learning_rate=rate, seconds_left=round(left, 1))
-        if run.speaks and (step % config.checkpoint_every == 0 or step == config.steps):
-            state.save_checkpoint(run, step, adapter, getattr(optimizer, "optimizer", optimizer), keep=config.keep_checkpoints)
-        if config.sample_every and step % config.sample_every == 0 and step < config.steps and run.speaks:
-            draw_samples(run, config, base, samples, step, unet, adapter, text, encoders, tokenizers, device)
+        accelerator.log({"loss": loss_sum, "learning_rate": rate}, step=step)
+        if run.speaks and validation.is_on and (step % config.validation_every == 0 or step == config.steps):
+            with average.shown():
+                validation.measure(step)
+            accelerator.log({"validation_loss": validation.curve[step]}, step=step)
+        if run.speaks and (step % config.checkpoint_every == 0 or step in (config.steps, validation.best_step)):
+            keep(step)
+        batches_seen = (config.accumulation * accelerator.num_processes * done for done in (step - 1, step))
+        if run.speaks and step < config.steps and sample_is_due(config, step, *(seen // batches.per_epoch for seen in batches_seen)):
+            with average.shown():
+                sampler.at_step(step)
 
     if not run.speaks:
         return "stopped" if stopped else "finished"
     if stopped and step > 0 and step % config.checkpoint_every:
-        state.save_checkpoint(run, step, adapter, getattr(optimizer, "optimizer", optimizer), keep=config.keep_checkpoints)
+        keep(step)
     if stopped and (stop.by_signal or step == 0):
         return "stopped"  # told by the system: leave at once, `resume` goes on
 
     # 7 The file, its check, then the word that it is there; pictures come after, so that they can't cost the file.
     run.say("stage", stage="saving")
+    average.settle()
     training = Training(
-        base_name=base.name, prediction_type=base.prediction_type, resolution=resolution_of(config, base),
-        precision=str(dtype).removeprefix("torch."), started=started, finished=time.time(), steps=step,
-        pictures=sum(item.repeats for item in pictures.items),
+        base_name=base.name, prediction_type=objective.prediction_type, zero_terminal_snr=objective.zero_terminal_snr, resolution=resolution_of(config, base),
+        precision=str(dtype).removeprefix("torch."), gradient_checkpointing=planned.level != "none", started=started, finished=time.time(), steps=step,
+        pictures=sum(item.repeats for item in pictures.items if item.role == "train") // max(1, len(config.resolutions)),
         epochs=-(-step * config.accumulation // batches.per_epoch), batches_per_epoch=batches.per_epoch,
         bucket_counts=pictures.bucket_counts(),
     )  # fmt: skip
@@ -184,60 +241,16 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
             facts["modelspec.thumbnail"] = thumbnail(open_picture(Path(pictures.items[0].path)))
     save_lora(run.lora_file, adapter, facts, format=config.format)
     run.say("saved", sync=True, file=run.lora_file.name, step=step)
-    del optimizer, groups
+    if validation.is_on:
+        advice = validation.advice(step)
+        if advice["step"] != step:
+            save_step(run, advice["step"], adapter, facts, form=config.format)
+        run.say("advice", sync=True, **advice)
+    plain_optimizer.state.clear()  # its moments leave memory before pictures need it
     gc.collect()
-    drawn = draw_samples(run, config, base, samples, None, unet, adapter, text, encoders, tokenizers, device)
-    run.say("strip", pictures=drawn)
+    run.say("strip", pictures=sampler.at_end())
+    run.say("memory", peak=peak_bytes(device), planned=planned.peak)
     return "stopped" if stopped else "finished"
-
-
-def sample_prompts(config: TrainConfig, manifest: Manifest) -> tuple[str, ...]:
-    """The user's, or four captions spread over the set."""
-    if config.sample_prompts:
-        return config.sample_prompts
-    captions = list(dict.fromkeys(item.caption for item in manifest.items))
-    return tuple(captions[:: max(1, len(captions) // 4)][:4])
-
-
-def draw_samples(
-    run: Run, config: TrainConfig, base: Base, prompts: tuple[str, ...], step: int | None,
-    unet: Any, adapter: Adapter, text: dict[str, Conditioning], encoders: Any, tokenizers: Any, device: torch.device,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Pictures of a step at strength 1, or (step None) the final strip. Returns their facts for the page.
-
-    Pictures never cost the training: when memory or disk does not suffice for them, that is told and it goes on.
-    """
-    final = step is None
-    request = Request(prompts=prompts, strengths=STRENGTHS if final else (1.0,), seed=config.seed, steps=config.sample_steps)
-    run.say("stage", stage="drawing")
-    unet.eval()
-
-    def encode_one(prompt: str) -> Conditioning:
-        return encode([prompt], tokenizers, encoders)
-
-    facts = []
-    try:
-        drawn = draw(
-            request, unet=unet, vae=base.vae(device), scheduler=base.scheduler(), adapter=adapter,
-            conditioning=conditioner(text, encode_one, adapter, changes_text=bool(encoders), zeros_for_empty=base.zeros_for_empty_prompt),
-            size=(base.native_size, base.native_size), latent_factor=base.latent_factor,
-        )  # fmt: skip
-        for cell in drawn:
-            name = file_name(cell) if final else f"step-{step:06d}_{file_name(cell)}"
-            save_picture(cell, request, run.samples / name, base=base.name, lora=config.name)
-            facts.append({"file": name, "prompt": prompts[cell.prompt_index], "strength": cell.strength, "made": time.time_ns()})
-            if not final:
-                run.say("sample", step=step, **facts[-1])
-        if final:
-            save_strip(drawn, request, run.samples)
-    except (OSError, torch.OutOfMemoryError) as error:
-        lacked = "memory" if isinstance(error, torch.OutOfMemoryError) else "disk"
-        run.say("problem", message=f"the {lacked} did not suffice to draw pictures {'of the end' if final else f'at step {step}'}")
-        facts = []
-    finally:
-        if config.gradient_checkpointing:
-            unet.train()
-    return facts
 
 
 def told_to_stop(accelerator: Accelerator, stop: StopSignal) -> bool:
@@ -255,8 +268,8 @@ def average_over_processes(accelerator: Accelerator, parameters: list[torch.nn.P
             parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")  # pyright: ignore
 
 
-def save_good_weights(run: Run, step: int, adapter: Adapter, optimizer: Any, config: TrainConfig, first: int) -> None:
-    """Before a failure is told: the weights of the last step whose loss was a number."""
+def keep_good_weights(run: Run, step: int, first: int, adapter: Adapter, keep: Callable[[int], object]) -> None:
+    """Before a failure is told: a checkpoint of the last step whose loss was a number."""
     finite = all(bool(torch.isfinite(p).all()) for p in adapter.parameters())
     if run.speaks and finite and step > first:
-        state.save_checkpoint(run, step, adapter, getattr(optimizer, "optimizer", optimizer), keep=config.keep_checkpoints)
+        keep(step)

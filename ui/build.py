@@ -13,6 +13,7 @@ import gradio as gr
 
 from trainer.config import PRESET_NAMES
 from trainer.errors import TrainerError
+from ui.form import FILES, FOLDERS, build_form, settings_from
 from ui.jobs import Jobs
 from ui.projects import SAMPLES, Projects, cards_html
 from ui.views import download_html, samples_html, status_html, strip_html
@@ -59,6 +60,11 @@ def build_page(jobs: Jobs, projects: Projects) -> gr.Blocks:
             name = gr.Textbox("my-lora", label="Name of the LoRA", max_length=100, elem_id="name")
             trigger = gr.Textbox(label="Trigger word", info="Calls your style in a prompt.", max_length=100, elem_id="trigger")
             preset = gr.Radio(list(PRESET_NAMES), value="style", label="You teach a", elem_id="preset")
+            base = gr.Dropdown(
+                jobs.bases(), value=jobs.bases()[0], label="Base model", info="Folders and files under models/.", elem_id="base"
+            )
+        with gr.Accordion("Advanced: every setting", open=False, elem_id="advanced"):
+            form = build_form(projects.names(), jobs.finished())
         with gr.Row():
             train = gr.Button("Train", variant="primary", elem_id="train")
             stop = gr.Button("Stop", elem_id="stop", interactive=False)
@@ -94,12 +100,15 @@ def build_page(jobs: Jobs, projects: Projects) -> gr.Blocks:
             note = f'<div role="alert" class="alert">Left out:<ul>{words}</ul></div>' if words else ""
             return gr.update(choices=projects.names(), value=target), None, note, show_project(target), ""
 
-        def start(chosen: str | None, named: str, word: str, kind: str):
+        def start(values: dict[Any, Any]):
+            chosen = values[project]
             if not chosen:
                 raise TrainerError("choose a picture folder, or drop pictures, then press Train")
-            made = jobs.start(
-                projects.folder(chosen), {"name": (named or "").strip(), "trigger": word or "", "preset": kind, "sample_every": 100}
-            )
+            said = settings_from({setting: values[component] for setting, component in form.items()})
+            said.update({setting: str(projects.folder(said[setting]).resolve()) for setting in FOLDERS if setting in said})
+            said.update({setting: jobs.file(said[setting]) for setting in FILES if setting in said})
+            above = {"name": (values[name] or "").strip(), "trigger": values[trigger] or "", "preset": values[preset], "base": values[base]}
+            made = jobs.start(projects.folder(chosen), {"sample_every": 100, **said, **above})
             return gr.update(choices=jobs.names(), value=made)
 
         def follow(chosen: str | None, last: tuple[str, int, bool]):
@@ -144,7 +153,7 @@ def build_page(jobs: Jobs, projects: Projects) -> gr.Blocks:
         upload.upload(
             told(take_in), [upload, project, new_name], [project, upload, left_out, cards, new_name], preprocess=False, **_PRIVATE
         )
-        train.click(told(start), [project, name, trigger, preset], run, **_PRIVATE)
+        train.click(told(start), {project, name, trigger, preset, base, *form.values()}, run, **_PRIVATE)
         stop.click(told(lambda chosen: jobs.stop(chosen)), run, None, **_PRIVATE)
         go_on.click(told(lambda chosen: jobs.resume(chosen)), run, None, **_PRIVATE)
         draw.click(told(ask), [run, prompt, seed], [wish, own], **_PRIVATE)

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from trainer import events, run
+from trainer.bases import found_bases, is_small
 from trainer.config import config_from
 from trainer.dataset.scan import scan
 from trainer.errors import RunError, TrainerError
 from trainer.presets import preset_values
 
 _ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = "tiny-sdxl"
 
 
 @dataclass
@@ -33,6 +35,22 @@ class Jobs:
         """Runs, newest first."""
         found = [p.parent for p in self.outputs.glob("*/config.toml") if not p.parent.name.startswith(".")]
         return [p.name for p in sorted(found, key=lambda p: (p / "config.toml").stat().st_mtime, reverse=True)]
+
+    def bases(self) -> list[str]:
+        """Base models that there are, the bundled one first."""
+        found = found_bases(self.models)
+        return sorted(found, key=lambda name: name != BUNDLED) or [BUNDLED]
+
+    def finished(self) -> list[str]:
+        """Runs that have a file."""
+        return [name for name in self.names() if self.run(name).lora_file.is_file()]
+
+    def file(self, name: str) -> str:
+        """Path of a run's LoRA. Raises RunError."""
+        found = self.run(name).lora_file
+        if not found.is_file():
+            raise RunError(f"“{name}” has no file yet; wait until it has ended")
+        return str(found.resolve())
 
     def run(self, name: str) -> run.Run:
         """Raises RunError for a name that is none of ours, paths included."""
@@ -52,7 +70,9 @@ class Jobs:
         preset = settings.get("preset", "style")
         config_from({**settings, "preset": preset})
         manifest = scan(folder, trigger=settings.get("trigger", ""))
-        values = preset_values(preset, sum(item.repeats for item in manifest.items), settings)
+        values = preset_values(
+            preset, sum(item.repeats for item in manifest.items), settings, small=is_small(settings.get("base", BUNDLED), self.models)
+        )
         name = self._free_name(settings["name"])
         made = run.create(self.outputs / name, config_from(values), manifest)
         for problem in manifest.problems:
@@ -135,7 +155,8 @@ def status_words(view: events.View, alive: bool) -> str:
     if view.ended == "failed":
         return f"Stopped by a fault: {view.message}"
     if view.ended == "finished":
-        return "Finished. Find the strength you like below, then download the file."
+        advice = f" Advice: {view.advice}." if view.advice else ""
+        return f"Finished. Find the strength you like below, then download the file.{advice}"
     if not alive and view.ended == "stopped":
         return f"Stopped at step {view.step} of {view.steps}. The last checkpoint is kept; Continue goes on."
     if not alive:
@@ -143,9 +164,10 @@ def status_words(view: events.View, alive: bool) -> str:
     if view.stage == "training":
         left = f", about {_minutes(view.seconds_left)} left" if view.seconds_left is not None else ""
         return f"Training: step {view.step} of {view.steps} ({100 * view.step // max(1, view.steps)} %){left}."
+    takes = f" It will take {view.plan}." if view.plan else ""
     if view.stage_total:
-        return f"{view.stage.capitalize()}: {view.stage_done} of {view.stage_total}."
-    return f"{(view.stage or 'starting').capitalize()}…"
+        return f"{view.stage.capitalize()}: {view.stage_done} of {view.stage_total}.{takes}"
+    return f"{(view.stage or 'starting').capitalize()}…{takes}"
 
 
 def _minutes(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""LoRA against its formula, against PEFT, and against the base without it."""
+"""LoRA against its formula, against PEFT, and against the base without it; which layers learn, how fast, and what is left out."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import hashlib
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
 
 from tests.conftest import MODELS
-from trainer.adapter.lora import Adapter, Size
-from trainer.adapter.targets import linear_paths
+from trainer.adapter.layer import Dropout, Strength
+from trainer.adapter.lora import Adapter, LoraLinear, Size
+from trainer.adapter.targets import block_of, layer_sizes, linear_paths, parameter_groups
+from trainer.config import TrainConfig
+from trainer.errors import ConfigError
 from trainer.sdxl.base import open_base
 
 CPU = torch.device("cpu")
@@ -141,3 +146,246 @@ def test_detaching_gives_the_model_its_layers_back(base):
     adapter = adapted(unet)
     adapter.detach("unet", unet)
     assert [name for name, _ in unet.named_modules()] == names
+
+
+# Which layers, at what rank and rate.
+
+
+def sizes_of(unet, **settings) -> dict[str, Size]:
+    return layer_sizes(TrainConfig(**settings), {"unet": unet})["unet"]
+
+
+@pytest.fixture(scope="module")
+def true_unet() -> UNet2DConditionModel:
+    """SDXL 1.0's UNet without its weights."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280), attention_head_dim=(5, 10, 20), cross_attention_dim=2048,
+            transformer_layers_per_block=(1, 2, 10), use_linear_projection=True, addition_embed_type="text_time",
+            addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        )  # fmt: skip
+
+
+def test_blocks_are_numbered_as_kohya_does(true_unet):
+    numbers = {path: block_of(path) for path, module in true_unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    assert set(numbers.values()) == set(range(23))
+    assert {path.split(".")[0] for path, number in numbers.items() if number == 0} == {"time_embedding", "add_embedding"}
+    assert [path for path, number in numbers.items() if number in (1, 22)] == ["conv_in", "conv_out"]
+    assert numbers["down_blocks.0.resnets.0.conv1"] == 2 and numbers["down_blocks.0.downsamplers.0.conv"] == 4
+    assert numbers["down_blocks.2.attentions.1.proj_in"] == 9 and numbers["mid_block.attentions.0.proj_in"] == 11
+    assert numbers["up_blocks.0.attentions.0.proj_in"] == 13 and numbers["up_blocks.2.resnets.2.conv1"] == 21
+
+
+def test_each_block_has_its_rank_and_the_scale_stays(true_unet):
+    ranks = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]
+    sizes = sizes_of(true_unet, rank=8, alpha=4.0, block_ranks=",".join(map(str, ranks)))
+    assert {size.rank for size in sizes.values()} == {ranks[block_of(path)] for path in linear_paths("unet", true_unet)}
+    assert all(size.rank == ranks[block_of(path)] and size.alpha / size.rank == pytest.approx(0.5) for path, size in sizes.items())
+    without = ["8"] * 23
+    without[11] = "0"
+    left = sizes_of(true_unet, block_ranks=",".join(without))
+    assert 0 < len(left) < 560 and not any(path.startswith("mid_block") for path in left)
+
+
+def test_kohyas_default_targets_are_one_pattern_away(true_unet):
+    patterns = ("*.attentions.*.to_*", "*.attentions.*.proj_*", "*.attentions.*.ff.net.*")
+    assert set(sizes_of(true_unet, include_layers=patterns)) == set(linear_paths("unet", true_unet, feed_forward=True))
+
+
+def test_include_and_exclude_choose_layers_by_path(true_unet):
+    chosen = sizes_of(true_unet, include_layers=("unet.up_blocks.*", "*time_emb_proj"), exclude_layers=("*.attn1.*",))
+    assert all(path.startswith("up_blocks.") or path.endswith("time_emb_proj") for path in chosen) and len(chosen) > 50
+    assert any(path.endswith("time_emb_proj") for path in chosen) and not any(".attn1." in path for path in chosen)
+    # A network that adapts convolutions can be pointed at one, at their rank.
+    locon = sizes_of(true_unet, network="locon", include_layers=("conv_out", "*mid_block*to_q"), conv_rank=3)
+    assert locon["conv_out"].rank == 3 and len(locon) == 21
+
+
+@pytest.mark.parametrize(
+    "settings, word",
+    [
+        ({"include_layers": ("attn2",)}, "'attn2' matches no linear layer"),
+        ({"exclude_layers": ("*.attn3.*",)}, r"'\*.attn3.\*' matches no"),
+        ({"include_layers": ("conv_out",)}, "'conv_out' matches no linear layer"),
+        ({"exclude_layers": ("*",)}, "leave no layer"),
+        ({"block_ranks": ",".join(["0"] * 23)}, "leave no layer"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_choice_that_leaves_nothing_is_told(true_unet, settings, word: str):
+    with pytest.raises(ConfigError, match=word):
+        sizes_of(true_unet, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"block_ranks": "8,8"}, {"block_ranks": ",".join(["1.5"] * 23)}, {"block_ranks": "a"}, {"block_rates": ",".join(["-1"] * 23)},
+        {"block_rates": ",".join(["nan"] * 23)}, {"format": "diffusers", "network": "lokr"}, {"optimizer": "prodigy", "lora_plus_ratio": 16.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_contradict_are_refused(settings):
+    with pytest.raises(ConfigError):
+        TrainConfig(**settings)
+
+
+def test_half_of_a_text_encoders_attention_is_refused(base):
+    encoders = base.text_encoders(CPU, torch.float32)
+    models = {"unet": base.unet(CPU, torch.float32), "text_encoder": encoders[0]}
+    with pytest.raises(ConfigError, match="q, k, v and out_proj together"):
+        layer_sizes(TrainConfig(train_text_encoder_1=True, exclude_layers=("text_encoder.*.q_proj",)), models)
+
+
+def test_a_part_alone_can_be_asked_for(base):
+    config = TrainConfig(train_text_encoder_1=True, include_layers=("text_encoder.*self_attn.*",))
+    unet, encoder = base.unet(CPU, torch.float32), base.text_encoders(CPU, torch.float32)[0]
+    assert layer_sizes(config, {"unet": unet}) == {"unet": {}}
+    assert len(layer_sizes(config, {"unet": unet, "text_encoder": encoder})["text_encoder"]) == 4 * encoder.config.num_hidden_layers
+
+
+def test_a_stabilised_scale_is_alpha_by_the_root_of_the_rank(base):
+    unet = base.unet(CPU, torch.float32)
+    adapter = Adapter()
+    adapter.attach("unet", unet, sizes_of(unet, rank=16, alpha=8.0, rank_stabilised=True))
+    assert {layer.scale for _, _, layer in adapter.walk()} == {8.0 / 4}
+
+
+def test_rates_follow_part_block_and_side(base):
+    rates = ["1"] * 23
+    rates[11], rates[13] = "0.5", "0"
+    config = TrainConfig(learning_rate=1e-3, lora_plus_ratio=16.0, block_rates=",".join(rates))
+    unet, adapter = base.unet(CPU, torch.float32), Adapter()
+    adapter.attach("unet", unet, layer_sizes(config, {"unet": unet})["unet"])
+    groups = parameter_groups(config, adapter)
+    rate_of = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert len(rate_of) == len(adapter.parameters()) and not any(
+        path.startswith("up_blocks.0.attentions.0") for _, path, _ in adapter.walk()
+    )
+    for _, path, layer in adapter.walk():
+        block = 0.5 if path.startswith("mid_block") else 1.0
+        assert rate_of[id(layer.down)] == pytest.approx(1e-3 * block) and rate_of[id(layer.up)] == pytest.approx(16e-3 * block)
+
+
+def test_without_block_rates_a_part_is_one_group_in_order_of_name(base):
+    adapter = adapted(base.unet(CPU, torch.float32))
+    groups = parameter_groups(TrainConfig(), adapter)
+    assert [group["lr"] for group in groups] == [1e-3]
+    assert all(mine is other for mine, other in zip(groups[0]["params"], adapter.parameters(), strict=True))
+
+
+def test_norms_are_limited_as_kohya_does(base):
+    adapter = adapted(base.unet(CPU, torch.float32), alpha=3.0)
+    stir(adapter)
+    before = {path: (layer.product().detach().clone(), layer.down.detach().clone()) for _, path, layer in adapter.walk()}
+    limit = sorted(float(product.norm()) for product, _ in before.values())[len(before) // 2]
+    adapter.limit_norms(limit)
+    for _, path, layer in adapter.walk():
+        product, down = before[path]
+        ratio = min(1.0, limit / float(product.norm()))
+        torch.testing.assert_close(layer.product(), product * ratio, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(layer.down, down * ratio**0.5)  # both sides shrink alike
+    kept = adapter.tensors()
+    adapter.limit_norms(limit * 1.001)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in adapter.tensors().items())
+
+
+@pytest.mark.parametrize("network", ["dora", "loha", "lokr"])
+def test_norms_of_every_network_are_limited(base, network: str):
+    unet, adapter = base.unet(CPU, torch.float32), Adapter()
+    adapter.attach("unet", unet, sizes_of(unet, network=network, rank=4, include_layers=("*.attn2.to_q",)))
+    adapter.start(1)
+    with torch.no_grad():
+        for _, parameter in adapter.masters():
+            parameter.add_(0.3)
+    adapter.limit_norms(0.5)
+    assert all(float(layer.product().detach().norm()) == pytest.approx(0.5, rel=1e-4) for _, _, layer in adapter.walk())
+
+
+# Dropout.
+
+
+def dropped(base, kind: str = "lora", **shares) -> tuple[Adapter, nn.Module]:
+    unet, adapter = base.unet(CPU, torch.float32), Adapter(Dropout(**shares))
+    adapter.attach("unet", unet, sizes_of(unet, network=kind, rank=4, alpha=8.0))
+    adapter.start(1)
+    with torch.no_grad():
+        draw = torch.Generator().manual_seed(5)
+        for _, parameter in adapter.masters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
+    return adapter, unet
+
+
+@pytest.mark.parametrize("share", ["network", "rank", "module"])
+@pytest.mark.parametrize("network", ["lora", "locon", "dora", "lokr"])
+def test_dropout_is_the_same_for_the_same_batch_and_never_in_pictures(base, network: str, share: str):
+    adapter, unet = dropped(base, network, **{share: 0.5})
+    plain = ask(unet).detach()
+    adapter.dropout.batch_seed = 7
+    first, again = ask(unet).detach(), ask(unet).detach()
+    assert torch.equal(first, again) and not torch.equal(first, plain)
+    with torch.no_grad():
+        torch.testing.assert_close(ask(unet), plain)
+    adapter.dropout.batch_seed = 8
+    assert not torch.equal(ask(unet).detach(), first)
+
+
+@pytest.mark.parametrize("network", ["lora", "dora", "lokr"])
+def test_checkpointed_gradients_see_the_same_dropout(base, network: str):
+    gradients = []
+    for checkpointing in (False, True):
+        adapter, unet = dropped(base, network, network=0.3, rank=0.3, module=0.3)
+        adapter.dropout.batch_seed = 7
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+            unet.train()
+        ask(unet).square().mean().backward()
+        gradients.append({name: parameter.grad for name, parameter in adapter.masters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def layer_with(**shares) -> LoraLinear:
+    torch.manual_seed(0)
+    layer = LoraLinear(nn.Linear(6, 3), rank=4000, alpha=4000.0, strength=Strength(), dropout=Dropout(batch_seed=1, **shares), name="a")
+    layer.start(torch.Generator().manual_seed(1))
+    return layer
+
+
+def test_rank_dropout_leaves_out_whole_ranks_of_a_picture_and_keeps_the_mean():
+    layer = layer_with(rank=0.25)
+    hidden = layer._dropped(torch.ones(2, 5, 4000))
+    assert set(hidden.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
+    assert all(torch.equal(hidden[:, token], hidden[:, 0]) for token in range(5)) and not torch.equal(hidden[0], hidden[1])
+    assert float((hidden == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
+
+
+def test_network_dropout_leaves_out_single_values_and_keeps_the_mean():
+    hidden = layer_with(network=0.25)._dropped(torch.ones(2, 5, 4000))
+    assert not torch.equal(hidden[:, 0], hidden[:, 1]) and float(hidden.mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_module_dropout_leaves_out_about_its_share_of_the_layers(base):
+    adapter, _ = dropped(base, module=0.3)
+    adapter.dropout.batch_seed = 3
+    silent = 0
+    for _, _, layer in adapter.walk():
+        x = torch.ones(1, 2, layer.base.in_features)
+        silent += torch.equal(layer(x), layer.base(x))
+    assert 0.15 < silent / len(adapter.layers["unet"]) < 0.45
+
+
+@pytest.mark.parametrize("network", ["lora", "locon", "dora", "loha", "lokr"])
+def test_what_a_checkpoint_keeps_is_put_back(base, network: str):
+    adapter, _ = dropped(base, network)
+    kept = adapter.tensors()
+    fresh, _ = dropped(base, network)
+    with torch.no_grad():
+        for _, parameter in fresh.masters():
+            parameter.zero_()
+    fresh.load(kept)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in fresh.tensors().items())
+    with pytest.raises(KeyError):
+        fresh.load(dict(list(kept.items())[1:]))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from trainer.dataset.buckets import Plan, bucket_sizes, crop_notice, place
+from trainer.dataset.buckets import BucketPlan, bucket_sizes, crop_notice, place
 from trainer.dataset.captions import kohya_folder, with_trigger
 from trainer.dataset.pictures import open_picture
 from trainer.dataset.scan import scan
@@ -156,13 +156,13 @@ def test_every_picture_fits_its_bucket(width: int, height: int, resolution: int,
 
 
 def test_what_is_cropped_is_said_in_a_sentence():
-    plan = Plan(side=128, latent_factor=8)
+    plan = BucketPlan(side=128, latent_factor=8)
     placements = plan.place_all([(512, 512), (600, 400), (400, 600)])
     told = crop_notice(["square.png", "photo.png", "portrait.png"], placements)
     assert plan.step == 32 and told is not None and told.startswith("2 of 3 pictures lose more than 5 %")
     assert crop_notice(["square.png"], placements[:1]) is None
     with pytest.raises(ConfigError, match="widen bucket_min"):
-        Plan(side=128, latent_factor=8, bucket_min=256).place_all([(512, 512)])
+        BucketPlan(side=128, latent_factor=8, bucket_min=256).place_all([(512, 512)])
 
 
 def test_a_square_picture_is_not_cropped():

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +25,11 @@ from trainer.lora_file.save import save_lora
 from trainer.sdxl.base import open_base
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base():
+    return open_base("tiny-sdxl", MODELS)
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +183,95 @@ def test_what_is_no_safetensors_is_refused_in_a_sentence(content: bytes, tmp_pat
 def test_inspect_tells_parts_ranks_and_metadata(ink_run: Path):
     told = dict(describe(ink_run / "ink.safetensors"))
     assert "rank 16, alpha 16" in told["UNet"] and told["modelspec.trigger_phrase"] == "ink"
+
+
+# Files that others made.
+
+
+def one(path: Path, tensors: dict[str, torch.Tensor], name: str = "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q") -> Path:
+    save_file({f"{name}.{key}": tensor for key, tensor in tensors.items()}, path / "f.safetensors")
+    return path / "f.safetensors"
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q.lora_{}.weight",
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_{}.weight",
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_{}.weight",
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora.{}.weight",
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.{}.weight",
+        "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_{}.weight",
+    ],
+)
+def test_every_spelling_of_a_layer_is_found(base, spelling: str, tmp_path: Path):
+    sides = ("A", "B") if spelling.startswith(("unet", "base")) and "lora_{}" in spelling else ("down", "up")
+    tensors = {spelling.format(sides[0]): torch.randn(4, 112), spelling.format(sides[1]): torch.randn(112, 4)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    adapter = attach_lora(tmp_path / "a.safetensors", {"unet": base.unet(CPU, torch.float32)})
+    assert list(adapter.layers["unet"]) == ["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"]
+
+
+@pytest.mark.parametrize(
+    "tensors, word",
+    [
+        ({"lora_down.weight": torch.ones(4, 112)}, "missing or don't fit"),
+        ({"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.ones(112, 5)}, "another shape"),
+        ({"lora_down.weight": torch.ones(4, 111), "lora_up.weight": torch.ones(112, 4)}, "another shape"),
+        ({"lora_down.weight": torch.ones(0, 112), "lora_up.weight": torch.ones(112, 0)}, "missing or don't fit"),
+        ({"lora_down.weight": torch.ones(4, 112, dtype=torch.int8), "lora_up.weight": torch.ones(112, 4)}, "as int8"),
+        ({"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.full((112, 4), torch.nan)}, "no numbers"),
+        ({"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.ones(112, 4), "alpha": torch.ones(2)}, "several numbers"),
+        ({"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.ones(112, 4), "alpha": torch.tensor(torch.inf)}, "no numbers"),
+        ({"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.ones(112, 4), "dora_scale": torch.ones(7)}, "another shape"),
+        ({"hada_w1_a": torch.ones(112, 4), "hada_w1_b": torch.ones(4, 112), "hada_w2_a": torch.ones(112, 4)}, "missing or don't fit"),
+        ({"lokr_w1": torch.ones(1000, 1000), "lokr_w2": torch.ones(1000, 1000)}, "another shape"),
+        ({"lokr_w1": torch.ones(8, 8), "lokr_w2_a": torch.ones(14, 2)}, "missing or don't fit"),
+        ({"lora_mid.weight": torch.ones(4, 4, 3, 3), "lora_down.weight": torch.ones(4, 112)}, "missing or don't fit"),
+        ({"oft_blocks": torch.ones(4, 4)}, "no part of"),
+        ({"alpha": torch.ones(())}, "missing or don't fit"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else value,
+)
+def test_matrices_that_do_not_fit_are_refused_in_a_sentence(base, tensors, word: str, tmp_path: Path):
+    unet = base.unet(CPU, torch.float32)
+    names = [name for name, _ in unet.named_modules()]
+    with pytest.raises(LoraFileError, match=word) as told:
+        attach_lora(one(tmp_path, tensors), {"unet": unet})
+    assert "\n" not in str(told.value) and [name for name, _ in unet.named_modules()] == names
+
+
+@given(data=st.data())
+def test_a_damaged_file_is_refused_and_never_crashes(data, tmp_path_factory):
+    path = one(tmp_path_factory.mktemp("f"), {"lora_down.weight": torch.ones(4, 8), "lora_up.weight": torch.ones(8, 4)})
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(300, len(content) - 1)))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
+    try:
+        read_lora(path)
+        dict(describe(path))
+    except LoraFileError as error:
+        assert "f.safetensors" in str(error)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"a.lora_down.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},"a.lora_up.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[2,6]}}',
+        '{"a.lora_down.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4294967296]}}',
+        '{"a.lora_down.weight":{"dtype":"F12","shape":[1,1],"data_offsets":[0,8]}}',
+        '{"a.lora_down.weight":{"dtype":"F32","shape":[-1,1],"data_offsets":[0,8]}}',
+        '{"a.lora_down.weight":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}',
+        '{"__metadata__":{"a":1},"a.lora_down.weight":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}}',
+        "[" * 100_000,
+        "[]",
+        "{}",
+    ],
+    ids=["overlap", "beyond the end", "odd dtype", "negative", "overflow", "metadata", "deep", "list", "empty"],
+)
+def test_a_hostile_header_is_refused_in_a_sentence(header: str, tmp_path: Path):
+    path = tmp_path / "h.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
+    with pytest.raises(LoraFileError, match=r"h\.safetensors"):
+        read_lora(path)

@@ -12,8 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -66,11 +68,26 @@ def test_another_seed_gives_other_bytes(whole: run.Run, tmp_path: Path):
     assert weights(other) != weights(whole)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "prodigy", "adafactor"])
-def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(whole: run.Run, tmp_path: Path, optimizer: str, monkeypatch):
-    settings = {"optimizer": optimizer, **({"learning_rate": 1.0} if optimizer == "prodigy" else {})}
+EVERYTHING_RANDOM = {
+    "accumulation": 2, "ema_decay": 0.8, "snr_weighting": "soft_min_snr", "loss": "huber", "noise_offset": 0.1, "noise_offset_random": True,
+    "multires_noise_iterations": 3, "input_perturbation": 0.1, "timestep_distribution": "logit_normal", "timestep_max": 900,
+    "shuffle_tags": True, "tag_dropout": 0.3, "caption_dropout": 0.2, "caption_lines": True, "wildcards": True, "base_prior_share": 0.3,
+    "flip": True, "random_crop": True, "colour_jitter": 0.1, "variants": 2, "resolutions": (64, 96), "sample_every": 4,
+}  # fmt: skip
+SETTINGS_OF = {
+    "adamw": {},
+    "prodigy": {"optimizer": "prodigy", "learning_rate": 1.0},
+    "adafactor": {"optimizer": "adafactor"},
+    "schedulefree": {"optimizer": "schedulefree", "schedule": "constant", "sample_every": 4},
+    "everything random": EVERYTHING_RANDOM,
+}
+
+
+@pytest.mark.parametrize("kind", SETTINGS_OF)
+def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(whole: run.Run, tmp_path: Path, kind: str, monkeypatch):
+    settings = SETTINGS_OF[kind]
     unbroken = whole
-    if optimizer != "adamw":
+    if kind != "adamw":
         unbroken = make(tmp_path / "unbroken", **settings)
         train(unbroken, MODELS)
     broken = make(tmp_path / "broken", **settings)
@@ -87,6 +104,22 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(whole: run.Run, tmp_
     assert state.checkpoints(broken)[0].name == "step-5" and broken.lora_file.is_file()
     assert train(broken, MODELS) == "finished"
     assert weights(broken) == weights(unbroken)
+    learned, again = load_file(unbroken.lora_file), load_file(broken.lora_file)
+    assert all(torch.equal(again[name], tensor) for name, tensor in learned.items())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"ema_decay": 0.8}, {"optimizer": "schedulefree", "schedule": "constant"}], ids=["ema", "schedulefree"]
+)
+def test_the_file_holds_the_average_and_the_checkpoint_both(tmp_path: Path, settings: dict):
+    made = make(tmp_path / "run", steps=4, **settings)
+    train(made, MODELS)
+    newest = state.checkpoints(made)[0]
+    trained, averaged = load_file(newest / "adapter.safetensors"), load_file(newest / "average.safetensors")
+    in_file = load_file(made.lora_file)
+    name = next(name for name in sorted(trained) if name.endswith(".up") and "to_q" in name)
+    up = next(t for key, t in in_file.items() if key.endswith("lora_up.weight") and torch.equal(t, averaged[name].half()))
+    assert not torch.equal(up, trained[name].half())
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(whole: run.Run, tmp_path: Path):
@@ -165,6 +198,11 @@ def test_text_encoders_learn_when_asked(tmp_path: Path):
         {"train_feed_forward": True},
         {"resolution": 64},
         {"noise_offset": 0.1, "min_snr_gamma": 0.0, "schedule": "cosine_with_restarts"},
+        {"zero_terminal_snr": "on", "snr_weighting": "debiased", "schedule": "wsd"},
+        {"prediction_type": "epsilon", "loss": "smooth_l1", "huber_schedule": "exponential"},
+        {"base_prior_share": 0.5, "train_text_encoder_1": True, "trigger": "ink"},
+        {"prior_folder": str(INK), "prior_weight": 0.5, "prior_caption": "a drawing"},
+        {"optimizer": "came", "train_feed_forward": True},
     ],
     ids=lambda s: next(iter(s)),
 )
@@ -269,7 +307,7 @@ def test_a_full_disk_for_samples_does_not_end_the_training(tmp_path: Path, monke
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.train.save_picture", full)
+    monkeypatch.setattr("trainer.samples.save_picture", full)
     assert train(made, MODELS) == "finished" and made.lora_file.is_file()
     assert any("disk did not suffice" in e.get("message", "") for e in events.read(made.events)[0])
 
@@ -280,6 +318,8 @@ def test_a_full_disk_for_samples_does_not_end_the_training(tmp_path: Path, monke
         (["--base", "no-such-base"], "no-such-base"),
         (["--precision", "fp16"], "fp16 needs a GPU"),
         (["--set", "bucket_min=512"], "widen bucket_min"),
+        (["--set", "mask=alpha"], "no picture has a mask"),
+        (["--set", "prior_folder=no-such-folder"], "no-such-folder is not a folder"),
     ],
     ids=lambda a: a[-1] if isinstance(a, list) else "",
 )
@@ -299,6 +339,65 @@ def test_a_toml_file_names_the_run_and_flags_come_first(tmp_path: Path):
     config = run.Run(tmp_path / "run").config
     assert (config.name, config.preset, config.rank, config.steps) == ("mine", "character", 2, 1)
     assert "broken.png can't be read" in done.stderr
+
+
+def test_text_read_as_it_comes_trains_to_the_same_bytes_as_text_prepared(tmp_path: Path, monkeypatch):
+    drawn = {"steps": 4, "shuffle_tags": True, "tag_dropout": 0.2}
+    prepared = make(tmp_path / "prepared", **drawn)
+    train(prepared, MODELS)
+    monkeypatch.setattr("trainer.prompts.MAX_TEXTS", 3)
+    as_it_comes = make(tmp_path / "as_it_comes", **drawn)
+    train(as_it_comes, MODELS)
+    assert weights(as_it_comes) == weights(prepared)
+    told = [[e["message"] for e in events.read(r.events)[0] if e["kind"] == "problem"] for r in (prepared, as_it_comes)]
+    assert not any("stay in memory" in text for text in told[0]) and any("stay in memory" in text for text in told[1])
+
+
+def own_set(tmp_path: Path, names: tuple[str, ...] = ("owl", "star")) -> Path:
+    folder = tmp_path / "art"
+    folder.mkdir()
+    for name in names:
+        shutil.copy(INK / f"{name}.png", folder)
+        shutil.copy(INK / f"{name}.txt", folder)
+    return folder
+
+
+def test_what_a_mask_leaves_out_teaches_nothing(tmp_path: Path):
+    folder = own_set(tmp_path)
+    values = {**preset_values("style", 2), **QUICK, "name": "lora", "steps": 3, "mask": "file"}
+    for colour in ("black", "white"):
+        for name in ("owl", "star"):
+            Image.new("L", Image.open(folder / f"{name}.png").size, colour).save(folder / f"{name}.mask.png")
+        made = run.create(tmp_path / colour, config_from(values), scan(folder))
+        train(made, MODELS)
+        learned = load_file(state.checkpoints(made)[0] / "adapter.safetensors")
+        assert any(bool(tensor.any()) for name, tensor in learned.items() if name.endswith(".up")) is (colour == "white")
+
+
+def test_samples_follow_their_flags_and_begin_with_the_base(tmp_path: Path):
+    prompts = ("a star --w 64 --h 96 --s 1", "an owl --d 5")
+    made = make(tmp_path / "run", steps=2, sample_every=1, sample_at_start=True, sample_prompts=prompts)
+    assert train(made, MODELS) == "finished"
+    assert Image.open(made.samples / "step-000000_p00_s1.00.png").size == (64, 96)
+    facts = Image.open(made.samples / "step-000001_p01_s1.00.png").info["parameters"]
+    assert facts.startswith("an owl <lora:lora:1>") and "Seed: 5," in facts
+    strip_base = Image.open(made.samples / "p01_s0.00.png")
+    at_start = Image.open(made.samples / "step-000000_p01_s1.00.png")
+    assert np.abs(np.asarray(strip_base).astype(int) - np.asarray(at_start)).max() <= 2  # B = 0: the base, in a batch of another size
+    told = [e for e in events.read(made.events)[0] if e["kind"] == "sample"]
+    assert [(e["step"], e["prompt"]) for e in told] == [(0, "a star"), (0, "an owl"), (1, "a star"), (1, "an owl")]
+
+
+def test_several_folders_train_from_the_command_line(tmp_path: Path):
+    folder = own_set(tmp_path)
+    (tmp_path / "set.toml").write_text(f'[[folder]]\npath = "{INK}"\nrepeats = 2\n')
+    (tmp_path / "prompts.txt").write_text("# first\na star --s 1\n\nan owl\n")
+    options = ["--output", tmp_path / "run", "--steps", "1", "--set", "sample_steps=1", "--sample-prompt-file", tmp_path / "prompts.txt"]
+    trainer("train", folder, tmp_path / "set.toml", *options)
+    made = run.Run(tmp_path / "run")
+    assert sum(item.repeats for item in made.manifest.items) == 2 + 48
+    assert made.config.sample_prompts == ("a star --s 1", "an owl")
+    assert (made.samples / "p01_s1.00.png").is_file()
 
 
 @pytest.mark.cuda

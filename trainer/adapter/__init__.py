@@ -1,1 +1,1 @@
-"""LoRA (Hu et al. 2021): W' = W + (alpha / rank) B A, in the attention layers of UNet and text encoders."""
+"""What is learned: LoRA (Hu et al. 2021) and its kin beside the frozen layers of UNet and text encoders."""

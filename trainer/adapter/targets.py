@@ -1,34 +1,135 @@
-"""Which layers are adapted."""
+"""Which layers are adapted, at what rank and learning rate."""
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
-from trainer.adapter.lora import Size
-from trainer.config import TrainConfig
+from trainer.adapter.layer import Dropout
+from trainer.adapter.lora import Adapter, Size
+from trainer.config import TrainConfig, block_values
+from trainer.errors import ConfigError
+from trainer.lora_file.names import sgm_path
 
 _UNET_ATTENTION = re.compile(r".*\.attn[12]\.to_(q|k|v|out\.0)")
 _UNET_MORE = re.compile(r".*\.ff\.net\.(0\.proj|2)|.*\.attentions\.\d+\.proj_(in|out)")
-_TEXT_ATTENTION = re.compile(r".*\.self_attn\.(q|k|v|out)_proj")
+_UNET_CONVOLUTIONS = re.compile(r".*\.(resnets\.\d+\.conv\w+|(down|up)samplers\.0\.conv)")
+_TEXT_ATTENTION = re.compile(r"(.*\.self_attn)\.(q|k|v|out)_proj")
 
 
 def linear_paths(part: str, model: nn.Module, *, feed_forward: bool = False) -> list[str]:
-    """Module paths of the layers to adapt in `unet`, `text_encoder` or `text_encoder_2`."""
+    """Module paths of the linear layers to adapt in `unet`, `text_encoder` or `text_encoder_2`."""
     patterns = [_UNET_ATTENTION, *([_UNET_MORE] if feed_forward else [])] if part == "unet" else [_TEXT_ATTENTION]
     linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     return [path for path in linears if any(pattern.fullmatch(path) for pattern in patterns)]
 
 
+def conv_paths(part: str, model: nn.Module) -> list[str]:
+    """Module paths of the convolutions that LoCon adapts: in the UNet's residual blocks, down- and upsamplers."""
+    if part != "unet":
+        return []
+    return [path for path, module in model.named_modules() if isinstance(module, nn.Conv2d) and _UNET_CONVOLUTIONS.fullmatch(path)]
+
+
 def part_sizes(config: TrainConfig) -> dict[str, Size]:
-    """Rank and alpha of each part that trains."""
+    """Rank and alpha of each part that trains, as set."""
     sizes = {"unet": Size(rank=config.rank, alpha=config.alpha)}
     if config.train_text_encoder_1:
         sizes["text_encoder"] = Size(rank=config.text_encoder_1_rank, alpha=config.text_encoder_1_alpha)
     if config.train_text_encoder_2:
         sizes["text_encoder_2"] = Size(rank=config.text_encoder_2_rank, alpha=config.text_encoder_2_alpha)
     return sizes
+
+
+def layer_sizes(config: TrainConfig, models: dict[str, nn.Module]) -> dict[str, dict[str, Size]]:
+    """What each adapted layer is made of (part -> path -> size), in the parts that train and are in `models`.
+
+    Raises ConfigError when a pattern matches nothing, no layer is left (both only known when all parts that train are
+    there), or a text encoder's attention is only half chosen.
+    """
+    parts, unmatched = part_sizes(config), [*config.include_layers, *config.exclude_layers]
+    sizes: dict[str, dict[str, Size]] = {}
+    for part in [part for part in parts if part in models]:
+        paths, matched = _chosen_paths(config, part, models[part])
+        unmatched = [pattern for pattern in unmatched if pattern not in matched]
+        made = {path: _size(config, part, path, models[part].get_submodule(path), parts[part]) for path in paths}
+        sizes[part] = {path: size for path, size in made.items() if size}
+    if set(sizes) == set(parts):
+        _check_choice(config, sizes, unmatched)
+    _check_attention_is_whole(sizes)
+    return sizes
+
+
+def _check_choice(config: TrainConfig, sizes: dict[str, dict[str, Size]], unmatched: list[str]) -> None:
+    if unmatched:
+        kinds = "linear layer" if config.network == "lora" else "linear layer or convolution"
+        raise ConfigError([f"{pattern!r} matches no {kinds} of the parts that train; write it like *.attn2.*" for pattern in unmatched])
+    if not any(sizes.values()):
+        raise ConfigError(["include_layers, exclude_layers and block_ranks leave no layer to adapt; widen them"])
+
+
+def _chosen_paths(config: TrainConfig, part: str, model: nn.Module) -> tuple[list[str], set[str]]:
+    """Paths to adapt, and the patterns that matched something here."""
+    kinds = nn.Linear if config.network == "lora" else (nn.Linear, nn.Conv2d)
+    # Not every tool reads a changed text_projection.
+    eligible = [path for path, module in model.named_modules() if isinstance(module, kinds) and path != "text_projection"]
+    paths = linear_paths(part, model, feed_forward=config.train_feed_forward)
+    if config.network == "locon":
+        paths += conv_paths(part, model)
+    matched: set[str] = set()
+
+    def matching(patterns: tuple[str, ...]) -> set[str]:
+        found = {p: {path for path in eligible if fnmatchcase(path, p) or fnmatchcase(f"{part}.{path}", p)} for p in patterns}
+        matched.update(pattern for pattern, hits in found.items() if hits)
+        return set().union(*found.values())
+
+    included, excluded = matching(config.include_layers), matching(config.exclude_layers)
+    chosen = included if config.include_layers else set(paths)
+    return [path for path in eligible if path in chosen - excluded], matched
+
+
+def _size(config: TrainConfig, part: str, path: str, module: nn.Module, size: Size) -> Size | None:
+    """Of one layer; None where its block is left out."""
+    if isinstance(module, nn.Conv2d):
+        size = Size(rank=config.conv_rank, alpha=config.conv_alpha)
+    if part == "unet" and config.block_ranks:
+        rank = int(block_values(config.block_ranks)[block_of(path)])
+        if rank == 0:
+            return None
+        if not isinstance(module, nn.Conv2d):
+            size = Size(rank=rank, alpha=size.alpha * rank / size.rank if not config.rank_stabilised else size.alpha)
+    if part == "unet" and config.block_rates and block_values(config.block_rates)[block_of(path)] == 0:
+        return None
+    if config.rank_stabilised:  # alpha / sqrt(rank), written so that alpha / rank gives it (Kalajdzievski 2023)
+        size = replace(size, alpha=size.alpha * math.sqrt(size.rank))
+    return replace(size, network="lora" if config.network == "locon" else config.network, factor=config.lokr_factor)
+
+
+def _check_attention_is_whole(sizes: dict[str, dict[str, Size]]) -> None:
+    """Other tools read a text encoder's q, k, v and out only together."""
+    for part in set(sizes) - {"unet"}:
+        found: dict[str, set[str]] = {}
+        for path in sizes[part]:
+            if match := _TEXT_ATTENTION.fullmatch(path):
+                found.setdefault(match[1], set()).add(match[2])
+        broken = [path for path, kinds in found.items() if kinds != {"q", "k", "v", "out"}]
+        if broken:
+            raise ConfigError([f"{part}.{broken[0]}: adapt q, k, v and out_proj together, since other tools read no less"])
+
+
+def block_of(path: str) -> int:
+    """Kohya's number of the UNet block that a layer is in, 0 to 22.
+
+    0 time and label embedding, 1-9 input (down), 10-12 middle, 13-21 output (up), 22 the last convolution.
+    """
+    name, number, *_ = [*sgm_path(path).split("."), "0"]
+    first = {"input_blocks": 1, "middle_block": 10, "output_blocks": 13, "out": 22}.get(name)
+    return 0 if first is None else 22 if name == "out" else first + int(number)
 
 
 def part_rates(config: TrainConfig) -> dict[str, float]:
@@ -38,3 +139,22 @@ def part_rates(config: TrainConfig) -> dict[str, float]:
         "text_encoder": config.text_encoder_1_learning_rate,
         "text_encoder_2": config.text_encoder_2_learning_rate,
     }
+
+
+def parameter_groups(config: TrainConfig, adapter: Adapter) -> list[dict[str, Any]]:
+    """Groups of `params` and `lr` for the optimizer: one for each part, block rate and, with LoRA+, side of the product.
+
+    LoRA+: the matrix that starts at zero learns faster than the others (Hayou et al. 2024, section 4).
+    """
+    rates, blocks = part_rates(config), block_values(config.block_rates)
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for part, path, layer in adapter.walk():
+        rate = rates[part] * (blocks[block_of(path)] if blocks and part == "unet" else 1.0)
+        for role, parameter in layer.tensors().items():
+            faster = config.lora_plus_ratio if role == layer.zero else 1.0
+            groups.setdefault((part, rate * faster), []).append(parameter)
+    return [{"params": parameters, "lr": rate} for (_, rate), parameters in groups.items()]
+
+
+def dropout_of(config: TrainConfig) -> Dropout:
+    return Dropout(network=config.network_dropout, rank=config.rank_dropout, module=config.module_dropout)

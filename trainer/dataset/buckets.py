@@ -60,7 +60,7 @@ def place(width: int, height: int, sizes: list[tuple[int, int]], *, step: int, n
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BucketPlan:
     """Which buckets a training has: a base's side in px and px per latent cell, and the user's limits (0: derived)."""
 
     side: int

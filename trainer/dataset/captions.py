@@ -15,11 +15,17 @@ _KOHYA_FOLDER = re.compile(r"(\d{1,4})_(.+)")
 
 
 def sidecar_caption(picture: Path) -> str | None:
-    """Text of `art.txt` or `art.caption` beside `art.png`; None when there is none."""
+    """All of a caption file on one line; None when there is none."""
+    lines = sidecar_lines(picture)
+    return None if lines is None else " ".join(lines)
+
+
+def sidecar_lines(picture: Path) -> list[str] | None:
+    """Lines of `art.txt` or `art.caption` beside `art.png` that hold text; None when there is no such file."""
     for suffix in SIDECARS:
         sidecar = picture.with_suffix(suffix)
         if sidecar.is_file():
-            return one_line(_decoded(sidecar))
+            return [line for line in map(one_line, _decoded(sidecar).splitlines()) if line]
     return None
 
 
@@ -69,6 +75,14 @@ def with_trigger(caption: str, trigger: str) -> str:
     if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
         return caption
     return f"{trigger}, {caption}"
+
+
+def without_trigger(caption: str, trigger: str) -> str:
+    """The caption with the trigger word taken out, wherever it stands as a whole word."""
+    if not trigger.strip():
+        return caption
+    rest = re.sub(rf"(?<!\w){re.escape(trigger.strip())}(?!\w)", "", caption, flags=re.IGNORECASE)
+    return ", ".join(part for part in (" ".join(part.split()) for part in rest.split(",")) if part)
 
 
 def one_line(text: str) -> str:

@@ -18,6 +18,8 @@ class Item:
     digest: str  # SHA-256 of the file's bytes
     repeats: int = 1
     weight: float = 1.0  # of its loss
+    captions: tuple[str, ...] = ()  # one a line, when its caption file has several
+    role: str = "train"  # "class": keeps what the base knows of the class; "validation": set aside to measure with
 
     @property
     def name(self) -> str:
@@ -30,6 +32,15 @@ class Manifest:
     items: tuple[Item, ...]
     problems: tuple[str, ...] = ()
 
+    @property
+    def trained(self) -> tuple[Item, ...]:
+        """All but the pictures set aside."""
+        return tuple(item for item in self.items if item.role != "validation")
+
+    @property
+    def set_aside(self) -> tuple[Item, ...]:
+        return tuple(item for item in self.items if item.role == "validation")
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -37,6 +48,6 @@ class Manifest:
     def from_json(data: dict[str, Any]) -> Manifest:
         return Manifest(
             folder=data["folder"],
-            items=tuple(Item(**item) for item in data["items"]),
+            items=tuple(Item(**{**item, "captions": tuple(item.get("captions", ()))}) for item in data["items"]),
             problems=tuple(data["problems"]),
         )

@@ -35,6 +35,19 @@ def open_picture(path: Path) -> Image.Image:
         raise DatasetError(f"{path.name} {reason}; remove it or save it again") from error
 
 
+def open_alpha(path: Path) -> Image.Image | None:
+    """How opaque a picture is, upright, "L"; None when it has no transparency. Raises DatasetError."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            _refuse_giants(path, picture)
+            upright = ImageOps.exif_transpose(picture)
+            return upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+    except DatasetError:
+        raise
+    except Exception as error:  # as in open_picture
+        raise DatasetError(f"{path.name} can't be read as a picture; remove it or save it again") from error
+
+
 def _refuse_giants(path: Path, picture: Image.Image) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS:

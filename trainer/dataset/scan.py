@@ -7,7 +7,7 @@ import os
 import unicodedata
 from pathlib import Path
 
-from trainer.dataset.captions import Listed, kohya_folder, metadata_captions, sidecar_caption, with_trigger
+from trainer.dataset.captions import Listed, kohya_folder, metadata_captions, sidecar_lines, with_trigger
 from trainer.dataset.manifest import Item, Manifest
 from trainer.dataset.pictures import SUFFIXES, UNREAD, open_picture
 from trainer.errors import DatasetError
@@ -33,13 +33,12 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
             try:
                 picture = open_picture(path)
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                caption = sidecar_caption(path)
+                lines = sidecar_lines(path)
             except (DatasetError, OSError) as error:
                 problems.append(str(error) if isinstance(error, DatasetError) else f"{path.name} can't be read")
                 continue
             line = listed.get(path.name, Listed(token))
-            if caption is None:
-                caption = line.caption
+            caption = line.caption if lines is None else " ".join(lines)
             items.append(
                 Item(
                     path=os.path.abspath(path),
@@ -49,6 +48,7 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
                     digest=digest,
                     repeats=repeats,
                     weight=line.weight,
+                    captions=tuple(with_trigger(text, trigger) for text in lines) if lines and len(lines) > 1 else (),
                 )
             )
     if not items:
@@ -73,6 +73,8 @@ def pictures_in(place: Path) -> tuple[list[Path], list[str]]:
     found, problems = [], []
     for path in sorted(place.iterdir()):
         suffix = path.suffix.lower()
+        if path.name.lower().endswith(".mask.png"):
+            continue
         if suffix in UNREAD and path.is_file():
             problems.append(f"{path.name} is a kind of picture that is not read; save it as png or jpg")
         elif suffix in SUFFIXES and path.is_file():

@@ -21,6 +21,7 @@ from safetensors.torch import save
 
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
+from trainer.lora_file.forms import network_facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,10 @@ class Training:
 
     base_name: str
     prediction_type: str
+    zero_terminal_snr: bool
     resolution: int
     precision: str  # of the base while it trained
+    gradient_checkpointing: bool = False  # whether anything was computed again
     steps: int  # done, which a stopped training has fewer of than asked
     pictures: int  # that were read, repeats counted
     started: float  # seconds since 1970
@@ -45,7 +48,7 @@ def metadata(config: TrainConfig, manifest: Manifest, training: Training) -> dic
     facts = {**_kohya(config, manifest, training), **_modelspec(config, training)}
     if config.save_captions:
         folder = Path(manifest.folder).name
-        tags = Counter(tag.strip() for item in manifest.items for tag in item.caption.split(",") if tag.strip())
+        tags = Counter(tag.strip() for item in manifest.items if item.role == "train" for tag in item.caption.split(",") if tag.strip())
         facts["ss_tag_frequency"] = json.dumps({folder: dict(tags)}, ensure_ascii=False)
         facts["ss_dataset_dirs"] = json.dumps({folder: {"n_repeats": 1, "img_count": len(manifest.items)}})
     return facts
@@ -67,10 +70,7 @@ def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[
         "v2": False,
         "output_name": config.name,
         "sd_model_name": training.base_name,
-        "network_module": "networks.lora",
-        "network_dim": config.rank,
-        "network_alpha": config.alpha,
-        "network_args": "{}",
+        **network_facts(config),
         "learning_rate": config.learning_rate,
         "unet_lr": config.learning_rate,
         "text_encoder_lr": text_rates or None,
@@ -84,15 +84,25 @@ def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[
         "num_epochs": training.epochs,
         "num_batches_per_epoch": training.batches_per_epoch,
         "num_train_images": training.pictures,
-        "num_reg_images": 0,
-        "gradient_checkpointing": config.gradient_checkpointing,
+        "num_reg_images": sum(item.repeats for item in manifest.items if item.role == "class"),
+        "gradient_checkpointing": training.gradient_checkpointing,
         "gradient_accumulation_steps": config.accumulation,
         "mixed_precision": training.precision,
         "seed": config.seed,
         "batch_size_per_device": config.batch,
         "total_batch_size": config.batch * config.accumulation,
-        "min_snr_gamma": config.min_snr_gamma or None,
+        "min_snr_gamma": config.min_snr_gamma or None if config.snr_weighting == "min_snr" else None,
+        "debiased_estimation": config.snr_weighting == "debiased",
         "noise_offset": config.noise_offset or None,
+        "noise_offset_random_strength": config.noise_offset_random,
+        "multires_noise_iterations": config.multires_noise_iterations or None,
+        "multires_noise_discount": config.multires_noise_discount if config.multires_noise_iterations else None,
+        "ip_noise_gamma": config.input_perturbation or None,
+        "loss_type": "l2" if config.loss == "mse" else config.loss,
+        "huber_schedule": config.huber_schedule,
+        "huber_c": config.huber_delta,
+        "zero_terminal_snr": training.zero_terminal_snr,
+        "prior_loss_weight": config.prior_weight,
         "caption_dropout_rate": config.caption_dropout,
         "resolution": f"({side}, {side})",
         "enable_bucket": True,
@@ -101,8 +111,8 @@ def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[
             {"buckets": {str(n): {"resolution": b.split("x"), "count": c} for n, (b, c) in enumerate(training.bucket_counts.items())}}
         ),
         "cache_latents": True,
-        "max_token_length": 75,
-        "clip_skip": None,
+        "max_token_length": 75 * config.caption_windows,
+        "clip_skip": config.clip_skip if config.clip_skip != 2 else None,
         "training_started_at": training.started,
         "training_finished_at": training.finished,
         "session_id": int(training.started * 1000) % 2**32,

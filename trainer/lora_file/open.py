@@ -1,10 +1,12 @@
-"""From a file to an adapter: any spelling of SDXL LoRA keys, with every tensor accounted for."""
+"""From a file to an adapter: LoRA, LoCon, DoRA, LoHa and LoKr in any spelling, with every tensor accounted for."""
 
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,52 +17,102 @@ from safetensors.torch import load_file
 from torch import nn
 
 from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.networks import is_whole, product
 from trainer.errors import LoraFileError
+from trainer.lora_file.forms import split_key
 from trainer.lora_file.names import accepted_names
 
 MAX_HEADER = 16 << 20
-_DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight")
-_UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight")
+LABELS = {"lora": "LoRA", "locon": "LoCon", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "diff": "whole matrices"}
+_LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
+_LOKR = [first | second for first in ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"}) for second in ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"})]
 
 
 @dataclass(frozen=True)
 class Matrices:
-    down: torch.Tensor  # (rank, in)
-    up: torch.Tensor  # (out, rank)
+    """What a file holds for one module, by role, fp32 (`trainer.adapter.networks` has roles and shapes)."""
+
+    network: str  # lora, dora, loha, lokr or diff
+    tensors: dict[str, torch.Tensor]
     alpha: float
+    rank: int
+
+    @property
+    def is_convolution(self) -> bool:
+        return "down" in self.tensors and self.tensors["down"].dim() == 4 and self.tensors["down"].shape[-1] > 1
 
 
 def read_lora(path: Path) -> dict[str, Matrices]:
-    """Module name -> matrices. Raises LoraFileError when the file is no LoRA of linear layers."""
+    """Module name -> matrices. Raises LoraFileError when the file is no such network or does not hold together."""
     read_header(path)
     try:
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise LoraFileError(f"{path.name} can't be read ({error}); download or save it again") from None
     if not tensors:
         raise LoraFileError(f"{path.name} holds no tensors; save it again")
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
-        module, role = _split(key, path)
-        modules.setdefault(module, {})[role] = tensor
+        split = split_key(key)
+        if split is None:
+            raise LoraFileError(f"{path.name} holds {key!r}, which is no part of a LoRA, LoCon, DoRA, LoHa or LoKr; look at it: lora check")
+        if split[1] in modules.setdefault(split[0], {}):
+            raise LoraFileError(f"{path.name} holds the {split[1]} of {split[0]} twice; save it again")
+        if not (tensor.dtype.is_floating_point or split[1] == "alpha"):
+            raise LoraFileError(f"{path.name} holds {key} as {str(tensor.dtype).removeprefix('torch.')}, not as fractions; save it as fp16")
+        modules[split[0]][split[1]] = tensor.float()
     return {module: _matrices(module, found, path) for module, found in modules.items()}
 
 
-def _split(key: str, path: Path) -> tuple[str, str]:
-    for role, endings in (("down", _DOWN), ("up", _UP), ("alpha", (".alpha",))):
-        for ending in endings:
-            if key.endswith(ending):
-                return key.removesuffix(ending), role
-    raise LoraFileError(f"{path.name} holds {key!r}, which is no part of a LoRA; DoRA, LoHa and LoKr are not read yet")
-
-
 def _matrices(module: str, found: dict[str, torch.Tensor], path: Path) -> Matrices:
-    down, up, alpha = found.get("down"), found.get("up"), found.get("alpha")
-    if down is None or up is None or down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1]:
-        raise LoraFileError(f"{path.name}: the matrices of {module} are missing or don't fit; save the file again")
-    if not (bool(torch.isfinite(down).all()) and bool(torch.isfinite(up).all())):
+    unfit = LoraFileError(f"{path.name}: the matrices of {module} are missing or don't fit; save the file again")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in found.values()):
         raise LoraFileError(f"{path.name}: {module} holds values that are no numbers; use an earlier checkpoint")
-    return Matrices(down.float(), up.float(), float(alpha) if alpha is not None else float(down.shape[0]))
+    alpha = found.pop("alpha", None)
+    if alpha is not None and alpha.numel() != 1:
+        raise LoraFileError(f"{path.name}: {module} has an alpha of several numbers; save the file again")
+    rank = next(
+        (found[role].shape[0] for role in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b") if role in found and found[role].dim()), 0
+    )
+    roles = set(found) - {"dora_scale"}
+    scale = 1.0 if alpha is None or not rank else float(alpha) / rank
+    if roles == {"down", "up"}:
+        network = "dora" if "dora_scale" in found else "lora"
+    elif roles == _LOHA or roles in _LOKR or roles == {"diff"}:
+        network = "loha" if roles == _LOHA else "diff" if roles == {"diff"} else "lokr"
+    else:
+        try:
+            found, network, rank = _multiplied_out(found, scale), "diff", 0
+        except (KeyError, RuntimeError, IndexError):
+            raise unfit from None
+    if any(0 in tensor.shape for tensor in found.values()) or (network != "diff" and network != "lokr" and not rank):
+        raise unfit
+    return Matrices(network, found, float(alpha) if alpha is not None and rank else float(rank or 1), rank or 1)
+
+
+def _multiplied_out(found: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
+    """Tucker's form of a convolution (a core of k x k between the matrices, as LyCORIS has it) as one whole matrix.
+
+    KeyError or RuntimeError where matrices are missing or don't fit.
+    """
+    extra = set(found)
+
+    def core(name: str, left: str, right: str) -> torch.Tensor:
+        extra.difference_update((name, left, right))
+        return torch.einsum("abkl,ao,bi->oikl", found[name], found[left], found[right]).contiguous()
+
+    if "mid" in found:  # its up and down are (O, R, 1, 1) and (R, I, 1, 1)
+        extra -= {"mid", "up", "down"}
+        whole = torch.einsum("abkl,oa,bi->oikl", found["mid"], found["up"].flatten(1), found["down"].flatten(1))
+    elif "hada_t1" in found:
+        whole = core("hada_t1", "hada_w1_a", "hada_w1_b") * core("hada_t2", "hada_w2_a", "hada_w2_b")
+    else:
+        first = found["lokr_w1"] if "lokr_w1" in found else found["lokr_w1_a"] @ found["lokr_w1_b"]
+        extra -= {"lokr_w1", "lokr_w1_a", "lokr_w1_b"}
+        whole = torch.kron(first[..., None, None], core("lokr_t2", "lokr_w2_a", "lokr_w2_b"))
+    if extra - {"dora_scale"}:
+        raise KeyError(extra)
+    return {"diff": whole * scale, **({"dora_scale": found["dora_scale"]} if "dora_scale" in found else {})}
 
 
 def attach_lora(path: Path, models: dict[str, nn.Module]) -> Adapter:
@@ -84,25 +136,88 @@ def _attach_all(path: Path, adapter: Adapter, models: dict[str, nn.Module]) -> N
     for part, model in models.items():
         sizes, chosen = {}, {}
         for module_path, module in model.named_modules():
-            if not isinstance(module, nn.Linear):
+            if not isinstance(module, nn.Linear | nn.Conv2d):
                 continue
-            name = next((name for name in accepted_names(part, module_path) if name in matrices), None)
-            if name is None:
-                continue
-            found = chosen[module_path] = matrices.pop(name)
-            if found.down.shape[1] != module.in_features or found.up.shape[0] != module.out_features:
-                raise LoraFileError(f"{path.name} was trained on a base of another shape ({name}); choose that base")
-            sizes[module_path] = Size(rank=found.down.shape[0], alpha=found.alpha)
+            names = [name for name in _names(part, module_path) if name in matrices]
+            if len(names) > 1:
+                raise LoraFileError(f"{path.name} holds {names[0]} twice, also as {names[1]}; save it again")
+            if names:
+                found = fitted(matrices.pop(names[0]), module, f"{path.name} was trained on a base of another shape ({names[0]})")
+                shapes = {role: tuple(tensor.shape) for role, tensor in found.tensors.items()}
+                sizes[module_path] = Size(rank=found.rank, alpha=found.alpha, network=found.network, shapes=shapes)
+                chosen[module_path] = found
         if sizes:
             adapter.attach(part, model, sizes)
-            with torch.no_grad():
-                for module_path, found in chosen.items():
-                    adapter.layers[part][module_path].down.copy_(found.down)
-                    adapter.layers[part][module_path].up.copy_(found.up)
+            for module_path, found in chosen.items():
+                _copy(found.tensors, adapter.layers[part][module_path].tensors())
     if matrices:
         raise LoraFileError(
             f"{path.name} holds {len(matrices)} modules that this base lacks, such as {next(iter(matrices))}; choose its base"
         )
+
+
+def _names(part: str, path: str) -> list[str]:
+    """Every spelling of a module; PEFT's files of a UNet alone have its bare path."""
+    return list(dict.fromkeys([*accepted_names(part, path), *([path] if part == "unet" else [])]))
+
+
+@torch.no_grad()
+def _copy(source: dict[str, torch.Tensor], target: dict[str, nn.Parameter]) -> None:
+    for role, parameter in target.items():
+        parameter.copy_(source[role])
+
+
+def fitted(found: Matrices, base: nn.Linear | nn.Conv2d, otherwise: str) -> Matrices:
+    """The matrices in the shapes that `base` wants. Raises LoraFileError that begins with `otherwise`."""
+    shape, tensors, wrong = tuple(base.weight.shape), dict(found.tensors), LoraFileError(f"{otherwise}; choose that base")
+    kernel = shape[2:]
+    try:
+        if {"down", "up"} <= set(tensors):  # a linear layer's may be written as a 1 x 1 convolution's
+            tensors["down"] = tensors["down"].reshape(found.rank, shape[1], *kernel)
+            tensors["up"] = tensors["up"].reshape(shape[0], found.rank, *[1] * len(kernel))
+        if "dora_scale" in tensors:
+            scale, ones = tensors["dora_scale"], [1] * len(kernel)
+            by_row = scale.shape[:1] == (shape[0],) or shape[0] == 1 == scale.numel()
+            tensors["dora_scale"] = scale.reshape(shape[0], 1, *ones) if by_row else scale.reshape(1, shape[1], *ones)
+        # On the meta device: shapes alone, however large a hostile file makes them.
+        meta = {role: torch.empty(tensor.shape, device="meta") for role, tensor in tensors.items()}
+        product(found.network, meta, shape)
+    except (RuntimeError, IndexError, ValueError):
+        raise wrong from None
+    return Matrices(found.network, tensors, found.alpha, found.rank)
+
+
+def start_from(path: Path, adapter: Adapter) -> None:
+    """Puts a file's matrices into the adapter, their scale folded into it; layers that the file lacks start as usual.
+
+    Raises LoraFileError where networks or ranks differ, or the file has a layer that the adapter lacks.
+    """
+    matrices = read_lora(path)
+    for part, layer_path, layer in adapter.walk():
+        name = next((name for name in _names(part, layer_path) if name in matrices), None)
+        if name is None:
+            continue
+        found, own = fitted(matrices.pop(name), layer.base, f"{path.name} was trained on a base of another shape ({name})"), layer.tensors()
+        if found.network != layer.network:
+            raise LoraFileError(f"{path.name} is a {LABELS[found.network]}, and this training makes a {LABELS[layer.network]}; set network")
+        if found.rank != layer.rank and not is_whole(own):
+            wanted = f"rank {found.rank} in {part}.{layer_path}, and this training rank {layer.rank}"
+            raise LoraFileError(f"{path.name} has {wanted}; set the file's ranks, or resize it first")
+        other = [role for role in own if role not in found.tensors or found.tensors[role].shape != own[role].shape]
+        if other:
+            raise LoraFileError(
+                f"{path.name} has another {other[0]} in {part}.{layer_path} than this training; start from a file made like it"
+            )
+        _copy({**found.tensors, layer.zero: found.tensors[layer.zero] * (_scale(found) / layer.scale)}, own)
+    if matrices:
+        raise LoraFileError(
+            f"{path.name} adapts {len(matrices)} layers that this training does not, such as {next(iter(matrices))}; "
+            "adapt them too (network, train_feed_forward, train_text_encoder_1 and 2, include_layers)"
+        )
+
+
+def _scale(found: Matrices) -> float:
+    return 1.0 if is_whole(found.tensors) else found.alpha / found.rank
 
 
 def parts_of(path: Path) -> set[str]:
@@ -126,7 +241,7 @@ def read_header(path: Path) -> dict[str, Any]:
         raise LoraFileError(f"{path} does not exist; give the path of a .safetensors file") from None
     except OSError as error:
         raise LoraFileError(f"{path.name} can't be read ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise LoraFileError(f"{path.name} is not a .safetensors file; pickle files (.ckpt, .pt) are not opened") from None
     if not isinstance(header, dict):
         raise LoraFileError(f"{path.name} is not a .safetensors file")
@@ -138,20 +253,38 @@ def describe(path: Path) -> Iterator[tuple[str, str]]:
     matrices, header = read_lora(path), read_header(path)
     facts = header.get("__metadata__", {})
     yield "file", f"{path.name}, {path.stat().st_size:,} bytes"
+    kinds = Counter("locon" if m.network == "lora" and m.is_convolution else m.network for m in matrices.values())
+    if {"lora", "locon"} == set(kinds):
+        kinds = Counter(locon=len(matrices))
+    yield "network", ", ".join(f"{LABELS[kind]}{f' ({count} modules)' if len(kinds) > 1 else ''}" for kind, count in kinds.most_common())
     for part, label in (("lora_unet_", "UNet"), ("lora_te1_", "text encoder 1"), ("lora_te2_", "text encoder 2")):
         dotted = {"lora_unet_": "unet.", "lora_te1_": "text_encoder.", "lora_te2_": "text_encoder_2."}[part]
         found = [m for name, m in matrices.items() if name.startswith((part, dotted))]
         if found:
-            ranks = sorted({m.down.shape[0] for m in found})
-            alphas = sorted({m.alpha for m in found})
-            yield label, f"{len(found)} modules, rank {_span(ranks)}, alpha {_span(alphas)}"
-    yield "parameters", f"{sum(m.down.numel() + m.up.numel() for m in matrices.values()):,}"
-    change = sum(float((m.up @ m.down).norm()) * m.alpha / m.down.shape[0] for m in matrices.values()) / len(matrices)
+            ranked = [m for m in found if not is_whole(m.tensors)]
+            whole = f", {len(found) - len(ranked)} of whole matrices" if len(ranked) < len(found) else ""
+            span = f", rank {_span({m.rank for m in ranked})}, alpha {_span({m.alpha for m in ranked})}" if ranked else ""
+            yield label, f"{len(found)} modules{span}{whole}"
+    yield "parameters", f"{sum(t.numel() for m in matrices.values() for t in m.tensors.values()):,}"
+    change = sum(_norm(path, name, m) for name, m in matrices.items()) / len(matrices)
     yield "mean change", f"{change:.4g} (Frobenius norm of alpha/rank B A)"
     for key, value in facts.items():
-        if key.startswith(("modelspec.", "sshs_", "ss_base", "ss_output", "ss_network_dim", "ss_network_alpha", "ss_sd_model_name")):
+        if key.startswith(("modelspec.", "sshs_", "ss_base", "ss_output", "ss_network_", "ss_sd_model_name")):
             yield key, value if len(value) <= 100 else f"{value[:60]}… ({len(value):,} characters)"
 
 
-def _span(values: list) -> str:
-    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g}–{values[-1]:g}"
+def _norm(path: Path, name: str, found: Matrices) -> float:
+    """Frobenius norm of the scaled product of matrices, whatever layer it is for."""
+    meta = {role: torch.empty(tensor.shape, device="meta") for role, tensor in found.tensors.items()}
+    try:
+        size = product(found.network, meta, (-1,)).numel()
+        if size > 1 << 28:  # no layer of SDXL is a tenth of it
+            raise RuntimeError
+        return float(product(found.network, found.tensors, (size,)).norm()) * math.fabs(_scale(found))
+    except RuntimeError:
+        raise LoraFileError(f"{path.name}: the matrices of {name} are missing or don't fit; save the file again") from None
+
+
+def _span(values: Collection[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g}–{high:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -9,33 +10,56 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from trainer.adapter.lora import Adapter
-from trainer.errors import LoraFileError
+from trainer.errors import ConfigError, LoraFileError
+from trainer.lora_file.forms import ending
 from trainer.lora_file.metadata import with_hashes
 from trainer.lora_file.names import diffusers_name, kohya_name
 from trainer.run import write_atomically
 
 
 def kohya_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """fp16 down, up and 0-dim alpha of every layer."""
-    tensors = {}
+    """The matrices of every layer in fp16, its 0-dim alpha, and DoRA's magnitudes in fp32.
+
+    Within a part all LoRA layers get one alpha, the rest of their scale going into B: diffusers reads mixed alphas wrongly.
+    """
+    tensors, alphas = {}, _part_alphas(adapter)
     for part, path, layer in adapter.walk():
         name = kohya_name(part, path)
-        tensors[f"{name}.lora_down.weight"] = _half(layer.down)
-        tensors[f"{name}.lora_up.weight"] = _half(layer.up)
-        tensors[f"{name}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float16)
+        alpha = alphas[part] if layer.network == "lora" else layer.alpha
+        for role, matrix in layer.tensors().items():
+            folded = matrix * (layer.alpha / alpha) if role == layer.zero and alpha != layer.alpha else matrix
+            # fp16 would move every weight of the column by up to 0.05 %.
+            tensors[name + ending(role)] = folded.detach().cpu().float().contiguous() if role == "dora_scale" else _half(folded)
+        tensors[name + ending("alpha")] = _alpha(alpha)
     return tensors
 
 
+def _part_alphas(adapter: Adapter) -> dict[str, float]:
+    """The commonest alpha of each part's LoRA layers."""
+    counts: dict[str, Counter[float]] = {}
+    for part, _, layer in adapter.walk():
+        counts.setdefault(part, Counter())[layer.alpha] += 1
+    return {part: count.most_common(1)[0][0] for part, count in counts.items()}
+
+
+def _alpha(value: float) -> torch.Tensor:
+    """In fp16, or in fp32 where fp16 would round it."""
+    half = torch.tensor(value, dtype=torch.float16)
+    return half if float(half) == value else torch.tensor(value, dtype=torch.float32)
+
+
 def diffusers_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """`lora_A` and `lora_B` as `load_lora_weights` takes them.
+    """`lora_A` and `lora_B` as `load_lora_weights` takes them. Raises ConfigError for other networks.
 
     This form has no alpha, and its readers take alpha = rank: the scale is folded into B.
     """
     tensors = {}
     for part, path, layer in adapter.walk():
-        name = diffusers_name(part, path)
-        tensors[f"{name}.lora_A.weight"] = _half(layer.down)
-        tensors[f"{name}.lora_B.weight"] = _half(layer.up * (layer.alpha / layer.rank))
+        if layer.network != "lora":
+            raise ConfigError([f"the diffusers format can't hold {layer.network} as it was trained; save it in the kohya format"])
+        name, matrices = diffusers_name(part, path), layer.tensors()
+        tensors[f"{name}.lora_A.weight"] = _half(matrices["down"])
+        tensors[f"{name}.lora_B.weight"] = _half(matrices["up"] * (layer.alpha / layer.rank))
     return tensors
 
 

@@ -9,116 +9,172 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.utils.logging import disable_progress_bar
+from diffusers import EulerDiscreteScheduler
+from transformers import CLIPTokenizer
 
+from trainer.bases import Checkpoint, folder_configs, found_bases, read_checkpoint
 from trainer.errors import BaseError
+from trainer.sdxl.weights import PARTS, FileWeights, FolderWeights, Weights, load, weight_files
 
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model",
-}  # fmt: skip
-_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+ORIGINAL = Path(__file__).resolve().parent / "original"  # configuration and vocabulary of SDXL 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Base:
-    """A diffusers folder of SDXL's shape. Parts are loaded by its methods, frozen and in eval mode."""
+    """A model of SDXL's shape: a diffusers folder or a single file. Parts are loaded by its methods, frozen, in eval mode."""
 
     path: Path
+    configs: Path  # the folder of its configuration and tokenizers
+    weights: Weights
     native_size: int  # px
     latent_factor: int  # px per latent cell
     prediction_type: str  # "epsilon" or "v_prediction"
+    zero_terminal_snr: bool
     latent_scaling: float  # makes latents of unit variance
     zeros_for_empty_prompt: bool
     fingerprint: str  # changes when any weight file does
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.path.name if self.path.is_dir() else self.path.stem
 
     def unet(self, device: torch.device, dtype: torch.dtype) -> Any:
-        model: Any = UNet2DConditionModel.from_pretrained(self.path / "unet", torch_dtype=dtype, **_OFFLINE)
-        return model.requires_grad_(False).eval().to(device)
+        return load("unet", self.configs, self.weights, device, dtype)
 
     def vae(self, device: torch.device) -> Any:
-        """In fp32: SDXL's own VAE overflows in fp16."""
-        model: Any = AutoencoderKL.from_pretrained(self.path / "vae", torch_dtype=torch.float32, **_OFFLINE)
-        return model.requires_grad_(False).eval().to(device)
+        """In fp32: SDXL's own VAE overflows in fp16 and would draw black pictures."""
+        return load("vae", self.configs, self.weights, device, torch.float32)
 
-    def text_encoders(self, device: torch.device, dtype: torch.dtype) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-        disable_progress_bar()  # the run has bars of its own
-        first = CLIPTextModel.from_pretrained(self.path / "text_encoder", dtype=dtype, local_files_only=True)
-        second = CLIPTextModelWithProjection.from_pretrained(self.path / "text_encoder_2", dtype=dtype, local_files_only=True)
-        for model in (first, second):
-            model.requires_grad_(False).eval().to(device)  # pyright: ignore[reportArgumentType]
+    def text_encoders(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+        first, second = (load(part, self.configs, self.weights, device, dtype) for part in ("text_encoder", "text_encoder_2"))
         return first, second
 
     def tokenizers(self) -> tuple[CLIPTokenizer, CLIPTokenizer]:
-        first, second = (CLIPTokenizer.from_pretrained(self.path / t, local_files_only=True) for t in _PARTS[4:6])
+        first, second = (CLIPTokenizer.from_pretrained(self.configs / t, local_files_only=True) for t in ("tokenizer", "tokenizer_2"))
         return first, second
 
     def scheduler(self) -> Any:
-        return EulerDiscreteScheduler.from_pretrained(self.path / "scheduler", local_files_only=True)
-
-
-_OFFLINE: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+        """Euler's, with the noise levels the model was trained on (Lin et al. 2023 where they end in pure noise)."""
+        facts = json.loads((self.configs / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        facts["prediction_type"] = self.prediction_type
+        if self.zero_terminal_snr:
+            facts.update(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+        return EulerDiscreteScheduler.from_config(facts)
 
 
 def open_base(reference: str, models: Path) -> Base:
-    """The base named by `reference`: a folder under `models`, or a path. Raises BaseError."""
-    path = next((p for p in (models / reference, Path(reference)) if p.exists()), None)
+    """The base named by `reference`: a folder or file under `models`, a path, or a hub id that was downloaded before.
+
+    Raises BaseError.
+    """
+    path = _found(reference, models)
     if path is None:
-        known = sorted(p.parent.name for p in models.glob("*/model_index.json"))
+        known = found_bases(models)
         there = f"; under {models.name}/ there is {', '.join(known)}" if known else ""
-        raise BaseError(f"the base model {reference!r} is not there{there}; give one of these, or the path of a diffusers folder")
-    if path.is_file():
-        raise BaseError(f"{path.name} is a single file; this version opens diffusers folders: convert it, or use tiny-sdxl")
+        fetch = f", or fetch it first: python -m trainer base fetch {reference}" if _is_hub_id(reference) else ""
+        raise BaseError(
+            f"the base model {reference!r} is not there{there}; give one of these, or the path of a folder or .safetensors{fetch}"
+        )
+    if path.is_dir():
+        return open_folder(path)
+    checkpoint = read_checkpoint(path)
+    return open_file(checkpoint, _configs_of(checkpoint, models))
+
+
+def _configs_of(checkpoint: Checkpoint, models: Path) -> Path:
+    """The configuration of a checkpoint's shape: SDXL's own, or that of a folder under `models` as wide."""
+    for configs in (ORIGINAL, *sorted(path.parent for path in models.glob("*/model_index.json"))):
+        if folder_configs(configs)["unet"]["block_out_channels"][0] == checkpoint.width:
+            return configs
+    raise BaseError(f"{checkpoint.path.name} is not of SDXL's shape ({checkpoint.width} channels, not 320); choose another")
+
+
+def _found(reference: str, models: Path) -> Path | None:
+    places = [models / reference, models / f"{reference}.safetensors", Path(reference)]
+    if _is_hub_id(reference):
+        places.append(models / reference.replace("/", "--"))
+    found = next((path for path in places if path.exists()), None)
+    return found or (_downloaded(reference) if _is_hub_id(reference) else None)
+
+
+def _is_hub_id(reference: str) -> bool:
+    parts = reference.split("/")
+    return len(parts) == 2 and all(part and part[0] not in ".~" for part in parts) and "\\" not in reference
+
+
+def _downloaded(reference: str) -> Path | None:
+    """The snapshot in the hub's cache, when another program has fetched it; nothing is fetched here."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
-        index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
-        configs = {part: json.loads((path / part / "config.json").read_text(encoding="utf-8")) for part in ("unet", "vae")}
-        scheduler = json.loads((path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        missing = Path(getattr(error, "filename", None) or "model_index.json").name
-        raise BaseError(f"{path.name} is not a whole diffusers folder ({missing} can't be read); copy it again") from None
-    if configs["unet"].get("addition_embed_type") != "text_time" or "text_encoder_2" not in index:
-        raise BaseError(f"{path.name} is not an SDXL model; choose SDXL 1.0, Illustrious, Pony or another of its family")
-    gone = [part for part in _PARTS if not (path / part).is_dir()]
-    gone += [f"{part}/{name}.safetensors" for part, name in _WEIGHTS.items() if part not in gone and not _has_weights(path / part, name)]
-    if gone:
-        raise BaseError(f"{path.name} lacks {', '.join(gone)}; copy the whole folder again")
-    factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+        return Path(snapshot_download(reference, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError, OSError):
+        return None
+
+
+def open_file(checkpoint: Checkpoint, configs: Path = ORIGINAL) -> Base:
+    """A single-file checkpoint; `configs` describe its shape."""
+    facts = folder_configs(configs)
+    factor = 2 ** (len(facts["vae"]["block_out_channels"]) - 1)
+    digest = hashlib.sha256()
+    for path in dict.fromkeys((checkpoint.path, checkpoint.vae or checkpoint.path)):
+        _digest_weights(path, digest)
     return Base(
-        path=path,
-        native_size=configs["unet"]["sample_size"] * factor,
-        latent_factor=factor,
-        prediction_type=scheduler.get("prediction_type", "epsilon"),
-        latent_scaling=configs["vae"]["scaling_factor"],
-        zeros_for_empty_prompt=index.get("force_zeros_for_empty_prompt", True),
-        fingerprint=_fingerprint(path),
-    )
+        path=checkpoint.path, configs=configs, weights=FileWeights(checkpoint.path, checkpoint.vae),
+        native_size=facts["unet"]["sample_size"] * factor, latent_factor=factor,
+        prediction_type=checkpoint.prediction_type or facts["scheduler"].get("prediction_type", "epsilon"),
+        zero_terminal_snr=checkpoint.zero_terminal_snr, latent_scaling=facts["vae"]["scaling_factor"],
+        zeros_for_empty_prompt=facts["index"]["force_zeros_for_empty_prompt"], fingerprint=digest.hexdigest(),
+    )  # fmt: skip
 
 
-def _has_weights(folder: Path, name: str) -> bool:
-    """One file, or the index of several."""
-    return (folder / f"{name}.safetensors").is_file() or (folder / f"{name}.safetensors.index.json").is_file()
+def open_folder(path: Path) -> Base:
+    """A diffusers folder. Raises BaseError."""
+    facts = folder_configs(path)
+    if facts["unet"].get("addition_embed_type") != "text_time" or "text_encoder_2" not in facts["index"]:
+        raise BaseError(f"{path.name} is not an SDXL model; choose SDXL 1.0, Illustrious, Pony or another of its family")
+    if facts["unet"].get("in_channels", 4) != 4:
+        raise BaseError(f"{path.name} is an inpainting model; choose the model that it was made of")
+    gone = [part for part in (*PARTS, "tokenizer", "tokenizer_2") if not (path / part).is_dir()]
+    gone += [
+        f"the weights of {part}"
+        for part in PARTS
+        if part not in gone and not all(f.is_file() for f in weight_files(path / part) or [path / "?"])
+    ]
+    if gone:
+        raise BaseError(f"{path.name} lacks {', '.join(gone)}; copy the whole folder again, with its .safetensors")
+    factor = 2 ** (len(facts["vae"]["block_out_channels"]) - 1)
+    return Base(
+        path=path, configs=path, weights=FolderWeights(path), native_size=facts["unet"]["sample_size"] * factor, latent_factor=factor,
+        prediction_type=facts["scheduler"].get("prediction_type", "epsilon"),
+        zero_terminal_snr=bool(facts["scheduler"].get("rescale_betas_zero_snr", False)),
+        latent_scaling=facts["vae"]["scaling_factor"], zeros_for_empty_prompt=facts["index"].get("force_zeros_for_empty_prompt", True),
+        fingerprint=_folder_fingerprint(path),
+    )  # fmt: skip
 
 
-def _fingerprint(path: Path) -> str:
-    """Of every configuration and vocabulary whole, and of every weight file its size, its header and 256 samples of
-    4 KiB spread over it: a merge or a fine-tune changes weights everywhere. A whole SDXL takes milliseconds."""
+def _folder_fingerprint(path: Path) -> str:
+    """Of every configuration and vocabulary whole, and of every weight file a sample."""
     digest = hashlib.sha256()
     for file in sorted(file for file in path.glob("*/*") if file.suffix in (".safetensors", ".json", ".txt")):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path).as_posix()} {size}\n".encode())
-        with file.open("rb") as stream:
-            if file.suffix != ".safetensors":
-                digest.update(stream.read())
-                continue
-            digest.update(stream.read(1 << 20))
-            for sample in range(256):
-                stream.seek(size * sample // 256)
-                digest.update(stream.read(4096))
-            stream.seek(max(0, size - 4096))
-            digest.update(stream.read())
+        digest.update(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n".encode())
+        if file.suffix == ".safetensors":
+            _digest_weights(file, digest)
+        else:
+            digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _digest_weights(file: Path, digest: Any) -> None:
+    """Size, header and 256 samples of 4 KiB spread over a file: a merge or a fine-tune changes weights everywhere, and a
+    whole SDXL takes milliseconds."""
+    size = file.stat().st_size
+    digest.update(f"{size}\n".encode())
+    with file.open("rb") as stream:
+        digest.update(stream.read(1 << 20))
+        for sample in range(256):
+            stream.seek(size * sample // 256)
+            digest.update(stream.read(4096))
+        stream.seek(max(0, size - 4096))
+        digest.update(stream.read())

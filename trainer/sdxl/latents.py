@@ -8,15 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainer.dataset.buckets import Placement
 
-
-def placed(picture: Image.Image, placement: Placement) -> torch.Tensor:
-    """(1, 3, H, W) in [-1, 1]: resized to cover its bucket, cropped as the placement says."""
-    if picture.size != placement.resized:
-        picture = picture.resize(placement.resized, Image.Resampling.LANCZOS)
-    left, top = placement.crop_left, placement.crop_top
-    picture = picture.crop((left, top, left + placement.bucket[0], top + placement.bucket[1]))
+def pixels(picture: Image.Image) -> torch.Tensor:
+    """(1, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 

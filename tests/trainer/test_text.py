@@ -1,0 +1,105 @@
+"""Prompts: read as SDXL's pipeline reads them, beyond 77 tokens too, with emphasis where it is asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import MODELS
+from trainer.errors import ConfigError
+from trainer.sdxl.base import open_base
+from trainer.sdxl.emphasis import emphasis
+from trainer.sdxl.text import Reading, encode, token_windows, tokens_cut, windows_of
+
+CPU = torch.device("cpu")
+LONG = ", ".join(["a red apple on a wooden table in the rain"] * 20)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    base = open_base("tiny-sdxl", MODELS)
+    return base.tokenizers(), base.text_encoders(CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return StableDiffusionXLPipeline.from_pretrained(MODELS / "tiny-sdxl", local_files_only=True, torch_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("prompt", ["", "a red apple", "un café très noir 🍎 (x:2)", LONG])
+@pytest.mark.parametrize("skip", [2, 3])
+@torch.inference_mode()
+def test_a_prompt_is_read_as_the_sdxl_pipeline_reads_it(parts, pipeline, prompt, skip):
+    ours = encode([prompt], *parts, Reading(clip_skip=skip))
+    theirs = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False, clip_skip=None if skip == 2 else skip - 2)
+    assert torch.allclose(ours.text_NTD, theirs[0], atol=1e-5) and torch.allclose(ours.pooled_NP, theirs[2], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_long_prompt_is_read_to_its_end_in_windows(parts):
+    tokenizers, _ = parts
+    assert tokens_cut(LONG, tokenizers[0]) > 0 and windows_of(LONG, tokenizers[0]) == 3
+    long = encode([LONG], *parts, Reading(windows=3))
+    assert long.text_NTD.shape[1] == 3 * 77 and tokens_cut(LONG, tokenizers[0], Reading(windows=3)) == 0
+    other_end = encode([LONG.removesuffix("rain") + "snow"], *parts, Reading(windows=3))
+    assert torch.equal(long.text_NTD[:, :154], other_end.text_NTD[:, :154]) and not torch.equal(long.text_NTD, other_end.text_NTD)
+    assert torch.equal(long.pooled_NP, other_end.pooled_NP)  # of the first window
+    # The first window is what one window reads.
+    assert torch.allclose(long.text_NTD[:, :77], encode([LONG], *parts).text_NTD, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_weight_moves_only_its_words_and_away_from_the_empty_prompt(parts):
+    plain, empty = encode(["a red apple"], *parts).text_NTD, encode([""], *parts).text_NTD
+    heavy = encode(["a (red:1.5) apple"], *parts, Reading(weighted=True)).text_NTD
+    moved = (heavy - plain).abs().amax(dim=(0, 2)) > 1e-6
+    assert moved.nonzero().flatten().tolist() == [2]  # start mark, a, red
+    assert torch.allclose(heavy[:, 2], empty[:, 2] + 1.5 * (plain[:, 2] - empty[:, 2]), atol=1e-5)
+    assert torch.allclose(encode(["a (red:1.0) apple"], *parts, Reading(weighted=True)).text_NTD, plain, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_caption_with_brackets_is_plain_text_unless_weights_are_asked_for(parts):
+    tokenizers, _ = parts
+    assert (
+        tokenizers[0].decode(token_windows("rem (re:zero)", tokenizers[0], Reading())[0][0], skip_special_tokens=True)
+        == "rem ( re : zero )"
+    )
+
+
+def test_a_clip_skip_deeper_than_the_encoder_is_refused(parts):
+    with pytest.raises(ConfigError, match="clip_skip 9 is deeper than this base's text encoder; take at most 3"):
+        encode(["a"], *parts, Reading(clip_skip=9))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pieces"),
+    [
+        ("a cat", [("a cat", 1.0)]),
+        ("a (cat)", [("a ", 1.0), ("cat", 1.1)]),
+        ("a ((cat))", [("a ", 1.0), ("cat", 1.1 * 1.1)]),
+        ("a (cat:1.3) b", [("a ", 1.0), ("cat", 1.3), (" b", 1.0)]),
+        ("(a [b:c])", [("a ", 1.1), ("b:c", 1.1 * (1 / 1.1))]),
+        ("(a (b:2):0.5)", [("a ", 0.5), ("b", 1.0)]),
+        (r"rem \(re:zero\)", [("rem (re:zero)", 1.0)]),
+        ("ratio 16:9", [("ratio 16:9", 1.0)]),
+        ("(open", [("open", 1.1)]),
+        ("closed)", [("closed)", 1.0)]),
+        ("(x:-1)", [("x", -1.0)]),
+        ("", [("", 1.0)]),
+    ],
+)
+def test_emphasis_is_read_in_the_notation_of_a1111(prompt, pieces):
+    found = emphasis(prompt)
+    assert [text for text, _ in found] == [text for text, _ in pieces]
+    assert [weight for _, weight in found] == pytest.approx([weight for _, weight in pieces])
+
+
+@given(st.text(alphabet="ab ()[]:\\.123-,", max_size=40))
+def test_no_prompt_can_harm_the_reading_of_weights(prompt):
+    found = emphasis(prompt)
+    assert all(isinstance(weight, float) for _, weight in found)
+    assert {c for text, _ in found for c in text} <= set(prompt)

@@ -1,0 +1,175 @@
+"""Layers whose change is built as a whole matrix: DoRA, LoHa, LoKr, and a matrix given outright.
+
+The roles are the endings that LyCORIS writes into files: O outputs, I inputs times the kernel's area, R rank.
+
+    dora   lora_down (R, I), lora_up (O, R), dora_scale (1, I)
+    loha   hada_w1_a (O, R), hada_w1_b (R, I), hada_w2_a (O, R), hada_w2_b (R, I)
+    lokr   lokr_w1 or its _a, _b;  lokr_w2 or its _a, _b
+    diff   diff, of the weight's own shape
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from trainer.adapter.layer import Dropout, Layer, Strength, applied, draw, fan_in, keep
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def product(network: str, tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...], keep_R: torch.Tensor | None = None) -> torch.Tensor:
+    """The matrices' product before its scale, as a weight of `shape`; RuntimeError where they don't fit.
+
+    LoHa: (w1_a w1_b) * (w2_a w2_b), elementwise (Hyeon-Woo et al. 2022, prop. 1).
+    LoKr: w1 ⊗ w2, Kronecker's product (Yeh et al. 2024, section 4.1).
+    """
+    if network == "loha":
+        whole = (tensors["hada_w1_a"] @ tensors["hada_w1_b"]) * (tensors["hada_w2_a"] @ tensors["hada_w2_b"])
+    elif network == "lokr":
+        first, second = (_factor(tensors, name) for name in ("lokr_w1", "lokr_w2"))
+        whole = torch.kron(first if second.dim() == 2 else first[..., None, None], second)
+    elif network == "diff":
+        whole = tensors["diff"]
+    else:
+        down = tensors["down"].flatten(1)
+        whole = tensors["up"].flatten(1) @ (down if keep_R is None else down * keep_R[:, None])
+    return whole.reshape(shape)
+
+
+def _factor(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    return tensors[name] if name in tensors else tensors[f"{name}_a"] @ tensors[f"{name}_b"].flatten(1)
+
+
+def is_whole(roles: Collection[str]) -> bool:
+    """Whether no matrix is a product of thinner ones: then there is no rank to scale by."""
+    return "diff" in roles or {"lokr_w1", "lokr_w2"} <= set(roles)
+
+
+def magnitude(weight: torch.Tensor, like: tuple[int, ...] | torch.Size) -> torch.Tensor:
+    """Norms of the weight's columns when `like` is (1, I), or of its rows when it is (O, 1)."""
+    kept = 0 if like[0] == weight.shape[0] and like[0] > 1 else 1
+    norm = torch.linalg.vector_norm(weight, dim=[d for d in range(weight.dim()) if d != kept], keepdim=True)
+    return norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+class MatrixLayer(Layer):
+    """base(x) + strength * op(x, change), where the change is computed once for all rows.
+
+    With a `dora_scale` m the change is m (W + P) / |W + P| - W, P the product (Liu et al. 2024, eq. 5); the norm counts as
+    a constant in gradients (section 4.3). m has one entry for each column, as the paper has it and as ComfyUI, Forge, A1111
+    and InvokeAI read `dora_scale`; one for each row, as PEFT has it, is read as well.
+    """
+
+    def __init__(
+        self, base: nn.Linear | nn.Conv2d, *, network: str, shapes: Shapes,
+        rank: int, alpha: float, strength: Strength, dropout: Dropout | None = None, name: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__(base, rank=rank, alpha=alpha, strength=strength, dropout=dropout, name=name)
+        self.network = network
+        device = base.weight.device
+        self.matrices = nn.ParameterDict({role: torch.empty(s, device=device, dtype=torch.float32) for role, s in shapes.items()})
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        return {role: parameter for role, parameter in self.matrices.items() if isinstance(parameter, nn.Parameter)}
+
+    @property
+    def zero(self) -> str:
+        if self.network == "lokr":
+            return "lokr_w2" if "lokr_w2" in self.matrices else "lokr_w2_b"
+        return {"loha": "hada_w2_a", "diff": "diff"}.get(self.network, "up")
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if is_whole(self.matrices.keys()) else self.alpha / self.rank
+
+    @torch.no_grad()
+    def start(self, generator: torch.Generator) -> None:
+        """LoRA's and LoKr's as PEFT's (Kaiming, a = sqrt(5)), LoHa's with the deviations that LyCORIS chose."""
+        for role, parameter in self.tensors().items():
+            if role == self.zero:
+                parameter.zero_()
+            elif role == "dora_scale":
+                parameter.copy_(magnitude(self.base.weight.float(), parameter.shape))
+            elif self.network == "loha":
+                draw(parameter, generator, normal=0.1 if role.endswith("_a") else 1.0)
+            else:
+                draw(parameter, generator, uniform=1 / math.sqrt(math.prod(parameter.shape[1:])))
+
+    def product(self) -> torch.Tensor:
+        return self._product(None)
+
+    def _product(self, keep_R: torch.Tensor | None) -> torch.Tensor:
+        whole = product(self.network, self.tensors(), tuple(self.base.weight.shape), keep_R)
+        return whole if self.scale == 1.0 else whole * self.scale
+
+    def change(self) -> torch.Tensor:
+        return self._decomposed(self.product())
+
+    def _decomposed(self, added: torch.Tensor) -> torch.Tensor:
+        if "dora_scale" not in self.matrices:
+            return added
+        base, scale = self.base.weight.float(), self.tensors()["dora_scale"]
+        merged = base + added
+        return merged * (scale / magnitude(merged.detach(), scale.shape)) - base
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        branch = self._with_dropout if self.dropout.is_on else self._branch
+        if not torch.is_grad_enabled():
+            return self.base(x) + branch(x)
+        # Whole matrices of all layers would take gigabytes until backward; there they are computed again.
+        return self.base(x) + checkpoint(branch, x, use_reentrant=False, preserve_rng_state=False)
+
+    def _branch(self, x: torch.Tensor) -> torch.Tensor:
+        return self.strength.scaled(applied(self.base, x, self.change().to(x.dtype)), 1.0)
+
+    def _with_dropout(self, x: torch.Tensor) -> torch.Tensor:
+        draws, drop = self.dropout.draws(self.name, x.device), self.dropout
+        if "up" in self.matrices:
+            change = self._decomposed(self._product(keep((self.rank,), drop.rank, draws) if drop.rank else None))
+        else:
+            change = self.change()
+            if drop.rank:
+                change = change * keep((len(change), *[1] * (change.dim() - 1)), drop.rank, draws)
+        if drop.module:
+            change = change * (torch.rand((), generator=draws, device=draws.device) >= drop.module)
+        branch = self.strength.scaled(applied(self.base, x, change.to(x.dtype)), 1.0)
+        if drop.network:
+            branch = branch * keep(branch.shape, drop.network, draws).to(branch.dtype)
+        return branch
+
+
+def shapes_of(network: str, base: nn.Linear | nn.Conv2d, rank: int, factor: int) -> dict[str, tuple[int, ...]]:
+    """The roles of a new layer and their shapes.
+
+    Args:
+        factor: of LoKr: w1 has at most this many rows and columns; 0 makes w1 and w2 as nearly alike as can be.
+    """
+    out, into, kernel = base.weight.shape[0], base.weight.shape[1], tuple(base.weight.shape[2:])
+    if network == "loha":
+        return {f"hada_w{n}_{side}": (out, rank) if side == "a" else (rank, fan_in(base)) for n in (1, 2) for side in "ab"}
+    if network == "lokr":
+        (out_1, out_2), (in_1, in_2) = split(out, factor), split(into, factor)
+        shapes: dict[str, tuple[int, ...]] = {"lokr_w1": (out_1, in_1)}
+        if rank < max(out_2, in_2) / 2:
+            return {**shapes, "lokr_w2_a": (out_2, rank), "lokr_w2_b": (rank, in_2 * math.prod(kernel))}
+        return {**shapes, "lokr_w2": (out_2, in_2, *kernel)}
+    down = (rank, into, *kernel)
+    up = (out, rank, *[1] * len(kernel))
+    return {"down": down, "up": up, "dora_scale": (1, into, *[1] * len(kernel))}
+
+
+def split(size: int, factor: int) -> tuple[int, int]:
+    """Two whole numbers whose product is `size`, the first the larger divisor that neither `factor` nor the second exceeds.
+
+    A `factor` that divides `size` is taken as it is; the smaller number comes first (LyCORIS, `factorization`).
+    """
+    if factor > 0 and size % factor == 0:
+        return min(factor, size // factor), max(factor, size // factor)
+    limit = min(factor or size, math.isqrt(size))
+    first = next(number for number in range(limit, 0, -1) if size % number == 0)
+    return first, size // first

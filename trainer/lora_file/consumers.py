@@ -1,0 +1,321 @@
+"""What other tools do with each key of an SDXL LoRA file: take it, drop it (mostly without a word), or refuse the file.
+
+The rules were read from the tools' sources and seen by running their loaders, in the versions that `TOOLS` names. Each
+tool knows a module by other spellings:
+
+                        A1111  Forge  ComfyUI  InvokeAI  sd-scripts  diffusers
+lora_unet_input_blocks    x      x       x        x          x          x
+lora_unet_down_blocks     x      x       x        x          x          x
+unet.down_blocks          -      -       -        -          -          x
+lora_te1_text_model       x      x       x        x          x          x
+lora_te1_encoder          -      -       -        -          -          x
+lora_te2_encoder          -      -       -        -          -          - (x beside others with text_model)
+lora_te_text_model        -      x       x        -          -          x
+text_encoder.text_model   -      x       x        -          -          x
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from trainer.lora_file.modules import ALPHA, DORA, DOWN, UP
+
+FORGE_LIMIT = 12  # unmatched keys; with more it applies nothing
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the file."""
+
+    key: str
+    name: str  # of its module, as spelled
+    role: str
+    ending: str  # as written
+    place: tuple[str, str] | None  # (part, path), None for no module of SDXL
+    exists: bool  # in the base that the file is for
+    fits: bool  # the shapes of its module are those of the base
+
+    @property
+    def style(self) -> str:
+        """`original`, `diffusers`, `text`, `short`, `flat`, `dotted`, `dotted-flat`, `processor` or `unknown` spelling."""
+        if self.place is None:
+            return "unknown"
+        part, path = self.place
+        whole = "text_model" in self.name or path == "text_projection"
+        if part == "unet":
+            if not self.name.startswith("lora_unet_"):
+                return "processor" if ".processor." in self.name else "dotted"
+            original = r"lora_unet_(input_blocks|middle_block|output_blocks|time_embed_\d|label_emb|out_\d)"
+            return "original" if re.match(original, self.name) else "diffusers"
+        if self.name.startswith("lora_te_"):
+            return "short"
+        if self.name.startswith("lora_"):
+            return "text" if whole else "flat"
+        return "dotted" if whole else "dotted-flat"
+
+    @property
+    def kohya(self) -> bool:
+        return self.style in ("original", "diffusers", "text", "short", "flat")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """All tensors of a file, with its metadata."""
+
+    entries: Sequence[Entry]
+    facts: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    true_sdxl: bool
+
+    @functools.cached_property
+    def roles(self) -> dict[str, set[str]]:
+        """By module's name."""
+        found: dict[str, set[str]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.name, set()).add(entry.role)
+        return found
+
+    @functools.cached_property
+    def styles(self) -> frozenset[str]:
+        return frozenset(entry.style for entry in self.entries)
+
+    @functools.cached_property
+    def paths(self) -> dict[str, set[str]]:
+        """Of the modules that the base has, by part."""
+        found: dict[str, set[str]] = {"unet": set(), "text_encoder": set(), "text_encoder_2": set()}
+        for entry in self.entries:
+            if entry.place and entry.exists:
+                found[entry.place[0]].add(entry.place[1])
+        return found
+
+    @functools.cached_property
+    def forms(self) -> dict[str, str]:
+        """What diffusers takes each text encoder's keys for."""
+        return {part: _form([e for e in self.entries if e.place and e.place[0] == part]) for part in ("text_encoder", "text_encoder_2")}
+
+
+@dataclass(frozen=True)
+class Drop:
+    reason: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    tool: str
+    taken: int  # tensors
+    total: int
+    drops: tuple[Drop, ...] = ()
+    refusal: str | None = None  # why the whole file is refused
+
+    @property
+    def whole(self) -> bool:
+        return self.refusal is None and not self.drops
+
+
+@dataclass(frozen=True)
+class Tool:
+    name: str
+    reason: Callable[[Entry, Keys], str | None]  # to drop a key
+    refusal: Callable[[Keys, int], str | None]  # of the file, given the number of dropped keys
+
+    def read(self, keys: Keys) -> Verdict:
+        reasons: dict[str, list[str]] = {}
+        for entry in keys.entries:
+            if reason := _missing(entry) or self.reason(entry, keys):
+                reasons.setdefault(reason, []).append(entry.key)
+        dropped = sum(map(len, reasons.values()))
+        refusal = self.refusal(keys, dropped)
+        drops = tuple(Drop(reason, tuple(found)) for reason, found in reasons.items())
+        return Verdict(self.name, 0 if refusal else len(keys.entries) - dropped, len(keys.entries), drops, refusal)
+
+
+def _missing(entry: Entry) -> str | None:
+    """What no tool takes."""
+    if entry.place is None:
+        return "no module of SDXL has this name"
+    if entry.kohya and entry.name.endswith("_to_out"):
+        return "the 0 of to_out_0 is missing; convert the file: lora convert --to kohya"
+    if not entry.exists:
+        return "the base has no such module"
+    if not entry.fits:
+        return "the shapes of the matrices are not those of the base"
+    return None
+
+
+_NO_PROJECTION = "text_projection is not among its LoRA modules"
+_DOTTED = "it knows no PEFT names (unet.….lora_A); convert the file: lora convert --to kohya"
+_FLAT = "text_model is missing in the name of the text encoder's module; convert the file: lora convert --to kohya"
+
+
+def _comfyui(entry: Entry, keys: Keys) -> str | None:
+    path = entry.place[1] if entry.place else ""
+    if entry.place and entry.place[0] != "unet":
+        if entry.style in ("flat", "dotted-flat"):
+            return _FLAT
+        if path == "text_projection" and (entry.style != "text" or "text_model" in entry.name):
+            return _NO_PROJECTION
+        if not re.search(r"self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12]|text_projection", path):
+            return "only attention and feed-forward modules of text encoders are known"
+    # Its table of dotted names says attn1.processor.to_q; those without attention are the same in both.
+    if (entry.style == "dotted" and ".to_" in entry.name) or entry.key.startswith("base_model."):
+        return _DOTTED
+    if entry.role in ("rescale", "scale_weight", "on_input", "weight", "scalar"):
+        return f"{entry.role} is not read"
+    if entry.ending.startswith(".lora_magnitude_vector"):
+        return "PEFT's magnitude vectors are not read"
+    return None
+
+
+def _comfyui_refusal(keys: Keys, dropped: int) -> str | None:
+    return _without_partner(keys)
+
+
+def _forge_refusal(keys: Keys, dropped: int) -> str | None:
+    unmatched = dropped - sum(entry.exists and not entry.fits for entry in keys.entries)  # wrong shapes are skipped later
+    if unmatched > FORGE_LIMIT:
+        return f"{unmatched} keys match nothing, more than {FORGE_LIMIT}, so it applies none of the file"
+    return _without_partner(keys)
+
+
+def _a1111(entry: Entry, keys: Keys) -> str | None:
+    """extensions-builtin/Lora/networks.py: names up to the first dot, converted to the original checkpoint's."""
+    part, path = entry.place or ("", "")
+    if entry.style in ("dotted", "dotted-flat", "processor"):
+        return _DOTTED
+    if entry.style == "flat":
+        return _FLAT
+    if entry.style == "short":
+        return "lora_te_ is a text encoder of Stable Diffusion 1.5 to it"
+    if path == "text_projection":
+        return _NO_PROJECTION
+    if entry.style == "diffusers" and path == "up_blocks.0.upsamplers.0.conv":
+        return "it looks for this upsampler in the wrong place (output_blocks_2_1 instead of output_blocks_2_2)"
+    if entry.style == "diffusers" and path.startswith(("add_embedding", "conv_norm_out")):
+        return "it can't convert diffusers' name of this module"
+    if part == "text_encoder_2" and ".self_attn." in path and not _whole_attention(path, keys):
+        return "it applies the second text encoder's attention only if q, k, v and out are all there"
+    return None
+
+
+def _whole_attention(path: str, keys: Keys) -> bool:
+    layer = path.rpartition(".")[0]
+    return all(f"{layer}.{name}_proj" in keys.paths["text_encoder_2"] for name in ("q", "k", "v", "out"))
+
+
+def _a1111_refusal(keys: Keys, dropped: int) -> str | None:
+    bare = [entry.name for entry in keys.entries if entry.kohya and entry.name.endswith("_to_out")]
+    return f"{bare[0]} lacks the 0 of to_out_0, at which loading stops" if bare else None
+
+
+def _invokeai(entry: Entry, keys: Keys) -> str | None:
+    if entry.style == "flat":
+        return _FLAT
+    return None
+
+
+def _invokeai_refusal(keys: Keys, dropped: int) -> str | None:
+    odd = [entry.key for entry in keys.entries if not entry.key.startswith(("lora_unet_", "lora_te1_", "lora_te2_"))]
+    if odd:
+        return f"{odd[0]} starts with none of lora_unet_, lora_te1_ and lora_te2_; convert the file: lora convert --to kohya"
+    if {"original", "diffusers"} <= keys.styles:
+        return "it mixes the original checkpoint's block names with diffusers'; convert the file: lora convert --to kohya"
+    if keys.true_sdxl and not _looks_like_sdxl(keys):
+        return "nothing in it shows that it is for SDXL (cross-attention, both text encoders, or a third transformer block)"
+    return _without_partner(keys)
+
+
+def _looks_like_sdxl(keys: Keys) -> bool:
+    parts = {entry.place[0] for entry in keys.entries if entry.place}
+    paths = [entry.place[1] for entry in keys.entries if entry.place]
+    cross = any(re.search(r"attn2\.to_[kv]$", path) for path in paths)
+    deep = any(int(number) >= 2 for path in paths for number in re.findall(r"transformer_blocks\.(\d+)", path))
+    return cross or deep or "text_encoder_2" in parts
+
+
+def _sd_scripts(entry: Entry, keys: Keys) -> str | None:
+    """networks/lora.py, or the lycoris package for its own networks."""
+    path = entry.place[1] if entry.place else ""
+    if entry.style in ("dotted", "dotted-flat", "processor"):
+        return _DOTTED
+    if entry.style == "flat":
+        return _FLAT
+    if entry.style == "short":
+        return "it calls the first text encoder lora_te1_"
+    lycoris = "lycoris" in keys.facts.get("ss_network_module", "") or not {DOWN, UP} & keys.roles[entry.name]
+    if lycoris:
+        return None
+    if entry.role == DORA:
+        return "dora_scale is ignored by networks.lora, which applies the rest as a plain LoRA"
+    if entry.role not in (DOWN, UP, ALPHA):
+        return f"networks.lora does not read {entry.role}"
+    if path == "text_projection" or re.match(r"(time_embedding|add_embedding|conv_in|conv_out)", path):
+        return "it is not among the modules that networks.lora adapts"
+    return None
+
+
+def _sd_scripts_refusal(keys: Keys, dropped: int) -> str | None:
+    return None
+
+
+def _diffusers(entry: Entry, keys: Keys) -> str | None:
+    if not entry.key.startswith(("lora_", "unet.", "text_encoder")):
+        return "it expects unet. before the names of the UNet's modules; convert the file: lora convert --to diffusers"
+    if entry.role == DORA and entry.kohya:
+        return "dora_scale is filtered out, and the rest applied as a plain LoRA"
+    if entry.style == "original" and "diffusers" in keys.styles:
+        return "it also holds diffusers' block names, beside which the original ones are dropped"
+    if entry.kohya and entry.place and ".self_attn." in entry.place[1] and keys.forms[entry.place[0]] == "feed-forward":
+        return "a text encoder's q, k and v are dropped where it has no out_proj"
+    if entry.style == "diffusers" and entry.place and entry.place[1].startswith("add_embedding"):
+        return "it can't convert diffusers' own name of this module back from underscores"
+    return None
+
+
+def _form(found: Sequence[Entry]) -> str:
+    """diffusers' utils/state_dict_utils.py infers the form of a text encoder's keys from those that are there."""
+    if not found or any(
+        entry.ending.startswith(".lora_A") or (entry.kohya and ".out_proj" in entry.place[1]) for entry in found if entry.place
+    ):
+        return "whole"
+    if any("lora_linear_layer" in entry.ending for entry in found) or any(".mlp." in entry.place[1] for entry in found if entry.place):
+        return "feed-forward"
+    return "unknown"
+
+
+def _diffusers_refusal(keys: Keys, dropped: int) -> str | None:
+    if all(entry.key.startswith(("lora_te_", "lora_te1_", "lora_te2_", "lora_unet_")) for entry in keys.entries):
+        if kept := [entry.key for entry in keys.entries if entry.role not in (DOWN, UP, ALPHA, DORA)]:
+            return f"{kept[0]} has no place in its conversion of kohya's names, which takes LoRA and nothing else"
+        if any(entry.role == ALPHA for entry in keys.entries) and "lora_adapter_metadata" in keys.facts:
+            return "both .alpha and the header's lora_adapter_metadata say the scale, which it does not allow"
+    elif odd := [entry.key for entry in keys.entries if "lora" not in entry.key]:
+        return f"{odd[0]} does not have lora in its name, which it demands of every key"
+    second = {entry.style for entry in keys.entries if entry.place and entry.place[0] == "text_encoder_2"}
+    if second and second <= {"flat", "dotted-flat"}:
+        return "no module of its second text encoder has text_model in its name, at which loading stops"
+    for part in ("text_encoder", "text_encoder_2"):
+        if keys.forms[part] == "unknown":
+            return f"its {part} has no out_proj module, without which its form is not recognised"
+    return _without_partner(keys)
+
+
+def _without_partner(keys: Keys) -> str | None:
+    """A KeyError in every loader."""
+    for name, found in keys.roles.items():
+        if (DOWN in found) != (UP in found):
+            return f"{name} has no {'up' if DOWN in found else 'down'} matrix, at which loading stops"
+    return None
+
+
+TOOLS = (
+    Tool("A1111 1.10", _a1111, _a1111_refusal),
+    Tool("Forge", _comfyui, _forge_refusal),
+    Tool("ComfyUI 0.3", _comfyui, _comfyui_refusal),
+    Tool("InvokeAI 6.14", _invokeai, _invokeai_refusal),
+    Tool("sd-scripts", _sd_scripts, _sd_scripts_refusal),
+    Tool("diffusers 0.42", _diffusers, _diffusers_refusal),
+)

@@ -1,0 +1,106 @@
+"""The header of a .safetensors file, read without trusting it and without torch.
+
+8 bytes: length of the header, little-endian; then JSON {name: {dtype, shape, data_offsets}, "__metadata__": {...}}; then
+the tensors' bytes, without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import TrainerError
+
+MAX_HEADER = 100 << 20  # bytes; what the safetensors library itself allows
+BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where one tensor lies: bytes `start` to `end` of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    start: int  # of the tensors' bytes in the file
+
+
+def read_header(path: Path, error: type[TrainerError]) -> Header:
+    """What a file says it holds, checked against its size. Raises `error` with a sentence for the user."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            first = file.read(8)
+            length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+            if not 2 <= length <= min(MAX_HEADER, size - 8):
+                raise error(_what_it_is(path, first))
+            parsed = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise error(f"{path} does not exist; give the path of a .safetensors file") from None
+    except OSError as problem:
+        raise error(f"{path.name} can't be read ({problem.strerror})") from None
+    except (ValueError, RecursionError):
+        raise error(f"{path.name} is not a .safetensors file; download or save it again") from None
+    start = 8 + length
+    tensors, metadata = _parsed(parsed, start)
+    if tensors is None:
+        raise error(f"{path.name} has a damaged header; download or save it again")
+    end = _end(tensors, start)
+    if end is None:
+        raise error(f"{path.name} has a damaged header (tensors overlap or leave gaps); download or save it again")
+    if end != size:
+        fault = f"{end - size:,} bytes are missing" if end > size else f"{size - end:,} bytes too many"
+        raise error(f"{path.name} is not whole: {fault}; download it again")
+    return Header(tensors, metadata, start)
+
+
+def _what_it_is(path: Path, first: bytes) -> str:
+    if first.startswith((b"PK\3\4", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")):
+        return f"{path.name} is a pickle or zip file: a pickle can run programs when opened, so it is not; get the .safetensors version"
+    if first.startswith(b"GGUF"):
+        return f"{path.name} is a GGUF file, which is not opened; get the .safetensors version"
+    return f"{path.name} is not a .safetensors file, or only the beginning of one; download it again"
+
+
+def _parsed(parsed: Any, start: int) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+    if not isinstance(parsed, dict):
+        return None, {}
+    metadata = parsed.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        return None, {}
+    tensors = {}
+    for name, facts in parsed.items():
+        try:
+            dtype, shape, (low, high) = facts["dtype"], tuple(facts["shape"]), facts["data_offsets"]
+            whole = all(type(n) is int and n >= 0 for n in (*shape, low, high))
+            # Four-bit and other packed types pass by unchecked; nothing here reads them.
+            if not whole or low > high or (dtype in BITS and math.prod(shape) * BITS[dtype] != 8 * (high - low)):
+                return None, {}
+        except (KeyError, TypeError, ValueError):
+            return None, {}
+        tensors[name] = Tensor(str(dtype), shape, start + low, start + high)
+    return tensors, {str(key): str(value) for key, value in metadata.items()}
+
+
+def _end(tensors: dict[str, Tensor], start: int) -> int | None:
+    """Where the last tensor ends; None when they overlap or leave gaps."""
+    at = start
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end)):
+        if tensor.start != at:
+            return None
+        at = tensor.end
+    return at

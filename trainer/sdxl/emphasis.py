@@ -1,0 +1,50 @@
+"""`(word:1.2)` in a prompt: how much each part of it counts, in the notation of A1111.
+
+(word)      1.1 times         ((word))   1.21 times       [word]      a 1.1th
+(word:1.3)  1.3 times         \\(word\\)   the brackets themselves
+"""
+
+from __future__ import annotations
+
+import re
+
+_PIECE = re.compile(r"\\[()\[\]\\]|[()\[\]]|:\s*[+-]?\d*\.?\d+\s*\)|[^\\()\[\]:]+|.", re.DOTALL)
+STEP = 1.1
+
+
+def emphasis(prompt: str) -> list[tuple[str, float]]:
+    """(text, weight) in order. What opens and never closes counts as text inside it, as elsewhere."""
+    pieces: list[tuple[str, float]] = []
+    open_round: list[int] = []
+    open_square: list[int] = []
+
+    def scale(start: int, factor: float) -> None:
+        pieces[start:] = [(text, weight * factor) for text, weight in pieces[start:]]
+
+    for match in _PIECE.finditer(prompt):
+        piece = match[0]
+        if piece.startswith("\\") and len(piece) == 2:
+            pieces.append((piece[1], 1.0))
+        elif piece == "(":
+            open_round.append(len(pieces))
+        elif piece == "[":
+            open_square.append(len(pieces))
+        elif piece.startswith(":") and len(piece) > 1 and open_round:
+            scale(open_round.pop(), float(piece[1:-1]))
+        elif piece == ")" and open_round:
+            scale(open_round.pop(), STEP)
+        elif piece == "]" and open_square:
+            scale(open_square.pop(), 1 / STEP)
+        else:
+            pieces.append((piece, 1.0))
+    for start in open_round:
+        scale(start, STEP)
+    for start in open_square:
+        scale(start, 1 / STEP)
+    joined: list[tuple[str, float]] = []
+    for text, weight in pieces:
+        if joined and joined[-1][1] == weight:
+            joined[-1] = (joined[-1][0] + text, weight)
+        else:
+            joined.append((text, weight))
+    return joined or [("", 1.0)]
