@@ -25,6 +25,8 @@ def export(work: Path, out: Path) -> None:
     art = emoji_art.load(work / "art")
     vae, generator = build_vae(), Generator()
     steps = {"vae": load_state(work / "vae.pt", average=vae), "diffusion": load_state(work / "diffusion.pt", average=generator)}
+    if (work / "decoder.pt").exists():  # of tools.train_decoder; encoder and latents are the same
+        steps["decoder"] = load_state(work / "decoder.pt", model=vae)
     scale = scaling_factor(*encode_latents(work, art.pictures))
     vae.register_to_config(scaling_factor=round(scale, 5))
     write_tokenizers(out, work / "art")

@@ -80,15 +80,15 @@ def _varied(picture: torch.Tensor, kind: float, gain: float, threshold: float, g
     return (1 - (grey - blurred).abs() * 12).clamp(-1, 1)  # outlines
 
 
-def squared_error(drawn: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+def squared_error(drawn: torch.Tensor, picture: torch.Tensor, beyond: float = BEYOND) -> torch.Tensor:
     """Mean squared error that leaves black and white pure once a decoder's answer is cut to [-1, 1].
 
     Channels at either end are asked for a little beyond it and are free further out: an answer of -0.98 for ink's black
     would be a dark colour of full saturation.
     """
     extreme = picture.abs() > 0.98
-    aim = torch.where(extreme, picture.sign() * BEYOND, picture)
-    return torch.where(extreme & (drawn * picture.sign() > BEYOND), 0.0, drawn - aim).square().mean()
+    aim = torch.where(extreme, picture.sign() * beyond, picture)
+    return torch.where(extreme & (drawn * picture.sign() > beyond), 0.0, drawn - aim).square().mean()
 
 
 @torch.inference_mode()

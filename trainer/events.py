@@ -79,6 +79,7 @@ class View:
     validation: tuple[tuple[int, float], ...] = ()  # (step, loss)
     advice: str = ""
     saved: str | None = None
+    takes: tuple[str, ...] = ()  # tools that will take the whole file
     strip: tuple[dict[str, Any], ...] = ()
     ended: str | None = None
     message: str = ""
@@ -111,6 +112,8 @@ def fold(view: View, events: list[dict[str, Any]]) -> View:
                 facts["advice"] = event["message"]
             case "saved":
                 facts["saved"] = event["file"]
+            case "checked":
+                facts["takes"] = tuple(event["takes"])
             case "strip":
                 facts["strip"] = tuple(event["pictures"])
             case "ended":

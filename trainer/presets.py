@@ -19,6 +19,7 @@ class Preset:
     steps_high: int
     settings: dict[str, Any]
     small: dict[str, Any]  # laid over `settings` on a base narrower than SDXL
+    small_exposures: int
     reason: str
 
 
@@ -29,20 +30,24 @@ PRESETS = {
             "rank": 16, "alpha": 16.0, "learning_rate": 1e-4, "batch": 2, "caption_dropout": 0.1, "min_snr_gamma": 5.0,
             "train_feed_forward": True,
         },
-        small={"learning_rate": 3e-3, "batch": 4, "min_snr_gamma": 0.0},
+        small={"learning_rate": 3e-3, "batch": 4, "min_snr_gamma": 0.0, "network": "locon"},
+        small_exposures=40,
         reason="A look in every picture: some captions dropped, so that it comes without being named; feed-forward layers too, "
-        "since attention alone leaves colour behind. On a small base all noise levels alike, since colour is decided at the high ones.",
+        "since attention alone leaves colour behind. On a small base convolutions too, and all noise levels alike: it has no attention "
+        "where it decides on colour, and does so at the high ones.",
     ),
     "character": Preset(
         exposures=80, steps_low=200, steps_high=2500,
         settings={"rank": 16, "alpha": 8.0, "learning_rate": 2e-4, "batch": 2, "caption_dropout": 0.05, "min_snr_gamma": 5.0},
         small={"learning_rate": 1e-3, "batch": 4},
+        small_exposures=80,
         reason="One being in many poses: half the scale, so that the base's other knowledge stays.",
     ),
     "concept": Preset(
         exposures=70, steps_low=200, steps_high=2500,
         settings={"rank": 8, "alpha": 8.0, "learning_rate": 1e-4, "batch": 2, "caption_dropout": 0.05, "min_snr_gamma": 5.0},
         small={"learning_rate": 8e-4, "batch": 4},
+        small_exposures=70,
         reason="A thing, a pose, a garment: a small rank is enough and mixes well.",
     ),
 }  # fmt: skip
@@ -58,7 +63,7 @@ def preset_values(name: str, pictures: int, said: dict[str, Any] | None = None, 
     values = {**preset.settings, **(preset.small if small else {}), "preset": name, **said}
     if "steps" not in said:
         seen = pictures * 2 if said.get("prior_folder") else pictures  # every second one is then of the class
-        steps = round(seen * preset.exposures / values["batch"])
+        steps = round(seen * (preset.small_exposures if small else preset.exposures) / values["batch"])
         values["steps"] = max(preset.steps_low, min(preset.steps_high, steps))
     values.setdefault("warmup_steps", max(1, values["steps"] // 20))
     values.setdefault("checkpoint_every", max(25, values["steps"] // 4))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 
 from trainer.adapter.lora import Adapter
 from trainer.config import TrainConfig
@@ -112,6 +113,18 @@ class Sampler:
         self.run.say("stage", stage="drawing")
         for facts in self._safely(lambda: self._drawn((1.0,), f"step-{step:06d}_"), f"at step {step}"):
             self.run.say("sample", step=step, **facts)
+
+    def one(self) -> Image.Image:
+        """The first prompt's picture at strength 1."""
+        request = self.requests[0][1]
+        was_training = self.unet.training
+        self.unet.eval()
+        try:
+            return self._draw(dataclasses.replace(request, prompts=request.prompts[:1], strengths=(1.0,)), self.base.vae(self.unet.device))[
+                0
+            ].picture
+        finally:
+            self.unet.train(was_training)
 
     def at_end(self) -> list[dict[str, Any]]:
         """Pictures at all strengths and `strip.png`; their facts for the page."""

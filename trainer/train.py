@@ -19,6 +19,7 @@ from trainer.adapter.targets import dropout_of, layer_sizes, parameter_groups
 from trainer.average import Average
 from trainer.batches import Batches
 from trainer.cache import Cache
+from trainer.checked import check_saved
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.dataset.pictures import open_picture
 from trainer.device import describe, dtype_of, find_device
@@ -248,6 +249,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         run.say("advice", sync=True, **advice)
     plain_optimizer.state.clear()  # its moments leave memory before pictures need it
     gc.collect()
+    run.say("checked", sync=True, **check_saved(run, sampler, models_of))
     run.say("strip", pictures=sampler.at_end())
     run.say("memory", peak=peak_bytes(device), planned=planned.peak)
     return "stopped" if stopped else "finished"

@@ -156,7 +156,8 @@ def status_words(view: events.View, alive: bool) -> str:
         return f"Stopped by a fault: {view.message}"
     if view.ended == "finished":
         advice = f" Advice: {view.advice}." if view.advice else ""
-        return f"Finished. Find the strength you like below, then download the file.{advice}"
+        takes = f" Checked: {', '.join(view.takes)} take all of it." if view.takes else ""
+        return f"Finished. Find the strength you like below, then download the file.{takes}{advice}"
     if not alive and view.ended == "stopped":
         return f"Stopped at step {view.step} of {view.steps}. The last checkpoint is kept; Continue goes on."
     if not alive:
