@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("studio", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("studio")
 
+# Two processes with a thread each do more than one with two; trainings that a test starts inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -34,5 +36,26 @@ def trainer(*arguments: str | Path, check: bool = True) -> subprocess.CompletedP
 def ink_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 12 steps on the sample set, by the command line."""
     output = tmp_path_factory.mktemp("runs") / "ink"
-    trainer("train", INK, "--output", output, "--steps", "12", "--trigger", "ink", "--set", "checkpoint_every=5", "--set", "sample_steps=4")
+    trainer(
+        "train",
+        INK,
+        "--output",
+        output,
+        "--steps",
+        "12",
+        "--trigger",
+        "ink",
+        "--set",
+        "network=lora",
+        "--set",
+        "checkpoint_every=5",
+        "--set",
+        "sample_steps=4",
+    )
     return output
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first, so that two processes end together."""
+    long = ("test_train.py", "test_style.py", "test_browser.py", "test_network_training.py", "test_memory.py")
+    items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))

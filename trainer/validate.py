@@ -5,6 +5,7 @@ Noise levels and noise are the same each time, so that two measurements differ b
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _LEVELS = 8
 _RISES = 3  # measurements above the lowest before a warning
 _NOTABLE = 1.01  # times the lowest: less is noise of the measurement
+WORST = 1e9  # a loss that is no number any more: worse than all others, and writable as JSON
 
 
 class Validation:
@@ -62,7 +64,8 @@ class Validation:
             errors = [self._error(number) for number in range(len(self.pictures.items))]
         finally:
             self.adapter.strength.value = previous
-        return float(torch.cat(errors).double().mean())
+        mean = float(torch.cat(errors).double().mean())
+        return mean if math.isfinite(mean) else WORST
 
     def _error(self, number: int) -> torch.Tensor:
         """Of one picture at each level (levels,)."""

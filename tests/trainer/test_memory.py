@@ -51,7 +51,7 @@ def trained(level: str, rows: int) -> tuple[Alive, Adapter, float]:
     return alive, adapter, float(loss.detach())
 
 
-@pytest.mark.parametrize(("level", "rows"), [("none", 1), ("none", 4), ("feed-forward", 4), ("deep", 4), ("all", 4)])
+@pytest.mark.parametrize(("level", "rows"), [("none", 1), ("none", 4), ("deep", 4), ("all", 4)])
 def test_the_memory_of_a_step_is_predicted_within_a_tenth(level, rows):
     """Counted without memory, and measured on the CPU's own kernels."""
     alive, adapter, _ = trained(level, rows)
@@ -74,11 +74,18 @@ def test_true_sdxl_keeps_no_more_than_its_floor():
     assert needed[0] <= 5.3 and needed[1] <= 0.5
 
 
-def planned(**settings) -> Plan:
-    return plan(config_from({"steps": 100, **settings}), SMALL, CPU)
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """Plans of the bundled base; what is counted once is kept, as between trainings."""
+    kept = tmp_path_factory.mktemp("cache")
+
+    def of(**settings) -> Plan:
+        return plan(config_from({"steps": 100, **settings}), SMALL, CPU, kept)
+
+    return of
 
 
-def test_the_cheapest_way_to_fit_is_taken():
+def test_the_cheapest_way_to_fit_is_taken(planned):
     free = planned()
     assert free.level == "none" and free.peak < free.budget
     kept = free.own + free.need.base + free.need.adapter
@@ -86,14 +93,14 @@ def test_the_cheapest_way_to_fit_is_taken():
     assert tight.level == "feed-forward" and tight.peak <= tight.budget and "feed-forward layers again to fit" in tight.line()
 
 
-def test_a_training_that_cannot_fit_says_what_to_change():
+def test_a_training_that_cannot_fit_says_what_to_change(planned):
     with pytest.raises(ConfigError, match=r"needs \d\.\d GB .* and 0\.1 are there; try .*a smaller resolution"):
         planned(memory_budget=0.1)
     with pytest.raises(ConfigError, match=r"batch 2 with accumulation 2, or gradient_checkpointing auto"):
         planned(memory_budget=0.1, gradient_checkpointing="none")
 
 
-def test_a_chosen_level_is_kept():
+def test_a_chosen_level_is_kept(planned):
     assert planned(gradient_checkpointing="deep").level == "deep"
     assert config_from({"gradient_checkpointing": True}).gradient_checkpointing == "all"  # as runs of version 0.1 wrote it
 
@@ -109,7 +116,7 @@ def test_the_size_of_the_file_is_told_before(tmp_path: Path):
     assert abs((tmp_path / "x.safetensors").stat().st_size - facts - predicted) < 64
 
 
-@pytest.mark.parametrize(("rank", "more", "size"), [(8, False, 23_460_313), (16, False, 46_686_543), (32, True, 170_537_271)])
+@pytest.mark.parametrize(("rank", "more", "size"), [(16, False, 46_686_543), (32, True, 170_537_271)])
 def test_files_of_true_sdxl_are_as_large_as_other_trainers_files(rank, more, size):
     config = TrainConfig(rank=rank, alpha=float(rank), train_feed_forward=more)
     assert abs(file_bytes(held(config, SDXL)[1]) - size) < 64

@@ -29,6 +29,7 @@ from trainer.sdxl.base import open_base
 from trainer.train import train
 
 QUICK = {
+    "network": "lora",
     "steps": 10,
     "batch": 2,
     "rank": 4,

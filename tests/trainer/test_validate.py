@@ -18,7 +18,7 @@ from trainer.dataset.scan import scan
 from trainer.dataset.sources import with_named
 from trainer.errors import ConfigError, DatasetError
 from trainer.train import train
-from trainer.validate import overtrained_since
+from trainer.validate import WORST, overtrained_since
 from ui.jobs import status_words
 
 
@@ -122,3 +122,11 @@ def test_what_can_not_be_set_aside_is_refused(tmp_path: Path):
     shutil.copy(INK / "owl.png", tmp_path)
     with pytest.raises(DatasetError, match="can't be set aside"):
         with_named(scan(tmp_path), TrainConfig(validation_share=0.1))
+
+
+def test_a_loss_that_is_no_number_counts_as_the_worst(tmp_path, monkeypatch):
+    """A rate far too high once ended the run with a fault of the event log."""
+    made = make(tmp_path / "run", steps=2, validation_share=0.1, validation_every=1)
+    monkeypatch.setattr("trainer.validate.Validation._error", lambda self, number: torch.tensor([float("inf")]))
+    assert train(made, MODELS) == "finished"
+    assert {event["loss"] for event in told(made, "validation")} == {WORST}
