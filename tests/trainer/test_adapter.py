@@ -17,7 +17,8 @@ from trainer.adapter.lora import Adapter, LoraLinear, Size
 from trainer.adapter.targets import block_of, layer_sizes, linear_paths, parameter_groups
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
-from trainer.sdxl.base import open_base
+from trainer.sdxl.base import ORIGINAL, open_base
+from trainer.sdxl.weights import build
 
 CPU = torch.device("cpu")
 
@@ -158,14 +159,7 @@ def sizes_of(unet, **settings) -> dict[str, Size]:
 @pytest.fixture(scope="module")
 def true_unet() -> UNet2DConditionModel:
     """SDXL 1.0's UNet without its weights."""
-    with torch.device("meta"):
-        return UNet2DConditionModel(
-            block_out_channels=(320, 640, 1280), attention_head_dim=(5, 10, 20), cross_attention_dim=2048,
-            transformer_layers_per_block=(1, 2, 10), use_linear_projection=True, addition_embed_type="text_time",
-            addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        )  # fmt: skip
+    return build("unet", ORIGINAL)
 
 
 def test_blocks_are_numbered_as_kohya_does(true_unet):

@@ -22,7 +22,8 @@ from trainer.lora_file.metadata import with_hashes
 from trainer.lora_file.names import kohya_name, sgm_path
 from trainer.lora_file.open import attach_lora, describe, parts_of, read_lora
 from trainer.lora_file.save import save_lora
-from trainer.sdxl.base import open_base
+from trainer.sdxl.base import ORIGINAL, open_base
+from trainer.sdxl.weights import build
 
 CPU = torch.device("cpu")
 
@@ -35,14 +36,7 @@ def base():
 @pytest.fixture(scope="module")
 def true_sdxl() -> UNet2DConditionModel:
     """SDXL 1.0's UNet without its weights."""
-    with torch.device("meta"):
-        return UNet2DConditionModel(
-            sample_size=128, block_out_channels=(320, 640, 1280), attention_head_dim=(5, 10, 20), cross_attention_dim=2048,
-            transformer_layers_per_block=(1, 2, 10), use_linear_projection=True, addition_embed_type="text_time",
-            addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        )  # fmt: skip
+    return build("unet", ORIGINAL)
 
 
 def test_true_sdxl_has_the_modules_that_kohya_names(true_sdxl):
