@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,18 +28,53 @@ INK = ROOT / "datasets" / "ink-emoji"
 
 
 def trainer(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """`python -m trainer ...` as a user starts it."""
-    command = [sys.executable, "-m", "trainer", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    """`python -m trainer ...` as a user types it, in this process: each one of its own would load torch anew."""
+    from accelerate.state import AcceleratorState
+
+    from trainer.__main__ import main
+
+    out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous, sys.argv = sys.argv, ["python -m trainer", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main()
+    finally:
+        sys.argv = previous
+        for number, handle in handlers.items():
+            signal.signal(number, handle)
+        AcceleratorState._reset_state(reset_partial_state=True)  # what a process forgets when it ends
+    done = subprocess.CompletedProcess(list(map(str, arguments)), status, out.getvalue(), err.getvalue())
     assert not check or done.returncode == 0, done.stderr
     return done
 
 
+def trainer_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`python -m trainer ...` in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "trainer", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="session")
-def ink_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of latents, texts and plans for all tests: what one has prepared serves the others, as in a user's folder."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "warm-cache"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def shared_cache(tmp_path: Path, warm_cache: Path) -> None:
+    """A training into `tmp_path / "run"` finds the warm cache beside it."""
+    (tmp_path / ".cache").symlink_to(warm_cache)
+
+
+@pytest.fixture(scope="session")
+def ink_run(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> Path:
     """A run of 12 steps on the sample set, by the command line."""
     output = tmp_path_factory.mktemp("runs") / "ink"
-    trainer(
+    (output.parent / ".cache").symlink_to(warm_cache)
+    done = trainer_process(
         "train",
         INK,
         "--output",
@@ -52,6 +90,7 @@ def ink_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--set",
         "sample_steps=4",
     )
+    assert done.returncode == 0, done.stderr
     return output
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import sys
@@ -15,22 +17,22 @@ import typer
 from trainer import config as settings
 from trainer import events
 from trainer.commands import MODELS as DEFAULT_MODELS
-from trainer.commands import ModelsOption, lora
+from trainer.commands import ModelsOption, dataset, lora
 from trainer.commands.base import app as base_command
 from trainer.errors import ConfigError, RunError, TrainerError
+from trainer.request import MOST_FILES, SAMPLERS, request_from, weighted
 
 app = typer.Typer(
     help="Impasto's trainer: pictures in, a LoRA file out.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
-dataset = typer.Typer(help="Look at a folder before training on it.", no_args_is_help=True)
 app.add_typer(lora.app, name="lora")
-app.add_typer(dataset, name="dataset")
+app.add_typer(dataset.app, name="dataset")
 app.add_typer(base_command, name="base")
 
 
 # Every setting not named below is reachable as `--set name=value` and by --config.
 _NAMED = (
-    "name", "trigger", "base", "steps", "batch", "resolution", "rank", "alpha", "precision", "seed", "learning_rate",
+    "name", "trigger", "base", "pace", "steps", "batch", "resolution", "rank", "alpha", "precision", "seed", "learning_rate",
     "optimizer", "schedule", "format", "train_text_encoder_1", "train_text_encoder_2",
 )  # fmt: skip
 
@@ -48,6 +50,7 @@ def train(
     name: str | None = None,
     trigger: str | None = None,
     base: str | None = None,
+    pace: Annotated[str | None, typer.Option(help="quick, balanced or thorough: half, all or twice the preset's steps.")] = None,
     steps: int | None = None,
     batch: int | None = None,
     resolution: int | None = None,
@@ -59,6 +62,7 @@ def train(
     optimizer: str | None = None,
     schedule: str | None = None,
     format: str | None = None,
+    vram: Annotated[float | None, typer.Option("--vram", metavar="GB", help="Memory to stay within; the device's own otherwise.")] = None,
     train_text_encoder_1: bool | None = None,
     train_text_encoder_2: bool | None = None,
     sample_prompt: Annotated[list[str] | None, typer.Option(help="Prompt of the strip; may be given again.")] = None,
@@ -77,6 +81,8 @@ def train(
         raise RunError(f"{output} already holds a run; choose another --output, or go on with it: python -m trainer resume {output}")
     given = locals()
     said = {key: given[key] for key in _NAMED if given[key] is not None}
+    if vram is not None:
+        said["memory_budget"] = vram
     if sample_prompt or sample_prompt_file:
         said["sample_prompts"] = (*(sample_prompt or ()), *(_lines(sample_prompt_file) if sample_prompt_file else ()))
     loose = {**(settings.read_toml(config) if config else {}), **said, **dict(_pair(text) for text in set_ or [])}
@@ -124,7 +130,9 @@ def _pair(text: str) -> tuple[str, Any]:
 
 @app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run.")], models: ModelsOption = DEFAULT_MODELS
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run.")],
+    models: ModelsOption = DEFAULT_MODELS,
+    heard: Annotated[int | None, typer.Option(hidden=True, help="How far commands.jsonl has been read.")] = None,
 ) -> None:
     """Go on with a run that was stopped or killed."""
     from trainer.run import open_run
@@ -132,7 +140,7 @@ def resume(
     if _rank() > 0:
         _join(folder, models)
         return
-    _work(open_run(folder), models)
+    _work(open_run(folder), models, heard)
 
 
 def _rank() -> int:
@@ -149,21 +157,23 @@ def _join(folder: Path, models: Path) -> None:
     recipe(Run(folder, speaks=False), models)
 
 
-def _work(run: Any, models: Path) -> None:
+def _work(run: Any, models: Path, heard: int | None = None) -> None:
     """Trains in this process, with bars on the terminal; how it ends is the run's last event."""
-    from trainer.run import claim
+    from trainer.remedies import failure
+    from trainer.run import claim, gather
     from trainer.terminal import Bars
 
     with claim(run):
         # Stop may be pressed while the libraries still load: what is said from now on counts.
-        heard = events.read(run.commands)[1]
+        heard = events.read(run.commands)[1] if heard is None else heard
         try:
             with Bars(run):
+                gather(run)
                 from trainer.train import train as recipe
 
                 how = recipe(run, models, heard)
         except TrainerError as error:
-            run.say("ended", sync=True, how="failed", message=str(error))
+            run.say("ended", sync=True, how="failed", **failure(error, _config_of(run)))
             raise
         except KeyboardInterrupt:
             run.say("ended", sync=True, how="stopped", message="stopped at once; the last checkpoint is kept")
@@ -171,12 +181,9 @@ def _work(run: Any, models: Path) -> None:
         except Exception as error:
             with (run.path / "trainer.log").open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
-            if type(error).__name__ == "OutOfMemoryError":
-                words = "the device's memory does not suffice; the caches are kept: take a smaller batch or resolution, or gradient_checkpointing all"
-            else:
-                words = f"an unexpected fault ({type(error).__name__}); trainer.log in the run's folder says where"
-            run.say("ended", sync=True, how="failed", message=words)
-            raise TrainerError(words) from error
+            facts = failure(error, _config_of(run))
+            run.say("ended", sync=True, how="failed", **facts)
+            raise TrainerError(facts["message"]) from error
         run.say("ended", sync=True, how=how)
     if how == "finished":
         typer.echo(f"{run.lora_file}\n{run.samples / 'strip.png'}")
@@ -184,48 +191,59 @@ def _work(run: Any, models: Path) -> None:
         typer.echo(f"stopped; go on with: python -m trainer resume {run.path}")
 
 
+def _config_of(run: Any) -> settings.TrainConfig | None:
+    """A run's settings, when they can be read."""
+    with contextlib.suppress(TrainerError):
+        return run.config
+    return None
+
+
 @app.command()
 def preview(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA .safetensors.")],
     prompt: Annotated[list[str], typer.Option(help="May be given again.")],
     out_dir: Annotated[Path, typer.Option(help="Where the pictures go.")],
-    strengths: Annotated[str, typer.Option(help="From -1 to 2, with commas.")] = "0,0.25,0.5,0.75,1",
+    with_: Annotated[list[str] | None, typer.Option("--with", metavar="FILE=WEIGHT", help="A further LoRA; up to four are mixed.")] = None,
+    strengths: Annotated[str, typer.Option(help="Of all LoRAs together, from -1 to 2, with commas.")] = "0,0.25,0.5,0.75,1",
     seed: int = 0,
     steps: int = 16,
     guidance: float = 5.0,
+    sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")] = "euler",
+    size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="In px; the base's native size when not said.")] = "",
     clip_skip: Annotated[int, typer.Option(help="Layer of the text encoders, from the end; 2 is SDXL's own.")] = 2,
     negative: str = "",
     base: str = "tiny-sdxl",
     models: ModelsOption = DEFAULT_MODELS,
 ) -> None:
     """Draw prompts at several strengths: one PNG each, and strip.png."""
-    from trainer.draw import Request
-
-    request = Request(
-        prompts=tuple(prompt), strengths=_strengths(strengths), seed=_within("seed", seed, 0, 2**31 - 1),
-        steps=_within("steps", steps, 1, 200), guidance=guidance, negative=negative,
-        clip_skip=_within("clip_skip", clip_skip, 2, 12),
-    )  # fmt: skip
+    width, height = _size(size)
+    request = request_from({
+        "prompts": tuple(prompt), "strengths": _strengths(strengths), "seed": seed, "steps": steps, "guidance": guidance,
+        "sampler": sampler, "width": width, "height": height, "clip_skip": clip_skip, "negative": negative,
+    })  # fmt: skip
+    files = [(file, 1.0), *(weighted(text) for text in with_ or [])]
+    if len(files) > MOST_FILES:
+        raise ConfigError([f"at most {MOST_FILES} LoRAs are mixed; merge some into one first: lora merge"])
     from trainer.preview import draw_file
 
-    for path in draw_file(file, request, out_dir, base=base, models=models):
+    for path in draw_file(files, request, out_dir, base=base, models=models):
         typer.echo(path)
 
 
-def _within(name: str, value: int, low: int, high: int) -> int:
-    if not low <= value <= high:
-        raise ConfigError([f"{name} must be from {low} to {high}, not {value}"])
-    return value
+def _size(text: str) -> tuple[int, int]:
+    width, times, height = text.lower().partition("x")
+    if not text:
+        return 0, 0
+    if not (times and width.isdecimal() and height.isdecimal() and len(text) < 20):
+        raise ConfigError([f"size must be like 832x1216, not {text!r}"])
+    return int(width), int(height)
 
 
 def _strengths(text: str) -> tuple[float, ...]:
     try:
-        values = tuple(float(part) for part in text.split(","))
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError([f"strengths must be numbers with commas between, like 0,0.5,1, not {text!r}"]) from None
-    if not 1 <= len(values) <= 32 or any(not -1 <= value <= 2 for value in values):
-        raise ConfigError(["strengths must be 1 to 32 numbers from -1 to 2"])
-    return values
 
 
 @app.command(hidden=True)
@@ -236,45 +254,44 @@ def session(folder: Path, models: ModelsOption = DEFAULT_MODELS) -> None:
     serve(folder, models)
 
 
-@app.command()
-def device() -> None:
-    """Say which device the training would use."""
-    from trainer.device import describe, find_device
+@app.command(hidden=True)
+def make(folder: Path, models: ModelsOption = DEFAULT_MODELS) -> None:
+    """The page's work on LoRA files (trainer/making.py)."""
+    from trainer.making import work
 
-    typer.echo(describe(find_device()))
+    if work(folder, models) != "finished":
+        raise typer.Exit(1)
+
+
+@app.command(hidden=True)
+def planner(folder: Path, models: ModelsOption = DEFAULT_MODELS) -> None:
+    """The page's estimates, before a training begins."""
+    from trainer.planner import serve
+
+    serve(folder, models)
+
+
+@app.command("caption-job", hidden=True)
+def caption_job(folder: Path, models: ModelsOption = DEFAULT_MODELS) -> None:
+    """The page's captioning: works on a job directory (trainer/captioning/job.py)."""
+    from trainer.captioning.work import work
+
+    if work(folder, models) != "finished":
+        raise typer.Exit(1)
+
+
+@app.command()
+def device(json_: Annotated[bool, typer.Option("--json", hidden=True, help="Every device, for the queue.")] = False) -> None:
+    """Say which device the training would use."""
+    from trainer.device import describe, every_device, find_device
+
+    typer.echo(json.dumps(every_device()) if json_ else describe(find_device()))
 
 
 @app.command("settings")
 def print_settings() -> None:
     """Print the table of all settings (docs/settings.md)."""
     typer.echo(settings.settings_table(), nl=False)
-
-
-@dataset.command()
-def check(
-    folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    base: Annotated[str, typer.Option(help="The base model that would train.")] = "tiny-sdxl",
-    resolution: Annotated[int, typer.Option(help="Side of the training area in px; 0 takes the base model's native size.")] = 0,
-    bucket_step: int = 64,
-    models: ModelsOption = DEFAULT_MODELS,
-) -> None:
-    """Say which pictures would train, in which bucket, what is cropped, and what is wrong."""
-    from trainer.dataset.scan import scan
-
-    manifest = scan(folder)
-    config = settings.TrainConfig(base=base, resolution=resolution, bucket_step=bucket_step)
-    from trainer.prepare import bucket_plan
-    from trainer.sdxl.base import open_base
-
-    placements = bucket_plan(config, open_base(base, models)).place_all([(item.width, item.height) for item in manifest.items])
-    for item, placement in zip(manifest.items, placements, strict=True):
-        cut = f", {placement.cropped_share:.0%} cropped" if placement.cropped_share >= 0.005 else ""
-        small = ", smaller than its bucket" if placement.resized[0] > item.width else ""
-        bucket = "x".join(map(str, placement.bucket))
-        typer.echo(f"{item.name}: {item.width}x{item.height} -> {bucket}{cut}{small}: {item.caption or '(no caption)'}")
-    for problem in manifest.problems:
-        typer.echo(f"left out: {problem}")
-    typer.echo(f"{len(manifest.items)} pictures, {len(manifest.problems)} problems")
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ class Average:
     def __init__(self, adapter: Adapter, optimizer: torch.optim.Optimizer, decay: float) -> None:
         self.adapter, self.decay = adapter, decay
         self.optimizer: Any = optimizer if averages_itself(optimizer) else None
-        self.ema = EMAModel(adapter.parameters(), decay=decay) if decay else None
+        self.ema = EMAModel(adapter.vectors(), decay=decay) if decay else None
 
     @property
     def is_kept(self) -> bool:
@@ -31,7 +31,7 @@ class Average:
     def step(self) -> None:
         """Called after each step of the optimizer."""
         if self.ema:
-            self.ema.step(self.adapter.parameters())
+            self.ema.step(self.adapter.vectors())
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
@@ -39,27 +39,29 @@ class Average:
         if not self.is_kept:
             yield
             return
-        parameters = self.adapter.parameters()
-        trained = [parameter.detach().clone() for parameter in parameters]
+        vectors = self.adapter.vectors()
+        trained = [vector.detach().clone() for vector in vectors]
         if self.ema:
-            self.ema.copy_to(parameters)
+            self.ema.copy_to(vectors)
         else:
             self.optimizer.eval()
+        self.adapter.changed()
         try:
             yield
         finally:
             if self.optimizer:
                 self.optimizer.train()
             with torch.no_grad():  # train() interpolates back, which rounds
-                for parameter, kept in zip(parameters, trained, strict=True):
-                    parameter.copy_(kept)
+                for vector, kept in zip(vectors, trained, strict=True):
+                    vector.copy_(kept)
 
     def settle(self) -> None:
         """The adapter takes the averaged weights for good; nothing can be trained afterwards."""
         if self.ema:
-            self.ema.copy_to(self.adapter.parameters())
+            self.ema.copy_to(self.adapter.vectors())
         elif self.optimizer:
             self.optimizer.eval()
+        self.adapter.changed()
         self.ema = self.optimizer = None
 
     def tensors(self) -> dict[str, torch.Tensor] | None:
@@ -75,6 +77,6 @@ class Average:
             return
         trained = self.adapter.tensors()
         self.adapter.load(tensors)
-        self.ema.shadow_params = [parameter.detach().clone() for parameter in self.adapter.parameters()]
+        self.ema.shadow_params = [vector.detach().clone() for vector in self.adapter.vectors()]
         self.ema.optimization_step = step
         self.adapter.load(trained)

@@ -198,3 +198,14 @@ def folder_configs(path: Path) -> dict[str, dict]:
     except (OSError, ValueError) as error:
         missing = Path(getattr(error, "filename", None) or "model_index.json").name
         raise BaseError(f"{path.name} is not a whole diffusers folder ({missing} can't be read); copy it again") from None
+
+
+def bucket_facts(reference: str, models: Path) -> tuple[int, int]:
+    """(native side in px, px per latent cell) of a base, from its configuration alone; SDXL's own where it can't be told."""
+    folder = next((path for path in (models / reference, Path(reference)) if reference and path.is_dir()), None)
+    try:
+        facts = folder_configs(folder) if folder else {}
+        factor = 2 ** (len(facts["vae"]["block_out_channels"]) - 1)
+        return facts["unet"]["sample_size"] * factor, factor
+    except (BaseError, KeyError, TypeError):
+        return 1024, 8

@@ -23,10 +23,12 @@ SNR_WEIGHTINGS = ("min_snr", "soft_min_snr", "debiased", "none")
 TIMESTEPS = ("uniform", "logit_normal", "cubic_low", "cubic_high")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 RECOMPUTE = ("none", "feed-forward", "deep", "all")  # from the fastest to the one that needs least memory
+QUANTISED = ("none", "int8", "fp8", "nf4")
 FORMATS = ("kohya", "diffusers")
 NETWORKS = ("lora", "locon", "dora", "loha", "lokr")
 BLOCKS = 23  # of SDXL's UNet, as kohya counts them
 PRESET_NAMES = ("style", "character", "concept")
+PACES = ("quick", "balanced", "thorough")
 
 
 def setting(
@@ -46,6 +48,7 @@ class TrainConfig:
     trigger: str = setting("", "Trigger word", group="run", help="A word that calls the style or character; put before every caption that lacks it.")
     base: str = setting("tiny-sdxl", "Base model", group="run", help="A folder under models/, or a path to a diffusers folder.")
     preset: str = setting("style", "Preset", group="run", choices=PRESET_NAMES, help="What is taught; sets everything else from the number of pictures.")
+    pace: str = setting("balanced", "Pace", group="run", choices=PACES, help="How long: quick is a first look in half the steps, thorough takes twice as many.")
     seed: int = setting(0, "Seed", group="run", low=0, high=2**31 - 1, help="The same seed on the same machine gives the same file.")
 
     steps: int = setting(300, "Steps", group="training", low=1, high=1_000_000, help="Optimizer steps.")
@@ -54,7 +57,8 @@ class TrainConfig:
     resolution: int = setting(0, "Resolution", unit="px", group="training", low=0, high=4096, help="Side of a square of the training area; 0 takes the base model's native size.")
     precision: str = setting("auto", "Precision", group="training", choices=PRECISIONS, help="Of the frozen base; the adapter always learns in fp32. auto: bf16 on CUDA, fp32 on CPU.")
     gradient_checkpointing: str = setting("auto", "Gradient checkpointing", group="training", choices=("auto", *RECOMPUTE), help="What the backward pass computes again instead of keeping it: less memory, at most a third slower. auto: as little as fits.")
-    memory_budget: float = setting(0.0, "Memory budget", unit="GB", group="training", low=0.0, high=10_000.0, help="What auto must fit into; 0 takes what the device has free.")
+    quantised_base: str = setting("auto", "Quantised base", group="training", choices=("auto", *QUANTISED), help="How the frozen UNet's linear layers are kept: int8 and fp8 take half of bf16's memory (int8 rounds less), nf4 a quarter, for a coarser base and slower steps. auto: as the base is, int8 or then nf4 only where nothing else makes it fit.")
+    memory_budget: float = setting(0.0, "Memory budget", unit="GB", group="training", low=0.0, high=10_000.0, help="What auto must fit into, on a card of that size or a larger one; 0 takes what the device has free.")
     max_grad_norm: float = setting(1.0, "Clip gradients at", group="training", low=0.0, high=1000.0, help="Largest norm of a step's gradient; 0 does not clip.")
 
     rank: int = setting(16, "Rank", group="adapter", low=1, high=1024, help="Width of the two thin matrices: more can hold more, and makes a larger file.")
@@ -73,6 +77,7 @@ class TrainConfig:
     text_encoder_2_rank: int = setting(8, "Text encoder 2 rank", group="adapter", low=1, high=1024, help="Rank in text encoder 2.")
     text_encoder_2_alpha: float = setting(8.0, "Text encoder 2 alpha", group="adapter", low=0.001, high=4096.0, help="Alpha in text encoder 2.")
     text_encoder_2_learning_rate: float = setting(5e-5, "Text encoder 2 learning rate", group="adapter", low=0.0, high=10.0, help="Of text encoder 2's adapter.")
+    text_encoder_stop: float = setting(1.0, "Text encoders learn until", group="adapter", low=0.0, high=1.0, help="Share of the steps after which the text encoders' adapters stay as they are and only the UNet's goes on learning; 1 is to the end.")
     block_ranks: str = setting("", "Rank of each block", group="adapter", help="23 whole numbers with commas between, kohya's UNet blocks: 0 time and label embedding, 1-9 input, 10-12 middle, 13-21 output, 22 last convolution. 0 leaves a block out; alpha / rank stays as it is.")
     block_rates: str = setting("", "Learning rate of each block", group="adapter", help="23 factors of the learning rate with commas between, blocks as in block_ranks; 0 leaves a block out.")
     include_layers: tuple[str, ...] = setting((), "Include layers", group="adapter", help="Patterns like *.attn2.* or unet.up_blocks.*: only layers that match one are adapted, in place of the usual ones.")
@@ -144,7 +149,7 @@ class TrainConfig:
     no_upscale: bool = setting(False, "Never upscale", group="dataset", help="A picture smaller than the training area gets a bucket of its own size.")
 
     checkpoint_every: int = setting(100, "Checkpoint every", unit="steps", group="output", low=1, high=1_000_000, help="How often the state is saved to resume from.")
-    keep_checkpoints: int = setting(2, "Keep checkpoints", group="output", low=1, high=1000, help="Older ones are removed once a newer one is safe.")
+    keep_checkpoints: int = setting(4, "Keep checkpoints", group="output", low=1, high=1000, help="Older ones are removed once a newer one is safe; those kept can be compared and chosen from afterwards.")
     sample_every: int = setting(0, "Samples every", unit="steps", group="output", low=0, high=1_000_000, help="How often pictures are drawn during training; 0 draws only the final strip.")
     sample_every_epochs: int = setting(0, "Samples every", unit="epochs", group="output", low=0, high=1_000_000, help="The same, counted in times that every picture has been seen; 0 is off.")
     sample_at_start: bool = setting(False, "Samples at the start", group="output", help="Also draws the pictures before the first step: the base as it is.")
@@ -160,6 +165,8 @@ class TrainConfig:
     title: str = setting("", "Title", group="file", help="Shown by model browsers; empty takes the name.")
     author: str = setting("", "Author", group="file", help="Shown by model browsers.")
     licence: str = setting("", "Licence", group="file", help="Under which others may use the file.")
+    description: str = setting("", "Description", group="file", help="Shown by model browsers.")
+    tags: str = setting("", "Tags", group="file", help="Words with commas between that model browsers list the file under; empty takes the preset.")
     thumbnail: str = setting("picture", "Thumbnail in the file", group="file", choices=("picture", "none"), help="picture: your first picture, at most 256 px, which model browsers show; none keeps it out.")
     save_captions: bool = setting(False, "Captions in the file", group="file", help="Writes folder names and tag counts into the file, where anyone can read them.")
 
@@ -232,17 +239,21 @@ def _network_problems(config: TrainConfig) -> list[str]:
 _HINTS = typing.get_type_hints(TrainConfig)
 
 
-def kind_of(declared: dataclasses.Field) -> type:
-    """The Python type of a setting's value: str, int, float, bool or tuple (of texts or whole numbers)."""
-    hint = _HINTS[declared.name]
+def kind_of(declared: dataclasses.Field, hints: dict[str, Any] = _HINTS) -> type:
+    """The Python type of a setting's value: str, int, float, bool or tuple (of texts or whole numbers).
+
+    Args:
+        hints: the type hints of the setting's dataclass, when that is not TrainConfig.
+    """
+    hint = hints[declared.name]
     return typing.get_origin(hint) or hint
 
 
-def problem_with(declared: dataclasses.Field, value: Any) -> str | None:
+def problem_with(declared: dataclasses.Field, value: Any, hints: dict[str, Any] = _HINTS) -> str | None:
     """What is wrong with a value, in words that name the setting; None when all is well."""
-    kind, facts, name = kind_of(declared), declared.metadata, declared.name
+    kind, facts, name = kind_of(declared, hints), declared.metadata, declared.name
     if kind is tuple:
-        part = typing.get_args(_HINTS[name])[0]
+        part = typing.get_args(hints[name])[0]
         fine = isinstance(value, tuple) and all(type(item) is part for item in value)
         return None if fine else f"{name} must be a list of {'texts' if part is str else 'whole numbers'}"
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from trainer.errors import ConfigError
@@ -22,6 +24,16 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{'ROCm' if torch.version.hip else 'CUDA'} ({torch.cuda.get_device_name(device)})"
     return "MPS" if device.type == "mps" else f"CPU ({torch.get_num_threads()} threads)"
+
+
+def every_device() -> list[dict[str, str | None]]:
+    """Each device that a training may have to itself, as trainer/queue.py knows it: `id`, `words`, `visible`."""
+    if not torch.cuda.is_available():
+        found = find_device()
+        return [{"id": found.type, "words": describe(found), "visible": None}]
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    numbers = range(torch.cuda.device_count())
+    return [{"id": str(n), "words": describe(torch.device("cuda", n)), "visible": named[n] if n < len(named) else str(n)} for n in numbers]
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:

@@ -1,11 +1,12 @@
 """Prompts x strengths at a fixed seed: one batched pass, one strength a row.
 
-All rows of a prompt start from the same noise, so that only the strength differs between the pictures of a strip.
+All rows of a prompt start from the same noise, so that only the strength differs between the pictures of a strip. A strip
+is divided into several passes only where memory does not suffice for one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,19 @@ import torch
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
 from trainer.adapter.lora import Adapter
+from trainer.request import SAMPLERS, Request, sampler_words, scheduler_for
 from trainer.sdxl.latents import pictures
 from trainer.sdxl.text import Conditioning
 
-MAX_PIXELS = 64 * 128 * 128  # of one pass, both halves of the guidance counted; one strip is never divided
+MAX_PIXELS = 32 * 128 * 128  # of one pass over several prompts; one prompt's strip may be larger
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    prompts: tuple[str, ...]
-    strengths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    seed: int = 0
-    steps: int = 16
-    guidance: float = 5.0
-    width: int = 0  # 0: the base's native size
-    height: int = 0
-    negative: str = ""
-    clip_skip: int = 2  # which layer of the text encoders is read, from the end
+class Room:
+    """What memory allows a drawing; without limits when all is 0."""
+
+    pixels: int = 0  # of all pictures of one pass
+    tile: int = 0  # px, side of the tiles that a picture is decoded in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +47,7 @@ def draw(
     conditioning: Callable[[str, float], Conditioning],
     size: tuple[int, int],
     latent_factor: int,
+    room: Room = Room(),
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Drawn]:
     """Pictures in order of prompt, then strength.
@@ -59,7 +57,7 @@ def draw(
         on_step: called with steps done and steps in all.
     """
     cells = [(p, s) for p in range(len(request.prompts)) for s in request.strengths]
-    per_pass = max(1, MAX_PIXELS // (2 * size[0] * size[1] * len(request.strengths))) * len(request.strengths)
+    per_pass = rows_of_pass(len(request.prompts), len(request.strengths), size, room)
     drawn: list[Drawn] = []
     passes = [cells[start : start + per_pass] for start in range(0, len(cells), per_pass)]
     for number, rows in enumerate(passes):
@@ -69,9 +67,19 @@ def draw(
                 on_step(before + step, len(passes) * request.steps)
 
         latents = _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent_factor, report)
-        for (prompt_index, strength), picture in zip(rows, pictures(vae, latents), strict=True):
+        for (prompt_index, strength), picture in zip(rows, pictures(vae, latents, room.tile), strict=True):
             drawn.append(Drawn(prompt_index=prompt_index, strength=strength, picture=picture))
     return drawn
+
+
+def rows_of_pass(prompts: int, strengths: int, size: tuple[int, int], room: Room = Room()) -> int:
+    """Pictures of one pass: whole strips, of as many prompts as MAX_PIXELS allows; less than a strip only for want of memory."""
+    area = size[0] * size[1]
+    rows = strengths * max(1, min(prompts, MAX_PIXELS // (area * strengths)))
+    if room.pixels and rows > room.pixels // area:
+        rows = max(1, room.pixels // area)
+        rows = rows // strengths * strengths or rows
+    return rows
 
 
 def conditioner(
@@ -120,9 +128,11 @@ def _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent
     added = {"text_embeds": text.pooled_NP, "time_ids": time_ids}
 
     shape = (1, unet.config.in_channels, height // latent_factor, width // latent_factor)
-    first = {p: torch.randn(shape, generator=_generator(request.seed, p)) for p, _ in rows}
+    scheduler = scheduler_for(request.sampler, scheduler)
+    draws = [_generator(request.seed, p) for p, _ in rows]  # rows of a prompt draw the same noise, also in later steps
+    noise = {"generator": draws} if SAMPLERS[request.sampler].draws_noise else {}
     scheduler.set_timesteps(request.steps)
-    latents = torch.cat([first[p] for p, _ in rows]).to(device) * scheduler.init_noise_sigma
+    latents = torch.cat([torch.randn(shape, generator=each) for each in draws]).to(device) * scheduler.init_noise_sigma
     previous = adapter.strength.value if adapter else 1.0
     if adapter:
         strengths = torch.tensor([strength for _, strength in rows], device=device)
@@ -132,7 +142,7 @@ def _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent
             doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep).to(dtype)
             answer = unet(doubled, timestep, text.text_NTD, added_cond_kwargs=added).sample.float()
             empty, prompted = answer.chunk(2)
-            latents = scheduler.step(empty + request.guidance * (prompted - empty), timestep, latents).prev_sample
+            latents = scheduler.step(empty + request.guidance * (prompted - empty), timestep, latents, **noise).prev_sample
             report(step)
     finally:
         if adapter:
@@ -149,16 +159,20 @@ def file_name(drawn: Drawn) -> str:
     return f"p{drawn.prompt_index:02d}_s{drawn.strength:.2f}.png"
 
 
-def save_picture(drawn: Drawn, request: Request, path: Path, *, base: str, lora: str) -> None:
-    """A PNG that carries its parameters as A1111 writes them."""
+def save_picture(drawn: Drawn, request: Request, path: Path, *, base: str, loras: Sequence[tuple[str, float]]) -> None:
+    """A PNG that carries its parameters as A1111 writes them.
+
+    Args:
+        loras: names, and how much of each the whole strength means.
+    """
     prompt = request.prompts[drawn.prompt_index]
     width, height = drawn.picture.size
     facts = PngImagePlugin.PngInfo()
     negative = f"\nNegative prompt: {request.negative}" if request.negative else ""
-    call = f" <lora:{lora}:{drawn.strength:g}>" if lora and drawn.strength else ""
+    call = "".join(f" <lora:{name}:{drawn.strength * weight:g}>" for name, weight in loras if drawn.strength * weight)
     facts.add_itxt(
         "parameters",
-        f"{prompt}{call}{negative}\nSteps: {request.steps}, Sampler: Euler, CFG scale: {request.guidance:g}, "
+        f"{prompt}{call}{negative}\nSteps: {request.steps}, {sampler_words(request.sampler)}, CFG scale: {request.guidance:g}, "
         f"Seed: {request.seed + drawn.prompt_index}, Size: {width}x{height}, Model: {base}",
     )
     half_written = path.with_name(f".tmp-{path.name}")

@@ -2,8 +2,10 @@
 
 TrainerError              one sentence: what, where, what to do
 ├── ConfigError           settings that can't be; all problems at once
+│   └── MemoryShortError  the training would not fit the device
 ├── DatasetError          nothing to train on
 ├── BaseError             the base model can't be opened
+├── CaptionerError        the captioning model can't be opened, or is none
 ├── LoraFileError         the file isn't a LoRA that we can read, or failed its check after saving
 ├── RunError              a run directory is missing, busy or damaged
 └── NotFiniteError        the loss is no longer a number; carries the pictures of that batch
@@ -22,11 +24,19 @@ class ConfigError(TrainerError):
         super().__init__("; ".join(problems))
 
 
+class MemoryShortError(ConfigError):
+    pass
+
+
 class DatasetError(TrainerError):
     pass
 
 
 class BaseError(TrainerError):
+    pass
+
+
+class CaptionerError(TrainerError):
     pass
 
 
@@ -45,3 +55,13 @@ class NotFiniteError(TrainerError):
             f"the loss stopped being a number at step {step} on {', '.join(pictures)}; "
             "the last good weights are kept: lower the learning rate, or remove that picture, and train again"
         )
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether the device or the system had no memory left: on the CPU torch says so in a plain RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        hint in words for hint in ("not enough memory", "can't allocate memory", "out of memory")
+    )

@@ -5,7 +5,7 @@
 {"kind": "saved", "file": "ink.safetensors", "step": 300}
 {"kind": "validation", "step": 50, "loss": 0.19}
 {"kind": "advice", "step": 250, "strength": 0.75, "losses": {"0": 0.2, "0.25": 0.19, ...}, "message": "..."}
-{"kind": "ended", "how": "finished" | "stopped" | "failed", "message": "..."}
+{"kind": "ended", "how": "finished" | "stopped" | "failed", "message": "...", "cause": "memory", "remedy": {"batch": 2}}
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """Complete lines from a byte offset on, and the offset to go on from. Unreadable lines are passed over."""
     try:
         with path.open("rb") as file:
-            file.seek(offset)
+            # A file that became shorter was written anew.
+            offset = file.seek(offset if offset <= file.seek(0, os.SEEK_END) else 0)
             data = file.read()
     except FileNotFoundError:
         return [], 0
@@ -62,17 +63,22 @@ def _parsed(data: bytes) -> Iterator[dict[str, Any]]:
             yield event
 
 
+POINTS = 400  # of a loss curve: when there are twice as many, neighbours become their mean
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
     """What a page shows of a run, folded from its events."""
 
     plan: str = ""  # what it will take
+    planned_seconds: float | None = None  # of its steps alone
     stage: str = ""
     stage_done: int = 0
     stage_total: int = 0
     step: int = 0
     steps: int = 0
     loss: float | None = None
+    losses: tuple[tuple[int, float], ...] = ()  # (last step, mean loss) of equal spans of steps
     seconds_left: float | None = None
     samples: tuple[dict[str, Any], ...] = ()
     problems: tuple[str, ...] = ()
@@ -83,19 +89,22 @@ class View:
     strip: tuple[dict[str, Any], ...] = ()
     ended: str | None = None
     message: str = ""
+    cause: str = ""  # of a failure, one of trainer/remedies.py's
+    remedy: dict[str, Any] = field(default_factory=dict)  # {setting: value} that would mend it
     rev: int = field(default=0)
 
 
 def fold(view: View, events: list[dict[str, Any]]) -> View:
     """The view after `events`."""
     facts = {name: getattr(view, name) for name in View.__dataclass_fields__}
+    losses = list(view.losses)
     for event in events:
         facts["rev"] += 1
         match event["kind"]:
             case "started":
-                facts |= {"ended": None, "message": "", "stage": "starting"}
+                facts |= {"ended": None, "message": "", "cause": "", "remedy": {}, "stage": "starting"}
             case "planned":
-                facts["plan"] = event["words"]
+                facts |= {"plan": event["words"], "planned_seconds": event.get("seconds")}
             case "stage":
                 facts |= {"stage": event["stage"], "stage_done": event.get("done", 0), "stage_total": event.get("total", 0)}
             case "problem":
@@ -103,6 +112,9 @@ def fold(view: View, events: list[dict[str, Any]]) -> View:
             case "step":
                 facts |= {name: event.get(name) for name in ("step", "steps", "loss", "seconds_left")}
                 facts["stage"] = "training"
+                while losses and losses[-1][0] >= event["step"]:  # a resumed run takes them again
+                    losses.pop()
+                losses.append((event["step"], event["loss"]))
             case "sample":
                 facts["samples"] += (event,)
             case "validation":
@@ -118,4 +130,13 @@ def fold(view: View, events: list[dict[str, Any]]) -> View:
                 facts["strip"] = tuple(event["pictures"])
             case "ended":
                 facts |= {"ended": event["how"], "message": event.get("message", "")}
+                facts |= {"cause": event.get("cause", ""), "remedy": event.get("remedy", {})}
+    facts["losses"] = tuple(_thinned(losses))
     return View(**facts)
+
+
+def _thinned(losses: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    while len(losses) > 2 * POINTS:
+        pairs = zip(losses[::2], losses[1::2], strict=False)
+        losses = [(second[0], (first[1] + second[1]) / 2) for first, second in pairs] + (losses[-1:] if len(losses) % 2 else [])
+    return losses

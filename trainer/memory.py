@@ -7,18 +7,19 @@ alive at the same time is added up. What can't be counted so (libraries, a drive
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.adapter.lora import Adapter
@@ -27,6 +28,8 @@ from trainer.config import TrainConfig
 from trainer.lora_file.forms import ending
 from trainer.lora_file.names import kohya_name
 from trainer.recompute import recompute
+from trainer.sdxl.latents import set_tile, tile_of
+from trainer.sdxl.quantised import quantisable
 from trainer.sdxl.weights import build
 
 META = torch.device("meta")
@@ -41,13 +44,34 @@ class Alive(TorchDispatchMode):
         # Views of weights share their storage.
         kept = [tensor.untyped_storage() for model in models for tensor in (*model.parameters(), *model.buffers())]
         self._seen: dict[int, Any] = {storage._cdata: storage for storage in kept}
+        self._known: dict[Any, Any] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
+        result = self._made(function, args, kwargs or {})
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor.untyped_storage())
         return result
+
+    def _made(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """What an operation gives. The meta device works out shapes in Python, half a millisecond each: that is done once
+        for operations that make new tensors only, or write into one that they are given."""
+        given, form = tree_flatten((args, kwargs))
+        if function in _SHARING or not all(leaf.is_meta for leaf in given if isinstance(leaf, torch.Tensor)):
+            return function(*args, **kwargs)
+        kind, target = _kind_of(function), kwargs.get("out", args[0] if args else None)
+        key = (function, form, *((leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, torch.Tensor) else (type(leaf), leaf) for leaf in given))
+        if kind == "views" or key not in self._known:
+            result = function(*args, **kwargs)
+            leaves, form = tree_flatten(result)
+            if (kind == "writes" and result is target) or (kind == "makes" and all(isinstance(leaf, torch.Tensor | None) for leaf in leaves)):
+                self._known[key] = [leaf if leaf is None else (leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves], form
+            return result
+        if kind == "writes":
+            return target
+        leaves, form = self._known[key]
+        made = [leaf if leaf is None else torch.empty_strided(leaf[0], leaf[1], dtype=leaf[2], device=META) for leaf in leaves]
+        return tree_unflatten(made, form)
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
@@ -61,6 +85,20 @@ class Alive(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self._seen.pop(key, None)
         self.now -= size
+
+
+# Declared as making new tensors, or as writing, and do otherwise.
+_SHARING = {torch.ops.aten._unsafe_view.default, torch.ops.aten.resize_.default, torch.ops.aten.set_.source_Storage}
+
+
+@functools.cache
+def _kind_of(operation: Any) -> str:
+    """`makes` new tensors, `writes` into one that it gives back, or gives `views`."""
+    given, back = operation._schema.arguments, operation._schema.returns
+    if all(end.alias_info is None for end in (*given, *back)):
+        return "makes"
+    written = [end for end in (*given, *back) if end.alias_info is not None]
+    return "writes" if len(back) == 1 and len(written) == 2 and all(end.alias_info.is_write for end in written) else "views"
 
 
 @contextlib.contextmanager
@@ -104,6 +142,13 @@ class Shape:
     width: int  # px
     height: int
     windows: int = 1  # of a caption
+    drawn: tuple[int, int] = (0, 0)  # px, of the largest picture that is drawn; (0, 0) takes width and height
+    drawn_rows: int = 5  # pictures of that size in one pass, when memory suffices
+
+    @property
+    def drawing(self) -> Shape:
+        """Of the picture that is drawn, in place of the one that trains."""
+        return replace(self, width=self.drawn[0] or self.width, height=self.drawn[1] or self.height)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +159,15 @@ class Need:
     adapter: int  # masters, gradients, optimizer
     step: int  # activations, their gradients, and what they pass through
     before: int  # the peak of caching, before the UNet is there
-    drawing: int  # a strip of pictures beside the UNet
+    drawing: int  # pictures beside the UNet, the VAE too
 
     @property
     def peak(self) -> int:
         return max(self.base + self.adapter + max(self.step, self.drawing), self.before)
 
 
-def meta_unet(configs: Path, dtype: torch.dtype) -> Any:
-    return build("unet", configs, dtype).requires_grad_(False).eval()
+def meta_unet(configs: Path, dtype: torch.dtype, quantised: str = "none") -> Any:
+    return build("unet", configs, dtype, quantised).requires_grad_(False).eval()
 
 
 def attached(config: TrainConfig, models: dict[str, Any]) -> Adapter:
@@ -136,19 +181,46 @@ def size_of(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def step_bytes(config: TrainConfig, shape: Shape, level: str) -> int:
-    """Peak of one forward and backward pass of a batch, without weights, masters and their gradients."""
-    unet = meta_unet(shape.configs, shape.dtype)
-    adapter = attached(config, {"unet": unet})
+def weights_of(model: nn.Module) -> int:
+    return size_of((*model.parameters(), *model.buffers()))
+
+
+def step_bytes(config: TrainConfig, shape: Shape, level: str) -> tuple[int, int]:
+    """One forward and backward pass of a batch, beside weights and masters: (what it passes through at its peak, what stays).
+
+    What stays are the gradients, and the masters in the base's precision.
+    """
+    unet, encoders = meta_unet(shape.configs, shape.dtype), _trained_encoders(config, shape)
+    adapter = attached(config, {"unet": unet, **encoders})
     recompute(unet, level)
-    with fused_attention(), Alive(unet) as alive:
-        loss = _predicted(unet, shape, config.batch).float().square().mean()
+    with fused_attention(), Alive(unet, *encoders.values()) as alive:
+        adapter.zero_grad()
+        text = [_read(encoder, config.batch * shape.windows, shape.dtype) for encoder in encoders.values()]
+        loss = _predicted(unet, shape, config.batch, text).float().square().mean()
         loss.backward()
-    # The gradients of the masters are still there; they are counted with the adapter.
-    return alive.peak - size_of(adapter.parameters())
+        del loss, text
+    return alive.peak - alive.now, alive.now
 
 
-def _predicted(unet: Any, shape: Shape, rows: int) -> torch.Tensor:
+def _trained_encoders(config: TrainConfig, shape: Shape) -> dict[str, Any]:
+    trains = {"text_encoder": config.train_text_encoder_1, "text_encoder_2": config.train_text_encoder_2}
+    return {part: build(part, shape.configs, torch.float32).requires_grad_(False).eval() for part, wanted in trains.items() if wanted}
+
+
+def _read(encoder: Any, rows: int, dtype: torch.dtype) -> torch.Tensor:
+    """States of the layer that is read, (rows, T, D of this encoder)."""
+    tokens = torch.zeros(rows, 77, dtype=torch.long, device=META)
+    return encoder(tokens, output_hidden_states=True).hidden_states[-2].to(dtype)
+
+
+def layer_bytes(shape: Shape) -> int:
+    """The largest weight that a quantised base makes at once."""
+    unet = meta_unet(shape.configs, shape.dtype)
+    return max((size_of([unet.get_submodule(path).weight]) for path in quantisable(unet)), default=0)
+
+
+def _predicted(unet: Any, shape: Shape, rows: int, text: list[torch.Tensor] | None = None) -> torch.Tensor:
+    """The UNet's answer; `text` are states of encoders that train, the rest of the conditioning comes from the cache."""
     facts = unet.config
     pooled = facts.projection_class_embeddings_input_dim - 6 * facts.addition_time_embed_dim
     factor = 2 ** (len(json.loads((shape.configs / "vae" / "config.json").read_text())["block_out_channels"]) - 1)
@@ -156,24 +228,34 @@ def _predicted(unet: Any, shape: Shape, rows: int) -> torch.Tensor:
     def empty(*sides: int) -> torch.Tensor:
         return torch.empty(*sides, device=META, dtype=shape.dtype)
 
+    learnt = [states.reshape(rows, 77 * shape.windows, -1) for states in text or ()]
+    frozen = facts.cross_attention_dim - sum(states.shape[-1] for states in learnt)
     return unet(
         empty(rows, facts.in_channels, shape.height // factor, shape.width // factor),
         torch.empty(rows, device=META, dtype=torch.long),
-        empty(rows, 77 * shape.windows, facts.cross_attention_dim),
+        torch.cat([*learnt, empty(rows, 77 * shape.windows, frozen)], dim=-1),
         added_cond_kwargs={"text_embeds": empty(rows, pooled), "time_ids": empty(rows, 6)},
     ).sample
 
 
-def drawing_bytes(shape: Shape, rows: int) -> int:
-    """Peak of drawing `rows` pictures at once: the guided UNet, or one picture's decoding beside the VAE, whichever is more."""
-    unet, vae = meta_unet(shape.configs, shape.dtype), build("vae", shape.configs, torch.float32).eval()
-    with torch.no_grad(), fused_attention():
-        with Alive(unet) as denoising:
-            _predicted(unet, shape, 2 * rows)
-        with Alive(vae) as decoding:
-            factor = 2 ** (len(vae.config.block_out_channels) - 1)
-            vae.decode(torch.empty(1, vae.config.latent_channels, shape.height // factor, shape.width // factor, device=META))
-    return size_of(vae.parameters()) + max(denoising.peak, decoding.peak)
+@torch.no_grad()
+def denoising_bytes(shape: Shape, rows: int) -> int:
+    """What the guided UNet passes through for `rows` pictures at once."""
+    unet = meta_unet(shape.configs, shape.dtype)
+    with fused_attention(), Alive(unet) as alive:
+        _predicted(unet, shape.drawing, 2 * rows)
+    return alive.peak
+
+
+@torch.no_grad()
+def decoding_bytes(shape: Shape, *, in_tiles: bool) -> int:
+    """What the VAE passes through for one picture in fp32."""
+    vae, drawn = build("vae", shape.configs, torch.float32).eval(), shape.drawing
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    set_tile(vae, tile_of(vae) if in_tiles else 0)
+    with fused_attention(), Alive(vae) as alive:
+        vae.decode(torch.empty(1, vae.config.latent_channels, drawn.height // factor, drawn.width // factor, device=META))
+    return alive.peak
 
 
 def caching_bytes(shape: Shape) -> int:
@@ -190,20 +272,17 @@ def caching_bytes(shape: Shape) -> int:
 _STATES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 0.2, "lion": 4, "schedulefree": 8, "came": 8.2}
 
 
-def adapter_bytes(config: TrainConfig, adapter: Adapter) -> int:
-    """Masters, gradients and the optimizer's state (one that is named by its class is taken to keep two numbers)."""
+def adapter_bytes(config: TrainConfig, adapter: Adapter, optimizer: str) -> int:
+    """Masters and the optimizer's state (one that is named by its class is taken to keep two numbers)."""
     values = sum(parameter.numel() for parameter in adapter.parameters())
     average = 4 if config.ema_decay else 0
-    return int(values * (4 + 4 + _STATES.get(config.optimizer, 8) + average))
+    return int(values * (4 + _STATES.get(optimizer, 8) + average))
 
 
-def held(config: TrainConfig, shape: Shape) -> tuple[int, Adapter]:
+def held(config: TrainConfig, shape: Shape, quantised: str = "none") -> tuple[int, Adapter]:
     """(bytes of the frozen models that train, the adapter on them without memory)."""
-    models: dict[str, Any] = {"unet": meta_unet(shape.configs, shape.dtype)}
-    for part, trains in (("text_encoder", config.train_text_encoder_1), ("text_encoder_2", config.train_text_encoder_2)):
-        if trains:
-            models[part] = build(part, shape.configs, torch.float32)
-    frozen = sum(size_of(model.parameters()) for model in models.values())
+    models: dict[str, Any] = {"unet": meta_unet(shape.configs, shape.dtype, quantised), **_trained_encoders(config, shape)}
+    frozen = sum(weights_of(model) for model in models.values())
     return frozen, attached(config, models)
 
 
@@ -214,7 +293,7 @@ def step_flops(config: TrainConfig, shape: Shape) -> int:
     computed again is not counted.
     """
     unet = meta_unet(shape.configs, shape.dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+    with torch.no_grad(), Alive(unet), FlopCounterMode(display=False) as counted:
         _predicted(unet, shape, config.batch)
     return 2 * counted.get_total_flops()
 

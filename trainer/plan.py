@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import gc
 import hashlib
+import importlib.util
 import json
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
+from trainer import events, memory
 from trainer.config import RECOMPUTE, TrainConfig
-from trainer.errors import ConfigError
-from trainer.memory import Need, Shape, adapter_bytes, caching_bytes, drawing_bytes, file_bytes, held, step_bytes, step_flops
-from trainer.run import write_atomically
+from trainer.draw import Room
+from trainer.errors import MemoryShortError
+from trainer.memory import Need, Shape
+from trainer.run import Run, write_atomically
 from trainer.sdxl.weights import PARTS
 
 GB = 10**9
-STRIP = 5  # pictures drawn at once: one prompt at every strength
-VERSION = 1  # of how things are counted
+VERSION = 2  # of how things are counted
 # Of a matrix product's speed, what a whole training step reaches (benchmarks/NOTES.md).
 EFFICIENCY = 0.35
 # CUDA's context and kernels, and what its allocator holds without using it.
@@ -29,21 +36,52 @@ CONTEXT_BYTES, SLACK = int(0.6 * GB), 1.05
 
 
 @dataclass(frozen=True, kw_only=True)
+class Way:
+    """What a training gives up to fit."""
+
+    level: str = "none"  # of recomputation, one of RECOMPUTE
+    optimizer: str = "adamw"
+    quantised: str = "none"  # how the frozen base is kept, one of QUANTISED
+    room: Room = Room()  # for drawing
+
+    def chosen(self, config: TrainConfig) -> TrainConfig:
+        """The settings with every choice made."""
+        return dataclasses.replace(config, gradient_checkpointing=self.level, optimizer=self.optimizer, quantised_base=self.quantised)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     need: Need
-    level: str  # of recomputation, one of RECOMPUTE
+    way: Way
     own: int  # bytes that the process holds before any model is loaded
     budget: int  # bytes that there are for the whole process
     seconds: float  # of the steps alone
     file_bytes: int
+    eight_bits: bool  # whether the optimizer was exchanged for its 8-bit form
+
+    @property
+    def level(self) -> str:
+        return self.way.level
 
     @property
     def peak(self) -> int:
         return int(self.own + self.need.peak)
 
+    def facts(self) -> dict[str, Any]:
+        """For the run's `planned` event."""
+        return {
+            "peak": self.peak, "seconds": round(self.seconds), "file": self.file_bytes,
+            "level": self.level, "optimizer": self.way.optimizer, "quantised": self.way.quantised,
+        }  # fmt: skip
+
     def line(self) -> str:
         """One sentence for the terminal and the page."""
-        how = "" if self.level == "none" else f", computing {_AGAIN[self.level]} again to fit"
+        gave = [f"computing {_AGAIN[self.level]} again"] if self.level != "none" else []
+        gave += ["the optimizer in 8 bits"] if self.eight_bits else []
+        gave += [f"the frozen base as {self.way.quantised}"] if self.way.quantised != "none" else []
+        gave += ["pictures drawn in several passes"] if self.way.room.pixels else []
+        gave += ["pictures decoded in tiles"] if self.way.room.tile else []
+        how = f", {', '.join(gave)} to fit" if gave else ""
         return f"about {duration(self.seconds)}, {self.peak / GB:.1f} of {self.budget / GB:.1f} GB of memory{how}, a file of {self.file_bytes / 1e6:.1f} MB"
 
 
@@ -57,7 +95,10 @@ def duration(seconds: float) -> str:
 
 
 def plan(config: TrainConfig, shape: Shape, device: torch.device, kept: Path | None = None) -> Plan:
-    """The cheapest way to fit. Raises ConfigError, with what to change, when even the most frugal one does not.
+    """The way to fit that costs least. Raises MemoryShortError, with what to change, when even the most frugal one does not.
+
+    First more is computed again, from feed-forward layers to all blocks; then the optimizer keeps 8 bits; then the frozen
+    base is quantised.
 
     Args:
         kept: a folder for what was counted, so that the same settings are counted once.
@@ -65,41 +106,88 @@ def plan(config: TrainConfig, shape: Shape, device: torch.device, kept: Path | N
     own, budget = own_bytes(device), memory_budget(config, device)
     counted = Counted(config, shape, kept)
     slack = SLACK if device.type == "cuda" else 1.0
+    least: tuple[Way, Need] | None = None
+    for way in _ways(config, device):
+        room, need = _need(counted, shape, way, budget - own, slack)
+        if own + need.peak <= budget:
+            flops = counted.number("flops") * config.accumulation * config.steps
+            return Plan(
+                need=need, way=dataclasses.replace(way, room=room), own=own, budget=budget, file_bytes=counted.number("file"),
+                seconds=flops / (EFFICIENCY * matmul_rate(device, shape.dtype)), eight_bits=way.optimizer != config.optimizer,
+            )  # fmt: skip
+        least = (way, need) if least is None or need.peak < least[1].peak else least
+    assert least is not None
+    raise MemoryShortError([_too_large(config, own + least[1].peak, budget, *least)])
 
-    def need(level: str) -> Need:
-        return Need(
-            base=counted.number("base"), adapter=counted.number("adapter"), step=int(counted.number(level) * slack),
-            before=counted.number("before"), drawing=counted.number("drawing"),
-        )  # fmt: skip
 
+def as_before(run: Run) -> TrainConfig:
+    """The run's settings, with what an earlier process of it has chosen and a resumed one can't choose anew."""
+    said = [event for event in events.read(run.events)[0] if event["kind"] == "planned" and "quantised" in event]
+    if not said:
+        return run.config
+    return dataclasses.replace(run.config, optimizer=said[-1]["optimizer"], quantised_base=said[-1]["quantised"])
+
+
+def _ways(config: TrainConfig, device: torch.device) -> Iterator[Way]:
+    """From the one that gives up least; a setting that is no `auto` is kept."""
     levels = RECOMPUTE if config.gradient_checkpointing == "auto" else (config.gradient_checkpointing,)
-    level, needed = levels[0], need(levels[0])
-    for level in levels:
-        needed = need(level)
-        if own + needed.peak <= budget:
-            break
-    else:
-        raise ConfigError([_too_large(config, own + needed.peak, budget, level, needed)])
-    flops = counted.number("flops") * config.accumulation * config.steps
-    return Plan(
-        need=needed, level=level, own=own, budget=budget, file_bytes=counted.number("file"),
-        seconds=flops / (EFFICIENCY * matmul_rate(device, shape.dtype)),
-    )  # fmt: skip
+    smaller = "adamw8bit" if _has_8bit(config, device) else config.optimizer
+    chosen = config.quantised_base
+    kinds = [(config.optimizer, "none"), (smaller, "none"), (smaller, "int8"), (smaller, "nf4")]
+    if chosen != "auto":
+        kinds = [(config.optimizer, chosen), (smaller, chosen)]
+    for optimizer, quantised in dict.fromkeys(kinds):
+        for level in levels:
+            yield Way(level=level, optimizer=optimizer, quantised=quantised)
+
+
+def _has_8bit(config: TrainConfig, device: torch.device) -> bool:
+    """Whether AdamW, left as it is by default, can be exchanged for its form of 8 bits."""
+    is_default = config.optimizer == "adamw" and not config.optimizer_args
+    return is_default and device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
+
+
+def _need(counted: Counted, shape: Shape, way: Way, there: int, slack: float) -> tuple[Room, Need]:
+    """What a way takes, drawing with as few limits as `there` bytes allow.
+
+    A quantised base makes one layer's weight again at a time; all else that a step passes through stays as it is.
+    """
+    base = counted.number(f"base, {way.quantised}")
+    adapter = counted.number(f"adapter, {way.optimizer}") + counted.number(f"stays, {way.level}")
+    layer = counted.number("layer") if way.quantised != "none" else 0
+    room, drawing = _room(counted, shape, there - base - adapter - layer, slack)
+    step = int(counted.number(way.level) * slack) + layer
+    return room, Need(base=base, adapter=adapter, step=step, before=counted.number("before"), drawing=drawing + layer)
+
+
+def _room(counted: Counted, shape: Shape, there: int, slack: float) -> tuple[Room, int]:
+    """(limits of a drawing that takes at most `there` bytes if any does, the bytes it takes)."""
+    vae, rows = counted.number("vae"), shape.drawn_rows
+    whole, one, all_rows = (int(counted.number(name) * slack) for name in ("decoding", "denoising, 1", f"denoising, {rows}"))
+    in_tiles = vae + whole > there
+    decoding = int(counted.number("decoding in tiles") * slack) if in_tiles else whole
+    fitting = rows
+    if vae + all_rows > there:
+        fitting = max(1, min(rows - 1, 1 + int((there - vae - one) / max(1, (all_rows - one) / max(1, rows - 1)))))
+    denoising = one + (all_rows - one) * (fitting - 1) // max(1, rows - 1)
+    area = shape.drawing.width * shape.drawing.height
+    tile = memory.tile_of(memory.build("vae", shape.configs)) if in_tiles else 0
+    return Room(pixels=fitting * area if fitting < rows else 0, tile=tile), vae + max(decoding, denoising)
 
 
 class Counted:
     """Numbers of one combination of settings and shapes, each counted when it is first asked for and kept on disk."""
 
-    # What changes none of them.
-    _ELSEWHERE = frozenset(
-        {"name", "trigger", "base", "preset", "seed", "steps", "learning_rate", "memory_budget", "gradient_checkpointing", "title"}
-    )
+    # What changes them, but for what is part of a number's name.
+    _GROUPS = ("training", "adapter", "optimizer")
+    _ELSEWHERE = ("steps", "learning_rate", "memory_budget", "gradient_checkpointing", "quantised_base", "optimizer", "text_encoder_stop")
 
     def __init__(self, config: TrainConfig, shape: Shape, folder: Path | None) -> None:
         self.config, self.shape = config, shape
-        facts = {name: value for name, value in dataclasses.asdict(config).items() if name not in self._ELSEWHERE}
+        counting = [field.name for field in dataclasses.fields(config) if field.metadata["group"] in self._GROUPS]
+        facts = {name: getattr(config, name) for name in counting if name not in self._ELSEWHERE}
         base = "".join((shape.configs / part / "config.json").read_text(encoding="utf-8") for part in PARTS)
-        key = hashlib.sha256(repr((VERSION, facts, dataclasses.replace(shape, configs=Path()), base)).encode()).hexdigest()
+        key = hashlib.sha256(repr((VERSION, facts, dataclasses.replace(shape, configs=Path(), drawn_rows=0), base)).encode()).hexdigest()
         self.path = folder / "plans" / f"{key}.json" if folder else None
         self.known: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -107,38 +195,53 @@ class Counted:
                 self.known = {str(name): int(value) for name, value in json.loads(self.path.read_text()).items()}
 
     def number(self, name: str) -> int:
-        """Bytes of `base`, `adapter`, `before`, `drawing`, `file`, or of a step at a level of RECOMPUTE; `flops` of a step."""
+        """Bytes of what `_count` knows; `flops` of a step."""
         if name not in self.known:
-            self.known.update(self._count(name))
+            self.known.update(self._count(*name.split(", ")))
             if self.path:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(self.path, json.dumps(self.known).encode())
         return self.known[name]
 
-    def _count(self, name: str) -> dict[str, int]:
+    def _count(self, what: str, kind: str = "") -> dict[str, int]:
         config, shape = self.config, self.shape
-        if name in RECOMPUTE:
-            return {name: step_bytes(config, shape, name)}
-        if name == "before":
-            return {name: caching_bytes(shape)}
-        if name == "drawing":
-            return {name: drawing_bytes(shape, rows=STRIP)}
-        if name == "flops":
-            return {name: step_flops(config, shape)}
-        frozen, adapter = held(config, shape)
-        return {"base": frozen, "adapter": adapter_bytes(config, adapter), "file": file_bytes(adapter)}
+        match what:
+            case "base" | "adapter" | "file":
+                frozen, adapter = memory.held(config, shape, kind if what == "base" else "none")
+                of_adapter = {"adapter": memory.adapter_bytes(config, adapter, kind), "file": memory.file_bytes(adapter)}
+                return {f"base, {kind}": frozen} if what == "base" else {f"adapter, {kind}": of_adapter["adapter"], "file": of_adapter["file"]}
+            case "stays" | "none" | "feed-forward" | "deep" | "all":
+                level = kind or what
+                passing, stays = memory.step_bytes(config, shape, level)
+                return {level: passing, f"stays, {level}": stays}
+            case "layer":
+                return {what: memory.layer_bytes(shape)}
+            case "before":
+                return {what: memory.caching_bytes(shape)}
+            case "vae":
+                return {what: memory.weights_of(memory.build("vae", shape.configs))}
+            case "denoising":
+                return {f"denoising, {kind}": memory.denoising_bytes(shape, int(kind))}
+            case "decoding" | "decoding in tiles":
+                return {what: memory.decoding_bytes(shape, in_tiles=what != "decoding")}
+            case "flops":
+                return {what: memory.step_flops(config, shape)}
+        raise KeyError(what)
 
 
-def _too_large(config: TrainConfig, peak: int, budget: int, level: str, need: Need) -> str:
+def _too_large(config: TrainConfig, peak: int, budget: int, way: Way, need: Need) -> str:
     advice = []
     if config.batch > 1 and need.step > need.before:
         advice.append(f"batch {max(1, config.batch // 2)} with accumulation {2 * config.accumulation}")
     if config.gradient_checkpointing not in ("auto", "all"):
         advice.append("gradient_checkpointing auto")
+    if config.quantised_base not in ("auto", "nf4"):
+        advice.append("quantised_base auto")
     if config.precision in ("auto", "fp32"):
         advice.append("precision bf16")
     advice.append("a smaller resolution")
-    return f"this training needs {peak / GB:.1f} GB (with gradient_checkpointing {level}) and {budget / GB:.1f} are there; try {', or '.join(advice)}"
+    frugal = f"gradient_checkpointing {way.level}{'' if way.quantised == 'none' else f' and the base as {way.quantised}'}"
+    return f"this training needs {peak / GB:.1f} GB (with {frugal}) and {budget / GB:.1f} are there; try {', or '.join(advice)}"
 
 
 def own_bytes(device: torch.device) -> int:
@@ -167,6 +270,14 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
         float(product[0, 0])  # waits for the device
         seconds.append(time.perf_counter() - begun)
     return 2 * side**3 / min(seconds)
+
+
+def give_back_memory() -> None:
+    """What was freed goes back to the system, so that the next thing that is made finds room: glibc would keep it in pieces."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_bytes(device: torch.device) -> int:

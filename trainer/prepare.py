@@ -27,10 +27,11 @@ from trainer.objective import objective_of
 from trainer.optim import build_optimizer
 from trainer.plan import Plan, plan
 from trainer.run import Run
-from trainer.samples import sample_requests
+from trainer.samples import largest_drawing, sample_requests
 from trainer.sdxl.base import Base, open_base
 from trainer.sdxl.latents import pixels, posterior
 from trainer.sdxl.text import Conditioning, Reading, encode, tokens_cut
+from trainer.speed import precision_for
 from trainer.stop import StopSignal
 from trainer.tracking import check_tracker
 
@@ -128,7 +129,8 @@ def placements(config: TrainConfig, base: Base, items: tuple[Item, ...]) -> list
     """Each picture at each resolution, the first resolution first. Raises ConfigError."""
     planned = []
     for side in config.resolutions or (resolution_of(config, base),):
-        planned += zip(items, bucket_plan(config, base, side).place_all([(item.width, item.height) for item in items]), strict=True)
+        sizes, crops = [(item.width, item.height) for item in items], [item.crop for item in items]
+        planned += zip(items, bucket_plan(config, base, side).place_all(sizes, crops), strict=True)
     return planned
 
 
@@ -136,8 +138,12 @@ def planned_for(config: TrainConfig, manifest: Manifest, base: Base, device: tor
     """What this training will take. Raises ConfigError when the device has not enough memory for it."""
     buckets = [placement.bucket for _, placement in placements(config, base, manifest.items)]
     width, height = max(buckets, key=lambda bucket: bucket[0] * bucket[1])
-    dtype = dtype_of(config.precision, device)
-    return plan(config, Shape(configs=base.configs, dtype=dtype, width=width, height=height, windows=config.caption_windows), device, kept)
+    drawn, rows = largest_drawing(sample_requests(config, manifest, base), base)
+    shape = Shape(
+        configs=base.configs, dtype=precision_for(config.precision, device, base.configs, kept), width=width, height=height,
+        windows=config.caption_windows, drawn=drawn, drawn_rows=rows,
+    )  # fmt: skip
+    return plan(config, shape, device, kept)
 
 
 def preflight(config: TrainConfig, manifest: Manifest, models: Path, kept: Path) -> Plan:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainer.adapter.lora import Adapter
-from trainer.device import dtype_of, find_device
+from trainer.device import find_device
 from trainer.draw import Request, conditioner, draw, file_name, save_picture, save_strip
-from trainer.errors import ConfigError
-from trainer.lora_file.open import attach_lora, parts_of
+from trainer.errors import ConfigError, LoraFileError
+from trainer.lora_file.open import attach_mix, parts_of
+from trainer.lora_header import MAX_HEADER
+from trainer.objective import scheduler_of_files
+from trainer.safetensors_header import read_header
 from trainer.sdxl.base import Base, open_base
 from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
+from trainer.speed import precision_for
+
+Mix = Sequence[tuple[Path, float]]  # files, and how much of each the whole strength means
 
 
 class WarmBase:
@@ -22,19 +28,20 @@ class WarmBase:
 
     def __init__(self, base: Base, precision: str = "auto") -> None:
         self.base, self.device = base, find_device()
-        self.unet = base.unet(self.device, dtype_of(precision, self.device))
+        self.unet = base.unet(self.device, precision_for(precision, self.device, base.configs)).to(memory_format=torch.channels_last)
         self.vae = base.vae(self.device)
         self.scheduler: Any = base.scheduler()
         self.encoders = base.text_encoders(self.device, torch.float32)
         self.tokenizers = base.tokenizers()
         self.known: dict[Reading, dict[str, Conditioning]] = {}
 
-    def draw(self, file: Path | None, request: Request, on_step: Any = None) -> list[Any]:
-        """Pictures of a LoRA file, or without one the base's own; the base is itself again afterwards."""
+    def draw(self, lora: Path | Mix | None, request: Request, on_step: Any = None) -> list[Any]:
+        """Pictures of a LoRA file or of several, each at its weight; without one the base's own, which stays as it is."""
+        files = _files(lora)
         models = {"unet": self.unet, "text_encoder": self.encoders[0], "text_encoder_2": self.encoders[1]}
-        changed: set[str] = parts_of(file) if file else set()
+        changed: set[str] = {part for file, _ in files for part in parts_of(file)}
         adapted = {part: model for part, model in models.items() if part in changed or part == "unet"}
-        adapter = attach_lora(file, adapted) if file else Adapter()
+        adapter = attach_mix(files, adapted) if files else Adapter()
         windows = max(windows_of(prompt, self.tokenizers[0], weighted=True) for prompt in (*request.prompts, request.negative))
         reading = Reading(windows=windows, clip_skip=request.clip_skip, weighted=True)
 
@@ -52,11 +59,20 @@ class WarmBase:
             raise ConfigError([f"width and height must be multiples of {4 * factor}, not {size[0]} x {size[1]}"])
         try:
             return draw(
-                request, unet=self.unet, vae=self.vae, scheduler=self.scheduler, adapter=adapter,
+                request, unet=self.unet, vae=self.vae, scheduler=self._scheduler(files), adapter=adapter,
                 conditioning=wanted, size=size, latent_factor=factor, on_step=on_step,
             )  # fmt: skip
         finally:
             detach_all(adapter, models)
+
+    def _scheduler(self, files: Mix) -> Any:
+        """As the files were trained, when they say so: a training may override what the base says of itself."""
+        facts = [read_header(file, LoraFileError, most=MAX_HEADER).metadata for file, _ in files]
+        return scheduler_of_files(facts, self.base)
+
+
+def _files(lora: Path | Mix | None) -> Mix:
+    return [(lora, 1.0)] if isinstance(lora, Path) else lora or []
 
 
 def detach_all(adapter: Adapter, models: dict[str, Any]) -> None:
@@ -64,18 +80,18 @@ def detach_all(adapter: Adapter, models: dict[str, Any]) -> None:
         adapter.detach(part, models[part])
 
 
-def draw_file(file: Path, request: Request, out_dir: Path, *, base: str, models: Path) -> list[Path]:
+def draw_file(lora: Path | Mix, request: Request, out_dir: Path, *, base: str, models: Path) -> list[Path]:
     """Draws and saves `p00_s0.00.png` ... and `strip.png`; their paths. Raises TrainerError before the base is loaded."""
-    if not math.isfinite(request.guidance) or not 0 <= request.guidance <= 50:
-        raise ConfigError([f"guidance must be from 0 to 50, not {request.guidance}"])
-    parts_of(file)
-    return save_all(WarmBase(open_base(base, models)), file, request, out_dir)
+    for file, _ in _files(lora):
+        parts_of(file)
+    return save_all(WarmBase(open_base(base, models)), lora, request, out_dir)
 
 
-def save_all(warm: WarmBase, file: Path, request: Request, out_dir: Path, on_step: Any = None) -> list[Path]:
-    drawn = warm.draw(file, request, on_step)
+def save_all(warm: WarmBase, lora: Path | Mix, request: Request, out_dir: Path, on_step: Any = None, prefix: str = "") -> list[Path]:
+    drawn = warm.draw(lora, request, on_step)
     out_dir.mkdir(parents=True, exist_ok=True)
-    paths = [out_dir / file_name(cell) for cell in drawn]
+    loras = [(file.stem, weight) for file, weight in _files(lora)]
+    paths = [out_dir / f"{prefix}{file_name(cell)}" for cell in drawn]
     for cell, path in zip(drawn, paths, strict=True):
-        save_picture(cell, request, path, base=warm.base.name, lora=file.stem)
+        save_picture(cell, request, path, base=warm.base.name, loras=loras)
     return [*paths, save_strip(drawn, request, out_dir)]

@@ -55,6 +55,10 @@ class Texts:
             return encode(prompts, self.tokenizers, self.encoders, self.reading)
         return Conditioning.stack([self._remembered(prompt) for prompt in prompts])
 
+    def settled(self, prompts: list[str]) -> Conditioning:
+        """As `of` at strength 1 by encoders that learn no more: each prompt is read once."""
+        return Conditioning.stack([self._remembered(prompt) for prompt in prompts])
+
     def one(self, prompt: str) -> Conditioning:
         """Of one prompt, always by the encoders."""
         return encode([prompt], self.tokenizers, self.encoders, self.reading)

@@ -2,6 +2,7 @@
 
 outputs/ink/
   config.toml            every setting, written once
+  sources.json           the folders that its pictures come from, when the trainer is to read them itself
   manifest.json          the pictures and captions, written once
   events.jsonl           the trainer speaks
   commands.jsonl         the page speaks
@@ -28,7 +29,7 @@ import psutil
 from trainer import events
 from trainer.config import TrainConfig, config_from, read_toml, to_toml
 from trainer.dataset.manifest import Manifest
-from trainer.dataset.sources import with_named
+from trainer.dataset.sources import scan_all, with_named
 from trainer.errors import RunError
 
 
@@ -71,24 +72,51 @@ class Run:
 
     def is_alive(self) -> bool:
         """Whether a process works on this run; ask this before reading the events."""
-        return _lives(_owner(self.path / "owner.json"))
+        return _lives(owner_of(self.path))
 
 
-def create(path: Path, config: TrainConfig, manifest: Manifest) -> Run:
-    """A new run directory, with the pictures that settings name besides. Raises RunError when one is there already, DatasetError."""
-    run, given = Run(path), len(manifest.problems)
-    manifest = with_named(manifest, config)
+def create(path: Path, config: TrainConfig, manifest: Manifest | list[Path]) -> Run:
+    """A new run directory. Raises RunError when one is there already, DatasetError.
+
+    Args:
+        manifest: the pictures, to which those are added that settings name besides; or folders, which `gather` reads when
+            the training begins (thousands of pictures take longer to read than a page may wait).
+    """
+    run = Run(path)
     if (path / "config.toml").exists():
         raise RunError(f"{path} already holds a run; choose another --output, or go on with it: python -m trainer resume {path}")
+    problems: tuple[str, ...] = ()
+    if isinstance(manifest, Manifest):
+        whole = with_named(manifest, config)  # before anything is written
+        problems = whole.problems[len(manifest.problems) :]
+        kept, text = "manifest.json", _manifest_text(whole)
+    else:
+        kept, text = "sources.json", json.dumps([os.path.abspath(folder) for folder in manifest], ensure_ascii=False)
     path.mkdir(parents=True, exist_ok=True)
     run.samples.mkdir(exist_ok=True)
     run.checkpoints.mkdir(exist_ok=True)
-    write_atomically(path / "manifest.json", json.dumps(manifest.to_json(), ensure_ascii=False, indent=1).encode())
+    write_atomically(path / kept, text.encode())
     # Last, since its presence says that the run is whole.
     write_atomically(path / "config.toml", to_toml(config).encode())
-    for problem in manifest.problems[given:]:
+    for problem in problems:
         run.say("problem", message=problem)
     return run
+
+
+def gather(run: Run) -> None:
+    """Reads the pictures of a run that was made of folders, once. Raises DatasetError when there are none."""
+    if (run.path / "manifest.json").exists() or not (run.path / "sources.json").exists():
+        return
+    run.say("stage", stage="reading pictures")
+    folders = [Path(folder) for folder in json.loads((run.path / "sources.json").read_text(encoding="utf-8"))]
+    manifest = with_named(scan_all(folders, trigger=run.config.trigger), run.config)
+    write_atomically(run.path / "manifest.json", _manifest_text(manifest).encode())
+    for problem in manifest.problems:
+        run.say("problem", message=problem)
+
+
+def _manifest_text(manifest: Manifest) -> str:
+    return json.dumps(manifest.to_json(), ensure_ascii=False, indent=1)
 
 
 def open_run(path: Path) -> Run:
@@ -140,6 +168,11 @@ def _take(owner: Path, text: bytes, pid: int) -> None:
             file.write(text)
     finally:
         mine.unlink(missing_ok=True)
+
+
+def owner_of(folder: Path) -> dict[str, Any] | None:
+    """{"pid", "started"} of the process that claimed a run; it may have died since."""
+    return _owner(folder / "owner.json")
 
 
 def _owner(path: Path) -> dict[str, Any] | None:

@@ -39,14 +39,18 @@ class Header:
     start: int  # of the tensors' bytes in the file
 
 
-def read_header(path: Path, error: type[TrainerError]) -> Header:
-    """What a file says it holds, checked against its size. Raises `error` with a sentence for the user."""
+def read_header(path: Path, error: type[TrainerError], *, most: int = MAX_HEADER) -> Header:
+    """What a file says it holds, checked against its size. Raises `error` with a sentence for the user.
+
+    Args:
+        most: bytes of the header.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             first = file.read(8)
             length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
-            if not 2 <= length <= min(MAX_HEADER, size - 8):
+            if not 2 <= length <= min(most, size - 8):
                 raise error(_what_it_is(path, first))
             parsed = json.loads(file.read(length))
     except FileNotFoundError:

@@ -13,14 +13,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 
 from trainer.adapter.lora import Adapter
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
-from trainer.draw import Drawn, Request, conditioner, draw, file_name, save_picture, save_strip
-from trainer.errors import ConfigError
+from trainer.draw import Drawn, Request, Room, conditioner, draw, file_name, rows_of_pass, save_picture, save_strip
+from trainer.errors import ConfigError, lacks_memory
 from trainer.objective import scheduler_of
 from trainer.prompts import Texts
 from trainer.run import Run
@@ -61,6 +60,17 @@ def sample_requests(config: TrainConfig, manifest: Manifest, base: Base) -> list
 def sample_texts(requests: list[tuple[int, Request]]) -> set[str]:
     """Every prompt and negative prompt."""
     return {text for _, request in requests for text in (*request.prompts, request.negative)}
+
+
+def largest_drawing(requests: list[tuple[int, Request]], base: Base) -> tuple[tuple[int, int], int]:
+    """(px of the largest picture, how many of that size the largest pass of the strip amounts to)."""
+    native, areas, passes = base.native_size, {}, []
+    for _, request in requests:
+        size = (request.width or native, request.height or native)
+        areas[size] = size[0] * size[1]
+        passes.append(areas[size] * rows_of_pass(len(request.prompts), len(STRENGTHS), size))
+    largest = max(areas, key=lambda size: areas[size])
+    return largest, -(-max(passes) // areas[largest])
 
 
 def parsed(line: str) -> tuple[str, dict[str, Any]]:
@@ -107,6 +117,7 @@ class Sampler:
     unet: Any
     adapter: Adapter
     texts: Texts
+    room: Room = Room()
 
     def at_step(self, step: int) -> None:
         """Pictures at strength 1, told as they are made."""
@@ -137,8 +148,10 @@ class Sampler:
         self.unet.eval()
         try:
             return drawn()
-        except (OSError, torch.OutOfMemoryError) as error:
-            lacked = "memory" if isinstance(error, torch.OutOfMemoryError) else "disk"
+        except (OSError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, OSError) and not lacks_memory(error):
+                raise
+            lacked = "disk" if isinstance(error, OSError) else "memory"
             self.run.say("problem", message=f"the {lacked} did not suffice to draw pictures {when}")
             return []
         finally:
@@ -152,9 +165,9 @@ class Sampler:
             for cell in self._draw(request, vae):
                 numbered = dataclasses.replace(cell, prompt_index=first + cell.prompt_index)
                 path = self.run.samples / f"{prefix}{file_name(numbered)}"
-                save_picture(cell, request, path, base=self.base.name, lora=self.config.name)
+                save_picture(cell, request, path, base=self.base.name, loras=[(self.config.name, 1.0)])
                 prompt = prompts[numbered.prompt_index]
-                facts.append({"file": path.name, "prompt": prompt, "strength": cell.strength, "made": time.time_ns()})
+                facts.append({"file": path.name, "prompt": prompt, "strength": cell.strength, "seed": asked.seed + cell.prompt_index, "made": time.time_ns()})
                 cells.append(numbered)
         if len(strengths) > 1:
             save_strip(cells, Request(prompts=prompts, strengths=strengths), self.run.samples)
@@ -168,5 +181,5 @@ class Sampler:
                 self.texts.known, self.texts.one, self.adapter,
                 changes_text=self.texts.are_trained, zeros_for_empty=self.base.zeros_for_empty_prompt,
             ),
-            size=(request.width or native, request.height or native), latent_factor=self.base.latent_factor,
+            size=(request.width or native, request.height or native), latent_factor=self.base.latent_factor, room=self.room,
         )  # fmt: skip

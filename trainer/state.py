@@ -15,6 +15,8 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from trainer.adapter.flat import join_state, split_state
 from trainer.adapter.lora import Adapter
 from trainer.average import Average
 from trainer.run import Run, sync_folder
@@ -38,13 +41,57 @@ def save_checkpoint(
     spare: int | None = None,
 ) -> Path:
     """Writes `step-N` and removes all but the newest `keep` and step `spare`."""
-    tensors, numbers = _flat(optimizer.state_dict())
-    files = {"adapter.safetensors": save(adapter.tensors()), "optimizer.safetensors": save(tensors)}
+    return _write(run, snapshot(step, adapter, optimizer, average), keep=keep, spare=spare)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a checkpoint keeps, copied into the CPU's memory: training may go on while it is written."""
+
+    step: int
+    tensors: dict[str, dict[str, torch.Tensor]]  # of each file
+    optimizer: dict[str, Any]  # what of the optimizer is no tensor
+
+
+def snapshot(step: int, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None = None) -> Snapshot:
+    tensors, numbers = _flat(split_state(optimizer, adapter.flats))
+    files = {"adapter.safetensors": adapter.tensors(), "optimizer.safetensors": tensors}
     averaged = average.tensors() if average else None
-    if averaged is not None:
-        files["average.safetensors"] = save(averaged)
+    return Snapshot(step, files if averaged is None else {**files, "average.safetensors": averaged}, numbers)
+
+
+class Keeper:
+    """Writes checkpoints beside the training, one at a time; what went wrong in one is raised by the next call.
+
+    A checkpoint is there whole or not at all, so a kill while one is written costs the steps since the one before.
+    """
+
+    def __init__(self, run: Run, keep: int) -> None:
+        self.run, self.keep = run, keep
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def write(self, kept: Snapshot, spare: int | None = None) -> None:
+        """Begins to write, once the checkpoint before is safe."""
+        self.settle()
+        self._writing = self._writer.submit(_write, self.run, kept, keep=self.keep, spare=spare)
+
+    def settle(self) -> None:
+        """Returns when all is on the disk. Raises what the writing raised."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def close(self) -> None:
+        self.settle()
+        self._writer.shutdown()
+
+
+def _write(run: Run, kept: Snapshot, *, keep: int, spare: int | None) -> Path:
+    step = kept.step
+    files = {name: save(tensors) for name, tensors in kept.tensors.items()}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    files["state.json"] = json.dumps({"step": step, "optimizer": numbers, "sha256": digests}).encode()
+    files["state.json"] = json.dumps({"step": step, "optimizer": kept.optimizer, "sha256": digests}).encode()
     half_written, target = run.checkpoints / f".tmp-{step}", run.checkpoints / f"step-{step}"
     shutil.rmtree(half_written, ignore_errors=True)
     half_written.mkdir(parents=True)
@@ -81,7 +128,8 @@ def load_newest(run: Run, adapter: Adapter, optimizer: torch.optim.Optimizer, av
             damaged.append(path.name)
             continue
         adapter.load(load(files["adapter.safetensors"]))
-        optimizer.load_state_dict(_unflat(load(files["optimizer.safetensors"]), state["optimizer"]))
+        kept = _unflat(load(files["optimizer.safetensors"]), state["optimizer"])
+        optimizer.load_state_dict(join_state(kept, optimizer, adapter.flats))
         if average and "average.safetensors" in files:
             average.load(load(files["average.safetensors"]), state["step"])
         return state["step"], damaged
@@ -90,9 +138,15 @@ def load_newest(run: Run, adapter: Adapter, optimizer: torch.optim.Optimizer, av
 
 def load_adapter(path: Path, adapter: Adapter) -> int:
     """Only the weights of one checkpoint, averaged when the file would take them so; its step."""
+    step, tensors = read_adapter(path)
+    adapter.load(tensors)
+    return step
+
+
+def read_adapter(path: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    """(step, `part/path.role` -> fp32 matrix) of one checkpoint, as the file would take them. OSError or ValueError when damaged."""
     state, files = _read(path)
-    adapter.load(load(files.get("average.safetensors", files["adapter.safetensors"])))
-    return state["step"]
+    return state["step"], load(files.get("average.safetensors", files["adapter.safetensors"]))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -112,14 +166,14 @@ def _flat(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any
         numbers["state"][str(index)] = {}
         for name, value in entries.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+                tensors[f"{index}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
             else:
                 numbers["state"][str(index)][name] = value
     for number, group in enumerate(state["param_groups"]):
         plain = {}
         for name, value in group.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"group{number}.{name}"] = value.detach().cpu().contiguous()
+                tensors[f"group{number}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
             else:
                 plain[name] = value
         numbers["param_groups"].append(plain)

@@ -1,4 +1,4 @@
-"""How a running training learns that it should stop."""
+"""How a running training hears what it is told: to stop, and to draw."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ class StopSignal:
 
     def __init__(self, run: Run, heard: int | None = None) -> None:
         self.run, self.by_signal, self.by_page = run, False, False
+        self.wishes: list[dict[str, Any]] = []  # pictures that are asked for (trainer/wishes.py)
+        self.cancelled: set[str] = set()
         self.offset = events.read(run.commands)[1] if heard is None else heard
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._heard)
@@ -28,4 +30,6 @@ class StopSignal:
     def asked(self) -> bool:
         commands, self.offset = events.read(self.run.commands, self.offset)
         self.by_page = self.by_page or any(command["kind"] == "stop" for command in commands)
+        self.wishes += [command for command in commands if command["kind"] == "draw" and "id" in command]
+        self.cancelled |= {str(command.get("id")) for command in commands if command["kind"] == "cancel"}
         return self.by_signal or self.by_page

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import time
 from collections.abc import Callable
@@ -15,14 +14,15 @@ from accelerate import Accelerator
 
 from trainer import state
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import dropout_of, layer_sizes, parameter_groups
+from trainer.adapter.targets import dropout_of, layer_sizes, parameter_groups, text_parameters
 from trainer.average import Average
 from trainer.batches import Batches
+from trainer.between import Between
 from trainer.cache import Cache
 from trainer.checked import check_saved
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.dataset.pictures import open_picture
-from trainer.device import describe, dtype_of, find_device
+from trainer.device import describe, find_device
 from trainer.errors import DatasetError, NotFiniteError
 from trainer.lora_file.metadata import Training, metadata, thumbnail
 from trainer.lora_file.open import start_from
@@ -30,15 +30,17 @@ from trainer.lora_file.save import save_lora
 from trainer.noise import seed_of
 from trainer.objective import objective_of
 from trainer.optim import build_optimizer, rate_factor, set_rate
-from trainer.plan import SpillWatch, peak_bytes
+from trainer.plan import SpillWatch, as_before, give_back_memory, peak_bytes
 from trainer.prepare import cache_latents, cache_set_aside, cache_text, planned_for, resolution_of
 from trainer.prior import with_base_answers
+from trainer.progress import Progress, only_if_finite, sent
 from trainer.prompts import MAX_TEXTS, Texts, caption_reading, drawable_captions, sample_reading
 from trainer.recompute import recompute
 from trainer.run import Run, sweep
 from trainer.samples import Sampler, sample_is_due, sample_requests, sample_texts
 from trainer.sdxl.base import open_base
 from trainer.sdxl.text import Conditioning
+from trainer.speed import precision_for
 from trainer.stop import StopSignal
 from trainer.tracking import start_tracker, tracker_options
 from trainer.validate import Validation, save_step
@@ -65,16 +67,18 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
 
     # 1 The base, frozen.
     device = find_device()
-    dtype = dtype_of(config.precision, device)
+    base = open_base(config.base, models)
+    dtype = precision_for(config.precision, device, base.configs, run.path.parent / ".cache")
     mixed = "fp16" if dtype == torch.float16 else "no"
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed, **tracker_options(config, run.path))
     start_tracker(accelerator, config)
-    base = open_base(config.base, models)
     run.say("stage", stage="opening the base", device=describe(device))
     objective = objective_of(config, base)
-    planned = planned_for(config, manifest, base, device, run.path.parent / ".cache")
-    run.say("planned", words=planned.line(), peak=planned.peak, seconds=round(planned.seconds), file=planned.file_bytes)
+    planned = planned_for(as_before(run), manifest, base, device, run.path.parent / ".cache")
+    chosen = planned.way.chosen(config)
+    run.say("planned", words=planned.line(), **planned.facts())
     trains_text = config.train_text_encoder_1 or config.train_text_encoder_2
+    text_stops = math.floor(config.text_encoder_stop * config.steps) if trains_text else config.steps
 
     # 2 What frozen parts say of pictures and captions, from the cache on disk; then they leave memory.
     cache = Cache(run.path.parent / ".cache", base.fingerprint)
@@ -98,7 +102,8 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         return "stopped"  # the caches keep what was done
 
     # 3 The adapter: thin matrices beside each layer that learns, one of them zero.
-    unet = base.unet(device, dtype)
+    give_back_memory()
+    unet = base.unet(device, dtype, chosen.quantised_base).to(memory_format=torch.channels_last)
     reads_text = trains_text or drawable is None
     encoders: Any = base.text_encoders(device, torch.float32) if reads_text else None
     tokenizers = base.tokenizers() if reads_text else None
@@ -111,12 +116,12 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     adapter.start(config.seed)
     if config.start_from and (Path(config.start_from).exists() or not state.checkpoints(run)):
         start_from(Path(config.start_from), adapter)
-    recompute(unet, planned.level)
+    recompute(unet, chosen.gradient_checkpointing)
 
     # 4 Optimizer.
-    groups = parameter_groups(config, adapter)
+    groups = parameter_groups(chosen, adapter)
     group_rates = [group["lr"] for group in groups]
-    optimizer: Any = build_optimizer(config, groups, device)
+    optimizer: Any = build_optimizer(chosen, groups, device)
     if accelerator.scaler is not None or accelerator.num_processes > 1:
         optimizer = accelerator.prepare_optimizer(optimizer)
 
@@ -128,12 +133,15 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         run.say("problem", message=f"checkpoint {name} is damaged and was passed over")
     if first:
         run.say("stage", stage="resuming", done=first, total=config.steps)
-    sampler = Sampler(run, config, base, samples, unet, adapter, sample_texts_of)
+    sampler = Sampler(run, config, base, samples, unet, adapter, sample_texts_of, planned.way.room)
+    between = Between(sampler, stop, average)
     validation = Validation(run, set_aside, aside_captions, objective, texts, unet, adapter, first)
+
+    keeper = state.Keeper(run, config.keep_checkpoints)
 
     def keep(step: int) -> None:
         spare = validation.best_step  # whatever its age
-        state.save_checkpoint(run, step, adapter, plain_optimizer, average, keep=config.keep_checkpoints, spare=spare)
+        keeper.write(state.snapshot(step, adapter, plain_optimizer, average), spare=spare)
 
     if first == 0 and run.speaks:
         if config.sample_at_start:
@@ -142,16 +150,17 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
             validation.measure(0)
 
     # 6 The loop.
-    parameters = adapter.parameters()
-    clock, spill = time.monotonic(), SpillWatch(device)
+    vectors = adapter.vectors()
+    adapter.zero_grad()
+    progress, spill = Progress(device, first, config.steps), SpillWatch(device)
     step, stopped = first, False
     while step < config.steps:
         if told_to_stop(accelerator, stop):
             stopped = True
             break
-        begun = time.monotonic()
+        between.answer()
         set_rate(optimizer, group_rates, rate_factor(config, step))
-        loss_sum = 0.0
+        loss_sum = torch.zeros((), device=device)
         for micro in range(config.accumulation):
             # Each process takes its own batch of the same order.
             position = (step * config.accumulation + micro) * accelerator.num_processes + accelerator.process_index
@@ -164,50 +173,57 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
             dropped = torch.rand(len(batch.shown), generator=draw_from) < config.caption_dropout
             drawn = captions.at(batch.items, position)
             base_prior = [keeps_base for _, keeps_base in drawn]
-            prompts = ["" if drop and not keeps else prompt for (prompt, keeps), drop in zip(drawn, dropped, strict=True)]
-            wanted = texts.of(prompts).to(device, dtype)
+            prompts = ["" if drop and not keeps else prompt for (prompt, keeps), drop in zip(drawn, dropped.tolist(), strict=True)]
+            wanted = (texts.of(prompts) if step < text_stops else texts.settled(prompts)).to(device, dtype)
 
-            noisy = objective.noisy(latents, noise_NCHW, timesteps, draw_from).to(device, dtype)
-            answer = objective.target(latents, noise_NCHW, timesteps).to(device)
-            weights = (objective.weight(timesteps) * batch.weights(base_prior, config.prior_weight)).to(device)
+            noisy = sent(objective.noisy(latents, noise_NCHW, timesteps, draw_from), device, dtype)
+            answer = sent(objective.target(latents, noise_NCHW, timesteps), device)
+            weights = sent(objective.weight(timesteps) * batch.weights(base_prior, config.prior_weight), device)
             mask = batch.masks(base_prior)
-            time_ids = batch.time_ids().to(device, dtype)
+            time_ids = sent(batch.time_ids(), device, dtype)
             answer = with_base_answers(
                 answer, base_prior, prompts,
                 unet=unet, adapter=adapter, texts=texts, noisy_NCHW=noisy, timestep_N=timesteps, time_ids=time_ids,
             )  # fmt: skip
 
             added = {"text_embeds": wanted.pooled_NP, "time_ids": time_ids}
-            predicted = unet(noisy, timesteps.to(device), wanted.text_NTD, added_cond_kwargs=added).sample
-            error_N = objective.error(predicted.float(), answer, timesteps, None if mask is None else mask.to(device))
+            predicted = unet(noisy, sent(timesteps, device), wanted.text_NTD, added_cond_kwargs=added).sample
+            error_N = objective.error(predicted.float(), answer, timesteps, None if mask is None else sent(mask, device))
             # A bucket's last batch may be smaller: its pictures count as much as all others.
             loss = (weights * error_N).sum() / (config.batch * config.accumulation)
-            loss_value = loss.item()
-            if not torch.isfinite(loss.detach()):
-                keep_good_weights(run, step, first, adapter, keep)
-                raise NotFiniteError(step + 1, batch.names)
             accelerator.backward(loss)
-            loss_sum += loss_value
-        average_over_processes(accelerator, parameters)
-        norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
-        if accelerator.scaler is None and norm is not None and not torch.isfinite(norm):
-            keep_good_weights(run, step, first, adapter, keep)
-            raise NotFiniteError(step + 1, batch.names)
+            loss_sum += loss.detach()
+        average_over_processes(accelerator, vectors)
+        norm = accelerator.clip_grad_norm_(vectors, config.max_grad_norm or math.inf)
+        norm = norm if accelerator.scaler is None else None  # a step that overflows in fp16 is left out by the scaler
+        progress.add(step + 1, loss=loss_sum, norm=norm, rate=optimizer.param_groups[0]["lr"], names=batch.names)
+        told = []
+        if progress.is_due or step + 1 == config.steps or (step + 1) % config.checkpoint_every == 0:
+            try:
+                told = progress.read()
+            except NotFiniteError:
+                keep_good_weights(run, step, first, adapter, keep)
+                keeper.settle()
+                raise
+        elif norm is not None:
+            only_if_finite(vectors, norm)
+        if step >= text_stops:  # neither decay nor momentum moves what has no gradient
+            for parameter in text_parameters(adapter, groups):
+                parameter.grad = None
         optimizer.step()
+        adapter.changed()
         if config.scale_weight_norms:
             adapter.limit_norms(config.scale_weight_norms)
-        optimizer.zero_grad()
+        adapter.zero_grad()
         average.step()
         step += 1
 
-        slow = spill.look(time.monotonic() - begun)
-        if slow:
-            run.say("problem", message=slow)
-        seconds = time.monotonic() - clock
-        left = seconds / (step - first) * (config.steps - step)
-        rate = optimizer.param_groups[0]["lr"]
-        run.say("step", step=step, steps=config.steps, loss=loss_sum, learning_rate=rate, seconds_left=round(left, 1))
-        accelerator.log({"loss": loss_sum, "learning_rate": rate}, step=step)
+        for facts, seconds in told:
+            slow = spill.look(seconds)
+            if slow:
+                run.say("problem", message=slow)
+            run.say("step", **facts)
+            accelerator.log({"loss": facts["loss"], "learning_rate": facts["learning_rate"]}, step=facts["step"])
         if run.speaks and validation.is_on and (step % config.validation_every == 0 or step == config.steps):
             with average.shown():
                 validation.measure(step)
@@ -223,6 +239,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         return "stopped" if stopped else "finished"
     if stopped and step > 0 and step % config.checkpoint_every:
         keep(step)
+    keeper.close()
     if stopped and (stop.by_signal or step == 0):
         return "stopped"  # told by the system: leave at once, `resume` goes on
 
@@ -231,12 +248,12 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     average.settle()
     training = Training(
         base_name=base.name, prediction_type=objective.prediction_type, zero_terminal_snr=objective.zero_terminal_snr, resolution=resolution_of(config, base),
-        precision=str(dtype).removeprefix("torch."), gradient_checkpointing=planned.level != "none", started=started, finished=time.time(), steps=step,
+        precision=str(dtype).removeprefix("torch."), gradient_checkpointing=chosen.gradient_checkpointing != "none", started=started, finished=time.time(), steps=step,
         pictures=sum(item.repeats for item in pictures.items if item.role == "train") // max(1, len(config.resolutions)),
         epochs=-(-step * config.accumulation // batches.per_epoch), batches_per_epoch=batches.per_epoch,
         bucket_counts=pictures.bucket_counts(),
     )  # fmt: skip
-    facts = metadata(config, manifest, training)
+    facts = metadata(chosen, manifest, training)
     if config.thumbnail == "picture":
         with contextlib.suppress(DatasetError):  # moved away since the start: no reason to lose the file
             facts["modelspec.thumbnail"] = thumbnail(open_picture(Path(pictures.items[0].path)))
@@ -248,7 +265,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
             save_step(run, advice["step"], adapter, facts, form=config.format)
         run.say("advice", sync=True, **advice)
     plain_optimizer.state.clear()  # its moments leave memory before pictures need it
-    gc.collect()
+    give_back_memory()
     run.say("checked", sync=True, **check_saved(run, sampler, models_of))
     run.say("strip", pictures=sampler.at_end())
     run.say("memory", peak=peak_bytes(device), planned=planned.peak)
@@ -264,14 +281,15 @@ def told_to_stop(accelerator: Accelerator, stop: StopSignal) -> bool:
     return bool(accelerator.reduce(heard, reduction="sum") > 0)  # pyright: ignore
 
 
-def average_over_processes(accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> None:
+def average_over_processes(accelerator: Accelerator, vectors: list[torch.nn.Parameter]) -> None:
     if accelerator.num_processes > 1:
-        for parameter in parameters:
-            parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")  # pyright: ignore
+        for vector in vectors:
+            assert vector.grad is not None
+            vector.grad.copy_(accelerator.reduce(vector.grad, reduction="mean"))  # pyright: ignore
 
 
 def keep_good_weights(run: Run, step: int, first: int, adapter: Adapter, keep: Callable[[int], object]) -> None:
     """Before a failure is told: a checkpoint of the last step whose loss was a number."""
-    finite = all(bool(torch.isfinite(p).all()) for p in adapter.parameters())
+    finite = all(bool(torch.isfinite(vector).all()) for vector in adapter.vectors())
     if run.speaks and finite and step > first:
         keep(step)

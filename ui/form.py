@@ -10,9 +10,9 @@ import gradio as gr
 from trainer.config import TrainConfig, kind_of
 
 # Asked for elsewhere on the page.
-_ABOVE = {"name", "trigger", "preset", "base"}
+_ABOVE = {"name", "trigger", "preset", "pace", "base"}
 # Names of Python classes and what they are called with: for the one who has the machine, not for everyone with the page.
-_TERMINAL_ONLY = {"optimizer_class", "optimizer_args"}
+TERMINAL_ONLY = {"optimizer_class", "optimizer_args"}
 FOLDERS, FILES = ("prior_folder", "validation_folder"), ("start_from",)  # chosen by name: a browser knows no paths
 
 TITLES = {
@@ -24,38 +24,47 @@ TITLES = {
 
 def fields() -> list[dataclasses.Field]:
     """The settings of the form, in the order of their groups."""
-    shown = [declared for declared in dataclasses.fields(TrainConfig) if declared.name not in _ABOVE | _TERMINAL_ONLY]
+    shown = [declared for declared in dataclasses.fields(TrainConfig) if declared.name not in _ABOVE | TERMINAL_ONLY]
     return [declared for group in TITLES for declared in shown if declared.metadata["group"] == group]
 
 
-def build_form(folders: list[str], files: list[str]) -> dict[str, Any]:
+def declared_sentences() -> dict[str, str]:
+    """`settings.<key>` -> English sentence: titles, labels with units, and help, as the config declares them."""
+    said = {f"settings.group_{group}": title for group, title in TITLES.items()}
+    for declared in fields():
+        facts = declared.metadata
+        said[f"settings.{declared.name}"] = facts["label"] + (f" ({facts['unit']})" if facts["unit"] else "")
+        said[f"settings.{declared.name}_help"] = facts["help"]
+    return said
+
+
+def build_form(label: gr.I18n) -> dict[str, Any]:
     """Setting -> component, in folded groups. Left empty, a setting is what the preset says."""
     components: dict[str, Any] = {}
-    for group, title in TITLES.items():
-        with gr.Accordion(title, open=False), gr.Row():
+    for group in TITLES:
+        with gr.Accordion(label(f"settings.group_{group}"), open=False), gr.Row():
             for declared in fields():
                 if declared.metadata["group"] == group:
-                    components[declared.name] = _component(declared, folders, files)
+                    components[declared.name] = _component(declared, label)
     return components
 
 
-def _component(declared: dataclasses.Field, folders: list[str], files: list[str]) -> Any:
-    facts, kind = declared.metadata, kind_of(declared)
-    label = facts["label"] + (f" ({facts['unit']})" if facts["unit"] else "")
-    shared: dict[str, Any] = {"label": label, "info": facts["help"], "elem_id": f"set-{declared.name}", "min_width": 240}
-    unset = ("as the preset says", "")
-    if declared.name in FOLDERS:
-        return gr.Dropdown([("none", ""), *folders], value="", **shared)
-    if declared.name in FILES:
-        return gr.Dropdown([("none", ""), *files], value="", **shared)
+def _component(declared: dataclasses.Field, label: gr.I18n) -> Any:
+    facts, kind, name = declared.metadata, kind_of(declared), declared.name
+    shared: dict[str, Any] = {
+        "label": label(f"settings.{name}"), "info": label(f"settings.{name}_help"), "elem_id": f"set-{name}", "min_width": 240,
+    }  # fmt: skip
+    unset = (label("train.as_preset"), "")
+    if name in FOLDERS + FILES:  # their choices are everyone's own, and come when the page has loaded
+        return gr.Dropdown([(label("train.none"), "")], value="", allow_custom_value=True, **shared)
     if facts["choices"]:
         return gr.Dropdown([unset, *facts["choices"]], value="", **shared)
     if kind is bool:
-        return gr.Dropdown([unset, ("yes", "yes"), ("no", "no")], value="", **shared)
+        return gr.Dropdown([unset, (label("train.yes"), "yes"), (label("train.no"), "no")], value="", **shared)
     if kind in (int, float):
         return gr.Number(None, precision=0 if kind is int else None, minimum=facts["low"], maximum=facts["high"], **shared)
     if kind is tuple:
-        return gr.Textbox("", lines=2, placeholder="one a line", max_length=4000, **shared)
+        return gr.Textbox("", lines=2, placeholder=label("train.one_a_line"), max_length=4000, **shared)
     return gr.Textbox("", max_length=2000, **shared)
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from trainer import events, run
-from trainer.bases import found_bases, is_small
-from trainer.config import config_from
-from trainer.dataset.scan import scan
+from trainer.bases import found_bases
+from trainer.config import TrainConfig, config_from
 from trainer.errors import RunError, TrainerError
-from trainer.presets import preset_values
+from trainer.queue import Job, Queue
+from trainer.run import write_atomically
+from ui.estimates import Estimates
+from ui.settings import whole_values
 
 _ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = "tiny-sdxl"
@@ -28,13 +35,38 @@ class Jobs:
 
     outputs: Path
     models: Path
+    queue: Queue = None  # pyright: ignore[reportAssignmentType]  # of the whole studio; one's own where there is none
     _views: dict[tuple[str, int], tuple[int, events.View]] = field(default_factory=dict)
+    _projects: dict[tuple[str, int], str | None] = field(default_factory=dict)
     _drawer: subprocess.Popen[bytes] | None = None  # until it has claimed its folder
 
-    def names(self) -> list[str]:
-        """Runs, newest first."""
+    def __post_init__(self) -> None:
+        self.queue = self.queue or Queue(self.outputs, self.models)
+        self.estimates = Estimates(self.outputs / ".cache", self.models, self._card_is_taken)
+
+    def _card_is_taken(self) -> bool:
+        """Whether a process beside the training would take memory from it."""
+        return any(device.visible is not None for device in self.queue.devices or ()) and self.queue.busy() is not None
+
+    def names(self, project: str | None = None) -> list[str]:
+        """Runs, newest first: all, or those of a project."""
         found = [p.parent for p in self.outputs.glob("*/config.toml") if not p.parent.name.startswith(".")]
-        return [p.name for p in sorted(found, key=lambda p: (p / "config.toml").stat().st_mtime, reverse=True)]
+        newest = sorted(found, key=lambda p: (p / "config.toml").stat().st_mtime, reverse=True)
+        return [p.name for p in newest if project in (None, self.project_of(p.name))]
+
+    def project_of(self, name: str) -> str | None:
+        """The project that a run was made of; None for one made on the command line."""
+        path = self.outputs / name / "project.json"
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            this = (name, path.stat().st_mtime_ns)
+            if this not in self._projects:
+                self._projects[this] = json.loads(path.read_text(encoding="utf-8")).get("project")
+            return self._projects[this]
+        return None
+
+    def latest(self, project: str | None) -> str | None:
+        """A project's newest run."""
+        return next(iter(self.names(project)), None) if project else None
 
     def bases(self) -> list[str]:
         """Base models that there are, the bundled one first."""
@@ -59,36 +91,85 @@ class Jobs:
         return run.Run(self.outputs / name)
 
     def busy(self) -> str | None:
-        """The name of the run that trains now."""
-        return next((name for name in self.names() if self.run(name).is_alive()), None)
+        """The name of one's own run that trains now."""
+        return next((job.folder.name for job in self.line() if job.state == "running"), None)
 
-    def start(self, folder: Path, settings: dict[str, Any]) -> str:
-        """Makes a run of a picture folder and starts its process; the run's name. Raises TrainerError."""
-        busy = self.busy()
-        if busy:
-            raise RunError(f"“{busy}” is still training; stop it, or wait until it ends")
-        preset = settings.get("preset", "style")
-        config_from({**settings, "preset": preset})
-        manifest = scan(folder, trigger=settings.get("trigger", ""))
-        values = preset_values(
-            preset, sum(item.repeats for item in manifest.items), settings, small=is_small(settings.get("base", BUNDLED), self.models)
-        )
-        name = self._free_name(settings["name"])
-        made = run.create(self.outputs / name, config_from(values), manifest)
-        for problem in manifest.problems:
-            made.say("problem", message=problem)
-        self._spawn(made, "resume", str(made.path))
-        return name
+    def line(self) -> list[Job]:
+        """One's own trainings that run or wait, in order."""
+        mine = self.outputs.absolute()
+        return [job for job in self.queue.line() if job.kind == "train" and job.folder.parent.absolute() == mine]
+
+    def active(self, project: str) -> str | None:
+        """The run of a project that trains or waits."""
+        return next((job.folder.name for job in self.line() if self.project_of(job.folder.name) == project), None)
+
+    def start(self, folder: Path, settings: dict[str, Any], *, token: str = "", another: bool = False) -> str:
+        """Makes a run of a picture folder and puts it into the line; the run's name. Raises TrainerError.
+
+        Args:
+            token: of one click, which makes one run however often it arrives.
+            another: put one more into the line while the project has one there.
+        """
+        with self.queue.lock:
+            known = self.queue.clicked(token)
+            if known:
+                return known.folder.name
+            active = self.active(folder.name)
+            if active and not another:
+                raise RunError(f"“{active}” is training already; stop it, wait until it ends, or put another training into the line")
+            config = config_from(whole_values(folder, settings, self.models))
+            made = self._made(config, [folder], folder.name)
+            self.queue.submit(made.path, "train", ["resume", str(made.path.resolve())], token=token)
+            return made.path.name
+
+    def retry(self, name: str, change: dict[str, Any]) -> str:
+        """The same training again with one setting changed; the new run's name. Raises TrainerError."""
+        failed = self.run(name)
+        sources = [Path(failed.manifest.folder)] if not (failed.path / "sources.json").exists() else _sources(failed)
+        with self.queue.lock:
+            made = self._made(config_from({**dataclasses.asdict(failed.config), **change}), sources, self.project_of(name))
+            self.queue.submit(made.path, "train", ["resume", str(made.path.resolve())])
+        return made.path.name
 
     def resume(self, name: str) -> None:
-        """Goes on with a stopped or killed run. Raises TrainerError."""
-        busy = self.busy()
-        if busy:
-            raise RunError(f"“{busy}” is still training; stop it, or wait until it ends")
-        self._spawn(self.run(name), "resume", str(self.run(name).path))
+        """Goes on with a stopped or killed run when its turn comes. Raises TrainerError."""
+        found = self.run(name)
+        heard = found.commands.stat().st_size if found.commands.exists() else 0
+        self.queue.submit(found.path, "train", ["resume", str(found.path.resolve()), "--heard", str(heard)])
 
     def stop(self, name: str) -> None:
-        events.append(self.run(name).commands, "stop", sync=True)
+        """Stops a run, or takes it out of the line."""
+        self.queue.stop(self.run(name).path)
+
+    def move(self, name: str, by: int) -> None:
+        """Lets a waiting run change places with one's own before (-1) or behind (1)."""
+        self.queue.move(self.run(name).path, by)
+
+    def standing(self, name: str) -> Standing:
+        """How a run stands."""
+        job = self.queue.find(self.run(name).path)
+        view, alive = self.view(name)
+        return standing_of(view, alive, job)
+
+    def _made(self, config: TrainConfig, sources: list[Path], project: str | None) -> run.Run:
+        """A new run under a free name."""
+        folder = self._free_folder(config.name)
+        try:
+            made = run.create(folder, config, sources)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        write_atomically(made.path / "project.json", json.dumps({"project": project}, ensure_ascii=False).encode())
+        return made
+
+    def _free_folder(self, name: str) -> Path:
+        """A new folder that nobody else has; two servers may want one at once."""
+        self.outputs.mkdir(parents=True, exist_ok=True)
+        for candidate in (name, *(f"{name}-{i}" for i in range(2, 10_000))):
+            with contextlib.suppress(FileExistsError):
+                (self.outputs / candidate).mkdir()
+                return self.outputs / candidate
+        raise RunError(f"there are too many trainings called {name}; choose another name")
 
     def view(self, name: str) -> tuple[events.View, bool]:
         """What a page shows of a run, and whether its process lives (asked before the events are read)."""
@@ -131,10 +212,6 @@ class Jobs:
             return {"kind": "failed", "id": request, "message": "the drawing process ended before it answered; press Draw again"}
         return answer
 
-    def _free_name(self, name: str) -> str:
-        taken = {path.name for path in self.outputs.glob("*")}
-        return next(n for n in (name, *(f"{name}-{i}" for i in range(2, 10_000))) if n not in taken)
-
     def _spawn(self, owner: run.Run, *command: str) -> subprocess.Popen[bytes]:
         """A process of its own session, so that it outlives the server; returns once it has claimed its folder."""
         arguments = [sys.executable, "-m", "trainer", *command, "--models", str(self.models.resolve())]
@@ -150,26 +227,42 @@ class Jobs:
         return child
 
 
-def status_words(view: events.View, alive: bool) -> str:
-    """One sentence on how a run stands."""
-    if view.ended == "failed":
-        return f"Stopped by a fault: {view.message}"
-    if view.ended == "finished":
-        advice = f" Advice: {view.advice}." if view.advice else ""
-        takes = f" Checked: {', '.join(view.takes)} take all of it." if view.takes else ""
-        return f"Finished. Find the strength you like below, then download the file.{takes}{advice}"
-    if not alive and view.ended == "stopped":
-        return f"Stopped at step {view.step} of {view.steps}. The last checkpoint is kept; Continue goes on."
-    if not alive:
-        return "Interrupted. The last checkpoint is kept; Continue goes on."
-    if view.stage == "training":
-        left = f", about {_minutes(view.seconds_left)} left" if view.seconds_left is not None else ""
-        return f"Training: step {view.step} of {view.steps} ({100 * view.step // max(1, view.steps)} %){left}."
-    takes = f" It will take {view.plan}." if view.plan else ""
-    if view.stage_total:
-        return f"{view.stage.capitalize()}: {view.stage_done} of {view.stage_total}.{takes}"
-    return f"{(view.stage or 'starting').capitalize()}…{takes}"
+@dataclass(frozen=True)
+class Standing:
+    """A run, its place in the line and its process, told as one."""
+
+    view: events.View
+    state: str  # "waiting", "starting", "running", "finished", "stopped", "failed", "interrupted"
+    place: int = 0  # in the line, 1 being next
+    killed: bool = False  # by the system, as far as it was seen
+
+    @property
+    def is_active(self) -> bool:
+        return self.state in ("waiting", "starting", "running")
+
+    @property
+    def can_go_on(self) -> bool:
+        return self.state in ("stopped", "failed", "interrupted")
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Another one whenever there is something new to show."""
+        return self.view.rev, self.state, self.place
 
 
-def _minutes(seconds: float) -> str:
-    return f"{round(seconds)} s" if seconds < 90 else f"{round(seconds / 60)} min"
+def standing_of(view: events.View, alive: bool, job: Job | None) -> Standing:
+    if job and job.state == "waiting":
+        return Standing(view, "waiting", job.place)
+    if alive:
+        return Standing(view, "running" if view.stage and not view.ended else "starting")
+    if job and job.state == "running":
+        return Standing(view, "starting")
+    if view.ended:
+        return Standing(view, view.ended)
+    if job and job.state == "stopped":  # taken out of the line before it began
+        return Standing(view, "stopped")
+    return Standing(view, "interrupted", killed=bool(job and job.signal == signal.SIGKILL))
+
+
+def _sources(found: run.Run) -> list[Path]:
+    return [Path(folder) for folder in json.loads((found.path / "sources.json").read_text(encoding="utf-8"))]

@@ -1,129 +1,129 @@
-"""The web server: pictures, thumbnails, captions and downloads by its own routes; the page mounted beside them."""
+"""The web server: our own routes with the page mounted beside them, the guard before both; one server to a folder."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-import subprocess
+import socket
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi import FastAPI
 
-from trainer.errors import TrainerError
+from trainer.errors import RunError, TrainerError
+from trainer.queue import Queue
+from trainer.run import Run, claim, write_atomically
 from ui.guard import Guard
-from ui.jobs import Jobs
-from ui.projects import Projects
+from ui.hosts import Hosts, url
+from ui.limits import Limits
 from ui.quick_start import without_editor_stubs
+from ui.studio import Studio
 
 _ROOT = Path(__file__).resolve().parent.parent
+_TIDY_SECONDS = 600
+_QUEUE = {"max_size": 100, "default_concurrency_limit": 4}
 
 
-def build_app(*, host: str, datasets: Path, outputs: Path, models: Path):
-    """The whole application as ASGI, guard included."""
+def build_app(
+    *, host: str, datasets: Path, outputs: Path, models: Path,
+    limits: Limits | None = None, users: Path | None = None, names: tuple[str, ...] = (),
+) -> Guard:  # fmt: skip
+    """The whole application as ASGI, guard included; `names` are host names that it answers to besides its own."""
+    studio = Studio(datasets, outputs, models, limits, users)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(studio.uploads.folder)
     without_editor_stubs()
     import gradio as gr
 
-    from ui.build import build_page
+    from ui.build import build_page, translations
+    from ui.doors import gradio_doors, own_doors
+    from ui.routes import add_routes
     from ui.theme import CSS, HEAD, theme
 
-    jobs = Jobs(outputs, models)
-    projects = Projects(datasets, outputs / ".cache")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    add_routes(app, jobs, projects)
-    page = build_page(jobs, projects)
+    add_routes(app, studio)
+    doors = [*own_doors(app.routes), *gradio_doors(studio.limits)]
+    label = translations()
+    page = build_page(studio, label).queue(**_QUEUE)
     gr.mount_gradio_app(
-        app, page, path="/", server_name=host, theme=theme(), css=CSS, head=HEAD, show_error=False, run_history=False,
-        enable_monitoring=False, footer_links=[], ssr_mode=False, max_file_size="200mb",
+        app, page, path="/", server_name=host, i18n=label, theme=theme(), css=CSS, head=HEAD, show_error=False, run_history=False,
+        enable_monitoring=False, footer_links=[], ssr_mode=False, max_file_size=studio.limits.file_bytes,
     )  # fmt: skip
-    return Guard(app, host)
+    return Guard(app, studio, doors, Hosts.of(host, names))
 
 
-def add_routes(app: FastAPI, jobs: Jobs, projects: Projects) -> None:
-    """Files by name, never by path: each name is looked up in what is there."""
-
-    @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/thumb/{project}/{name:path}")
-    def thumb(project: str, name: str) -> FileResponse:
-        return _found(lambda: projects.thumbnail(project, name), "image/webp")
-
-    @app.put("/caption/{project}/{name:path}")
-    async def caption(project: str, name: str, request: Request) -> JSONResponse:
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > 16_384:
-                return JSONResponse({"message": "that caption is too long; shorten it"}, status_code=400)
-        try:
-            projects.save_caption(project, name, body.decode("utf-8", errors="replace"))
-        except TrainerError as error:
-            return JSONResponse({"message": str(error)}, status_code=400)
-        return JSONResponse({"message": "Saved"})
-
-    @app.get("/picture/{run}/{name:path}")
-    def picture(run: str, name: str) -> FileResponse:
-        def look() -> Path:
-            folder = jobs.run(run).samples
-            path = (folder / name).resolve()
-            if path.suffix != ".png" or not path.is_file() or not path.is_relative_to(folder.resolve()):
-                raise TrainerError("no such picture")
-            return path
-
-        return _found(look, "image/png")
-
-    @app.get("/download/{run}")
-    def download(run: str) -> FileResponse:
-        def look() -> Path:
-            path = jobs.run(run).lora_file
-            if not path.is_file():
-                raise TrainerError("no file yet")
-            return path
-
-        path = _path_or_404(look)
-        return FileResponse(path, media_type="application/octet-stream", filename=path.name)
-
-
-def _found(look, media_type: str) -> FileResponse:
-    return FileResponse(_path_or_404(look), media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
-
-
-def _path_or_404(look) -> Path:
-    try:
-        return look()
-    except (TrainerError, OSError, ValueError):
-        raise HTTPException(404, "not found") from None
-
-
-def serve(*, host: str, port: int, datasets: Path, outputs: Path, models: Path) -> int:
+def serve(
+    *, host: str, port: int, datasets: Path, outputs: Path, models: Path, limits: Limits, users: Path | None, names: tuple[str, ...]
+) -> int:
     """Serves until stopped; the exit status. Says the address and the device on the terminal."""
-    import socket
-
     import uvicorn
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
+    try:
+        for folder in (datasets, outputs):
+            folder.mkdir(parents=True, exist_ok=True)
+        with only_server(outputs, url(host, port)):
+            if not _is_free(host, port):
+                raise TrainerError(f"{url(host, port)} can't be used; another program may hold it: try --port {port + 1}")
+            app = build_app(host=host, datasets=datasets, outputs=outputs, models=models, limits=limits, users=users, names=names)
+            print(f"Impasto is at {url(host, port)}  (Ctrl-C ends it)", flush=True)
+            threading.Thread(target=_say_devices, args=(app.studio.queue,), daemon=True).start()
+            threading.Thread(target=_keep_tidy, args=(app.studio,), daemon=True).start()
+            uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+    except (TrainerError, OSError) as error:
+        print(f"impasto: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def only_server(outputs: Path, address: str) -> Iterator[None]:
+    """Makes this process the only server of a folder; a dead one's place is taken. Raises TrainerError, naming the living one."""
+    place = Run(outputs / ".cache" / "server")
+    place.path.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(claim(place))
+        except RunError:
+            raise TrainerError(f"{outputs} is served already{_by_whom(place.path)}; open that one, or stop it first") from None
+        write_atomically(place.path / "address.json", json.dumps({"pid": os.getpid(), "address": address}).encode())
+        yield
+
+
+def _by_whom(place: Path) -> str:
+    """` by process 71 at http://...`: the other server may just be about to write it."""
+    for _ in range(10):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            pid = json.loads((place / "owner.json").read_text())["pid"]
+            said = json.loads((place / "address.json").read_text())
+            if said["pid"] == pid:
+                return f" by process {pid} at {said['address']}"
+        time.sleep(0.1)
+    return ""
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except (OSError, OverflowError):
-            print(f"impasto: {host}:{port} can't be used; another program may hold it: try --port {port + 1}", file=sys.stderr)
-            return 1
-    for folder in (datasets, outputs):
-        folder.mkdir(parents=True, exist_ok=True)
-    app = build_app(host=host, datasets=datasets, outputs=outputs, models=models)
-    print(f"Impasto is at http://{host}:{port}  (Ctrl-C ends it)", flush=True)
-    threading.Thread(target=_say_device, daemon=True).start()
-    uvicorn.run(app, host=host, port=port, log_level="warning")
-    return 0
+            return False
+    return True
 
 
-def _say_device() -> None:
-    """Asked of a child process, so that torch stays out of this one."""
-    command = [sys.executable, "-m", "trainer", "device"]
-    found = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True).stdout.strip()
-    print(f"Device: {found or 'none found; is torch installed?'}", flush=True)
+def _keep_tidy(studio: Studio) -> None:
+    studio.tidy(0)  # whoever was sending has gone with the server before this one
+    while True:
+        time.sleep(_TIDY_SECONDS)
+        studio.tidy()
+
+
+def _say_devices(queue: Queue) -> None:
+    """Asked of a child process, so that torch stays out of this one; then the line is looked after."""
+    queue.ask_devices()
+    print(f"Device: {', '.join(device.words for device in queue.devices or ())}", flush=True)
+    queue.serve()

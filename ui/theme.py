@@ -1,68 +1,81 @@
-"""How the page looks, and the small script behind captions and the strength slider."""
+"""How the page looks and what it does by itself: `style/*.css` and `script/*.js` joined, and Gradio's theme.
+
+A file belongs to one tab; `paper.css` holds the colours. Scripts are served as one file of our own, so that the page needs
+no inline script, and act by event delegation on `document`, since Gradio replaces what is inside; each runs in a block of
+its own, once.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import gradio as gr
+
+_HERE = Path(__file__).resolve().parent
+
+
+def _joined(folder: str, suffix: str) -> dict[str, str]:
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted((_HERE / folder).glob(f"*.{suffix}"))}
+
+
+def _version(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_STYLES = _joined("style", "css")
+LOGIN_CSS = _STYLES["paper"] + _STYLES.pop("login")
+LOGIN_HREF = f"/login.css?v={_version(LOGIN_CSS)}"
+CSS = _STYLES.pop("paper") + "\n".join(_STYLES.values())
+SCRIPT = '"use strict";\n' + "\n".join(f"{{\n{text}\n}}" for text in _joined("script", "js").values())
+HEAD = f'<script src="/studio.js?v={_version(SCRIPT)}" defer></script><link rel="icon" href="/icon.svg" type="image/svg+xml">'
+# A stroke of paint on paper.
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64"><rect width="64" height="64" rx="14" fill="#f5efe4"/>'
+    '<path d="M12 42c6-16 16-26 26-27 8-1 14 4 14 10 0 9-11 8-18 10-9 2-10 8-22 7z" fill="#a4301b"/></svg>'
+)
 
 
 def theme() -> gr.Theme:
-    """Warm paper and ink; every text has a contrast of at least 4.5 : 1, in light and dark."""
-    return gr.themes.Monochrome(
+    """Gradio's own parts in the colours of `paper.css`, which knows light and dark."""
+    both = {
+        "body_background_fill": "var(--paper)", "body_text_color": "var(--ink)", "body_text_color_subdued": "var(--faint-ink)",
+        "background_fill_primary": "var(--sheet)", "background_fill_secondary": "var(--paper)",
+        "border_color_primary": "var(--line)", "border_color_accent": "var(--accent)", "border_color_accent_subdued": "var(--line)",
+        "color_accent_soft": "var(--tint)", "link_text_color": "var(--accent)", "link_text_color_hover": "var(--accent-deep)",
+        "link_text_color_active": "var(--accent)", "link_text_color_visited": "var(--accent)",
+        "block_background_fill": "var(--sheet)", "block_border_color": "var(--line)", "block_label_background_fill": "var(--sheet)",
+        "block_label_text_color": "var(--ink)", "block_label_border_color": "var(--line)", "block_title_text_color": "var(--ink)",
+        "block_info_text_color": "var(--faint-ink)", "panel_background_fill": "var(--sheet)", "panel_border_color": "var(--line)",
+        "input_background_fill": "var(--sheet)", "input_background_fill_focus": "var(--sheet)",
+        "input_border_color": "var(--field-line)", "input_border_color_focus": "var(--accent)",
+        "input_placeholder_color": "var(--faint-ink)", "checkbox_background_color": "var(--sheet)",
+        "checkbox_background_color_selected": "var(--accent)", "checkbox_border_color": "var(--field-line)",
+        "checkbox_border_color_selected": "var(--accent)", "checkbox_label_background_fill": "var(--sheet)",
+        "checkbox_label_background_fill_hover": "var(--tint)", "checkbox_label_background_fill_selected": "var(--tint)",
+        "checkbox_label_border_color": "var(--field-line)", "checkbox_label_border_color_selected": "var(--accent)",
+        "checkbox_label_text_color": "var(--ink)", "checkbox_label_text_color_selected": "var(--ink)",
+        "button_primary_background_fill": "var(--accent)", "button_primary_background_fill_hover": "var(--accent-deep)",
+        "button_primary_text_color": "var(--on-accent)", "button_primary_text_color_hover": "var(--on-accent)",
+        "button_primary_border_color": "var(--accent)", "button_primary_border_color_hover": "var(--accent-deep)",
+        "button_secondary_background_fill": "var(--sheet)", "button_secondary_background_fill_hover": "var(--tint)",
+        "button_secondary_text_color": "var(--ink)", "button_secondary_text_color_hover": "var(--ink)",
+        "button_secondary_border_color": "var(--field-line)", "button_secondary_border_color_hover": "var(--ink)",
+        "button_cancel_background_fill": "var(--sheet)", "button_cancel_background_fill_hover": "var(--alarm-tint)",
+        "button_cancel_text_color": "var(--alarm)", "button_cancel_text_color_hover": "var(--alarm)",
+        "button_cancel_border_color": "var(--alarm)", "button_cancel_border_color_hover": "var(--alarm)",
+        "error_background_fill": "var(--alarm-tint)", "error_border_color": "var(--alarm)", "error_text_color": "var(--alarm)",
+        "slider_color": "var(--accent)", "loader_color": "var(--accent)", "accordion_text_color": "var(--ink)",
+        "table_text_color": "var(--ink)", "code_background_fill": "var(--tint)", "shadow_drop": "none", "shadow_drop_lg": "none",
+        "block_shadow": "none", "input_shadow": "none", "input_shadow_focus": "0 0 0 2px var(--tint)",
+    }  # fmt: skip
+    single = {"block_radius": "10px", "input_radius": "6px", "button_large_radius": "7px", "button_small_radius": "6px",
+              "button_medium_radius": "7px", "layout_gap": "18px", "block_label_text_weight": "600", "block_title_text_weight": "600",
+              "button_border_width": "1px", "input_border_width": "1px", "button_transition": "background-color .15s"}  # fmt: skip
+    base = gr.themes.Base(
         primary_hue="orange", secondary_hue="stone", neutral_hue="stone", radius_size="md",
-        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"],
-    ).set(
-        button_primary_background_fill="#9a3412", button_primary_background_fill_dark="#9a3412",
-        button_primary_background_fill_hover="#7c2d12", button_primary_text_color="#ffffff",
-        button_primary_text_color_dark="#ffffff", block_info_text_color="#57534e", block_info_text_color_dark="#d6d3d1",
+        font=["var(--hand)", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"],
     )  # fmt: skip
-
-
-CSS = """
-.gradio-container { max-width: min(1080px, 100%) !important; min-width: 0 !important; margin: 0 auto !important; overflow-x: clip; }
-.gradio-container > .main { min-width: 0 !important; max-width: 100%; }
-.card label, .card textarea { min-width: 0; box-sizing: border-box; }
-.cards { list-style: none; padding: 0; margin: 0; display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(min(280px, 100%), 1fr)); }
-.card { display: flex; gap: 10px; padding: 8px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
-.card img { object-fit: contain; background: #fff; border-radius: 6px; }
-.card label { flex: 1; display: flex; flex-direction: column; gap: 4px; min-width: 0; }
-.card .file { font-size: 12px; overflow-wrap: anywhere; }
-.card textarea { width: 100%; font: inherit; font-size: 14px; padding: 4px 6px; resize: vertical; border-radius: 6px;
-  border: 1px solid var(--border-color-primary); background: var(--input-background-fill); color: var(--body-text-color); }
-.card .saved { font-size: 12px; min-height: 1em; }
-.hint { opacity: .9; }
-#status progress { width: 100%; height: 12px; accent-color: #9a3412; }
-.alert { border: 2px solid #b91c1c; border-radius: 8px; padding: 8px 12px; }
-.samples, .strip { display: flex; flex-wrap: wrap; gap: 12px; }
-.samples figure, .strip figure { margin: 0; width: 160px; }
-.samples img, .strip img { width: 160px; height: 160px; object-fit: contain; border-radius: 8px; background: #fff;
-  border: 1px solid var(--border-color-primary); image-rendering: auto; }
-figcaption { font-size: 12px; overflow-wrap: anywhere; }
-.strength { display: flex; align-items: center; gap: 12px; margin: 4px 0 14px; }
-.strength input { flex: 1; accent-color: #9a3412; height: 28px; }
-.strength output { min-width: 15ch; }
-.download { display: inline-block; margin-top: 10px; padding: 10px 18px; border-radius: 8px; background: #9a3412; color: #fff !important;
-  text-decoration: none; font-weight: 600; }
-"""
-
-HEAD = """
-<script>
-document.addEventListener('change', async (event) => {
-  const field = event.target;
-  if (!field.matches || !field.matches('textarea.caption')) return;
-  const said = field.parentElement.querySelector('.saved');
-  try {
-    const answer = await fetch('/caption/' + field.dataset.place, {method: 'PUT', body: field.value});
-    said.textContent = (await answer.json()).message;
-  } catch (error) { said.textContent = 'Not saved: the studio does not answer.'; }
-});
-document.addEventListener('input', (event) => {
-  const slider = event.target;
-  if (!slider.matches || !slider.matches('.strength input')) return;
-  const box = slider.closest('.tryout'), strengths = JSON.parse(slider.dataset.strengths), chosen = strengths[slider.value];
-  const words = chosen === 0 ? '0: the base model' : String(chosen);
-  slider.setAttribute('aria-valuetext', words);
-  box.querySelector('output').textContent = 'Strength ' + words;
-  for (const picture of box.querySelectorAll('img[data-sources]')) picture.src = JSON.parse(picture.dataset.sources)[slider.value];
-});
-</script>
-"""
+    known = {name for name in base.set.__code__.co_varnames}
+    dark = {f"{name}_dark": value for name, value in both.items() if f"{name}_dark" in known}
+    return base.set(**{**both, **dark, **single})

@@ -7,36 +7,6 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from trainer.events import View
-from ui.jobs import status_words
-
-
-def status_html(view: View | None, alive: bool) -> str:
-    """A sentence, a bar and, after a fault, an alert that says what to do."""
-    if view is None:
-        return '<div role="status">Nothing is training. Add pictures, then press Train.</div>'
-    words = html.escape(status_words(view, alive))
-    if view.ended == "failed":
-        return f'<div role="alert" class="alert">{words}</div>'
-    done, total = (view.step, view.steps) if view.stage == "training" else (view.stage_done, view.stage_total)
-    if view.ended == "finished":
-        done = total = 1
-    bar = f'<progress aria-label="Progress" value="{done}" max="{max(1, total)}"></progress>' if total else ""
-    told = list(dict.fromkeys(view.problems))
-    shown = [*told[:20], *([f"and {len(told) - 20} more"] if len(told) > 20 else [])]
-    notes = "".join(f"<li>{html.escape(problem)}</li>" for problem in shown)
-    return f'<div role="status">{words}</div>{bar}' + (f'<p>Please note:</p><ul class="hint">{notes}</ul>' if notes else "")
-
-
-def samples_html(run: str, view: View) -> str:
-    """Pictures drawn during the training, oldest first."""
-    figures = [
-        f'<figure><img src="{picture_url(run, s)}" alt="{_said(s["prompt"])}, step {s["step"]}">'
-        f"<figcaption>step {s['step']}: {_said(s['prompt'])}</figcaption></figure>"
-        for s in view.samples[-12:]
-    ]
-    return f'<div class="samples">{"".join(figures)}</div>' if figures else ""
-
 
 def strip_html(run: str, pictures: list[dict[str, Any]] | tuple[dict[str, Any], ...]) -> str:
     """One picture a prompt and a slider that swaps them all: 0 is the base model's own picture."""

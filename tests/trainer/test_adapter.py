@@ -250,7 +250,8 @@ def test_a_stabilised_scale_is_alpha_by_the_root_of_the_rank(base):
 def test_rates_follow_part_block_and_side(base):
     rates = ["1"] * 23
     rates[11], rates[13] = "0.5", "0"
-    config = TrainConfig(learning_rate=1e-3, lora_plus_ratio=16.0, block_rates=",".join(rates))
+    # An optimizer that looks at whole matrices: each is a parameter of its own.
+    config = TrainConfig(learning_rate=1e-3, lora_plus_ratio=16.0, block_rates=",".join(rates), optimizer="adafactor")
     unet, adapter = base.unet(CPU, torch.float32), Adapter()
     adapter.attach("unet", unet, layer_sizes(config, {"unet": unet})["unet"])
     groups = parameter_groups(config, adapter)
@@ -263,11 +264,16 @@ def test_rates_follow_part_block_and_side(base):
         assert rate_of[id(layer.down)] == pytest.approx(1e-3 * block) and rate_of[id(layer.up)] == pytest.approx(16e-3 * block)
 
 
-def test_without_block_rates_a_part_is_one_group_in_order_of_name(base):
+def test_without_block_rates_a_part_is_one_vector_that_holds_every_matrix(base):
     adapter = adapted(base.unet(CPU, torch.float32))
+    stir(adapter)
+    kept = adapter.tensors()
     groups = parameter_groups(TrainConfig(), adapter)
     assert [group["lr"] for group in groups] == [1e-3]
-    assert all(mine is other for mine, other in zip(groups[0]["params"], adapter.parameters(), strict=True))
+    (vector,) = groups[0]["params"]
+    assert vector.numel() == sum(parameter.numel() for parameter in adapter.parameters())
+    assert all(parameter.untyped_storage().data_ptr() == vector.untyped_storage().data_ptr() for parameter in adapter.parameters())
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in adapter.tensors().items())
 
 
 def test_norms_are_limited_as_kohya_does(base):

@@ -18,7 +18,6 @@ from tests.trainer.lora_samples import (
     assert_same,
     changed_by_diffusers,
     changes_of,
-    every_layer,
     write_lora,
 )
 from tools.write_checkpoint import folder_weights, write
@@ -26,11 +25,6 @@ from trainer.errors import BaseError, LoraFileError
 from trainer.lora_file.bake import bake
 from trainer.lora_file.base_weights import base_weights
 from trainer.lora_file.extract import extract
-
-
-@pytest.fixture(scope="module")
-def places() -> dict[tuple[str, str], tuple[int, ...]]:
-    return every_layer()
 
 
 @pytest.fixture(scope="module")

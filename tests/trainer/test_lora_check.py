@@ -13,18 +13,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import MODELS, trainer
-from tests.trainer.lora_samples import ATTENTION, FACTS, TINY, by_command_line, every_layer, pipeline, write_lora
+from tests.trainer.lora_samples import ATTENTION, FACTS, TINY, by_command_line, pipeline, write_lora
 from trainer.lora_file.check import Report, check_file
 from trainer.lora_file.convert import convert
 from trainer.lora_file.layout import sdxl
 from trainer.lora_file.names import accepted_names, kohya_name
 
 OTHERS = ("A1111 1.10", "Forge", "ComfyUI 0.3", "InvokeAI 6.14", "sd-scripts", "diffusers 0.42")
-
-
-@pytest.fixture(scope="module")
-def places() -> dict[tuple[str, str], tuple[int, ...]]:
-    return every_layer()
 
 
 @pytest.fixture(scope="module")

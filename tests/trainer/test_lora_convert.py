@@ -26,7 +26,6 @@ from tests.trainer.lora_samples import (
     assert_same,
     changed_by_diffusers,
     changes_of,
-    every_layer,
     shape_of,
     write_lora,
 )
@@ -38,11 +37,6 @@ from trainer.lora_file.layout import sdxl
 from trainer.lora_file.modules import read_modules
 from trainer.lora_file.names import accepted_names, kohya_name
 from trainer.lora_file.resize import resize
-
-
-@pytest.fixture(scope="module")
-def places() -> dict[tuple[str, str], tuple[int, ...]]:
-    return every_layer()
 
 
 def test_the_modules_of_sdxl_are_those_that_diffusers_and_transformers_build():

@@ -20,7 +20,6 @@ from tests.trainer.lora_samples import (
     by_command_line,
     changed_by_diffusers,
     changes_of,
-    every_layer,
     shape_of,
     write_lora,
 )
@@ -31,11 +30,6 @@ from trainer.lora_file.merge import Term, merge, term
 from trainer.lora_file.modules import read_modules
 from trainer.lora_file.resize import resize
 from trainer.lora_file.svd import of_matrix, of_product
-
-
-@pytest.fixture(scope="module")
-def places() -> dict[tuple[str, str], tuple[int, ...]]:
-    return every_layer()
 
 
 @settings(max_examples=25)

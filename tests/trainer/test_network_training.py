@@ -20,6 +20,8 @@ from trainer.presets import preset_values
 from trainer.sdxl.base import open_base
 from trainer.train import train
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 
 @pytest.fixture(scope="module")
 def base():

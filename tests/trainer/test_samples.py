@@ -13,6 +13,8 @@ from trainer.errors import ConfigError
 from trainer.samples import parsed, sample_is_due, sample_requests, sample_texts
 from trainer.sdxl.base import open_base
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 
 def requests(*prompts: str, **settings):
     return sample_requests(TrainConfig(sample_prompts=prompts, **settings), scan(INK), open_base("tiny-sdxl", MODELS))

@@ -28,6 +28,8 @@ from trainer.presets import preset_values
 from trainer.sdxl.base import open_base
 from trainer.train import train
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 QUICK = {
     "network": "lora",
     "steps": 10,
@@ -51,8 +53,10 @@ def weights(made: run.Run) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> run.Run:
-    made = make(tmp_path_factory.mktemp("whole") / "run")
+def whole(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> run.Run:
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / ".cache").symlink_to(warm_cache)
+    made = make(folder / "run")
     assert train(made, MODELS) == "finished"
     return made
 

@@ -21,6 +21,8 @@ from trainer.train import train
 from trainer.validate import WORST, overtrained_since
 from ui.jobs import status_words
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> run.Run:

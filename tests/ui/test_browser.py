@@ -2,78 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
-import pytest
 from PIL import Image, ImageDraw
 from safetensors import safe_open
 
-from tests.conftest import INK, ROOT
+from tests.ui.conftest import BROWSER
 
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="browser tests need a Chromium on the PATH"),
-]
+pytestmark = BROWSER
 DISCS = 60  # a training of minutes: it must still go on when the page has been reloaded and Stop is pressed
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory):
-    """The studio as a user starts it: (address, its home, its terminal)."""
-    home = tmp_path_factory.mktemp("studio")
-    shutil.copytree(INK, home / "datasets" / "ink-emoji")
-    with socket.socket() as probe:  # a port that is free now
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-u",
-        "app.py",
-        "--port",
-        str(port),
-        "--datasets",
-        str(home / "datasets"),
-        "--outputs",
-        str(home / "outputs"),
-    ]
-    with (home / "terminal.log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{address}/healthz", timeout=1)
-            break
-        except OSError:
-            time.sleep(0.1)
-    yield address, home, home / "terminal.log"
-    server.terminate()
-    server.wait(timeout=20)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 def drawings(folder: Path) -> list[Path]:

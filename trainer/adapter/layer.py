@@ -9,6 +9,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,7 @@ class Layer(nn.Module, ABC):
         self.base = base
         self.rank, self.alpha, self.strength = rank, alpha, strength
         self.dropout, self.name = dropout or Dropout(), name
+        self.places: dict[str, Any] = {}  # role -> where a `trainer.adapter.flat.Flat` holds it
 
     @property
     def scale(self) -> float:
@@ -83,6 +85,15 @@ class Layer(nn.Module, ABC):
     @abstractmethod
     def tensors(self) -> dict[str, nn.Parameter]:
         """The masters by their role: `down`, `up`, `hada_w1_a`, ..."""
+
+    @abstractmethod
+    def _replace(self, role: str, parameter: nn.Parameter) -> None:
+        """Takes another parameter for a role."""
+
+    def place(self, role: str, parameter: nn.Parameter, place: Any) -> None:
+        """Takes a view of a longer vector for a master; `place` says which part of it."""
+        self._replace(role, parameter)
+        self.places = {**self.places, role: place}  # a new dictionary: what was made of the old one is outdated
 
     @property
     @abstractmethod

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainer.adapter.attention import give_back, take_over
+from trainer.adapter.flat import Flat
+from trainer.adapter.grouped import Group
 from trainer.adapter.layer import Dropout, Layer, Strength, draw, fan_in, keep
 from trainer.adapter.networks import MatrixLayer, Shapes, product, shapes_of
 
@@ -35,8 +38,14 @@ class LoraLinear(Layer):
         # B starts at zero, so that step 0 equals the base model.
         self.up = nn.Parameter(torch.zeros(shapes["up"], device=device, dtype=torch.float32))  # B (O, R) or (O, R, 1, 1)
 
+        self._alone: Group | None = None
+
     def tensors(self) -> dict[str, nn.Parameter]:
         return {"down": self.down, "up": self.up}
+
+    def _replace(self, role: str, parameter: nn.Parameter) -> None:
+        setattr(self, role, parameter)
+        self._alone = None
 
     @property
     def zero(self) -> str:
@@ -57,12 +66,26 @@ class LoraLinear(Layer):
         """B h, (N, T, O)."""
         return F.linear(hidden, self.up.to(hidden.dtype))
 
+    @property
+    def runs_in_groups(self) -> bool:
+        """Whether this call can be computed by a `Group`; a compiler fuses the plain formula better than it traces that."""
+        asks_rows = isinstance(self.strength.value, torch.Tensor) and torch.is_grad_enabled()
+        return not (asks_rows or self.dropout.is_on or torch.compiler.is_compiling())
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.runs_in_groups and self._can_stand_alone():
+            assert self._alone is not None
+            return self._alone(x)[0]
         hidden = self.hidden(x)
         if self.dropout.is_on:
             hidden = self._dropped(hidden)
         hidden = self.strength.scaled(hidden, self.alpha / self.rank)
         return self.base(x) + self.output(hidden)
+
+    def _can_stand_alone(self) -> bool:
+        if self._alone is None and Group.fits([self]):
+            self._alone = Group((self,))
+        return self._alone is not None
 
     def _dropped(self, hidden: torch.Tensor) -> torch.Tensor:
         draws, drop = self.dropout.draws(self.name, hidden.device), self.dropout
@@ -112,6 +135,7 @@ class Adapter:
 
     def __init__(self, dropout: Dropout | None = None) -> None:
         self.layers: dict[str, dict[str, Layer]] = {}
+        self.flats: list[Flat] = []
         self.strength = Strength()
         self.dropout = dropout or Dropout()
 
@@ -125,6 +149,32 @@ class Adapter:
             layer = self._layer(base, size, f"{part}/{path}")
             model.set_submodule(path, layer)
             adapted[path] = layer
+        take_over(model)
+        self.flatten()
+
+    def flatten(self, groups: list[list[tuple[Layer, str]]] | None = None) -> None:
+        """Puts all masters into a vector for each of `groups` of (layer, role), one for each part without; values stay.
+
+        Parameters and gradients handed out before are outdated.
+        """
+        if groups is None:
+            masters = [(part, layer, role) for part, _, layer in self.walk() for role in layer.tensors()]
+            groups = [[(layer, role) for owner, layer, role in masters if owner == part] for part in sorted(self.layers)]
+        self.flats = [Flat(group, _place) for group in groups if group]
+
+    def zero_grad(self) -> None:
+        """Zeros in place; to be called before the first backward pass and after each step."""
+        for flat in self.flats:
+            flat.zero_grad()
+
+    def changed(self) -> None:
+        """To be called when an optimizer has made a step."""
+        for flat in self.flats:
+            flat.changed()
+
+    def vectors(self) -> list[nn.Parameter]:
+        """All masters as few long parameters."""
+        return [flat.value for flat in self.flats]
 
     def _layer(self, base: nn.Linear | nn.Conv2d, size: Size, name: str) -> Layer:
         if size.network == "lora":
@@ -140,6 +190,7 @@ class Adapter:
         """Gives the model its own layers back."""
         for path, layer in self.layers.pop(part, {}).items():
             model.set_submodule(path, layer.base)
+        give_back(model)
 
     def start(self, seed: int) -> None:
         """First values, the same on every machine: drawn on the CPU in order of name."""
@@ -164,7 +215,9 @@ class Adapter:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """`part/path.role` on the CPU, fp32: what a checkpoint keeps."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self.masters()}
+        vectors = {id(flat): flat.value.detach().cpu() for flat in self.flats}
+        places = {f"{part}/{path}.{role}": layer.places[role] for part, path, layer in self.walk() for role in layer.tensors()}
+        return {name: place.of(vectors[id(place.flat)]).clone() for name, place in places.items()}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -174,6 +227,7 @@ class Adapter:
             raise KeyError(f"{len(set(expected) ^ set(tensors))} tensors do not match this adapter")
         for name, parameter in expected.items():
             parameter.copy_(tensors[name])
+        self.changed()
 
     @torch.no_grad()
     def limit_norms(self, most: float) -> None:
@@ -186,3 +240,13 @@ class Adapter:
             ratio = (most / layer.product().norm()).clamp(max=1)  # stays on the device: no wait for its value
             for parameter in factors:
                 parameter.mul_(ratio ** (1 / len(factors)))
+
+
+_SIDES = {"to_q": "0", "to_k": "1", "to_v": "2"}
+
+
+def _place(master: tuple[Layer, str]) -> tuple[str, str, str]:
+    """Order in a vector: an attention's downs side by side, those of k and v next to each other."""
+    layer, role = master
+    parent, _, leaf = layer.name.rpartition(".")
+    return (parent, role, _SIDES[leaf]) if leaf in _SIDES else (layer.name, role, "")

@@ -77,6 +77,9 @@ class MatrixLayer(Layer):
     def tensors(self) -> dict[str, nn.Parameter]:
         return {role: parameter for role, parameter in self.matrices.items() if isinstance(parameter, nn.Parameter)}
 
+    def _replace(self, role: str, parameter: nn.Parameter) -> None:
+        self.matrices[role] = parameter
+
     @property
     def zero(self) -> str:
         if self.network == "lokr":

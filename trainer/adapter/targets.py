@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from trainer.adapter.layer import Dropout
+from trainer.adapter.layer import Dropout, Layer
 from trainer.adapter.lora import Adapter, Size
 from trainer.config import TrainConfig, block_values
 from trainer.errors import ConfigError
@@ -141,19 +141,37 @@ def part_rates(config: TrainConfig) -> dict[str, float]:
     }
 
 
+# Optimizers that treat every number alike or all together, whatever matrix it is of.
+_ELEMENTWISE = ("adamw", "lion", "prodigy", "schedulefree")
+
+
 def parameter_groups(config: TrainConfig, adapter: Adapter) -> list[dict[str, Any]]:
     """Groups of `params` and `lr` for the optimizer: one for each part, block rate and, with LoRA+, side of the product.
 
-    LoRA+: the matrix that starts at zero learns faster than the others (Hayou et al. 2024, section 4).
+    LoRA+: the matrix that starts at zero learns faster than the others (Hayou et al. 2024, section 4). The adapter's
+    masters of a group become one vector, which is the group's only parameter where the optimizer does not look at matrices.
     """
     rates, blocks = part_rates(config), block_values(config.block_rates)
-    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, float], list[tuple[Layer, str]]] = {}
     for part, path, layer in adapter.walk():
         rate = rates[part] * (blocks[block_of(path)] if blocks and part == "unet" else 1.0)
-        for role, parameter in layer.tensors().items():
+        for role in layer.tensors():
             faster = config.lora_plus_ratio if role == layer.zero else 1.0
-            groups.setdefault((part, rate * faster), []).append(parameter)
-    return [{"params": parameters, "lr": rate} for (_, rate), parameters in groups.items()]
+            groups.setdefault((part, rate * faster), []).append((layer, role))
+    adapter.flatten(list(groups.values()))
+    vectors = config.optimizer in _ELEMENTWISE
+    return [
+        {"params": [flat.value] if vectors else [layer.tensors()[role] for layer, role in flat.masters], "lr": rate}
+        for (_, rate), flat in zip(groups, adapter.flats, strict=True)
+    ]
+
+
+def text_parameters(adapter: Adapter, groups: list[dict[str, Any]]) -> list[nn.Parameter]:
+    """Those parameters of an optimizer's groups that belong to text encoders."""
+    masters = [master for part in ("text_encoder", "text_encoder_2") if part in adapter.layers for master in adapter.parameters(part)]
+    vectors = [flat.value for flat in adapter.flats if flat.masters[0][0].name.startswith("text_encoder")]
+    own = {id(parameter) for parameter in (*masters, *vectors)}
+    return [parameter for group in groups for parameter in group["params"] if id(parameter) in own]
 
 
 def dropout_of(config: TrainConfig) -> Dropout:

@@ -46,8 +46,8 @@ PrecisionOption = Annotated[Precision | None, typer.Option(help="Of the new file
 @app.command()
 def inspect(file: File) -> None:
     """Say what is in a LoRA file."""
-    from trainer.lora_file.container import recognise
     from trainer.lora_file.open import describe
+    from trainer.lora_header import recognise
 
     recognise(file)
     for label, value in describe(file):

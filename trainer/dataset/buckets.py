@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.errors import ConfigError
@@ -10,7 +11,7 @@ from trainer.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """How a picture meets its bucket: resized to cover it, then cropped about the centre.
+    """How a picture meets its bucket: resized to cover it, then cropped, about the centre unless the artist chose a place.
 
     `crop_left` and `crop_top` are in pixels of the resized picture, as SDXL's micro-conditioning wants them
     (Podell et al. 2023, section 2.2).
@@ -43,20 +44,29 @@ def bucket_sizes(resolution: int, *, step: int, low: int, high: int) -> list[tup
     return sorted(sizes)
 
 
-def place(width: int, height: int, sizes: list[tuple[int, int]], *, step: int, no_upscale: bool = False) -> Placement:
-    """The bucket whose shape is nearest to the picture's, by the logarithm of the aspect ratio."""
+def place(
+    width: int,
+    height: int,
+    sizes: list[tuple[int, int]],
+    *,
+    step: int,
+    no_upscale: bool = False,
+    crop: tuple[float, float] | None = None,
+) -> Placement:
+    """The bucket whose shape is nearest to the picture's, by the logarithm of the aspect ratio.
+
+    Args:
+        crop: share of the spare room that is cut at the left and at the top; None: the centre.
+    """
     aspect = math.log(width / height)
     bucket = min(sizes, key=lambda size: (abs(math.log(size[0] / size[1]) - aspect), -size[0] * size[1]))
     if no_upscale and (width < bucket[0] or height < bucket[1]):
         bucket = (max(step, min(width, bucket[0]) // step * step), max(step, min(height, bucket[1]) // step * step))
     scale = max(bucket[0] / width, bucket[1] / height)
     resized = (max(bucket[0], round(width * scale)), max(bucket[1], round(height * scale)))
-    return Placement(
-        bucket=bucket,
-        resized=resized,
-        crop_left=(resized[0] - bucket[0]) // 2,
-        crop_top=(resized[1] - bucket[1]) // 2,
-    )
+    spare = resized[0] - bucket[0], resized[1] - bucket[1]
+    left, top = (spare[0] // 2, spare[1] // 2) if crop is None else (round(spare[0] * crop[0]), round(spare[1] * crop[1]))
+    return Placement(bucket=bucket, resized=resized, crop_left=left, crop_top=top)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +85,18 @@ class BucketPlan:
         """The asked one, or a quarter of a small base's side; whole latent cells."""
         return max(self.latent_factor, min(self.bucket_step, self.side // 4) // self.latent_factor * self.latent_factor)
 
-    def place_all(self, sizes: list[tuple[int, int]]) -> list[Placement]:
-        """A placement for each picture's (width, height). Raises ConfigError when the limits leave no bucket."""
+    def place_all(self, sizes: list[tuple[int, int]], crops: Sequence[tuple[float, float] | None] = ()) -> list[Placement]:
+        """A placement for each picture's (width, height) and crop. Raises ConfigError when the limits leave no bucket."""
         low, high = self.bucket_min or self.side // 2, self.bucket_max or self.side * 2
         buckets = bucket_sizes(self.side, step=self.step, low=low, high=high)
         if not buckets:
             raise ConfigError(
                 [f"no bucket of {self.side} x {self.side} px area has sides from {low} to {high}; widen bucket_min and bucket_max"]
             )
-        return [place(width, height, buckets, step=self.step, no_upscale=self.no_upscale) for width, height in sizes]
+        return [
+            place(width, height, buckets, step=self.step, no_upscale=self.no_upscale, crop=crop)
+            for (width, height), crop in zip(sizes, crops or [None] * len(sizes), strict=True)
+        ]
 
 
 def crop_notice(names: list[str], placements: list[Placement]) -> str | None:

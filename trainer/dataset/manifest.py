@@ -19,6 +19,7 @@ class Item:
     repeats: int = 1
     weight: float = 1.0  # of its loss
     captions: tuple[str, ...] = ()  # one a line, when its caption file has several
+    crop: tuple[float, float] | None = None  # share of the spare room (left, top); None: the centre
     role: str = "train"  # "class": keeps what the base knows of the class; "validation": set aside to measure with
 
     @property
@@ -42,12 +43,21 @@ class Manifest:
         return tuple(item for item in self.items if item.role == "validation")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        facts = asdict(self)
+        for item in facts["items"]:
+            if item["crop"] is None:
+                del item["crop"]
+        return facts
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Manifest:
         return Manifest(
             folder=data["folder"],
-            items=tuple(Item(**{**item, "captions": tuple(item.get("captions", ()))}) for item in data["items"]),
+            items=tuple(_item(item) for item in data["items"]),
             problems=tuple(data["problems"]),
         )
+
+
+def _item(facts: dict[str, Any]) -> Item:
+    crop = facts.get("crop")
+    return Item(**{**facts, "captions": tuple(facts.get("captions", ())), "crop": tuple(crop) if crop else None})

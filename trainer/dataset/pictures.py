@@ -14,17 +14,18 @@ from trainer.errors import DatasetError
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 UNREAD = frozenset({".heic", ".heif", ".jfif", ".jxl", ".psd", ".svg", ".tga", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw"})
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: values that swap width and height
 MAX_PIXELS = 100_000_000  # a decoded picture of 100 megapixels takes 300 MB
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(path: Path, *, most_pixels: int = MAX_PIXELS) -> Image.Image:
     """An RGB picture. Raises DatasetError that names the file and the reason."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # odd EXIF blocks
             with Image.open(path, formats=FORMATS) as picture:
-                _refuse_giants(path, picture)
+                _refuse_giants(path, picture, most_pixels)
                 return _to_srgb(ImageOps.exif_transpose(picture))
     except DatasetError:
         raise
@@ -33,6 +34,49 @@ def open_picture(path: Path) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         reason = "is empty" if path.exists() and path.stat().st_size == 0 else "can't be read as a picture"
         raise DatasetError(f"{path.name} {reason}; remove it or save it again") from error
+
+
+def small_picture(path: Path, side: int, *, most_pixels: int = MAX_PIXELS) -> tuple[Image.Image, tuple[int, int]]:
+    """A picture whose longer side is at most `side`, and its full (width, height), upright.
+
+    The whole file is read, so that a damaged one is found, but a JPEG is decoded no larger than needed (Pillow's `draft`).
+    Raises DatasetError as `open_picture` does, before anything is decoded when the picture has more than `most_pixels`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            with Image.open(path, formats=FORMATS) as picture:
+                _refuse_giants(path, picture, most_pixels)
+                size = _upright(picture)
+                if picture.mode in ("RGB", "RGBA", "L", "LA", "CMYK"):  # the others change their meaning when resized
+                    picture.thumbnail((side, side), reducing_gap=2.0)
+                small = _to_srgb(ImageOps.exif_transpose(picture))
+                small.thumbnail((side, side), reducing_gap=2.0)
+                return small, size
+    except DatasetError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DatasetError(f"{path.name} has more than {most_pixels // 1_000_000} megapixels; make it smaller") from None
+    except Exception as error:  # as in open_picture
+        reason = "is empty" if path.exists() and path.stat().st_size == 0 else "can't be read as a picture"
+        raise DatasetError(f"{path.name} {reason}; remove it or save it again") from error
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) once turned upright, from the file's header. Raises DatasetError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as picture:
+                return _upright(picture)
+    except Exception as error:  # as in open_picture
+        raise DatasetError(f"{path.name} can't be read as a picture; remove it or save it again") from error
+
+
+def _upright(picture: Image.Image) -> tuple[int, int]:
+    width, height = picture.size
+    return (height, width) if picture.getexif().get(_ORIENTATION) in _TURNED else (width, height)
 
 
 def open_alpha(path: Path) -> Image.Image | None:
@@ -48,10 +92,10 @@ def open_alpha(path: Path) -> Image.Image | None:
         raise DatasetError(f"{path.name} can't be read as a picture; remove it or save it again") from error
 
 
-def _refuse_giants(path: Path, picture: Image.Image) -> None:
+def _refuse_giants(path: Path, picture: Image.Image, most: int = MAX_PIXELS) -> None:
     width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise DatasetError(f"{path.name} has {width} x {height} pixels, more than 100 megapixels; make it smaller")
+    if width * height > most:
+        raise DatasetError(f"{path.name} has {width} x {height} pixels, more than {most // 1_000_000} megapixels; make it smaller")
     if min(width, height) < 16:
         raise DatasetError(f"{path.name} has only {width} x {height} pixels; use a larger picture")
 

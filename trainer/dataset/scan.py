@@ -8,6 +8,7 @@ import unicodedata
 from pathlib import Path
 
 from trainer.dataset.captions import Listed, kohya_folder, metadata_captions, sidecar_lines, with_trigger
+from trainer.dataset.choices import Choice, read_choices
 from trainer.dataset.manifest import Item, Manifest
 from trainer.dataset.pictures import SUFFIXES, UNREAD, open_picture
 from trainer.errors import DatasetError
@@ -22,6 +23,7 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
         raise DatasetError(f"{folder.name or folder} is not a folder; give the folder that holds your pictures")
     items: list[Item] = []
     problems: list[str] = []
+    choices = read_choices(folder)
     for place, repeats, token in places(folder):
         listed, unreadable = metadata_captions(place)
         problems += unreadable
@@ -37,7 +39,7 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
             except (DatasetError, OSError) as error:
                 problems.append(str(error) if isinstance(error, DatasetError) else f"{path.name} can't be read")
                 continue
-            line = listed.get(path.name, Listed(token))
+            line, choice = listed.get(path.name, Listed(token)), choices.get(path.relative_to(folder).as_posix(), Choice())
             caption = line.caption if lines is None else " ".join(lines)
             items.append(
                 Item(
@@ -46,9 +48,10 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
                     width=picture.width,
                     height=picture.height,
                     digest=digest,
-                    repeats=repeats,
+                    repeats=repeats * choice.repeats,
                     weight=line.weight,
                     captions=tuple(with_trigger(text, trigger) for text in lines) if lines and len(lines) > 1 else (),
+                    crop=choice.crop,
                 )
             )
     if not items:
@@ -73,13 +76,21 @@ def pictures_in(place: Path) -> tuple[list[Path], list[str]]:
     found, problems = [], []
     for path in sorted(place.iterdir()):
         suffix = path.suffix.lower()
-        if path.name.lower().endswith(".mask.png"):
-            continue
         if suffix in UNREAD and path.is_file():
             problems.append(f"{path.name} is a kind of picture that is not read; save it as png or jpg")
-        elif suffix in SUFFIXES and path.is_file():
-            if all(unicodedata.category(c) not in ("Cc", "Cs") for c in path.name):
+        elif is_picture_name(path.name) and path.is_file():
+            if is_shown(path.name):
                 found.append(path)
-            else:  # control characters, or bytes that are no text: such a name can't be shown or written down
+            else:
                 problems.append(f"{path.name!a} has a name that can't be read; rename it")
     return found, problems
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file of this name may be a picture, and is no mask."""
+    return Path(name).suffix.lower() in SUFFIXES and not name.lower().endswith(".mask.png")
+
+
+def is_shown(name: str) -> bool:
+    """False for control characters, or bytes that are no text: such a name can't be shown or written down."""
+    return all(unicodedata.category(c) not in ("Cc", "Cs") for c in name)

@@ -181,15 +181,20 @@ def _forge_refusal(keys: Keys, dropped: int) -> str | None:
     return _without_partner(keys)
 
 
-def _a1111(entry: Entry, keys: Keys) -> str | None:
-    """extensions-builtin/Lora/networks.py: names up to the first dot, converted to the original checkpoint's."""
-    part, path = entry.place or ("", "")
+def _not_kohyas(entry: Entry, short: str) -> str | None:
+    """Of a tool that knows kohya's names alone; `short`: why it does not take `lora_te_`."""
     if entry.style in ("dotted", "dotted-flat", "processor"):
         return _DOTTED
     if entry.style == "flat":
         return _FLAT
-    if entry.style == "short":
-        return "lora_te_ is a text encoder of Stable Diffusion 1.5 to it"
+    return short if entry.style == "short" else None
+
+
+def _a1111(entry: Entry, keys: Keys) -> str | None:
+    """extensions-builtin/Lora/networks.py: names up to the first dot, converted to the original checkpoint's."""
+    part, path = entry.place or ("", "")
+    if reason := _not_kohyas(entry, "lora_te_ is a text encoder of Stable Diffusion 1.5 to it"):
+        return reason
     if path == "text_projection":
         return _NO_PROJECTION
     if entry.style == "diffusers" and path == "up_blocks.0.upsamplers.0.conv":
@@ -239,12 +244,8 @@ def _looks_like_sdxl(keys: Keys) -> bool:
 def _sd_scripts(entry: Entry, keys: Keys) -> str | None:
     """networks/lora.py, or the lycoris package for its own networks."""
     path = entry.place[1] if entry.place else ""
-    if entry.style in ("dotted", "dotted-flat", "processor"):
-        return _DOTTED
-    if entry.style == "flat":
-        return _FLAT
-    if entry.style == "short":
-        return "it calls the first text encoder lora_te1_"
+    if reason := _not_kohyas(entry, "it calls the first text encoder lora_te1_"):
+        return reason
     lycoris = "lycoris" in keys.facts.get("ss_network_module", "") or not {DOWN, UP} & keys.roles[entry.name]
     if lycoris:
         return None

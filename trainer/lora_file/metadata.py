@@ -88,6 +88,8 @@ def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[
         "gradient_checkpointing": training.gradient_checkpointing,
         "gradient_accumulation_steps": config.accumulation,
         "mixed_precision": training.precision,
+        "fp8_base_unet": config.quantised_base == "fp8",
+        "quantised_base": config.quantised_base if config.quantised_base in ("int8", "nf4") else None,
         "seed": config.seed,
         "batch_size_per_device": config.batch,
         "total_batch_size": config.batch * config.accumulation,
@@ -134,7 +136,8 @@ def _modelspec(config: TrainConfig, training: Training) -> dict[str, str]:
         "author": config.author,
         "license": config.licence,
         "trigger_phrase": config.trigger,
-        "tags": config.preset,
+        "description": config.description,
+        "tags": config.tags or config.preset,
         "usage_hint": f"Put {config.trigger!r} in the prompt." if config.trigger else "",
     }
     return {f"modelspec.{name}": value for name, value in facts.items() if value}

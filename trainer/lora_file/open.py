@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,31 +16,19 @@ from trainer.adapter.lora import Adapter, Size
 from trainer.adapter.networks import is_whole, product
 from trainer.errors import LoraFileError
 from trainer.lora_file.forms import split_key
+from trainer.lora_file.matrices import Matrices, fitted, mixed, scale_of
 from trainer.lora_file.names import accepted_names
+from trainer.lora_header import MAX_HEADER
+from trainer.safetensors_header import read_header
 
-MAX_HEADER = 16 << 20
 LABELS = {"lora": "LoRA", "locon": "LoCon", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "diff": "whole matrices"}
 _LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 _LOKR = [first | second for first in ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"}) for second in ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"})]
 
 
-@dataclass(frozen=True)
-class Matrices:
-    """What a file holds for one module, by role, fp32 (`trainer.adapter.networks` has roles and shapes)."""
-
-    network: str  # lora, dora, loha, lokr or diff
-    tensors: dict[str, torch.Tensor]
-    alpha: float
-    rank: int
-
-    @property
-    def is_convolution(self) -> bool:
-        return "down" in self.tensors and self.tensors["down"].dim() == 4 and self.tensors["down"].shape[-1] > 1
-
-
 def read_lora(path: Path) -> dict[str, Matrices]:
     """Module name -> matrices. Raises LoraFileError when the file is no such network or does not hold together."""
-    read_header(path)
+    read_header(path, LoraFileError, most=MAX_HEADER)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
@@ -116,14 +100,19 @@ def _multiplied_out(found: dict[str, torch.Tensor], scale: float) -> dict[str, t
 
 
 def attach_lora(path: Path, models: dict[str, nn.Module]) -> Adapter:
-    """An adapter of the file's matrices in `models` (part -> model).
+    """An adapter of the file's matrices in `models` (part -> model). Raises LoraFileError, as `attach_mix` does."""
+    return attach_mix([(path, 1.0)], models)
 
-    Raises LoraFileError when a module of the file is not in the models: a LoRA that is only half applied looks wrong
+
+def attach_mix(files: Sequence[tuple[Path, float]], models: dict[str, nn.Module]) -> Adapter:
+    """One adapter of several files, each at its weight; a layer that only some of them change gets theirs.
+
+    Raises LoraFileError when a module of a file is not in the models: a LoRA that is only half applied looks wrong
     without a word.
     """
     adapter = Adapter()
     try:
-        _attach_all(path, adapter, models)
+        _attach_all(files, adapter, models)
     except BaseException:
         for part in list(adapter.layers):  # the models are themselves again
             adapter.detach(part, models[part])
@@ -131,18 +120,16 @@ def attach_lora(path: Path, models: dict[str, nn.Module]) -> Adapter:
     return adapter
 
 
-def _attach_all(path: Path, adapter: Adapter, models: dict[str, nn.Module]) -> None:
-    matrices = read_lora(path)
+def _attach_all(files: Sequence[tuple[Path, float]], adapter: Adapter, models: dict[str, nn.Module]) -> None:
+    held = [(path, weight, read_lora(path)) for path, weight in files]
     for part, model in models.items():
         sizes, chosen = {}, {}
         for module_path, module in model.named_modules():
             if not isinstance(module, nn.Linear | nn.Conv2d):
                 continue
-            names = [name for name in _names(part, module_path) if name in matrices]
-            if len(names) > 1:
-                raise LoraFileError(f"{path.name} holds {names[0]} twice, also as {names[1]}; save it again")
-            if names:
-                found = fitted(matrices.pop(names[0]), module, f"{path.name} was trained on a base of another shape ({names[0]})")
+            parts = [(weight, taken) for path, weight, of in held if (taken := _taken(of, part, module_path, module, path))]
+            if parts:
+                found = parts[0][1] if len(files) == 1 and parts[0][0] == 1 else mixed(parts, module)
                 shapes = {role: tuple(tensor.shape) for role, tensor in found.tensors.items()}
                 sizes[module_path] = Size(rank=found.rank, alpha=found.alpha, network=found.network, shapes=shapes)
                 chosen[module_path] = found
@@ -150,10 +137,19 @@ def _attach_all(path: Path, adapter: Adapter, models: dict[str, nn.Module]) -> N
             adapter.attach(part, model, sizes)
             for module_path, found in chosen.items():
                 _copy(found.tensors, adapter.layers[part][module_path].tensors())
-    if matrices:
-        raise LoraFileError(
-            f"{path.name} holds {len(matrices)} modules that this base lacks, such as {next(iter(matrices))}; choose its base"
-        )
+    for path, _, left in held:
+        if left:
+            raise LoraFileError(f"{path.name} holds {len(left)} modules that this base lacks, such as {next(iter(left))}; choose its base")
+
+
+def _taken(matrices: dict[str, Matrices], part: str, module_path: str, module: nn.Linear | nn.Conv2d, path: Path) -> Matrices | None:
+    """What a file holds for one layer, taken out of `matrices`; None when that is nothing."""
+    names = [name for name in _names(part, module_path) if name in matrices]
+    if len(names) > 1:
+        raise LoraFileError(f"{path.name} holds {names[0]} twice, also as {names[1]}; save it again")
+    if not names:
+        return None
+    return fitted(matrices.pop(names[0]), module, f"{path.name} was trained on a base of another shape ({names[0]})")
 
 
 def _names(part: str, path: str) -> list[str]:
@@ -165,26 +161,6 @@ def _names(part: str, path: str) -> list[str]:
 def _copy(source: dict[str, torch.Tensor], target: dict[str, nn.Parameter]) -> None:
     for role, parameter in target.items():
         parameter.copy_(source[role])
-
-
-def fitted(found: Matrices, base: nn.Linear | nn.Conv2d, otherwise: str) -> Matrices:
-    """The matrices in the shapes that `base` wants. Raises LoraFileError that begins with `otherwise`."""
-    shape, tensors, wrong = tuple(base.weight.shape), dict(found.tensors), LoraFileError(f"{otherwise}; choose that base")
-    kernel = shape[2:]
-    try:
-        if {"down", "up"} <= set(tensors):  # a linear layer's may be written as a 1 x 1 convolution's
-            tensors["down"] = tensors["down"].reshape(found.rank, shape[1], *kernel)
-            tensors["up"] = tensors["up"].reshape(shape[0], found.rank, *[1] * len(kernel))
-        if "dora_scale" in tensors:
-            scale, ones = tensors["dora_scale"], [1] * len(kernel)
-            by_row = scale.shape[:1] == (shape[0],) or shape[0] == 1 == scale.numel()
-            tensors["dora_scale"] = scale.reshape(shape[0], 1, *ones) if by_row else scale.reshape(1, shape[1], *ones)
-        # On the meta device: shapes alone, however large a hostile file makes them.
-        meta = {role: torch.empty(tensor.shape, device="meta") for role, tensor in tensors.items()}
-        product(found.network, meta, shape)
-    except (RuntimeError, IndexError, ValueError):
-        raise wrong from None
-    return Matrices(found.network, tensors, found.alpha, found.rank)
 
 
 def start_from(path: Path, adapter: Adapter) -> None:
@@ -208,7 +184,7 @@ def start_from(path: Path, adapter: Adapter) -> None:
             raise LoraFileError(
                 f"{path.name} has another {other[0]} in {part}.{layer_path} than this training; start from a file made like it"
             )
-        _copy({**found.tensors, layer.zero: found.tensors[layer.zero] * (_scale(found) / layer.scale)}, own)
+        _copy({**found.tensors, layer.zero: found.tensors[layer.zero] * (scale_of(found) / layer.scale)}, own)
     if matrices:
         raise LoraFileError(
             f"{path.name} adapts {len(matrices)} layers that this training does not, such as {next(iter(matrices))}; "
@@ -216,42 +192,17 @@ def start_from(path: Path, adapter: Adapter) -> None:
         )
 
 
-def _scale(found: Matrices) -> float:
-    return 1.0 if is_whole(found.tensors) else found.alpha / found.rank
-
-
 def parts_of(path: Path) -> set[str]:
     """Which of `unet`, `text_encoder`, `text_encoder_2` a file changes, from its header alone."""
-    header = read_header(path)
+    header = read_header(path, LoraFileError, most=MAX_HEADER).tensors
     marks = {"unet": ("lora_unet_", "unet."), "text_encoder": ("lora_te1_", "lora_te_", "text_encoder."),
              "text_encoder_2": ("lora_te2_", "text_encoder_2.")}  # fmt: skip
     return {part for part, starts in marks.items() if any(key.startswith(starts) for key in header)}
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file. Raises LoraFileError; nothing else of the file is read."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not 2 <= length <= MAX_HEADER:
-                raise LoraFileError(f"{path.name} is not a .safetensors file; pickle files (.ckpt, .pt) are not opened")
-            header = json.loads(file.read(length))
-    except FileNotFoundError:
-        raise LoraFileError(f"{path} does not exist; give the path of a .safetensors file") from None
-    except OSError as error:
-        raise LoraFileError(f"{path.name} can't be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise LoraFileError(f"{path.name} is not a .safetensors file; pickle files (.ckpt, .pt) are not opened") from None
-    if not isinstance(header, dict):
-        raise LoraFileError(f"{path.name} is not a .safetensors file")
-    return header
-
-
 def describe(path: Path) -> Iterator[tuple[str, str]]:
     """(label, value) lines for `lora inspect`."""
-    matrices, header = read_lora(path), read_header(path)
-    facts = header.get("__metadata__", {})
+    matrices, facts = read_lora(path), read_header(path, LoraFileError, most=MAX_HEADER).metadata
     yield "file", f"{path.name}, {path.stat().st_size:,} bytes"
     kinds = Counter("locon" if m.network == "lora" and m.is_convolution else m.network for m in matrices.values())
     if {"lora", "locon"} == set(kinds):
@@ -280,7 +231,7 @@ def _norm(path: Path, name: str, found: Matrices) -> float:
         size = product(found.network, meta, (-1,)).numel()
         if size > 1 << 28:  # no layer of SDXL is a tenth of it
             raise RuntimeError
-        return float(product(found.network, found.tensors, (size,)).norm()) * math.fabs(_scale(found))
+        return float(product(found.network, found.tensors, (size,)).norm()) * math.fabs(scale_of(found))
     except RuntimeError:
         raise LoraFileError(f"{path.name}: the matrices of {name} are missing or don't fit; save the file again") from None
 

@@ -38,8 +38,8 @@ class Base:
     def name(self) -> str:
         return self.path.name if self.path.is_dir() else self.path.stem
 
-    def unet(self, device: torch.device, dtype: torch.dtype) -> Any:
-        return load("unet", self.configs, self.weights, device, dtype)
+    def unet(self, device: torch.device, dtype: torch.dtype, quantised: str = "none") -> Any:
+        return load("unet", self.configs, self.weights, device, dtype, quantised)
 
     def vae(self, device: torch.device) -> Any:
         """In fp32: SDXL's own VAE overflows in fp16 and would draw black pictures."""

@@ -21,9 +21,27 @@ def posterior(vae: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return distribution.mean.float().cpu(), distribution.logvar.float().cpu()
 
 
+def tile_of(vae: Any) -> int:
+    """Side in px of the tiles that a picture is decoded in where memory is short: half the side the VAE was made for."""
+    return vae.config["sample_size"] // 2
+
+
+def set_tile(vae: Any, side: int) -> None:
+    """Lets `vae` decode larger pictures in overlapping tiles of `side` px, blended into each other; 0 decodes them whole."""
+    vae.use_tiling = bool(side)
+    if side:
+        vae.tile_sample_min_size = side
+        vae.tile_latent_min_size = side // 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
 @torch.inference_mode()
-def pictures(vae: Any, latents_NCHW: torch.Tensor) -> list[Image.Image]:
-    """Pictures of scaled latents, decoded one at a time so that memory does not grow with the strip."""
+def pictures(vae: Any, latents_NCHW: torch.Tensor, tile: int = 0) -> list[Image.Image]:
+    """Pictures of scaled latents, decoded one at a time so that memory does not grow with the strip.
+
+    Args:
+        tile: see `set_tile`.
+    """
+    set_tile(vae, tile)
     drawn = []
     for row in latents_NCHW.to(vae.device, vae.dtype) / vae.config["scaling_factor"]:
         decoded = vae.decode(row[None]).sample[0]

@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from trainer.errors import BaseError
 from trainer.sdxl.mapped import MappedFile
 from trainer.sdxl.original_names import original_source
+from trainer.sdxl.quantised import QuantisedLinear, quantisable
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
@@ -94,11 +95,15 @@ def _spellings(name: str) -> Iterator[str]:
             yield name.replace(new, old)
 
 
-def build(part: str, config: Path, dtype: torch.dtype = torch.float32) -> Any:
+def build(part: str, config: Path, dtype: torch.dtype = torch.float32, quantised: str = "none") -> Any:
     """The module of a part on the meta device: shapes without memory."""
     facts = json.loads((config / part / "config.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
-        return nn.Module.to(_BUILDERS[part](facts), dtype)
+        model = nn.Module.to(_BUILDERS[part](facts), dtype)
+        for path in quantisable(model) if quantised != "none" else ():
+            layer: Any = model.get_submodule(path)
+            model.set_submodule(path, QuantisedLinear(layer.weight, kind=quantised, dtype=dtype, bias=layer.bias))
+    return model
 
 
 def _unet(facts: dict[str, Any]) -> nn.Module:
@@ -117,17 +122,31 @@ _BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 }
 
 
-def load(part: str, config: Path, weights: Weights, device: torch.device, dtype: torch.dtype) -> Any:
-    """A part with its weights, frozen, in eval mode. Raises BaseError when one is missing or of another shape."""
+def load(part: str, config: Path, weights: Weights, device: torch.device, dtype: torch.dtype, quantised: str = "none") -> Any:
+    """A part with its weights, frozen, in eval mode. Raises BaseError when one is missing or of another shape.
+
+    Args:
+        quantised: how the weights of linear layers are kept: none (as they are), int8, fp8 or nf4.
+    """
     model = build(part, config)
     expected = model.state_dict()
-    filled = {}
+    filled: dict[str, torch.Tensor] = {}
+    packed = set(quantisable(model)) if quantised != "none" else set()
+    layers: dict[str, QuantisedLinear] = {}
     for name, tensor in weights.tensors(part, model):
         if tensor.shape != expected[name].shape:
             raise BaseError(
                 f"{part}/{name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}: the file is of another kind"
             )
-        filled[name] = tensor.to(device, dtype, copy=True).contiguous()
+        path, _, role = name.rpartition(".")
+        if path in packed and role == "weight":
+            layers[path] = QuantisedLinear(tensor.to(device), kind=quantised, dtype=dtype)
+        else:
+            filled[name] = tensor.to(device, dtype, copy=True).contiguous()
+    for path, layer in layers.items():
+        if f"{path}.bias" in expected:
+            layer.bias = nn.Parameter(filled[f"{path}.bias"])
+        model.set_submodule(path, layer)
     model.load_state_dict(filled, assign=True)
     _fill_buffers(model, device)
     return model.requires_grad_(False).eval()

@@ -1,0 +1,75 @@
+"""Bases of SDXL's layout with random weights: speed does not depend on what a model has learnt.
+
+    wide64   64/128/256 channels, heads of 64, 70 transformer blocks, both encoders narrow: 94 M parameters in the UNet
+    sdxl     the true configuration, built on the device itself
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from trainer.sdxl.base import ORIGINAL
+from trainer.sdxl.weights import build
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "models" / "tiny-sdxl"
+_TEXT_WIDTH = 64
+
+
+def write_wide(folder: Path, width: int = 64) -> Path:
+    """A diffusers folder `wide<width>`, native size 256 px, with the bundled base's VAE; kept when it is there already."""
+    target = folder / f"wide{width}"
+    if (target / "model_index.json").exists():
+        return target
+    half_written = folder / f".tmp-wide{width}"
+    shutil.rmtree(half_written, ignore_errors=True)
+    half_written.mkdir(parents=True)
+    torch.manual_seed(0)
+    unet: Any = UNet2DConditionModel.from_config({**_facts("unet"), **wide_unet(width)})  # pyright: ignore
+    unet.save_pretrained(half_written / "unet")
+    for part, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
+        facts = {**_facts(part), "hidden_size": _TEXT_WIDTH, "intermediate_size": 4 * _TEXT_WIDTH, "num_attention_heads": 1}
+        encoder: Any = kind(CLIPTextConfig.from_dict({**facts, "projection_dim": _TEXT_WIDTH}))
+        encoder.save_pretrained(half_written / part)
+    shutil.copytree(BUNDLED / "vae", half_written / "vae")
+    for part in ("tokenizer", "tokenizer_2", "scheduler"):
+        shutil.copytree(ORIGINAL / part, half_written / part)
+    shutil.copy(ORIGINAL / "model_index.json", half_written)
+    half_written.rename(target)
+    return target
+
+
+def wide_unet(width: int) -> dict[str, Any]:
+    """What of SDXL's configuration is changed; heads stay 64 wide."""
+    return {
+        "sample_size": 32, "block_out_channels": [width, 2 * width, 4 * width],
+        "attention_head_dim": [max(1, width * times // 64) for times in (1, 2, 4)], "cross_attention_dim": 2 * _TEXT_WIDTH,
+        "projection_class_embeddings_input_dim": 6 * 256 + _TEXT_WIDTH,
+    }  # fmt: skip
+
+
+def _facts(part: str) -> dict[str, Any]:
+    return json.loads((ORIGINAL / part / "config.json").read_text(encoding="utf-8"))
+
+
+@torch.no_grad()
+def random_part(part: str, configs: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """A frozen part with random weights, filled where it will run: 0.02 wide, gains of 1."""
+    model = build(part, configs, dtype).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, tensor in model.named_parameters():
+        if tensor.dim() < 2:
+            tensor.fill_(1.0 if name.endswith("weight") else 0.0)
+        else:
+            tensor.normal_(0, 0.02, generator=generator)
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module.register_buffer(name, torch.arange(buffer.shape[-1], device=device).expand(buffer.shape), persistent=False)
+    return model.requires_grad_(False).eval()

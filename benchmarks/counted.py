@@ -1,0 +1,68 @@
+"""Work counted on the meta device, which has shapes and no memory: operations, floating point operations, bytes kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainer.adapter.lora import Adapter
+from trainer.config import TrainConfig
+from trainer.memory import Shape, attached, fused_attention, meta_unet
+from trainer.memory import _predicted as predicted
+
+# They make room and launch nothing.
+_ROOM = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
+
+
+class Launches(TorchDispatchMode):
+    """Operations that a card would launch a kernel for, by name: neither views nor memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_name: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        return self.by_name.total()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if not (function.is_view or name in _ROOM):
+            self.by_name[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def step_on_shapes(config: TrainConfig | None, shape: Shape) -> tuple[Callable[[], torch.Tensor], Adapter | None]:
+    """(what gives the loss of a batch, the adapter), ready for the first step; without settings the frozen UNet alone."""
+    unet = meta_unet(shape.configs, shape.dtype)
+    adapter = attached(config, {"unet": unet}) if config else None
+    if adapter:
+        adapter.zero_grad()
+    rows = config.batch if config else 1
+    return lambda: predicted(unet, shape, rows).float().square().mean(), adapter
+
+
+def launches_of_step(config: TrainConfig, shape: Shape) -> tuple[int, Counter[str]]:
+    """(operations of the forward pass, all of forward and backward by name)."""
+    loss_of, _ = step_on_shapes(config, shape)
+    with fused_attention(), Launches() as counted:
+        loss = loss_of()
+        forward = counted.total
+        loss.backward()
+    return forward, counted.by_name
+
+
+def flops_of_step(config: TrainConfig, shape: Shape) -> tuple[int, int]:
+    """(of the frozen UNet's forward pass for one picture, of a step of the batch)."""
+    plain, _ = step_on_shapes(None, shape)
+    with torch.no_grad(), FlopCounterMode(display=False) as forward:
+        plain()
+    loss_of, _ = step_on_shapes(config, shape)
+    with FlopCounterMode(display=False) as step:
+        loss_of().backward()
+    return forward.get_total_flops(), step.get_total_flops()

@@ -1,0 +1,406 @@
+"""Which job next, on which device: trainings, captionings and drawings that wait their turn.
+
+outputs/.queue.sqlite      the line; any number of servers may open it, and a lost or damaged one is made anew from
+outputs/*/.queue.json      in the folder of each job that waits or runs
+
+    waiting -> running -> finished | stopped | failed | interrupted     (the folder's events say which; "interrupted": it says nothing)
+
+What is on disk is the truth: a job runs when a process holds its folder's claim (trainer/run.py), and whoever looks next
+adopts it. One job runs at a time on each device. A job whose process died is never started again by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from trainer import events
+from trainer.errors import RunError
+from trainer.run import Run, owner_of, write_atomically
+
+KINDS = ("train", "caption", "lora", "draw")
+MARK = ".queue.json"
+USERS = "_users"  # where there are accounts: the folder of everyone's outputs
+FILES = "files"  # a lane of its own, for work on files that needs no device
+KEPT = 500  # jobs that have ended
+_ROOT = Path(__file__).resolve().parent.parent
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS job (
+  id TEXT PRIMARY KEY, token TEXT UNIQUE, kind TEXT NOT NULL, folder TEXT NOT NULL, arguments TEXT NOT NULL, lane TEXT NOT NULL,
+  device TEXT NOT NULL, state TEXT NOT NULL, position REAL NOT NULL, pid INTEGER, born REAL, said INTEGER NOT NULL, stops INTEGER NOT NULL,
+  signal INTEGER NOT NULL, changed REAL NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS one_job_a_folder ON job (folder) WHERE state IN ('waiting', 'running');
+CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+PRAGMA user_version = 1;
+"""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    id: str  # "cpu", "mps", or the number of a CUDA device
+    words: str  # "CUDA (NVIDIA H200)"
+    visible: str | None = None  # CUDA_VISIBLE_DEVICES of a child that gets it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    id: str
+    kind: str  # one of KINDS
+    folder: Path
+    state: str
+    lane: str  # the device that it must have; "" takes any
+    device: str  # where it runs; "" while it waits
+    place: int = 0  # 1 is next; 0 when it does not wait
+    stops: int = 0  # how often it was told to stop
+    signal: int = 0  # what killed it, when this process saw it
+
+
+class Queue:
+    """The line of one outputs folder. Every method may be called by several threads and processes at once."""
+
+    def __init__(self, outputs: Path, models: Path, devices: Sequence[Device] | None = None) -> None:
+        """
+        Args:
+            devices: what there is; None asks a child process when `serve` begins (torch stays out of this one).
+        """
+        self.outputs, self.models = outputs, models
+        self.devices = tuple(devices) if devices is not None else None
+        self._path = outputs / ".queue.sqlite"
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._serving = threading.Event()
+        self.lock = threading.Lock()  # for whoever makes the folder that is then submitted
+
+    # What the page asks
+
+    def submit(self, folder: Path, kind: str, arguments: Sequence[str], *, lane: str = "", token: str = "") -> Job:
+        """Puts `python -m trainer <arguments>` at the end of the line, and starts it when its device is free.
+
+        Args:
+            folder: what the process claims.
+            lane: a device's id; "" for any; FILES for work that needs none.
+            token: of one click: however often it arrives, there is one job.
+
+        Raises RunError when the folder has a job, or a process, already.
+        """
+        place = self._key(folder)
+
+        def put(db: sqlite3.Connection) -> str:
+            known = db.execute("SELECT id FROM job WHERE token = ?", (token,)).fetchone() if token else None
+            if known:
+                return known["id"]
+            if db.execute("SELECT 1 FROM job WHERE folder = ? AND state IN ('waiting', 'running')", (place,)).fetchone():
+                raise RunError(f"“{folder.name}” is in the line already; wait for it, or stop it")
+            if Run(folder).is_alive():
+                raise RunError(f"“{folder.name}” is being worked on already; stop it, or wait until it ends")
+            last = db.execute("SELECT max(position) FROM job").fetchone()[0] or 0
+            job = {"id": uuid.uuid4().hex, "token": token or None, "kind": kind, "arguments": list(arguments), "lane": lane}
+            job |= {"state": "waiting", "position": last + 1, "said": _size(folder / "events.jsonl")}
+            self._insert(db, place, job)
+            _mark(folder, job)
+            return job["id"]
+
+        made = self._do(put)
+        self.step()
+        return next(job for job in self.all() if job.id == made)
+
+    def all(self) -> list[Job]:
+        """Every job that is known: those that run, then those that wait in order, then those that ended, newest first."""
+        rows = self._do(lambda db: db.execute("SELECT * FROM job ORDER BY position").fetchall(), writes=False)
+        waiting = [row for row in rows if row["state"] == "waiting"]
+        running = [row for row in rows if row["state"] == "running"]
+        ended = sorted((row for row in rows if row["state"] not in ("waiting", "running")), key=lambda row: -row["changed"])
+        placed = [*((row, 0) for row in running), *((row, n) for n, row in enumerate(waiting, start=1)), *((row, 0) for row in ended)]
+        return [self._job(row, place) for row, place in placed]
+
+    def line(self) -> list[Job]:
+        """Jobs that run or wait."""
+        return [job for job in self.all() if job.state in ("running", "waiting")]
+
+    def find(self, folder: Path) -> Job | None:
+        """The newest job of a folder."""
+        return next((job for job in self.all() if job.folder == self._whole(self._key(folder))), None)
+
+    def clicked(self, token: str) -> Job | None:
+        """The job that a click has made already."""
+        rows = self._do(lambda db: db.execute("SELECT * FROM job WHERE token = ?", (token,)).fetchall(), writes=False) if token else []
+        return self._job(rows[0], 0) if rows else None
+
+    def busy(self, device: str = "") -> Job | None:
+        """The job that runs on a device; without a device: the first one when no device is free."""
+        running = [job for job in self.line() if job.state == "running" and job.lane != FILES]
+        if device:
+            return next((job for job in running if job.device == device), None)
+        free = {found.id for found in self.devices or ()} - {job.device for job in running}
+        return None if free else next(iter(running), None)
+
+    def move(self, folder: Path, by: int) -> None:
+        """Lets a waiting job change places with the one before (-1) or behind (1), of those whose folders lie beside its own."""
+
+        def swap(db: sqlite3.Connection) -> None:
+            rows = db.execute("SELECT * FROM job WHERE state = 'waiting' ORDER BY position").fetchall()
+            rows = [row for row in rows if Path(row["folder"]).parent == Path(self._key(folder)).parent]
+            at = next((n for n, row in enumerate(rows) if row["folder"] == self._key(folder)), None)
+            if at is None or not 0 <= at + by < len(rows):
+                return
+            for row, position in ((rows[at], rows[at + by]["position"]), (rows[at + by], rows[at]["position"])):
+                db.execute("UPDATE job SET position = ? WHERE id = ?", (position, row["id"]))
+                _mark(self._whole(row["folder"]), {**_facts(row), "position": position})
+
+        self._do(swap)
+
+    @property
+    def is_paused(self) -> bool:
+        row = self._do(lambda db: db.execute("SELECT value FROM setting WHERE name = 'paused'").fetchone(), writes=False)
+        return row is not None and row["value"] == "yes"
+
+    def pause(self, paused: bool) -> None:
+        """Paused, the line starts nothing; what runs goes on."""
+        value = "yes" if paused else "no"
+        self._do(lambda db: db.execute("INSERT OR REPLACE INTO setting VALUES ('paused', ?)", (value,)))
+        self.step()
+
+    def stop(self, folder: Path) -> None:
+        """Takes a waiting job out of the line, or asks a running one to stop; asked again, the system tells its process so."""
+
+        def asked(db: sqlite3.Connection) -> sqlite3.Row | None:
+            row = db.execute("SELECT * FROM job WHERE folder = ? AND state IN ('waiting', 'running')", (self._key(folder),)).fetchone()
+            if row and row["state"] == "waiting":
+                self._end(db, row, "stopped")
+            elif row:
+                db.execute("UPDATE job SET stops = stops + 1 WHERE id = ?", (row["id"],))
+            return row
+
+        row = self._do(asked)
+        if row is None or row["state"] == "running":
+            events.append(folder / "commands.jsonl", "stop", sync=True)
+        owner = owner_of(folder)
+        if row and row["stops"] and owner and Run(folder).is_alive():
+            os.kill(owner["pid"], signal.SIGTERM)
+
+    # What starts the jobs
+
+    def begin(self) -> None:
+        """Serves in a thread of its own, until this process ends."""
+        threading.Thread(target=self.serve, name="queue", daemon=True).start()
+
+    def end(self) -> None:
+        self._serving.set()
+
+    def serve(self, seconds: float = 0.5) -> None:
+        """Looks at the line again and again: notices what has ended, starts what is next."""
+        self.ask_devices()
+        while not self._serving.wait(seconds):
+            # A full disk or a held lock passes; the line must still move afterwards.
+            with contextlib.suppress(RunError, OSError):
+                self.step()
+
+    def ask_devices(self) -> None:
+        """What there is to work on, asked of a child process."""
+        if self.devices is not None:
+            return
+        asked = subprocess.run([sys.executable, "-m", "trainer", "device", "--json"], cwd=_ROOT, capture_output=True, text=True)
+        found = []
+        with contextlib.suppress(ValueError, TypeError):
+            found = [Device(**facts) for facts in json.loads(asked.stdout.strip().splitlines()[-1])] if asked.stdout.strip() else []
+        # Without an answer a training would still say why it can't be.
+        self.devices = tuple(found) or (Device(id="cpu", words="CPU"),)
+
+    def step(self) -> None:
+        """Notices jobs that have ended or were started by others, and starts what is next on each free device."""
+        self._do(self._step)
+
+    def _step(self, db: sqlite3.Connection) -> None:
+        for row in db.execute("SELECT * FROM job WHERE state = 'running'").fetchall():
+            if not self._lives(row):
+                self._end(db, row, self._ending(row))
+        held = {row["folder"] for row in db.execute("SELECT folder FROM job WHERE state = 'running'")}
+        for folder in self._alive() - held:
+            self._adopt(db, folder)
+        if self.devices is None or db.execute("SELECT 1 FROM setting WHERE name = 'paused' AND value = 'yes'").fetchone():
+            return
+        for device in (*self.devices, Device(id=FILES, words="", visible="")):
+            taken = db.execute("SELECT 1 FROM job WHERE state = 'running' AND device IN (?, '')", (device.id,)).fetchone()
+            lanes = (FILES, FILES) if device.id == FILES else ("", device.id)
+            row = db.execute("SELECT * FROM job WHERE state = 'waiting' AND lane IN (?, ?) ORDER BY position", lanes).fetchone()
+            if row and not taken:
+                self._start(db, row, device)
+
+    def _start(self, db: sqlite3.Connection, row: sqlite3.Row, device: Device) -> None:
+        """A process of its own session, so that it outlives the server; its pid is written down before anyone else may look."""
+        folder = self._whole(row["folder"])
+        if not folder.is_dir():
+            self._end(db, row, "failed")
+            return
+        _mark(folder, {**_facts(row), "state": "running"})
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        if device.visible is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device.visible
+        command = [sys.executable, "-m", "trainer", *json.loads(row["arguments"]), "--models", str(self.models.resolve())]
+        with (folder / "trainer.log").open("ab") as log:
+            child = subprocess.Popen(
+                command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
+            )
+        self._children[row["id"]] = child
+        born = _born(child.pid)
+        db.execute(
+            "UPDATE job SET state = 'running', device = ?, pid = ?, born = ?, said = ?, stops = 0, changed = ? WHERE id = ?",
+            (device.id, child.pid, born, _size(folder / "events.jsonl"), time.time(), row["id"]),
+        )
+
+    def _lives(self, row: sqlite3.Row) -> bool:
+        """By its claim, or, before it has one, by its pid."""
+        if Run(self._whole(row["folder"])).is_alive():
+            return True
+        child = self._children.get(row["id"])
+        if child is not None:
+            return child.poll() is None
+        born = _born(row["pid"]) if row["pid"] else None
+        return born is not None and row["born"] is not None and abs(born - row["born"]) < 2
+
+    def _ending(self, row: sqlite3.Row) -> str:
+        said, _ = events.read(self._whole(row["folder"]) / "events.jsonl", row["said"])
+        return next((event["how"] for event in reversed(said) if event["kind"] == "ended"), "interrupted")
+
+    def _end(self, db: sqlite3.Connection, row: sqlite3.Row, state: str) -> None:
+        child = self._children.pop(row["id"], None)
+        killed = -child.returncode if child is not None and (child.poll() or 0) < 0 else 0
+        db.execute("UPDATE job SET state = ?, signal = ?, changed = ? WHERE id = ?", (state, killed, time.time(), row["id"]))
+        (self._whole(row["folder"]) / MARK).unlink(missing_ok=True)
+        db.execute(
+            "DELETE FROM job WHERE state NOT IN ('waiting', 'running') AND id NOT IN (SELECT id FROM job ORDER BY changed DESC LIMIT ?)",
+            (KEPT,),
+        )
+
+    def _alive(self) -> set[str]:
+        """Trainings that a process works on, whoever started it."""
+        owners = [path for pattern in ("*/owner.json", f"{USERS}/*/*/owner.json") for path in self.outputs.glob(pattern)]
+        runs = [path.parent for path in owners if (path.parent / "config.toml").is_file()]
+        return {self._key(folder) for folder in runs if Run(folder).is_alive()}
+
+    def _adopt(self, db: sqlite3.Connection, place: str) -> None:
+        """A process that this line did not start, or whose start it did not see to its end, holds a device all the same."""
+        device = self.devices[0].id if self.devices else ""
+        row = db.execute("SELECT id FROM job WHERE folder = ? AND state = 'waiting'", (place,)).fetchone()
+        if row:
+            db.execute("UPDATE job SET state = 'running', device = ?, changed = ? WHERE id = ?", (device, time.time(), row["id"]))
+            return
+        job = {"id": uuid.uuid4().hex, "token": None, "kind": "train", "arguments": [], "lane": "", "state": "running", "position": 0, "said": 0}
+        self._insert(db, place, job, device)
+
+    # The database
+
+    def _do(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
+        """`work` in a transaction of its own. Raises RunError when the disk does not take it."""
+        for again in (True, False):
+            try:
+                with contextlib.closing(self._connect()) as db:
+                    db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+                    try:
+                        result = work(db)
+                    except BaseException:
+                        db.execute("ROLLBACK")
+                        raise
+                    db.execute("COMMIT")
+                    return result
+            except sqlite3.OperationalError as error:
+                raise RunError(f"the queue can't be used just now ({error}); check the disk of the outputs folder and try again") from error
+            except sqlite3.DatabaseError as error:  # damaged
+                if not again:
+                    raise RunError("the queue's file is damaged; remove .queue.sqlite from the outputs folder") from error
+                self._set_aside()
+        raise AssertionError
+
+    def _connect(self) -> sqlite3.Connection:
+        self.outputs.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self._path, timeout=20, isolation_level=None)
+        try:
+            db.row_factory = sqlite3.Row
+            # FULL: what was said to be in the line is there after a power cut.
+            db.execute("PRAGMA synchronous = FULL")
+            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                with contextlib.suppress(sqlite3.OperationalError):  # another one is setting it
+                    db.execute("PRAGMA journal_mode = WAL")
+                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+                self._rebuild(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _set_aside(self) -> None:
+        aside = self._path.with_name(f".queue-damaged-{time.time_ns()}.sqlite")
+        with contextlib.suppress(OSError):
+            self._path.rename(aside)
+        for ending in ("-wal", "-shm"):
+            Path(f"{self._path}{ending}").unlink(missing_ok=True)
+
+    def _rebuild(self, db: sqlite3.Connection) -> None:
+        """The line from the marks in its folders."""
+        db.execute("BEGIN IMMEDIATE")
+        for depth in ("*", ".*/*", f"{USERS}/*/*", f"{USERS}/*/.*/*"):
+            for mark in self.outputs.glob(f"{depth}/{MARK}"):
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError, sqlite3.IntegrityError):
+                    job = json.loads(mark.read_text(encoding="utf-8"))
+                    if job["state"] == "waiting" or Run(mark.parent).is_alive():
+                        self._insert(db, self._key(mark.parent), job, self.devices[0].id if self.devices and job["state"] == "running" else "")
+                    else:
+                        mark.unlink()
+        db.execute("COMMIT")
+
+    def _insert(self, db: sqlite3.Connection, place: str, job: dict[str, Any], device: str = "") -> None:
+        db.execute(
+            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, ?, 0, 0, ?)",
+            (
+                job["id"], job["token"], job["kind"], place, json.dumps(job["arguments"]), job["lane"], device, job["state"],
+                job["position"], job["said"], time.time(),
+            ),
+        )  # fmt: skip
+
+    def _job(self, row: sqlite3.Row, place: int) -> Job:
+        folder = self._whole(row["folder"])
+        names: Iterable[str] = ("id", "kind", "state", "lane", "device", "stops", "signal")
+        return Job(folder=folder, place=place, **{name: row[name] for name in names})
+
+    def _key(self, folder: Path) -> str:
+        """A folder as the line knows it: below outputs, so that outputs may be moved."""
+        return os.path.relpath(folder.absolute(), self.outputs.absolute())
+
+    def _whole(self, key: str) -> Path:
+        return self.outputs / key
+
+
+def _mark(folder: Path, job: dict[str, Any]) -> None:
+    write_atomically(folder / MARK, json.dumps(job).encode())
+
+
+def _facts(row: sqlite3.Row) -> dict[str, Any]:
+    names = ("id", "token", "kind", "lane", "state", "position", "said")
+    return {**{name: row[name] for name in names}, "arguments": json.loads(row["arguments"])}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _born(pid: int) -> float | None:
+    """When a process began; None when there is none, or only what is left of one."""
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() if process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.Error:
+        return None

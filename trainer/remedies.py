@@ -1,0 +1,61 @@
+"""How a training failed, for the page: a sentence, its cause, and the one setting whose change would mend it."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from trainer.config import TrainConfig
+from trainer.errors import BaseError, ConfigError, DatasetError, MemoryShortError, NotFiniteError, TrainerError
+
+CAUSES = ("memory", "not-finite", "base", "pictures", "settings", "disk", "fault")
+
+
+def failure(error: BaseException, config: TrainConfig | None) -> dict[str, Any]:
+    """Facts for the `ended` event: `message`, `cause` (one of CAUSES), and `remedy`, {setting: value}.
+
+    A remedy's value is None where the artist must choose; the remedy is empty where no setting would help.
+    """
+    cause = _cause(error)
+    remedy: dict[str, Any] = {}
+    if cause == "base":
+        remedy = {"base": None}
+    elif config and cause == "memory":
+        remedy = less_memory(config)
+    elif config and cause == "not-finite":
+        remedy = {"learning_rate": config.learning_rate / 2}
+    elif config and cause == "settings" and "precision fp16" in str(error):
+        remedy = {"precision": "auto"}
+    return {"message": _message(error, cause), "cause": cause, "remedy": remedy}
+
+
+def less_memory(config: TrainConfig) -> dict[str, Any]:
+    """The cheapest change that needs notably less memory: what costs only time comes before what costs quality."""
+    if config.gradient_checkpointing not in ("auto", "all"):
+        return {"gradient_checkpointing": "auto"}
+    if config.batch > 1:
+        return {"batch": config.batch // 2, "accumulation": config.accumulation * 2}
+    if config.quantised_base not in ("auto", "nf4"):
+        return {"quantised_base": "auto"}
+    # Memory falls with the area: three quarters of the side are 56 % of it. Sides are multiples of 64.
+    side = config.resolution or 1024
+    return {"resolution": max(64, int(side * 0.75) // 64 * 64)}
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, MemoryShortError) or type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return "memory"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk"
+    kinds = ((NotFiniteError, "not-finite"), (BaseError, "base"), (DatasetError, "pictures"), (ConfigError, "settings"))
+    return next((cause for kind, cause in kinds if isinstance(error, kind)), "fault")
+
+
+def _message(error: BaseException, cause: str) -> str:
+    if isinstance(error, TrainerError):
+        return str(error)
+    if cause == "memory":
+        return "the device's memory does not suffice; the caches are kept: take a smaller batch or resolution, or gradient_checkpointing all"
+    if cause == "disk":
+        return "the disk is full; free some space and go on: the last checkpoint is kept"
+    return f"an unexpected fault ({type(error).__name__}); trainer.log in the run's folder says where"

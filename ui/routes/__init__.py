@@ -1,0 +1,16 @@
+"""The studio's own routes. Each begins with `studio.of(request)`; one without a login is marked `public` (ui/doors.py)."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from ui.routes import line, login, pictures, results, static
+from ui.studio import Studio
+
+
+def add_routes(app: FastAPI, studio: Studio) -> None:
+    static.add_routes(app)
+    login.add_routes(app, studio)
+    pictures.add_picture_routes(app, studio)
+    results.add_result_routes(app, studio)
+    line.add_routes(app, studio)

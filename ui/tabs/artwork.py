@@ -1,0 +1,140 @@
+"""Artwork: pictures come in, are looked at by the doctor, cropped, masked, counted, removed and restored; projects are deleted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ui.aims import aims_of
+from ui.cards import arrivals_html, cards_html, escaped, findings_html, removed_html
+from ui.checkup import told
+from ui.deletion import delete_project, trainings_of
+from ui.intake import dropped
+from ui.limits import MB
+from ui.mask_dialog import mask_dialog_html
+from ui.projects import SAMPLES
+from ui.studio import Desk
+from ui.tabs import PRIVATE, QUIET, Shared
+from ui.text import Words
+
+
+def build(shared: Shared) -> None:
+    label = shared.label
+    with gr.Row(equal_height=True):
+        upload = gr.File(label=label("artwork.drop"), file_count="multiple", elem_id="upload", height=170, scale=4)
+        folder = gr.UploadButton(label("artwork.folder"), file_count="directory", elem_id="upload-folder", scale=1)
+    limits = gr.HTML(elem_id="upload-limits")
+    arrivals = gr.HTML(elem_id="left-out")
+    visit = gr.HTML(elem_id="visit")
+    doctor = gr.HTML(elem_id="doctor")
+    cards = gr.HTML(elem_id="cards")
+    removed = gr.HTML(elem_id="removed")
+    dialog = gr.HTML(elem_id="mask-place")
+    changed = gr.Button("changed", elem_id="artwork-changed", elem_classes="unseen")  # pressed by the script
+    seen, fresh = gr.State(()), gr.State(())
+    timer = gr.Timer(1.0)
+    _deletion(shared)
+
+    def show(desk: Desk, chosen: str | None):
+        limits_said = _limits(desk)
+        if not chosen or chosen not in desk.projects.names():
+            return limits_said, "", "", "", mask_dialog_html(desk.words)
+        listed = desk.projects.cards(chosen)
+        desk.projects.checkup.start(desk.projects, chosen)
+        found = told(desk.projects, chosen, listed, aims_of(desk.projects.folder(chosen), desk.jobs.models))
+        return (
+            limits_said,
+            findings_html(desk.words, found, unfinished=bool(_visit_words(desk, chosen))),
+            cards_html(desk.words, chosen, listed, found),
+            removed_html(desk.words, chosen, desk.projects.removed(chosen)),
+            mask_dialog_html(desk.words),
+        )
+
+    def take_in(desk: Desk, files: Any, chosen: str | None):
+        values = files if isinstance(files, list) else [files]
+        paths = desk.uploaded(files)
+        names = [str(value.get("orig_name") or "") if isinstance(value, dict) else "" for value in values]
+        project = chosen if chosen and chosen not in SAMPLES and chosen in desk.projects.names() else desk.projects.create("my-pictures")
+        desk.projects.intake.start(desk.projects, project, dropped(paths, names), desk.limits)
+        return gr.update(choices=desk.projects.names(), value=project), None
+
+    def follow(desk: Desk, chosen: str | None, last: tuple, touched: int):
+        """What changed since the last look; the cards themselves are drawn by the event that `fresh` raises."""
+        if not chosen or chosen not in desk.projects.names():
+            return [gr.skip()] * 5
+        place = desk.projects.folder(chosen)
+        drop, look = desk.projects.intake.arrivals(place), desk.projects.checkup.visit(place)
+        now = (chosen, drop and (id(drop), drop.rev), look and (id(look), look.done, look.ended))
+        if tuple(last) == now:
+            return [gr.skip()] * 5
+        was_running = len(last) == 3 and last[0] == chosen and last[1:] != now[1:]
+        ended = was_running and (drop is None or drop.ended) and last[1] != now[1]
+        state = (chosen, drop and drop.kept, drop and drop.ended, look and (look.done // 20, look.ended))
+        return [
+            arrivals_html(desk.words, drop), escaped(_visit_words(desk, chosen)), now, state, touched + 1 if ended else gr.skip(),
+        ]  # fmt: skip
+
+    def touch(desk: Desk, touched: int) -> int:
+        del desk
+        return touched + 1
+
+    outputs = [limits, doctor, cards, removed, dialog]
+    for event in (shared.project.change, shared.touched.change, fresh.change):
+        event(shared.on(show), shared.project, outputs, show_progress="hidden", **PRIVATE)
+    for box in (upload, folder):
+        box.upload(shared.on(take_in), [box, shared.project], [shared.project, box], preprocess=False, **PRIVATE)
+    changed.click(shared.on(touch), shared.touched, shared.touched, show_progress="hidden", **PRIVATE)
+    timer.tick(shared.on(follow), [shared.project, seen, shared.touched], [arrivals, visit, seen, fresh, shared.touched], **QUIET)
+
+
+def _limits(desk: Desk) -> str:
+    limits = desk.limits
+    facts = {"pictures": limits.project_pictures, "megabytes": limits.picture_bytes // MB, "megapixels": limits.picture_pixels // 1_000_000}
+    return f'<p class="hint">{escaped(desk.words("artwork.limits", **facts))}</p>'
+
+
+def _visit_words(desk: Desk, project: str) -> str:
+    visit = desk.projects.checkup.visit(desk.projects.folder(project))
+    return desk.words("artwork.checking", done=visit.done, total=visit.total) if visit and not visit.ended else ""
+
+
+def _deletion(shared: Shared) -> None:
+    """A button, and the question that it asks first."""
+    label = shared.label
+    delete = gr.Button(label("artwork.delete"), elem_id="delete", size="sm", variant="stop")
+    with gr.Group(visible=False, elem_id="delete-question") as question:
+        asked = gr.HTML(elem_id="delete-asked")
+        runs = gr.Checkbox(True, label=label("artwork.delete_runs"), elem_id="delete-runs")
+        with gr.Row():
+            no = gr.Button(label("artwork.delete_no"), elem_id="delete-no")
+            yes = gr.Button(label("artwork.delete_yes"), elem_id="delete-yes", variant="stop")
+    receipt = gr.HTML(elem_id="deleted")
+
+    def ask(desk: Desk, chosen: str | None):
+        if not chosen:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        count = len(trainings_of(desk, chosen))
+        words = desk.words("artwork.delete_ask", project=chosen, pictures=len(desk.projects.cards(chosen)))
+        said = f'<div role="alertdialog" aria-live="assertive" class="alert">{escaped(words)}</div>'
+        return gr.update(visible=True), said, gr.update(label=desk.words("artwork.delete_runs", count=count), visible=count > 0), ""
+
+    def keep(desk: Desk):
+        del desk
+        return gr.update(visible=False)
+
+    def remove(desk: Desk, chosen: str | None, with_runs: bool, made: int):
+        done = delete_project(desk, chosen or "", trainings=with_runs is True)
+        said = _receipt(desk.words, done.project, done.files, done.trainings)
+        shown = gr.update(choices=desk.projects.names(), value=desk.projects.latest())
+        return gr.update(visible=False), f'<p role="status">{said}</p>', shown, made + 1
+
+    delete.click(shared.on(ask), shared.project, [question, asked, runs, receipt], **PRIVATE)
+    no.click(shared.on(keep), None, question, **PRIVATE)
+    yes.click(shared.on(remove), [shared.project, runs, shared.made], [question, receipt, shared.project, shared.made], **PRIVATE)
+    shared.project.change(shared.on(keep), None, question, **PRIVATE)
+
+
+def _receipt(words: Words, project: str, files: int, trainings: int) -> str:
+    runs = words("artwork.deleted_runs", count=trainings) if trainings else ""
+    return escaped(words("artwork.deleted", project=project, files=files, runs=runs))

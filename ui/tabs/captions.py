@@ -1,0 +1,156 @@
+"""Captions: a picture beside its words, many changed at once and taken back, and a model that writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from trainer.errors import DatasetError
+from ui.aims import aims_of
+from ui.caption_cards import captions_html, preview_html, progress_html, summary_html, tags_html, undone_words
+from ui.caption_edits import KINDS, Edit, apply, changes, last, undo
+from ui.captioning import Captioning
+from ui.cards import escaped
+from ui.checkup import told
+from ui.naming import MAX_CAPTION
+from ui.studio import Desk
+from ui.tabs import PRIVATE, QUIET, Shared
+from ui.text import Words
+
+
+def build(shared: Shared) -> None:
+    label = shared.label
+    summary = gr.HTML(elem_id="caption-summary")
+    with gr.Accordion(label("captions.many"), open=False, elem_id="many"):
+        kind = gr.Radio(_kinds(Words()), value=KINDS[0], label=label("captions.what"), elem_id="edit-kind")
+        with gr.Row():
+            find = gr.Textbox(label=label("captions.find"), max_length=MAX_CAPTION, elem_id="edit-find")
+            text = gr.Textbox(label=label("captions.text"), max_length=MAX_CAPTION, elem_id="edit-text")
+        preview = gr.HTML(elem_id="edit-preview")
+        do = gr.Button(label("captions.apply"), variant="primary", elem_id="edit-apply", interactive=False)
+    with gr.Row():
+        back = gr.Button(label("captions.undo"), elem_id="edit-undo", interactive=False, size="sm")
+    said = gr.HTML(elem_id="edit-said")
+    _model(shared)
+    tags = gr.HTML(elem_id="caption-tags")
+    listed = gr.HTML(elem_id="caption-list")
+    saved = gr.Button("saved", elem_id="caption-saved", elem_classes="unseen")  # pressed by the script
+
+    def about(desk: Desk, chosen: str | None):
+        """All but the list itself, which is not drawn anew under the fingers of whoever writes in it."""
+        if not chosen or chosen not in desk.projects.names():
+            return "", "", _back(desk, None)
+        cards = desk.projects.cards(chosen)
+        trigger = aims_of(desk.projects.folder(chosen), desk.jobs.models).trigger
+        return summary_html(desk.words, cards), tags_html(desk.words, [card.caption for card in cards], trigger), _back(desk, chosen)
+
+    def show(desk: Desk, chosen: str | None):
+        html = ""
+        if chosen and chosen in desk.projects.names():
+            cards = desk.projects.cards(chosen)
+            aims = aims_of(desk.projects.folder(chosen), desk.jobs.models)
+            html = captions_html(desk.words, chosen, cards, told(desk.projects, chosen, cards, aims))
+        return *about(desk, chosen), html, gr.update(choices=_kinds(desk.words))
+
+    def look(desk: Desk, chosen: str | None, what: str, found: str, new: str):
+        edit = _edit(desk, chosen, what, found, new)
+        made = changes(desk.projects, chosen, edit) if chosen else []
+        fields = gr.update(visible=what in ("replace", "remove")), gr.update(visible=what in ("replace", "prepend", "append"))
+        return preview_html(desk.words, made, not edit.does_nothing), gr.update(interactive=bool(made)), *fields
+
+    def make(desk: Desk, chosen: str | None, what: str, found: str, new: str, touched: int):
+        if not chosen:
+            raise DatasetError(desk.words("captions.no_project"))
+        count = apply(desk.projects, chosen, _edit(desk, chosen, what, found, new))
+        return _status(desk.words("captions.changed", count=count)), "", gr.update(interactive=False), touched + 1
+
+    def take_back(desk: Desk, chosen: str | None, touched: int):
+        if not chosen:
+            raise DatasetError(desk.words("captions.no_project"))
+        done = undo(desk.projects, chosen)
+        kept = desk.words("captions.kept", count=done.kept) if done.kept else ""
+        words = f"{desk.words('captions.undone', what=undone_words(desk.words, done), count=done.count)} {kept}"
+        return _status(words), touched + 1
+
+    asked = [shared.project, kind, find, text]
+    for event in (shared.project.change, shared.touched.change):
+        event(shared.on(show), shared.project, [summary, tags, back, listed, kind], show_progress="hidden", **PRIVATE)
+    saved.click(shared.on(about), shared.project, [summary, tags, back], show_progress="hidden", trigger_mode="always_last", **PRIVATE)
+    for change in (kind.change, find.change, text.change):
+        change(shared.on(look), asked, [preview, do, find, text], show_progress="hidden", trigger_mode="always_last", **PRIVATE)
+    do.click(shared.on(make), [*asked, shared.touched], [said, preview, do, shared.touched], **PRIVATE)
+    back.click(shared.on(take_back), [shared.project, shared.touched], [said, shared.touched], **PRIVATE)
+
+
+def _kinds(words: Words) -> list[tuple[str, str]]:
+    return [(words(f"captions.kind_{kind}"), kind) for kind in KINDS]
+
+
+def _edit(desk: Desk, project: str | None, kind: str, find: str, text: str) -> Edit:
+    if kind == "apart" and project:
+        find = aims_of(desk.projects.folder(project), desk.jobs.models).trigger
+    return Edit(kind, find or "", text or "")
+
+
+def _back(desk: Desk, project: str | None) -> Any:
+    """The Undo button, which says what it would take back."""
+    entry = last(desk.projects, project) if project else None
+    if entry is None:
+        return gr.update(value=desk.words("captions.undo"), interactive=False)
+    what = undone_words(desk.words, entry)
+    return gr.update(value=desk.words("captions.undo_of", what=what if len(what) <= 60 else what[:59] + "…"), interactive=True)
+
+
+def _status(words: str) -> str:
+    return f'<p role="status">{escaped(words.strip())}</p>'
+
+
+def _model(shared: Shared) -> None:
+    """A model that writes captions, where one is at hand."""
+    label = shared.label
+    with gr.Accordion(label("captions.model"), open=False, elem_id="caption-model"):
+        none = gr.HTML(elem_id="no-model")
+        with gr.Row() as row:
+            model = gr.Dropdown([], label=label("captions.model_which"), elem_id="caption-which")
+            over = gr.Checkbox(False, label=label("captions.model_over"), elem_id="caption-over")
+            start = gr.Button(label("captions.model_start"), elem_id="caption-start")
+            stop = gr.Button(label("captions.model_stop"), elem_id="caption-stop", interactive=False)
+    status = gr.HTML(elem_id="captioning")
+    seen = gr.State(("", 0, False, None))
+    timer = gr.Timer(1.5)
+
+    def offer(desk: Desk, chosen: str | None):
+        del chosen
+        found = Captioning(desk.projects, desk.jobs).models()
+        missing = f'<p class="hint">{escaped(desk.words("captions.model_none"))}</p>' if not found else ""
+        return missing, gr.update(visible=bool(found)), gr.update(choices=found, value=found[0] if found else None)
+
+    def begin(desk: Desk, chosen: str | None, which: str | None, overwrite: bool):
+        if not chosen:
+            raise DatasetError(desk.words("captions.no_project"))
+        trigger = aims_of(desk.projects.folder(chosen), desk.jobs.models).trigger
+        Captioning(desk.projects, desk.jobs).start(chosen, which or "", {"overwrite": overwrite is True, "trigger": trigger})
+
+    def halt(desk: Desk, chosen: str | None) -> None:
+        if chosen:
+            Captioning(desk.projects, desk.jobs).stop(chosen)
+
+    def follow(desk: Desk, chosen: str | None, before: tuple, touched: int):
+        stands = Captioning(desk.projects, desk.jobs).view(chosen) if chosen else None
+        if stands is None:
+            return ("" if before[0] != chosen else gr.skip(), gr.skip(), (chosen, 0, False, None), gr.skip())
+        view, alive = stands
+        now = (chosen, len(view.captions), alive, view.ended, view.done, view.total, view.stage)
+        if tuple(before) == now:
+            return [gr.skip()] * 4
+        known = before[1] if before[0] == chosen else len(view.captions)
+        fresh = dict(list(view.captions.items())[known:])
+        ended = before[0] == chosen and before[2] and not alive
+        html = progress_html(desk.words, view, alive, fresh, chosen or "")
+        return html, gr.update(interactive=alive), now, touched + 1 if ended else gr.skip()
+
+    shared.project.change(shared.on(offer), shared.project, [none, row, model], show_progress="hidden", **PRIVATE)
+    start.click(shared.on(begin), [shared.project, model, over], None, **PRIVATE)
+    stop.click(shared.on(halt), shared.project, None, **PRIVATE)
+    timer.tick(shared.on(follow), [shared.project, seen, shared.touched], [status, stop, seen, shared.touched], **QUIET)

@@ -1,0 +1,203 @@
+"""Library: every finished LoRA, what its file says of itself, others made of it, and its end."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import gradio as gr
+
+from trainer.errors import TrainerError
+from ui.library import MAX_TEXT, OUTSIDE, Library
+from ui.shelf import cards_html, size_words
+from ui.studio import Desk
+from ui.tabs import PRIVATE, QUIET, Shared
+
+TEXTS = ("title", "author", "licence", "description", "tags", "trigger")
+OTHERS = 3  # LoRAs that can be merged with the chosen one
+
+
+def build(shared: Shared) -> None:
+    label = shared.label
+    drop = gr.File(label=label("library.drop"), file_count="multiple", file_types=[".safetensors"], height=110, elem_id="import")
+    told = gr.HTML(elem_id="library-told")
+    cards = gr.HTML(elem_id="shelf")
+    lora = gr.Dropdown([], label=label("library.change"), allow_custom_value=True, elem_id="lora")
+    with gr.Accordion(label("library.label"), open=False, elem_id="label-box"):
+        fields = _label_fields(shared)
+        save = gr.Button(label("library.save"), variant="primary", elem_id="save-label")
+    with gr.Accordion(label("library.make"), open=False, elem_id="make-box"):
+        tool, others = _make_fields(shared)
+        start = gr.Button(label("library.start"), elem_id="make")
+    with gr.Accordion(label("library.delete"), open=False, elem_id="delete-box"):
+        ask_delete = gr.Button(label("library.delete"), elem_id="delete")
+        question = gr.HTML(elem_id="delete-question")
+        with gr.Row():
+            sure = gr.Button(label("library.delete_sure"), variant="stop", visible=False, elem_id="delete-sure")
+            keep = gr.Button(label("library.keep"), visible=False, elem_id="delete-keep")
+    works, seen = gr.State(()), gr.State("")
+    timer = gr.Timer(1.5)
+    chosen_lists = [lora, *(which for which, _ in others)]
+
+    def show(desk: Desk, current: str | None):
+        library = Library(desk.jobs)
+        entries = library.entries()
+        keys = [entry.key for entry in entries]
+        found = [(entry.name, entry.key) for entry in entries]
+        more = [("—", ""), *found]
+        lists = [
+            gr.update(choices=found, value=current if current in keys else next(iter(keys), None)),
+            *(gr.update(choices=more) for _ in others),
+        ]
+        return [cards_html(desk.words, library, entries), *lists, library.version()]
+
+    def notice(desk: Desk, last: str, made: int):
+        """A file that was changed elsewhere (a training has ended, a checkpoint was marked) shows here too."""
+        return gr.skip() if Library(desk.jobs).version() == last else made + 1
+
+    def take_in(desk: Desk, files: Any, made: int):
+        good, bad = [], []
+        names = [
+            str((one.get("orig_name") if isinstance(one, dict) else one.orig_name) or "lora")
+            for one in (getattr(files, "root", files) or [])
+        ]
+        for path, name in zip(desk.uploaded(files), names, strict=True):
+            try:
+                desk.limits.check_room(desk.jobs.outputs, path.stat().st_size)
+                key = Library(desk.jobs).take_in(path, name)
+                good.append(desk.words("library.taken_in", name=key.removeprefix(OUTSIDE)))
+            except TrainerError as error:
+                bad.append(str(error))
+            finally:
+                path.unlink(missing_ok=True)  # nothing of an artist's stays in Gradio's cache
+        return None, _told(good) + _alert(bad), made + 1
+
+    def read_label(desk: Desk, key: str | None):
+        if not key:
+            return [gr.update(value=None) for _ in fields]
+        said = Library(desk.jobs).entry(key).label
+        return [getattr(said, name) for name in fields]
+
+    def write_label(desk: Desk, values: dict[Any, Any]):
+        key = _chosen(desk, values[lora])
+        entry = Library(desk.jobs).relabel(key, {name: values[part] for name, part in fields.items()})
+        return _told([desk.words("library.saved", name=entry.file.name)]), values[shared.made] + 1
+
+    def make(desk: Desk, values: dict[Any, Any]):
+        key = _chosen(desk, values[lora])
+        kind, more = values[tool["tool"]], [(values[which], values[weight]) for which, weight in others if values[which]]
+        merges = kind == "merge"
+        work = Library(desk.jobs).make(
+            kind, [key, *(which for which, _ in more)] if merges else [key],
+            weights=[values[tool["weight"]], *(weight for _, weight in more)] if merges else [],
+            rank=values[tool["rank"]] or 0, form=values[tool["form"]], name=str(values[tool["name"]] or "")[:200],
+        )  # fmt: skip
+        return (*values[works], work), _told([desk.words("library.working")])
+
+    def follow(desk: Desk, open_works: tuple[str, ...], made: int):
+        if not open_works:
+            return gr.skip(), gr.skip(), gr.skip()
+        standings = {work: Library(desk.jobs).standing(work) for work in open_works}
+        left = tuple(work for work, (state, _) in standings.items() if state == "working")
+        if left == tuple(open_works):
+            return gr.skip(), gr.skip(), gr.skip()
+        failed = [message for state, message in standings.values() if state == "failed"]
+        done = [desk.words("library.finished")] if any(state == "finished" for state, _ in standings.values()) else []
+        return left, _told(done) + _alert(failed), made + 1
+
+    def which_tool(desk: Desk, kind: str):
+        shown = {"rank": kind in ("merge", "resize"), "form": kind == "convert"}
+        merging = [gr.update(visible=kind == "merge") for _ in range(1 + 2 * len(others))]
+        return [*(gr.update(visible=visible) for visible in shown.values()), *merging]
+
+    def confirm(desk: Desk, key: str | None):
+        library, key = Library(desk.jobs), _chosen(desk, key)
+        files, size = library.size_of(key)
+        words = desk.words("library.delete_ask", name=library.entry(key).name, files=files, size=size_words(size))
+        return f'<p role="alert" class="alert">{html.escape(words)}</p>', gr.update(visible=True), gr.update(visible=True), key
+
+    def delete(desk: Desk, key: str | None, made: int):
+        library, key = Library(desk.jobs), _chosen(desk, key)
+        name = library.entry(key).name
+        files, size = library.delete(key)
+        words = desk.words("library.deleted", name=name, files=files, size=size_words(size))
+        return _told([words]), "", gr.update(visible=False), gr.update(visible=False), made + 1
+
+    def kept(desk: Desk):
+        return "", gr.update(visible=False), gr.update(visible=False)
+
+    asked = gr.State(None)
+    for event in (shared.project.change, shared.made.change):
+        event(shared.on(show), lora, [cards, *chosen_lists, seen], **PRIVATE)
+    timer.tick(shared.on(notice), [seen, shared.made], shared.made, **QUIET)
+    timer.tick(shared.on(follow), [works, shared.made], [works, told, shared.made], **QUIET)
+    drop.upload(shared.on(take_in), [drop, shared.made], [drop, told, shared.made], preprocess=False, **PRIVATE)
+    for event in (lora.change, shared.made.change):
+        event(shared.on(read_label), lora, list(fields.values()), **PRIVATE)
+    lora.change(shared.on(kept), None, [question, sure, keep], **PRIVATE)
+    save.click(shared.on(write_label), {lora, shared.made, *fields.values()}, [told, shared.made], **PRIVATE)
+    tool["tool"].change(
+        shared.on(which_tool), tool["tool"], [tool["rank"], tool["form"], tool["weight"], *(p for pair in others for p in pair)], **PRIVATE
+    )
+    start.click(shared.on(make), {lora, works, *tool.values(), *(p for pair in others for p in pair)}, [works, told], **PRIVATE)
+    ask_delete.click(shared.on(confirm), lora, [question, sure, keep, asked], **PRIVATE)
+    sure.click(shared.on(delete), [asked, shared.made], [told, question, sure, keep, shared.made], **PRIVATE)
+    keep.click(shared.on(kept), None, [question, sure, keep], **PRIVATE)
+
+
+def _label_fields(shared: Shared) -> dict[str, Any]:
+    """Field of a Label -> component."""
+    label = shared.label
+    fields: dict[str, Any] = {}
+    with gr.Row():
+        for name in TEXTS:
+            lines = 3 if name == "description" else 1
+            fields[name] = gr.Textbox(
+                label=label(f"library.{name}"), lines=lines, max_length=MAX_TEXT, min_width=240, elem_id=f"label-{name}"
+            )
+    fields["weight"] = gr.Number(None, label=label("library.weight"), minimum=-2, maximum=2, step=0.05, elem_id="label-weight")
+    fields["own_work"] = gr.Checkbox(False, label=label("library.own_work_ask"), elem_id="label-own-work")
+    return fields
+
+
+def _make_fields(shared: Shared) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
+    """What can be made and how; (which, weight) of the others that are merged."""
+    label = shared.label
+    tools = [(label(f"library.{name}"), name) for name in ("resize", "convert", "merge")]
+    forms = [
+        (label("library.kohya"), "kohya"),
+        (label("library.diffusers_blocks"), "kohya-diffusers"),
+        (label("library.diffusers"), "diffusers"),
+    ]
+    tool: dict[str, Any] = {"tool": gr.Radio(tools, value="resize", label=label("library.tool"), elem_id="make-tool")}
+    others = []
+    tool["weight"] = gr.Slider(-2, 2, 1, step=0.05, label=label("library.weight_here"), visible=False, elem_id="make-weight")
+    for number in range(2, 2 + OTHERS):
+        with gr.Row():
+            which = gr.Dropdown(
+                [("—", "")], value="", label=label(f"library.other_{number}"), allow_custom_value=True, visible=False, elem_id=f"make-other-{number}"
+            )
+            weight = gr.Slider(-2, 2, 1, step=0.05, label=label(f"library.weight_{number}"), visible=False, elem_id=f"make-weight-{number}")
+        others.append((which, weight))
+    with gr.Row():
+        tool["rank"] = gr.Number(
+            8, label=label("library.rank"), info=label("library.rank_info"), precision=0, minimum=0, maximum=1024, elem_id="make-rank"
+        )
+        tool["form"] = gr.Dropdown(forms, value="kohya", label=label("library.form"), visible=False, elem_id="make-form")
+        tool["name"] = gr.Textbox(label=label("library.name"), info=label("library.name_info"), max_length=80, elem_id="make-name")
+    return tool, others
+
+
+def _chosen(desk: Desk, key: str | None) -> str:
+    if not key:
+        raise TrainerError(desk.words("library.choose_first"))
+    return key
+
+
+def _told(lines: list[str]) -> str:
+    return f'<div role="status">{"".join(f"<p>{html.escape(line)}</p>" for line in lines)}</div>' if lines else ""
+
+
+def _alert(lines: list[str]) -> str:
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f'<div role="alert" class="alert"><ul>{items}</ul></div>' if lines else ""

@@ -1,0 +1,191 @@
+"""Train: what is taught, what it will take, the button, and how it goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from trainer.config import PACES, PRESET_NAMES
+from trainer.errors import TrainerError
+from ui import training
+from ui.comparison import comparison_html
+from ui.curves import curve_html
+from ui.form import FILES, FOLDERS, build_form
+from ui.progress import notes_html, remedy_words, samples_html
+from ui.studio import Desk
+from ui.tabs import QUIET, Shared
+
+
+def build(shared: Shared) -> None:
+    label, jobs = shared.label, shared.studio.jobs
+    with gr.Row():
+        preset = gr.Radio([(label(f"train.{name}"), name) for name in PRESET_NAMES], value="style", label=label("train.preset"), elem_id="preset")
+        pace = gr.Radio([(label(f"train.{name}"), name) for name in PACES], value="balanced", label=label("train.pace"), elem_id="pace")
+    with gr.Row():
+        name = gr.Textbox("my-lora", label=label("train.name"), info=label("train.name_info"), max_length=100, elem_id="name")
+        trigger = gr.Textbox(label=label("train.trigger"), info=label("train.trigger_info"), max_length=100, elem_id="trigger")
+        base = gr.Dropdown(
+            jobs.bases(), value=jobs.bases()[0], label=label("train.base"), info=label("train.base_info"), elem_id="base",
+            allow_custom_value=True,
+        )  # fmt: skip
+    with gr.Accordion(label("train.advanced"), open=False, elem_id="advanced"):
+        form = build_form(label)
+    estimate = gr.HTML(elem_id="estimate")
+    checks = gr.HTML(elem_id="checks")
+    told = gr.HTML(elem_id="train-told")
+    with gr.Row(elem_id="train-buttons"):
+        train = gr.Button(label("train.train"), variant="primary", elem_id="train")
+        stop = gr.Button(label("train.stop"), elem_id="stop", visible=False)
+        go_on = gr.Button(label("train.continue"), elem_id="continue", visible=False)
+        retry = gr.Button("", elem_id="retry", visible=False)
+        another = gr.Button(label("train.another"), elem_id="another", visible=False)
+    notes = gr.HTML(elem_id="notes")
+    samples = gr.HTML(elem_id="samples")
+    with gr.Accordion(label("train.curve"), open=False, elem_id="curve-fold"):
+        curve = gr.HTML(elem_id="curve")
+    with gr.Accordion(label("train.line"), open=False, elem_id="line-fold"):
+        line = gr.HTML(elem_id="line")
+        pause = gr.Button(label("train.line_pause"), elem_id="pause", size="sm", visible=False)
+    with gr.Accordion(label("train.compare"), open=False, elem_id="compare-fold"):
+        with gr.Row():
+            one, other = (
+                gr.Dropdown([], label=label(f"train.compare_{side}"), elem_id=f"compare-{side}", allow_custom_value=True)
+                for side in ("left", "right")
+            )
+        comparison = gr.HTML(elem_id="comparison")
+    asked, token, seen, seen_line = gr.State(None), gr.State(training.new_token()), gr.State(()), gr.State("")
+    timer = gr.Timer(1.5)
+
+    above = {"name": name, "trigger": trigger, "preset": preset, "pace": pace, "base": base}
+    everything = {shared.project, token, shared.made, *above.values(), *form.values()}
+    before = [estimate, checks, asked]
+    buttons = [train, stop, go_on, retry, another]
+
+    def fields(values: dict[Any, Any]) -> training.Fields:
+        return training.Fields(
+            {key: values[component] for key, component in above.items()}, {key: values[component] for key, component in form.items()}
+        )
+
+    def load(desk: Desk, chosen: str | None):
+        """A project brings its own settings."""
+        outputs = [*above.values(), *form.values(), *before, told, token]
+        if not chosen:
+            return [gr.skip()] * len(outputs)
+        kept, projects, files = training.kept(desk, chosen), desk.projects.names(), desk.jobs.finished()
+        shown: dict[Any, Any] = {component: kept.above[key] for key, component in above.items()}
+        shown[base] = gr.update(choices=desk.jobs.bases(), value=kept.above["base"])
+        for key, component in form.items():
+            value = kept.advanced.get(key, "" if not isinstance(component, gr.Number) else None)
+            choices = projects if key in FOLDERS else files if key in FILES else None
+            shown[component] = value if choices is None else gr.update(choices=[(desk.words("train.none"), ""), *choices], value=value)
+        said = training.told_before(desk, chosen, kept)
+        return [*shown.values(), said.estimate, said.checks, said.asked, "", training.new_token()]
+
+    def changed(desk: Desk, values: dict[Any, Any]):
+        chosen = values[shared.project]
+        if not chosen:
+            return [gr.skip()] * 4
+        training.keep(desk, chosen, fields(values))
+        said = training.told_before(desk, chosen, fields(values))
+        return [said.estimate, said.checks, said.asked, ""]
+
+    def refresh(desk: Desk, chosen: str | None):
+        if not chosen:
+            return [gr.skip()] * 3
+        said = training.told_before(desk, chosen, training.kept(desk, chosen))
+        return [said.estimate, said.checks, said.asked]
+
+    def answered(desk: Desk, wanted: dict[str, str] | None):
+        said = training.told_again(desk, wanted)
+        return [said.estimate, said.checks, said.asked] if said else [gr.skip()] * 3
+
+    def start(desk: Desk, values: dict[Any, Any], more: bool = False):
+        try:
+            training.start(desk, values[shared.project], fields(values), token=values[token], another=more)
+        except TrainerError as error:
+            return [training.alert_html(str(error)), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
+        return ["", values[shared.made] + 1, training.new_token(), gr.update(interactive=False), gr.update(visible=True)]
+
+    def start_another(desk: Desk, values: dict[Any, Any]):
+        return start(desk, values, more=True)
+
+    def follow(desk: Desk, chosen: str | None, last: tuple[Any, ...]):
+        run = training.shown_run(desk, chosen)
+        if run is None:
+            blank = [gr.update(interactive=True), *(gr.update(visible=False) for _ in buttons[1:])]
+            return [gr.skip()] * 9 if tuple(last) == (chosen, "") else [*blank, "", "", "", (chosen, "")]
+        standing = desk.jobs.standing(run)
+        now = (chosen, run, *standing.key)
+        if tuple(last) == now:
+            return [gr.skip()] * 9
+        change = training.change_of(desk, run)
+        shown = [
+            gr.update(interactive=not standing.is_active), gr.update(visible=standing.is_active),
+            gr.update(visible=training.can_go_on(standing)),
+            gr.update(visible=bool(change), value=remedy_words(change, desk.words) or " "), gr.update(visible=standing.is_active),
+        ]  # fmt: skip
+        pictures = samples_html(desk.jobs.run(run), standing, desk.words, desk.jobs.project_of(run) or "")
+        return [*shown, notes_html(standing, desk.words), pictures, curve_html(standing.view, desk.words), now]
+
+    def follow_line(desk: Desk, last: str):
+        mine, everyone, paused = desk.jobs.line(), desk.jobs.queue.line(), desk.jobs.queue.is_paused
+        now = repr((*((job.folder.name, job.state, job.place) for job in mine), len(everyone), paused))
+        if last == now:
+            return [gr.skip()] * 3
+        others = sum(job.kind == "train" for job in everyone) - len(mine)
+        words = desk.words("train.line_resume" if paused else "train.line_pause")
+        return training.line_html(desk, mine, others, desk.words), gr.update(visible=not desk.user, value=words), now
+
+    def halt(desk: Desk, chosen: str | None, made: int):
+        run = training.shown_run(desk, chosen)
+        if run:
+            desk.jobs.stop(run)
+        return made + 1
+
+    def resume(desk: Desk, chosen: str | None, made: int):
+        run = training.shown_run(desk, chosen)
+        if run:
+            desk.jobs.resume(run)
+        return made + 1
+
+    def try_again(desk: Desk, chosen: str | None, made: int):
+        run = training.shown_run(desk, chosen)
+        if run and chosen:
+            training.retry(desk, chosen, run)
+        return made + 1
+
+    def toggle(desk: Desk) -> None:
+        if not desk.user:  # the line is everyone's
+            desk.jobs.queue.pause(not desk.jobs.queue.is_paused)
+
+    def list_runs(desk: Desk):
+        names = desk.jobs.names()
+        return [gr.update(choices=names)] * 2
+
+    def compare(desk: Desk, left: str | None, right: str | None) -> str:
+        return comparison_html(desk.jobs, left, right, desk.words)
+
+    fresh: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}
+    shared.project.change(shared.on(load), shared.project, [*above.values(), *form.values(), *before, told, token], **QUIET)
+    # `input` alone is the artist's own doing: `change` would also save what a project's loading puts there.
+    gr.on([component.input for component in (*above.values(), *form.values())], shared.on(changed), everything, [*before, told], **fresh)
+    shared.touched.change(shared.on(refresh), shared.project, before, **QUIET)
+    timer.tick(shared.on(answered), asked, before, **QUIET)
+    started = [told, shared.made, token, train, stop]
+    train.click(shared.on(start), everything, started, **QUIET)
+    another.click(shared.on(start_another), everything, started, **QUIET)
+    stop.click(shared.on(halt), [shared.project, shared.made], shared.made, **QUIET)
+    go_on.click(shared.on(resume), [shared.project, shared.made], shared.made, **QUIET)
+    retry.click(shared.on(try_again), [shared.project, shared.made], shared.made, **QUIET).then(
+        shared.on(load), shared.project, [*above.values(), *form.values(), *before, told, token], **QUIET
+    )
+    pause.click(shared.on(toggle), None, None, **QUIET)
+    shown = [*buttons, notes, samples, curve, seen]
+    for event in (timer.tick, shared.made.change, shared.project.change):
+        event(shared.on(follow), [shared.project, seen], shown, **QUIET)
+    timer.tick(shared.on(follow_line), seen_line, [line, pause, seen_line], **QUIET)
+    for event in (shared.project.change, shared.made.change):
+        event(shared.on(list_runs), None, [one, other], **QUIET)
+    for dropdown in (one, other):
+        dropdown.input(shared.on(compare), [one, other], comparison, **QUIET)

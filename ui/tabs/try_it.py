@@ -1,0 +1,178 @@
+"""Try it: pictures at any strength, own prompts, mixes, and the checkpoint that is the one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from trainer.errors import TrainerError
+from trainer.request import SAMPLERS
+from ui.drawing import MOST_LETTERS, MOST_PROMPTS, SHAPES, Drawings
+from ui.strips import compare_html, download_html, drawing_html, drawn_pictures, grid_html, run_pictures, strip_html
+from ui.studio import Desk
+from ui.tabs import PRIVATE, QUIET, Shared
+from ui.trials import Wish, choices, entry_of, form_values, mixed_files, shown_strip
+
+OTHERS = 3  # LoRAs that can be mixed with the chosen one
+
+
+def build(shared: Shared) -> None:
+    label = shared.label
+    run = gr.Dropdown([], label=label("try_it.run"), allow_custom_value=True, elem_id="run")
+    strip = gr.HTML(elem_id="strip")
+    with gr.Accordion(label("try_it.compare"), open=False, elem_id="compare-box"):
+        compare = gr.HTML(elem_id="compare")
+    download = gr.HTML(elem_id="download")
+    with gr.Accordion(label("try_it.own"), elem_id="own-box"):
+        form = _form(shared)
+        form["weight"], others = _mix(shared)
+        when = gr.Radio(
+            [(label("try_it.waits"), "waits"), (label("try_it.between"), "between")], value="waits", label=label("try_it.when"),
+            visible=False, elem_id="when",
+        )  # fmt: skip
+        with gr.Row():
+            draw = gr.Button(label("try_it.draw"), variant="primary", elem_id="draw")
+            cancel = gr.Button(label("try_it.cancel"), interactive=False, elem_id="cancel")
+        drawing = gr.HTML(elem_id="drawing")
+        own = gr.HTML(elem_id="own")
+    with gr.Accordion(label("try_it.grid"), open=False, elem_id="grid-box"):
+        gr.Markdown(label("try_it.grid_info"))
+        with gr.Row():
+            draw_grid = gr.Button(label("try_it.draw_grid"), elem_id="draw-grid")
+            cancel_grid = gr.Button(label("try_it.cancel"), interactive=False, elem_id="cancel-grid")
+        grid_drawing = gr.HTML(elem_id="grid-drawing")
+        grid = gr.HTML(elem_id="grid")
+    seen, wish, grid_wish = gr.State(("", "", "")), gr.State(None), gr.State(None)
+    timer = gr.Timer(1.5)
+    everything = {run, when, *form.values(), *(part for pair in others for part in pair)}
+
+    def list_all(desk: Desk, chosen: str | None, current: str | None):
+        found = choices(desk, chosen)
+        keys = [key for _, key in found]
+        kept = current if current in keys else next(iter(keys), None)
+        more = [("—", ""), *found]
+        return [gr.update(choices=found, value=kept), *(gr.update(choices=more) for _ in others)]
+
+    def open_lora(desk: Desk, key: str | None):
+        """What was drawn of a LoRA before is found again, and goes on where it does."""
+        drawings, words = Drawings(desk.jobs), desk.words
+        if not key:
+            return [None, None, "", ""]
+        found = [drawings.newest(key, kind) for kind in ("draw", "grid")]
+        drawn = [drawings.follow(name) if name else None for name in found]
+        wishes = [Wish(one.id) if one and one.is_open else None for one in drawn]
+        strips = [one if one and one.state == "drawn" else None for one in drawn]
+        picture_grid = grid_html(words, drawn_pictures(strips[1]), key, desk_choice(desk, key)) if strips[1] else ""
+        return [*wishes, strip_html(words, drawn_pictures(strips[0])) if strips[0] else "", picture_grid]
+
+    def follow(desk: Desk, key: str | None, last: tuple[str, str, str]):
+        if not key:
+            return [gr.skip()] * 5
+        pictures, trains = shown_strip(desk, key)
+        entry = entry_of(desk, key)
+        now = (key, repr(pictures), f"{trains} {entry.file.stat().st_mtime_ns if entry else ''} {desk.words.language}")
+        before = tuple(last)
+        if before == now:
+            return [gr.skip()] * 5
+        shown = run_pictures(key, pictures)
+        same = before[:2] == now[:2]
+        prefer = key if entry else ""
+        return [
+            gr.skip() if same else strip_html(desk.words, shown, prefer=prefer), gr.skip() if same else compare_html(desk.words, shown),
+            download_html(desk.words, entry), gr.update(visible=trains), now,
+        ]  # fmt: skip
+
+    def ask(desk: Desk, values: dict[Any, Any]):
+        key = values[run]
+        if not key:
+            raise TrainerError(desk.words("try_it.choose_first"))
+        files = mixed_files(key, values[form["weight"]], [(values[which], values[weight]) for which, weight in others])
+        between = values[when] == "between" and shown_strip(desk, key)[1]
+        base = values[form["base"]] or ""
+        return Wish(
+            Drawings(desk.jobs).ask(files, form_values({name: values[part] for name, part in form.items()}), between=between, base=base)
+        )
+
+    def ask_grid(desk: Desk, values: dict[Any, Any]):
+        if not values[run]:
+            raise TrainerError(desk.words("try_it.choose_first"))
+        told = form_values({name: values[part] for name, part in form.items()})
+        if not told["prompts"]:
+            told["prompts"] = [picture["prompt"] for picture in shown_strip(desk, values[run])[0]][:1]
+        return Wish(Drawings(desk.jobs).grid(values[run], told))
+
+    def answered(desk: Desk, wanted: Wish | None, key: str | None):
+        """For either kind of drawing: (wish, progress, pictures, cancel button)."""
+        if not wanted:
+            return [gr.skip()] * 4
+        found = Drawings(desk.jobs).follow(wanted.id)
+        now = Wish(wanted.id, found.state, found.done)
+        if now == wanted:
+            return [gr.skip()] * 4
+        told = drawing_html(desk.words, found)
+        if found.is_open:
+            return [now, told, gr.skip(), gr.update(interactive=True)]
+        pictures: Any = gr.skip()
+        if found.state == "drawn" and found.kind == "draw":
+            pictures = strip_html(desk.words, drawn_pictures(found))
+        elif found.state == "drawn":
+            pictures = grid_html(desk.words, drawn_pictures(found), found.files[0][0], desk_choice(desk, found.files[0][0]))
+        return [None, told, pictures, gr.update(interactive=False)]
+
+    def give_up(desk: Desk, wanted: Wish | None) -> None:
+        if wanted:
+            Drawings(desk.jobs).cancel(wanted.id)
+
+    listed = [run, *(which for which, _ in others)]
+    for event in (shared.project.change, shared.made.change):
+        event(shared.on(list_all), [shared.project, run], listed, **PRIVATE)
+    run.change(shared.on(open_lora), run, [wish, grid_wish, own, grid], **PRIVATE)
+    draw.click(shared.on(ask), everything, wish, **PRIVATE)
+    draw_grid.click(shared.on(ask_grid), everything, grid_wish, **PRIVATE)
+    cancel.click(shared.on(give_up), wish, None, **PRIVATE)
+    cancel_grid.click(shared.on(give_up), grid_wish, None, **PRIVATE)
+    timer.tick(shared.on(follow), [run, seen], [strip, compare, download, when, seen], **QUIET)
+    timer.tick(shared.on(answered), [wish, run], [wish, drawing, own, cancel], **QUIET)
+    timer.tick(shared.on(answered), [grid_wish, run], [grid_wish, grid_drawing, grid, cancel_grid], **QUIET)
+
+
+def desk_choice(desk: Desk, key: str) -> dict[str, Any]:
+    return Drawings(desk.jobs).library.choice(key) if entry_of(desk, key) else {}
+
+
+def _form(shared: Shared) -> dict[str, Any]:
+    """Setting -> component; `ui.trials.form_values` reads them."""
+    label, jobs = shared.label, shared.studio.jobs
+    form: dict[str, Any] = {
+        "prompts": gr.Textbox(label=label("try_it.prompt"), lines=2, max_length=MOST_PROMPTS * (MOST_LETTERS + 1), elem_id="prompt"),
+        "negative": gr.Textbox(label=label("try_it.negative"), max_length=MOST_LETTERS, elem_id="negative"),
+    }
+    with gr.Row():
+        shapes = [(label(f"try_it.{shape}"), shape) for shape in SHAPES]
+        samplers = [(f"{solver.label} {solver.schedule}".strip(), name) for name, solver in SAMPLERS.items()]
+        form["shape"] = gr.Dropdown(shapes, value="square", label=label("try_it.shape"), min_width=140, elem_id="shape")
+        form["sampler"] = gr.Dropdown(samplers, value="euler", label=label("try_it.sampler"), min_width=180, elem_id="sampler")
+        form["steps"] = gr.Number(16, label=label("try_it.steps"), precision=0, minimum=1, maximum=200, min_width=90, elem_id="steps")
+        form["guidance"] = gr.Number(5, label=label("try_it.guidance"), minimum=0, maximum=50, min_width=90, elem_id="guidance")
+        form["seed"] = gr.Number(0, label=label("try_it.seed"), precision=0, minimum=0, maximum=2**31 - 1, min_width=120, elem_id="seed")
+        bases = [(label("try_it.as_trained"), ""), *((name, name) for name in jobs.bases())]
+        form["base"] = gr.Dropdown(bases, value="", label=label("try_it.base"), min_width=180, elem_id="draw-base")
+    return form
+
+
+def _mix(shared: Shared) -> tuple[Any, list[tuple[Any, Any]]]:
+    """The chosen LoRA's weight, and (which, weight) of those that are mixed in."""
+    label = shared.label
+
+    def slider(name: str) -> Any:
+        return gr.Slider(-1, 2, 1, step=0.05, label=label(f"try_it.{name}"), elem_id=name.replace("_", "-"), scale=3)
+
+    with gr.Accordion(label("try_it.mix"), open=False, elem_id="mix"):
+        gr.Markdown(label("try_it.mix_info"))
+        first, others = slider("weight"), []
+        for number in range(2, 2 + OTHERS):
+            with gr.Row():
+                which = gr.Dropdown([("—", "")], value="", label=label(f"try_it.other_{number}"), allow_custom_value=True, elem_id=f"other-{number}", scale=2)
+                others.append((which, slider(f"weight_{number}")))
+    return first, others
