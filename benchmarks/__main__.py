@@ -1,83 +1,73 @@
-"""`python -m benchmarks`: what this machine takes for the sample training and for the first page.
+"""`python -m benchmarks`: what this machine reaches, beside what it could; prints a table and saves it under benchmarks/results.
 
-Every figure is a median of repeated, alternated runs in fresh processes; the machine is named above the table.
+    python -m benchmarks                      all of it, about half an hour on two cores; on a card with true SDXL's size
+    python -m benchmarks --quick              every measurement once and small: that it runs, not how fast
+    python -m benchmarks --only training      one group: training, start, caching, preview, growth
+    python -m benchmarks --against 'COMMAND'  another trainer on the same pictures and base; {folder}, {base}, {output}, {steps}
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
+from benchmarks import drawing, recipe, training
+from benchmarks.bases import BUNDLED, ROOT, write_wide
+from benchmarks.report import Figure, machine, save, table
 
-from trainer import events
+GROUPS = ("training", "preview", "caching", "start", "growth")
+_GROWTH, _QUICK_GROWTH = (10, 100, 1_000, 10_000), (4,)
 
-ROOT = Path(__file__).resolve().parent.parent
 
-
-def training(output: Path) -> dict[str, float]:
-    """The README's own command, from nothing: seconds to the first step and to the end, peak resident memory in GB."""
-    command = [sys.executable, "-m", "trainer", "train", str(ROOT / "datasets" / "ink-emoji"), "--preset", "style", "--output", str(output)]
-    started, wall = time.monotonic(), time.time()
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    watched, peak = psutil.Process(child.pid), 0
-    while child.poll() is None:
-        try:
-            peak = max(peak, watched.memory_info().rss)
-        except psutil.Error:
-            break
-        time.sleep(0.05)
-    seconds = time.monotonic() - started
-    assert child.wait() == 0, "the training failed"
-    steps = [e for e in events.read(output / "events.jsonl")[0] if e["kind"] == "step"]
-    loop = steps[-1]["time"] - steps[0]["time"]
-    return {
-        "training, from nothing to file and strip (s)": seconds,
-        "training, first step after the command (s)": steps[0]["time"] - wall,
-        "training, pictures a second in the loop": 4 * (len(steps) - 1) / loop,
-        "training, peak resident memory (GB)": peak / 1e9,
+def measured(only: tuple[str, ...], folder: Path, *, quick: bool, card: bool, repeat: int) -> list[Figure]:
+    ways: dict[str, Callable[[], list[Figure]]] = {
+        "training": lambda: training.figures(training.cases(quick=quick, card=card), 1 if quick or card else repeat),
+        "preview": lambda: drawing.figures(folder, quick=quick, repeat=repeat),
+        "caching": lambda: recipe.caching(folder / "caching", 4 if quick else 200),
+        "start": lambda: recipe.start(folder / "start", repeat=1 if quick else repeat),
+        "growth": lambda: recipe.growth(folder / "growth", _QUICK_GROWTH if quick else _GROWTH),
     }
+    found = []
+    for name in only:
+        print(f"{name} ...", file=sys.stderr)
+        found += ways[name]()
+    return found
 
 
-def first_page() -> dict[str, float]:
-    """Seconds from starting a bare interpreter to the first answer of the page."""
-    told = (
-        "import sys; from pathlib import Path; from ui.server import build_app; from fastapi.testclient import TestClient; "
-        "r = Path(sys.argv[1]); app = build_app(host='127.0.0.1', datasets=r / 'datasets', outputs=r / 'outputs', models=r / 'models'); "
-        "assert TestClient(app, base_url='http://127.0.0.1').get('/').status_code == 200; assert 'torch' not in sys.modules"
-    )
-    started = time.monotonic()
-    subprocess.run([sys.executable, "-c", told, str(ROOT)], cwd=ROOT, check=True)
-    return {"page, interpreter to first answer (s)": time.monotonic() - started}
-
-
-def machine() -> str:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")), model)
-    return f"{model}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, Python {platform.python_version()}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=GROUPS)
     parser.add_argument("--repeat", type=int, default=3)
-    options = parser.parse_args()
-    found: dict[str, list[float]] = {}
-    for _ in range(options.repeat):
-        with tempfile.TemporaryDirectory() as folder:
-            for name, value in {**training(Path(folder) / "ink"), **first_page()}.items():
-                found.setdefault(name, []).append(value)
-    print(f"{machine()}\n\n| what | median | all |\n|---|---|---|")
-    for name, values in found.items():
-        print(f"| {name} | {statistics.median(values):.2f} | {', '.join(f'{v:.2f}' for v in values)} |")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--against", metavar="COMMAND")
+    parser.add_argument("--base", default="bundled", help="of --against: bundled, wide64, or the path of a folder")
+    parser.add_argument("--steps", type=int, nargs=2, default=(10, 40), help="of --against: two lengths of a training")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of --against: a setting of ours")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    words, card = machine(), training.has_card()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.against:
+            base = _base(options.base, Path(folder))
+            found = recipe.against(options.against, base, steps=tuple(options.steps), repeat=options.repeat, more=options.set)
+        else:
+            # On a card the list of true SDXL fits into nine minutes; the rest is for asking.
+            only = tuple(options.only or (("training", "preview") if card and not options.quick else GROUPS))
+            found = measured(only, Path(folder), quick=options.quick, card=card, repeat=options.repeat)
+    print(f"{words}\n\n{table(found)}")
+    if not options.against:
+        print(f"saved as {save(found, words, options.out)}")
+
+
+def _base(name: str, folder: Path) -> Path:
+    if name == "bundled":
+        return BUNDLED
+    return write_wide(folder, int(name.removeprefix("wide"))) if name.startswith("wide") else Path(name).absolute()
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ class Between:
         size = (request.width or native, request.height or native)
         if any(side % (4 * base.latent_factor) for side in size):
             raise ConfigError([f"width and height must be multiples of {4 * base.latent_factor}, not {size[0]} x {size[1]}"])
-        on_step(0, request.steps)
         cells = draw(
             request, unet=sampler.unet, vae=base.vae(device), scheduler=scheduler_of(sampler.config, base), adapter=sampler.adapter,
             conditioning=conditioner(

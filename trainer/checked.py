@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import nn
 
 from trainer.adapter.lora import Adapter
-from trainer.errors import LoraFileError
+from trainer.errors import LoraFileError, lacks_memory
 from trainer.lora_file.check import check_file
 from trainer.lora_file.open import attach_lora
 from trainer.run import Run
@@ -39,7 +38,9 @@ def check_saved(run: Run, sampler: Sampler, models: dict[str, nn.Module]) -> dic
     except LoraFileError as error:
         run.say("problem", message=f"the file can't be read back: {error}")
         return {"takes": takes}
-    except (OSError, torch.OutOfMemoryError):
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, OSError) and not lacks_memory(error):
+            raise
         run.say("problem", message="memory or disk did not suffice to compare the file's picture with the training's")
         return {"takes": takes}
     if differs > MOST:

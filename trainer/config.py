@@ -59,6 +59,7 @@ class TrainConfig:
     gradient_checkpointing: str = setting("auto", "Gradient checkpointing", group="training", choices=("auto", *RECOMPUTE), help="What the backward pass computes again instead of keeping it: less memory, at most a third slower. auto: as little as fits.")
     quantised_base: str = setting("auto", "Quantised base", group="training", choices=("auto", *QUANTISED), help="How the frozen UNet's linear layers are kept: int8 and fp8 take half of bf16's memory (int8 rounds less), nf4 a quarter, for a coarser base and slower steps. auto: as the base is, int8 or then nf4 only where nothing else makes it fit.")
     memory_budget: float = setting(0.0, "Memory budget", unit="GB", group="training", low=0.0, high=10_000.0, help="What auto must fit into, on a card of that size or a larger one; 0 takes what the device has free.")
+    compile: str = setting("auto", "Compile", group="training", choices=("auto", "on", "off"), help="Translates the UNet's transformer blocks for this device: faster steps after a first one that takes a minute; kept for later trainings. auto: on CUDA with Triton, for SDXL's size and 300 steps or more. On a CPU it needs a C++ compiler.")
     max_grad_norm: float = setting(1.0, "Clip gradients at", group="training", low=0.0, high=1000.0, help="Largest norm of a step's gradient; 0 does not clip.")
 
     rank: int = setting(16, "Rank", group="adapter", low=1, high=1024, help="Width of the two thin matrices: more can hold more, and makes a larger file.")

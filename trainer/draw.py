@@ -6,6 +6,7 @@ is divided into several passes only where memory does not suffice for one.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
 from trainer.adapter.lora import Adapter
+from trainer.fast import WORDS, Fast
 from trainer.request import SAMPLERS, Request, sampler_words, scheduler_for
 from trainer.sdxl.latents import pictures
 from trainer.sdxl.text import Conditioning
@@ -28,6 +30,9 @@ class Room:
 
     pixels: int = 0  # of all pictures of one pass
     tile: int = 0  # px, side of the tiles that a picture is decoded in
+
+
+NO_LIMITS = Room()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,7 @@ def draw(
     conditioning: Callable[[str, float], Conditioning],
     size: tuple[int, int],
     latent_factor: int,
-    room: Room = Room(),
+    room: Room = NO_LIMITS,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Drawn]:
     """Pictures in order of prompt, then strength.
@@ -72,7 +77,7 @@ def draw(
     return drawn
 
 
-def rows_of_pass(prompts: int, strengths: int, size: tuple[int, int], room: Room = Room()) -> int:
+def rows_of_pass(prompts: int, strengths: int, size: tuple[int, int], room: Room = NO_LIMITS) -> int:
     """Pictures of one pass: whole strips, of as many prompts as MAX_PIXELS allows; less than a strip only for want of memory."""
     area = size[0] * size[1]
     rows = strengths * max(1, min(prompts, MAX_PIXELS // (area * strengths)))
@@ -134,20 +139,35 @@ def _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent
     scheduler.set_timesteps(request.steps)
     latents = torch.cat([torch.randn(shape, generator=each) for each in draws]).to(device) * scheduler.init_noise_sigma
     previous = adapter.strength.value if adapter else 1.0
+    strengths = torch.tensor([strength for _, strength in rows], device=device)
     if adapter:
-        strengths = torch.tensor([strength for _, strength in rows], device=device)
         adapter.strength.value = torch.cat([strengths, strengths])
     try:
-        for step, timestep in enumerate(scheduler.timesteps, start=1):
-            doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep).to(dtype)
-            answer = unet(doubled, timestep, text.text_NTD, added_cond_kwargs=added).sample.float()
-            empty, prompted = answer.chunk(2)
-            latents = scheduler.step(empty + request.guidance * (prompted - empty), timestep, latents, **noise).prev_sample
-            report(step)
+        with Fast(unet, request.steps) if request.fast else contextlib.nullcontext() as fast:
+            for step, timestep in enumerate(scheduler.timesteps, start=1):
+                if fast and adapter and not fast.is_guided(step):
+                    adapter.strength.value = strengths
+                answer = _answer(unet, fast, step, scheduler, latents, timestep, text, added, request.guidance)
+                latents = scheduler.step(answer, timestep, latents, **noise).prev_sample
+                report(step)
     finally:
         if adapter:
             adapter.strength.value = previous
     return latents
+
+
+def _answer(unet, fast, step, scheduler, latents, timestep, text, added, guidance) -> torch.Tensor:
+    """The guided prediction for each row, fp32."""
+    if fast and not fast.is_guided(step):
+        alone, half = scheduler.scale_model_input(latents, timestep).to(text.text_NTD.dtype), len(latents)
+        return fast(alone, timestep, text.text_NTD[half:], {name: rows[half:] for name, rows in added.items()}).float()
+    doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep).to(text.text_NTD.dtype)
+    if fast:
+        answer = fast(doubled, timestep, text.text_NTD, added)
+    else:
+        answer = unet(doubled, timestep, text.text_NTD, added_cond_kwargs=added).sample
+    empty, prompted = answer.float().chunk(2)
+    return empty + guidance * (prompted - empty)
 
 
 def _generator(seed: int, prompt_index: int) -> torch.Generator:
@@ -173,7 +193,7 @@ def save_picture(drawn: Drawn, request: Request, path: Path, *, base: str, loras
     facts.add_itxt(
         "parameters",
         f"{prompt}{call}{negative}\nSteps: {request.steps}, {sampler_words(request.sampler)}, CFG scale: {request.guidance:g}, "
-        f"Seed: {request.seed + drawn.prompt_index}, Size: {width}x{height}, Model: {base}",
+        f"Seed: {request.seed + drawn.prompt_index}, Size: {width}x{height}, Model: {base}{f', {WORDS}' if request.fast else ''}",
     )
     half_written = path.with_name(f".tmp-{path.name}")
     drawn.picture.save(half_written, format="PNG", pnginfo=facts)

@@ -41,12 +41,14 @@ class Alive(TorchDispatchMode):
     def __init__(self, *models: nn.Module) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.calls = 0  # of operations that compute, not of views
         # Views of weights share their storage.
         kept = [tensor.untyped_storage() for model in models for tensor in (*model.parameters(), *model.buffers())]
         self._seen: dict[int, Any] = {storage._cdata: storage for storage in kept}
         self._known: dict[Any, Any] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += _kind_of(function) != "views"
         result = self._made(function, args, kwargs or {})
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
@@ -185,11 +187,16 @@ def weights_of(model: nn.Module) -> int:
     return size_of((*model.parameters(), *model.buffers()))
 
 
-def step_bytes(config: TrainConfig, shape: Shape, level: str) -> tuple[int, int]:
-    """One forward and backward pass of a batch, beside weights and masters: (what it passes through at its peak, what stays).
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One forward and backward pass of a batch."""
 
-    What stays are the gradients, and the masters in the base's precision.
-    """
+    passing: int  # bytes at its peak, beside weights, masters and what stays
+    staying: int  # bytes of the gradients, and of the masters in the base's precision
+    calls: int  # of operations
+
+
+def step_of(config: TrainConfig, shape: Shape, level: str) -> Step:
     unet, encoders = meta_unet(shape.configs, shape.dtype), _trained_encoders(config, shape)
     adapter = attached(config, {"unet": unet, **encoders})
     recompute(unet, level)
@@ -199,7 +206,7 @@ def step_bytes(config: TrainConfig, shape: Shape, level: str) -> tuple[int, int]
         loss = _predicted(unet, shape, config.batch, text).float().square().mean()
         loss.backward()
         del loss, text
-    return alive.peak - alive.now, alive.now
+    return Step(passing=alive.peak - alive.now, staying=alive.now, calls=alive.calls)
 
 
 def _trained_encoders(config: TrainConfig, shape: Shape) -> dict[str, Any]:

@@ -99,11 +99,15 @@ def objective_of(config: TrainConfig, base: Base) -> Objective:
 def scheduler_of(config: TrainConfig, base: Base) -> Any:
     """The sampler with the noise schedule that trains. Raises ConfigError when the base's prediction does not go with the settings."""
     prediction = base.prediction_type if config.prediction_type == "auto" else config.prediction_type
-    of_base = base.zero_terminal_snr and prediction == "v_prediction"
+    of_base = _has_zero_terminal_snr(base) and prediction == "v_prediction"
     zero = of_base if config.zero_terminal_snr == "auto" else config.zero_terminal_snr == "on"
     if zero and prediction != "v_prediction":
         raise ConfigError([f"zero_terminal_snr needs a base of v-prediction, and {base.name} predicts noise; set it to off"])
     return scheduler_with(base, prediction, zero)
+
+
+def _has_zero_terminal_snr(base: Base) -> bool:
+    return bool(base.scheduler().config.get("rescale_betas_zero_snr", False))
 
 
 def scheduler_with(base: Base, prediction: str, zero: bool) -> Any:
@@ -129,7 +133,7 @@ def scheduler_of_files(facts: list[dict[str, str]], base: Base) -> Any:
     if len(said) != 1:
         return base.scheduler()
     prediction, zero = said.pop()
-    of_base = base.zero_terminal_snr if zero is None else zero
+    of_base = _has_zero_terminal_snr(base) if zero is None else zero
     return scheduler_with(base, prediction, of_base and prediction == "v_prediction")
 
 

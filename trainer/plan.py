@@ -21,18 +21,24 @@ import torch
 
 from trainer import events, memory
 from trainer.config import RECOMPUTE, TrainConfig
-from trainer.draw import Room
+from trainer.draw import NO_LIMITS, Room
 from trainer.errors import MemoryShortError
 from trainer.memory import Need, Shape
 from trainer.run import Run, write_atomically
 from trainer.sdxl.weights import PARTS
 
 GB = 10**9
-VERSION = 2  # of how things are counted
-# Of a matrix product's speed, what a whole training step reaches (benchmarks/NOTES.md).
-EFFICIENCY = 0.35
-# CUDA's context and kernels, and what its allocator holds without using it.
-CONTEXT_BYTES, SLACK = int(0.6 * GB), 1.05
+VERSION = 3  # of how things are counted
+# Of a matrix product's speed, what the operations of a training step reach; and what calling one of them takes, which a
+# card's host does while the card computes (benchmarks/NOTES.md).
+EFFICIENCY = 0.4
+_CALL_SECONDS = {"cuda": 8e-6, "cpu": 30e-6}
+# Times the work of a step, with what is computed again.
+_WORK = {"none": 1.0, "feed-forward": 1.2, "deep": 1.45, "all": 1.5}
+# CUDA's context and kernels; on a CPU the code, tables and vocabularies that a training reads in (benchmarks/NOTES.md).
+CONTEXT_BYTES, LIBRARY_BYTES = int(0.6 * GB), 45_000_000
+# What an allocator holds beside what is asked of it.
+_SLACK = {"cuda": 1.05, "cpu": 1.15}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +48,7 @@ class Way:
     level: str = "none"  # of recomputation, one of RECOMPUTE
     optimizer: str = "adamw"
     quantised: str = "none"  # how the frozen base is kept, one of QUANTISED
-    room: Room = Room()  # for drawing
+    room: Room = NO_LIMITS  # for drawing
 
     def chosen(self, config: TrainConfig) -> TrainConfig:
         """The settings with every choice made."""
@@ -105,15 +111,14 @@ def plan(config: TrainConfig, shape: Shape, device: torch.device, kept: Path | N
     """
     own, budget = own_bytes(device), memory_budget(config, device)
     counted = Counted(config, shape, kept)
-    slack = SLACK if device.type == "cuda" else 1.0
     least: tuple[Way, Need] | None = None
     for way in _ways(config, device):
-        room, need = _need(counted, shape, way, budget - own, slack)
+        room, need = _need(counted, shape, way, budget - own, device)
         if own + need.peak <= budget:
-            flops = counted.number("flops") * config.accumulation * config.steps
+            seconds = _batch_seconds(counted, way.level, device, matmul_rate(device, shape.dtype))
             return Plan(
                 need=need, way=dataclasses.replace(way, room=room), own=own, budget=budget, file_bytes=counted.number("file"),
-                seconds=flops / (EFFICIENCY * matmul_rate(device, shape.dtype)), eight_bits=way.optimizer != config.optimizer,
+                seconds=seconds * config.accumulation * config.steps, eight_bits=way.optimizer != config.optimizer,
             )  # fmt: skip
         least = (way, need) if least is None or need.peak < least[1].peak else least
     assert least is not None
@@ -147,17 +152,31 @@ def _has_8bit(config: TrainConfig, device: torch.device) -> bool:
     return is_default and device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
 
 
-def _need(counted: Counted, shape: Shape, way: Way, there: int, slack: float) -> tuple[Room, Need]:
+def _need(counted: Counted, shape: Shape, way: Way, there: int, device: torch.device) -> tuple[Room, Need]:
     """What a way takes, drawing with as few limits as `there` bytes allow.
 
-    A quantised base makes one layer's weight again at a time; all else that a step passes through stays as it is.
+    A quantised base makes one layer's weight again at a time; all else that a step passes through stays as it is. A checkpoint
+    is written from main memory beside the next steps: a copy, and the bytes of its file.
     """
+    slack = _SLACK.get(device.type, 1.0)
     base = counted.number(f"base, {way.quantised}")
     adapter = counted.number(f"adapter, {way.optimizer}") + counted.number(f"stays, {way.level}")
     layer = counted.number("layer") if way.quantised != "none" else 0
     room, drawing = _room(counted, shape, there - base - adapter - layer, slack)
-    step = int(counted.number(way.level) * slack) + layer
+    copies = 2 * counted.number(f"adapter, {way.optimizer}") if device.type == "cpu" else 0
+    step = int(counted.number(way.level) * slack) + layer + copies
     return room, Need(base=base, adapter=adapter, step=step, before=counted.number("before"), drawing=drawing + layer)
+
+
+def _batch_seconds(counted: Counted, level: str, device: torch.device, rate: float) -> float:
+    """Of one forward and backward pass.
+
+    Args:
+        rate: floating point operations a second of a matrix product.
+    """
+    computing = counted.number("flops") * _WORK[level] / (EFFICIENCY * rate)
+    calling = counted.number(f"calls, {level}") * _CALL_SECONDS.get(device.type, 30e-6)
+    return max(computing, calling) if device.type == "cuda" else computing + calling
 
 
 def _room(counted: Counted, shape: Shape, there: int, slack: float) -> tuple[Room, int]:
@@ -173,6 +192,27 @@ def _room(counted: Counted, shape: Shape, there: int, slack: float) -> tuple[Roo
     area = shape.drawing.width * shape.drawing.height
     tile = memory.tile_of(memory.build("vae", shape.configs)) if in_tiles else 0
     return Room(pixels=fitting * area if fitting < rows else 0, tile=tile), vae + max(decoding, denoising)
+
+
+# More bytes than SDXL takes, for each px of a picture: decoded, and of each one that is denoised beside it.
+_DECODING, _DENOISING = 4096, 1024
+
+
+def room_beside(configs: Path, dtype: torch.dtype, size: tuple[int, int], rows: int, device: torch.device) -> Room:
+    """What the device's free memory allows a drawing of `rows` pictures, with UNet and VAE there already."""
+    free = free_bytes(device)
+    if free > size[0] * size[1] * (_DECODING + _DENOISING * rows):
+        return NO_LIMITS
+    shape = Shape(configs=configs, dtype=dtype, width=size[0], height=size[1], drawn_rows=rows)
+    counted = Counted(TrainConfig(), shape, None)
+    return _room(counted, shape, free + counted.number("vae"), _SLACK.get(device.type, 1.0))[0]
+
+
+def free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return psutil.virtual_memory().available
 
 
 class Counted:
@@ -210,10 +250,10 @@ class Counted:
                 frozen, adapter = memory.held(config, shape, kind if what == "base" else "none")
                 of_adapter = {"adapter": memory.adapter_bytes(config, adapter, kind), "file": memory.file_bytes(adapter)}
                 return {f"base, {kind}": frozen} if what == "base" else {f"adapter, {kind}": of_adapter["adapter"], "file": of_adapter["file"]}
-            case "stays" | "none" | "feed-forward" | "deep" | "all":
+            case "stays" | "calls" | "none" | "feed-forward" | "deep" | "all":
                 level = kind or what
-                passing, stays = memory.step_bytes(config, shape, level)
-                return {level: passing, f"stays, {level}": stays}
+                step = memory.step_of(config, shape, level)
+                return {level: step.passing, f"stays, {level}": step.staying, f"calls, {level}": step.calls}
             case "layer":
                 return {what: memory.layer_bytes(shape)}
             case "before":
@@ -230,9 +270,7 @@ class Counted:
 
 
 def _too_large(config: TrainConfig, peak: int, budget: int, way: Way, need: Need) -> str:
-    advice = []
-    if config.batch > 1 and need.step > need.before:
-        advice.append(f"batch {max(1, config.batch // 2)} with accumulation {2 * config.accumulation}")
+    advice = [_smaller_batch(config)] if config.batch > 1 and need.step > need.before else []
     if config.gradient_checkpointing not in ("auto", "all"):
         advice.append("gradient_checkpointing auto")
     if config.quantised_base not in ("auto", "nf4"):
@@ -244,9 +282,13 @@ def _too_large(config: TrainConfig, peak: int, budget: int, way: Way, need: Need
     return f"this training needs {peak / GB:.1f} GB (with {frugal}) and {budget / GB:.1f} are there; try {', or '.join(advice)}"
 
 
+def _smaller_batch(config: TrainConfig) -> str:
+    return f"batch {max(1, config.batch // 2)} with accumulation {2 * config.accumulation}"
+
+
 def own_bytes(device: torch.device) -> int:
     """What the process takes of the device's memory before any model is there."""
-    return CONTEXT_BYTES if device.type == "cuda" else psutil.Process().memory_info().rss
+    return CONTEXT_BYTES if device.type == "cuda" else psutil.Process().memory_info().rss + LIBRARY_BYTES
 
 
 def memory_budget(config: TrainConfig, device: torch.device) -> int:

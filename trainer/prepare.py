@@ -15,6 +15,7 @@ from PIL import Image
 from trainer.adapter.rehearsal import rehearse
 from trainer.adapter.targets import part_rates, part_sizes
 from trainer.cache import Cache
+from trainer.compiled import check_compiler
 from trainer.config import TrainConfig
 from trainer.dataset.buckets import BucketPlan, Placement, crop_notice
 from trainer.dataset.manifest import Item, Manifest
@@ -160,6 +161,7 @@ def preflight(config: TrainConfig, manifest: Manifest, models: Path, kept: Path)
     sample_requests(config, manifest, base)
     check_masks(config, manifest.trained)
     check_tracker(config)
+    check_compiler(config, device)
     rehearse(config, base)
     rates = part_rates(config)
     build_optimizer(config, [{"params": [torch.zeros(1, requires_grad=True)], "lr": rates[part]} for part in part_sizes(config)], device)

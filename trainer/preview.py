@@ -10,11 +10,12 @@ import torch
 
 from trainer.adapter.lora import Adapter
 from trainer.device import find_device
-from trainer.draw import Request, conditioner, draw, file_name, save_picture, save_strip
+from trainer.draw import Request, Room, conditioner, draw, file_name, rows_of_pass, save_picture, save_strip
 from trainer.errors import ConfigError, LoraFileError
-from trainer.lora_file.open import attach_mix, parts_of
+from trainer.lora_file.open import attach_mix, parts_of, refill
 from trainer.lora_header import MAX_HEADER
 from trainer.objective import scheduler_of_files
+from trainer.plan import room_beside
 from trainer.safetensors_header import read_header
 from trainer.sdxl.base import Base, open_base
 from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
@@ -34,14 +35,14 @@ class WarmBase:
         self.encoders = base.text_encoders(self.device, torch.float32)
         self.tokenizers = base.tokenizers()
         self.known: dict[Reading, dict[str, Conditioning]] = {}
+        self.rooms: dict[tuple[tuple[int, int], int], Room] = {}
+        self._adapter = Adapter()
 
     def draw(self, lora: Path | Mix | None, request: Request, on_step: Any = None) -> list[Any]:
         """Pictures of a LoRA file or of several, each at its weight; without one the base's own, which stays as it is."""
         files = _files(lora)
-        models = {"unet": self.unet, "text_encoder": self.encoders[0], "text_encoder_2": self.encoders[1]}
         changed: set[str] = {part for file, _ in files for part in parts_of(file)}
-        adapted = {part: model for part, model in models.items() if part in changed or part == "unet"}
-        adapter = attach_mix(files, adapted) if files else Adapter()
+        adapter = self.adapter_of(files)
         windows = max(windows_of(prompt, self.tokenizers[0], weighted=True) for prompt in (*request.prompts, request.negative))
         reading = Reading(windows=windows, clip_skip=request.clip_skip, weighted=True)
 
@@ -57,13 +58,32 @@ class WarmBase:
         size = (request.width or native, request.height or native)
         if any(side % (4 * factor) for side in size):
             raise ConfigError([f"width and height must be multiples of {4 * factor}, not {size[0]} x {size[1]}"])
-        try:
-            return draw(
-                request, unet=self.unet, vae=self.vae, scheduler=self._scheduler(files), adapter=adapter,
-                conditioning=wanted, size=size, latent_factor=factor, on_step=on_step,
-            )  # fmt: skip
-        finally:
-            detach_all(adapter, models)
+        return draw(
+            request, unet=self.unet, vae=self.vae, scheduler=self._scheduler(files), adapter=adapter,
+            conditioning=wanted, size=size, latent_factor=factor, room=self._room(request, size), on_step=on_step,
+        )  # fmt: skip
+
+    def adapter_of(self, files: Mix) -> Adapter:
+        """An adapter of the files in the models, which keep it until others are asked for.
+
+        Matrices of the same shapes are only put in the place of the last ones. Raises LoraFileError; then none is attached.
+        """
+        models = {"unet": self.unet, "text_encoder": self.encoders[0], "text_encoder_2": self.encoders[1]}
+        if files and self._adapter.layers and refill(files, self._adapter):
+            return self._adapter
+        kept, self._adapter = self._adapter, Adapter()
+        detach_all(kept, models)
+        changed = {part for file, _ in files for part in parts_of(file)}
+        if files:
+            self._adapter = attach_mix(files, {part: model for part, model in models.items() if part in changed or part == "unet"})
+        return self._adapter
+
+    def _room(self, request: Request, size: tuple[int, int]) -> Room:
+        """What memory allows, worked out once for each size of a drawing."""
+        rows = rows_of_pass(len(request.prompts), len(request.strengths), size)
+        if (size, rows) not in self.rooms:
+            self.rooms[size, rows] = room_beside(self.base.configs, self.unet.dtype, size, rows, self.device)
+        return self.rooms[size, rows]
 
     def _scheduler(self, files: Mix) -> Any:
         """As the files were trained, when they say so: a training may override what the base says of itself."""

@@ -6,7 +6,7 @@ import errno
 from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.errors import BaseError, ConfigError, DatasetError, MemoryShortError, NotFiniteError, TrainerError
+from trainer.errors import BaseError, ConfigError, DatasetError, MemoryShortError, NotFiniteError, TrainerError, lacks_memory
 
 CAUSES = ("memory", "not-finite", "base", "pictures", "settings", "disk", "fault")
 
@@ -43,7 +43,7 @@ def less_memory(config: TrainConfig) -> dict[str, Any]:
 
 
 def _cause(error: BaseException) -> str:
-    if isinstance(error, MemoryShortError) or type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if isinstance(error, MemoryShortError) or lacks_memory(error):
         return "memory"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk"
@@ -55,7 +55,10 @@ def _message(error: BaseException, cause: str) -> str:
     if isinstance(error, TrainerError):
         return str(error)
     if cause == "memory":
-        return "the device's memory does not suffice; the caches are kept: take a smaller batch or resolution, or gradient_checkpointing all"
+        return (
+            "memory ran out; the caches and every checkpoint are kept: close other programs and go on, "
+            "or train again with a smaller batch or resolution, gradient_checkpointing all, or quantised_base int8"
+        )
     if cause == "disk":
         return "the disk is full; free some space and go on: the last checkpoint is kept"
     return f"an unexpected fault ({type(error).__name__}); trainer.log in the run's folder says where"

@@ -55,6 +55,9 @@ class Request:
     clip_skip: int = setting(
         2, "Clip skip", group="draw", low=2, high=12, help="Layer of the text encoders, from the end; 2 is SDXL's own."
     )
+    fast: bool = setting(
+        False, "Fast preview", group="draw", help="About the same picture for less than half the work, and marked so: judge by true ones."
+    )
 
 
 _HINTS = typing.get_type_hints(Request)

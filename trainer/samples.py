@@ -18,7 +18,7 @@ from PIL import Image
 from trainer.adapter.lora import Adapter
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
-from trainer.draw import Drawn, Request, Room, conditioner, draw, file_name, rows_of_pass, save_picture, save_strip
+from trainer.draw import NO_LIMITS, Drawn, Request, Room, conditioner, draw, file_name, rows_of_pass, save_picture, save_strip
 from trainer.errors import ConfigError, lacks_memory
 from trainer.objective import scheduler_of
 from trainer.prompts import Texts
@@ -117,7 +117,7 @@ class Sampler:
     unet: Any
     adapter: Adapter
     texts: Texts
-    room: Room = Room()
+    room: Room = NO_LIMITS
 
     def at_step(self, step: int) -> None:
         """Pictures at strength 1, told as they are made."""

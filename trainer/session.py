@@ -106,7 +106,6 @@ class _Desk:
         answer(self.session, wish, self.is_cancelled, lambda request, out, on_step: self._drawn(wish, request, out, on_step))
 
     def _drawn(self, wish: dict[str, Any], request: Request, out: Path, on_step: OnStep) -> list[Path]:
-        on_step(0, request.steps)  # cancelled while it waited
         from trainer.preview import save_all
 
         if wish["kind"] == "grid":

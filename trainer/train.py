@@ -20,6 +20,7 @@ from trainer.batches import Batches
 from trainer.between import Between
 from trainer.cache import Cache
 from trainer.checked import check_saved
+from trainer.compiled import compile_blocks, compiles
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.dataset.pictures import open_picture
 from trainer.device import describe, find_device
@@ -117,6 +118,8 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     if config.start_from and (Path(config.start_from).exists() or not state.checkpoints(run)):
         start_from(Path(config.start_from), adapter)
     recompute(unet, chosen.gradient_checkpointing)
+    if compiles(chosen, unet):
+        compile_blocks(unet, run.path.parent / ".cache" / "compiled")
 
     # 4 Optimizer.
     groups = parameter_groups(chosen, adapter)
@@ -267,6 +270,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     plain_optimizer.state.clear()  # its moments leave memory before pictures need it
     give_back_memory()
     run.say("checked", sync=True, **check_saved(run, sampler, models_of))
+    give_back_memory()
     run.say("strip", pictures=sampler.at_end())
     run.say("memory", peak=peak_bytes(device), planned=planned.peak)
     return "stopped" if stopped else "finished"

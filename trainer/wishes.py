@@ -42,7 +42,7 @@ def answer(
 
     try:
         request = request_from(wish["request"])
-        owner.say("drawing", id=name, done=0, total=request.steps)
+        on_step(0, request.steps)
         paths = draw(request, Path(wish["out"]), on_step)
         owner.say("drawn", sync=True, id=name, pictures=[path.name for path in paths])
     except Cancelled:

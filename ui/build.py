@@ -10,6 +10,7 @@ from trainer.errors import TrainerError
 from ui import api
 from ui.form import declared_sentences
 from ui.progress import status_html
+from ui.routes.login import account_html
 from ui.studio import Desk, Studio
 from ui.tabs import PRIVATE, QUIET, Shared, artwork, captions, library, train, try_it
 from ui.text import LANGUAGES, Words, sentences
@@ -31,6 +32,7 @@ def build_page(studio: Studio, label: gr.I18n) -> gr.Blocks:
             project = gr.Dropdown([], label=label("page.project"), elem_id="project", scale=2, allow_custom_value=True)
             new_name = gr.Textbox(label=label("page.project_new"), placeholder="my-style", max_length=80, elem_id="new-name", scale=2)
             create = gr.Button(label("page.project_create"), elem_id="create", scale=1)
+            account = gr.HTML(elem_id="account", visible=bool(studio.accounts))
         status = gr.HTML(status_html(None, Words()), elem_id="status")
         shared = Shared(studio=studio, label=label, project=project, touched=gr.State(0), made=gr.State(0))
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
@@ -71,6 +73,8 @@ def build_page(studio: Studio, label: gr.I18n) -> gr.Blocks:
             return status_html(standing, desk.words, name=run or "", project=chosen or "", paused=queue.is_paused, others=others), now
 
         page.load(opened, None, [project, tabs], **QUIET)
+        if studio.accounts:
+            page.load(shared.on(lambda desk: account_html(desk)), None, account, **QUIET)
         create.click(shared.on(new_project), new_name, [project, new_name], **PRIVATE)
         for event in (timer.tick, shared.made.change, project.change):
             event(shared.on(follow), [project, seen], [status, seen], **QUIET)

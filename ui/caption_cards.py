@@ -6,13 +6,13 @@ import difflib
 
 from trainer.captioning import job
 from ui.caption_edits import TOKENS, Change, Undone, about_tokens, fused_tags, tag_counts
-from ui.cards import escaped, place_of
+from ui.cards import escaped, place_of, shown_size
 from ui.checkup import Told
 from ui.naming import MAX_CAPTION
 from ui.projects import Card
 from ui.text import Words
-from ui.thumbnails import THUMBNAIL
 
+_SIDE = 320  # px of a picture beside its caption
 _SHOWN = 30  # changes, and tags in the open list
 _MOST_TAGS = 400
 
@@ -24,13 +24,12 @@ def captions_html(words: Words, project: str, cards: list[Card], told: Told) -> 
     items = []
     for number, card in enumerate(cards, start=1):
         place, name = escaped(place_of(project, card.name)), escaped(card.name)
-        width, height = told.sizes.get(card.name, (THUMBNAIL, THUMBNAIL))
-        scale = min(1.0, THUMBNAIL / max(width, height))
+        width, height = shown_size(told.sizes.get(card.name), _SIDE)
         label = escaped(words("captions.of", name=card.name, number=number, count=len(cards)))
         hint = escaped(long_words(words, card.caption))
         items.append(
             f'<li class="captioned"><img src="/thumb/{place}?v={card.version}" alt="{name}" loading="lazy" '
-            f'width="{max(1, round(width * scale))}" height="{max(1, round(height * scale))}">'
+            f'width="{width}" height="{height}">'
             f'<div><label><span class="file">{name}</span><textarea class="caption" rows="4" maxlength="{MAX_CAPTION}" data-place="{place}" '
             f'aria-label="{label}" placeholder="{escaped(words("captions.placeholder"))}">{escaped(card.caption)}</textarea></label>'
             f'<p class="said"><span class="saved" role="status"></span> <span class="long">{hint}</span></p></div></li>'

@@ -12,9 +12,9 @@ from ui.checkup import Told
 from ui.intake import Arrivals
 from ui.projects import Card
 from ui.text import Words
-from ui.thumbnails import THUMBNAIL
 
 SPARE = 0.005  # share of a picture's area: less is no crop worth showing
+_SIDE = 230  # px of a card's picture
 _NAMED = 12  # pictures of a finding that are named in the list; the cards name all
 
 
@@ -45,7 +45,7 @@ def _data(values: Mapping[str, str]) -> str:
 
 def _card(words: Words, project: str, card: Card, told: Told, faults: list[Finding]) -> str:
     name, place, size = escaped(card.name), escaped(place_of(project, card.name)), told.sizes.get(card.name)
-    width, height = _shown_size(size)
+    width, height = shown_size(size, _SIDE)
     alt = escaped(f"{card.name}: {card.caption}"[:150] if card.caption else card.name)
     crop = _crop(words, card, place, size, told.placements.get(card.name))
     pixels = f" <span>{size[0]} × {size[1]}</span>" if size else ""
@@ -66,10 +66,10 @@ def _card(words: Words, project: str, card: Card, told: Told, faults: list[Findi
     )
 
 
-def _shown_size(size: tuple[int, int] | None) -> tuple[int, int]:
-    """Of the thumbnail; a square until the picture's own is known."""
-    width, height = size or (THUMBNAIL, THUMBNAIL)
-    scale = min(1.0, THUMBNAIL / max(width, height))
+def shown_size(size: tuple[int, int] | None, side: int) -> tuple[int, int]:
+    """(width, height) within a square of `side` px; the square itself for a picture whose own size is not known."""
+    width, height = size or (side, side)
+    scale = side / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

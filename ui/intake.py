@@ -284,10 +284,15 @@ def _checked(path: Path, name: str, most_pixels: int) -> Image.Image:
 
 
 def _same(folder: Path, wanted: str, file: Dropped) -> str | None:
-    """The stem under which the same bytes are there already."""
-    there = folder / f"{wanted}{file.suffix}"
-    alike = there.is_file() and there.stat().st_size == file.path.stat().st_size
-    return wanted if alike and there.read_bytes() == file.path.read_bytes() else None
+    """The stem under which the same bytes are there already, among those that `free_stem` would pass over."""
+    size = file.path.stat().st_size
+    for stem in (wanted, *(f"{wanted}-{number}" for number in range(2, 10_000))):
+        there = folder / f"{stem}{file.suffix}"
+        if not there.is_file():
+            return None
+        if there.stat().st_size == size and there.read_bytes() == file.path.read_bytes():
+            return stem
+    return None
 
 
 def _brought(path: Path, target: Path) -> None:

@@ -1,17 +1,12 @@
-"""Starts, stops and follows trainings and drawings: child processes that speak through files. No gradio, no torch."""
+"""Starts, stops and follows trainings: child processes that speak through files. No gradio, no torch."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +14,7 @@ from typing import Any
 from trainer import events, run
 from trainer.bases import found_bases
 from trainer.config import TrainConfig, config_from
-from trainer.errors import RunError, TrainerError
+from trainer.errors import RunError
 from trainer.queue import Job, Queue
 from trainer.run import write_atomically
 from ui.estimates import Estimates
@@ -38,7 +33,6 @@ class Jobs:
     queue: Queue = None  # pyright: ignore[reportAssignmentType]  # of the whole studio; one's own where there is none
     _views: dict[tuple[str, int], tuple[int, events.View]] = field(default_factory=dict)
     _projects: dict[tuple[str, int], str | None] = field(default_factory=dict)
-    _drawer: subprocess.Popen[bytes] | None = None  # until it has claimed its folder
 
     def __post_init__(self) -> None:
         self.queue = self.queue or Queue(self.outputs, self.models)
@@ -181,50 +175,6 @@ class Jobs:
         view = events.fold(view, fresh)
         self._views[this] = (offset, view)
         return view, alive
-
-    def draw(self, name: str, prompts: list[str], strengths: list[float], seed: int) -> str:
-        """Asks the warm drawing process for pictures of a run's file; the request's id. Raises TrainerError."""
-        opened = self.run(name)
-        if not opened.lora_file.is_file():
-            raise RunError("this training has no file yet; wait until it has ended")
-        if not prompts or any(not 0 < len(prompt) <= 1000 for prompt in prompts):
-            raise TrainerError("write a prompt of at most 1000 characters")
-        session = run.Run(self.outputs / ".drawing")
-        session.path.mkdir(parents=True, exist_ok=True)
-        request = uuid.uuid4().hex
-        facts = {"prompts": prompts, "strengths": strengths, "seed": seed, "base": opened.config.base}
-        out = opened.samples / f"own-{request}"
-        events.append(
-            session.commands, "draw", sync=True, id=request, file=str(opened.lora_file.resolve()), out=str(out.resolve()), **facts
-        )
-        if not session.is_alive():
-            self._drawer = self._spawn(session, "session", str(session.path))
-        return request
-
-    def drawn(self, request: str) -> dict[str, Any] | None:
-        """The answer to a drawing request; None while there is none."""
-        session = run.Run(self.outputs / ".drawing")
-        starting = self._drawer is not None and self._drawer.poll() is None
-        alive = session.is_alive() or starting  # asked first: what it said before it died is there to read
-        said, _ = events.read(session.events)
-        answer = next((event for event in said if event.get("id") == request and event["kind"] in ("drawn", "failed")), None)
-        if answer is None and not alive:
-            return {"kind": "failed", "id": request, "message": "the drawing process ended before it answered; press Draw again"}
-        return answer
-
-    def _spawn(self, owner: run.Run, *command: str) -> subprocess.Popen[bytes]:
-        """A process of its own session, so that it outlives the server; returns once it has claimed its folder."""
-        arguments = [sys.executable, "-m", "trainer", *command, "--models", str(self.models.resolve())]
-        with (owner.path / "trainer.log").open("ab") as log:
-            child = subprocess.Popen(
-                arguments, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
-        for _ in range(200):
-            if owner.is_alive() or child.poll() is not None:
-                break
-            time.sleep(0.05)
-        return child
 
 
 @dataclass(frozen=True)

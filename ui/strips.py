@@ -44,7 +44,7 @@ def strip_html(words: Words, pictures: Pictures, *, prefer: str = "") -> str:
     if prefer:
         button = (
             f'<p class="row"><button type="button" class="plain prefer" data-key="{_said(quote(prefer))}">{_said(words("try_it.prefer"))}</button>'
-            f'<span class="told" role="status"></span></p>'
+            f'<span class="told" role="status" data-silent="{_said(words("try_it.silent"))}"></span></p>'
         )
     return (
         f'<div class="tryout" data-strengths="{_listed(strengths)}"><div class="strength">'
@@ -111,7 +111,7 @@ def grid_html(words: Words, pictures: Pictures, key: str, choice: dict[str, Any]
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{_said(words("try_it.grid"))}"><table class="grid">'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f'<p class="told" role="status">{_said(chosen)}</p>'
+        f'<p class="told" role="status" data-silent="{_said(words("try_it.silent"))}">{_said(chosen)}</p>'
     )
 
 

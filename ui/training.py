@@ -57,7 +57,11 @@ def kept(desk: Desk, project: str) -> Fields:
 
 
 def keep(desk: Desk, project: str, fields: Fields) -> None:
-    write_settings(desk.projects.folder(project), fields.above, fields.advanced)
+    """Writes what has changed: to open a project changes nothing."""
+    before = kept(desk, project)
+    said, had = ({name: value for name, value in one.items() if value not in (None, "")} for one in (fields.advanced, before.advanced))
+    if fields.above != before.above or said != had:
+        write_settings(desk.projects.folder(project), fields.above, fields.advanced)
 
 
 def wished(desk: Desk, project: str, fields: Fields) -> Wish:

@@ -15,7 +15,7 @@ from tests.conftest import INK, MODELS
 from trainer import events, run
 from trainer.config import TrainConfig, config_from
 from trainer.dataset.scan import scan
-from trainer.memory import Shape, step_bytes
+from trainer.memory import Shape, step_of
 from trainer.presets import preset_values
 from trainer.sdxl.base import ORIGINAL
 from trainer.train import train
@@ -55,8 +55,7 @@ def test_learning_costs_little_more_than_two_forward_passes():
 @pytest.mark.parametrize(("level", "most"), [("none", 5.3), ("all", 0.5)])
 def test_true_sdxl_keeps_no_more_than_its_floor(level: str, most: float):
     """Bytes that a step at 1024 px, batch 1, bf16 passes through: what is kept for the backward pass, and what that makes."""
-    through, _ = step_bytes(ONE, SDXL, level)
-    assert through <= most * GIB
+    assert step_of(ONE, SDXL, level).passing <= most * GIB
 
 
 class Waits(TorchDispatchMode):

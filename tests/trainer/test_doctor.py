@@ -149,6 +149,10 @@ def test_too_few_pictures_for_what_is_taught_are_told(preset: str, fewest: int):
     assert kinds(few) == [("few", "")] and str(fewest) in few[0].words
 
 
+def test_an_empty_set_has_no_findings_but_its_emptiness():
+    assert kinds(findings({}, preset="style")) == [("few", "")]
+
+
 def test_measures_survive_being_kept(tmp_path: Path):
     painting(1).save(tmp_path / "a.png")
     seen = measure(tmp_path / "a.png")

@@ -1,8 +1,9 @@
-"""What a training will take is told before it starts, and is true."""
+"""What a training passes through is counted before it starts, and is true."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -10,99 +11,104 @@ import torch
 
 from tests.conftest import MODELS
 from trainer.adapter.lora import Adapter
-from trainer.config import RECOMPUTE, TrainConfig, config_from
-from trainer.errors import ConfigError
+from trainer.config import RECOMPUTE, TrainConfig
 from trainer.lora_file.metadata import with_hashes
 from trainer.lora_file.save import kohya_tensors, save_lora
-from trainer.memory import Alive, Shape, attached, caching_bytes, drawing_bytes, file_bytes, held, size_of, step_bytes, step_flops
-from trainer.plan import GB, Plan, SpillWatch, plan
+from trainer.memory import (
+    META, Alive, Shape, attached, caching_bytes, decoding_bytes, denoising_bytes, file_bytes, fused_attention, held, layer_bytes,
+    step_flops, step_of, weights_of, Step,
+)  # fmt: skip
 from trainer.recompute import recompute
 from trainer.sdxl.base import ORIGINAL, open_base
+from trainer.sdxl.latents import set_tile, tile_of
 
 CPU = torch.device("cpu")
 TINY = MODELS / "tiny-sdxl"
 SMALL = Shape(configs=TINY, dtype=torch.float32, width=128, height=128)
+LARGE = dataclasses.replace(SMALL, width=256, height=256)
 SDXL = Shape(configs=ORIGINAL, dtype=torch.bfloat16, width=1024, height=1024)
-GIB = 1 << 30
+ROWS = 2
 
 
-def batch(unet, rows: int) -> dict:
-    draw = torch.Generator().manual_seed(1)
-    return {
-        "sample": torch.randn(rows, 4, 16, 16, generator=draw), "timestep": torch.randint(1000, (rows,), generator=draw),
-        "encoder_hidden_states": torch.randn(rows, 77, 144, generator=draw),
-        "added_cond_kwargs": {"text_embeds": torch.randn(rows, 80, generator=draw), "time_ids": torch.full((rows, 6), 128.0)},
-    }  # fmt: skip
+@functools.cache
+def counted(level: str) -> Step:
+    return step_of(TrainConfig(batch=ROWS), SMALL, level)
 
 
-def trained(level: str, rows: int) -> tuple[Alive, Adapter, float]:
-    """One step of the bundled base on the CPU: its live memory, the adapter with gradients, the loss."""
-    unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)
+@functools.cache
+def trained(level: str, quantised: str = "none") -> tuple[Step, Adapter, float]:
+    """One step of the bundled base on the CPU, the adapter with its gradients, the loss."""
+    unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32, quantised)
     adapter = attached(TrainConfig(), {"unet": unet})
     adapter.start(0)
     with torch.no_grad():
         for index, parameter in enumerate(adapter.parameters()):
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)), alpha=0.01)
     recompute(unet, level)
-    inputs = batch(unet, rows)
+    draw = torch.Generator().manual_seed(1)
+    inputs = {
+        "sample": torch.randn(ROWS, 4, 16, 16, generator=draw), "timestep": torch.randint(1000, (ROWS,), generator=draw),
+        "encoder_hidden_states": torch.randn(ROWS, 77, 144, generator=draw),
+        "added_cond_kwargs": {"text_embeds": torch.randn(ROWS, 80, generator=draw), "time_ids": torch.full((ROWS, 6), 128.0)},
+    }  # fmt: skip
     with Alive(unet) as alive:
+        adapter.zero_grad()
         loss = unet(**inputs).sample.square().mean()
         loss.backward()
-    return alive, adapter, float(loss.detach())
+        value = float(loss.detach())
+        del loss
+    return Step(passing=alive.peak - alive.now, staying=alive.now, calls=alive.calls), adapter, value
 
 
-@pytest.mark.parametrize(("level", "rows"), [("none", 1), ("none", 4), ("deep", 4), ("all", 4)])
-def test_the_memory_of_a_step_is_predicted_within_a_tenth(level, rows):
+@pytest.mark.parametrize("level", ["none", "deep", "all"])
+def test_the_memory_of_a_step_is_predicted_within_a_tenth(level):
     """Counted without memory, and measured on the CPU's own kernels."""
-    alive, adapter, _ = trained(level, rows)
-    measured = alive.peak - size_of(adapter.parameters())
-    assert step_bytes(TrainConfig(batch=rows), SMALL, level) == pytest.approx(measured, rel=0.1)
+    told, (measured, _, _) = counted(level), trained(level)
+    assert (told.passing, told.staying) == pytest.approx((measured.passing, measured.staying), rel=0.1)
+    assert told.calls == pytest.approx(measured.calls, rel=0.1)
 
 
-def test_computing_again_changes_no_gradient():
-    _, plain, loss = trained("none", 2)
-    for level in RECOMPUTE[1:]:
-        _, other, other_loss = trained(level, 2)
-        assert other_loss == loss
-        for one, two in zip(plain.parameters(), other.parameters(), strict=True):
-            assert torch.allclose(one.grad, two.grad, rtol=1e-4, atol=1e-7)  # pyright: ignore
+def test_a_quantised_base_adds_no_more_than_one_layers_weight_to_a_step():
+    told = counted("none").passing + layer_bytes(SMALL)
+    assert 0.9 * told < trained("none", "nf4")[0].passing < 1.02 * told
 
 
-def test_true_sdxl_keeps_no_more_than_its_floor():
-    """Bytes alive in a step at 1024 px, batch 1, bf16: 5.3 GiB when all is kept, half a GiB when blocks are computed again."""
-    needed = [step_bytes(TrainConfig(batch=1), SDXL, level) / GIB for level in ("none", "all")]
-    assert needed[0] <= 5.3 and needed[1] <= 0.5
+@pytest.mark.parametrize("quantised", ["none", "int8", "nf4"])
+def test_the_size_of_the_frozen_base_is_told_to_the_byte(quantised):
+    unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32, quantised)
+    assert held(TrainConfig(), SMALL, quantised)[0] == weights_of(unet)
 
 
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory):
-    """Plans of the bundled base; what is counted once is kept, as between trainings."""
-    kept = tmp_path_factory.mktemp("cache")
-
-    def of(**settings) -> Plan:
-        return plan(config_from({"steps": 100, **settings}), SMALL, CPU, kept)
-
-    return of
+@pytest.mark.parametrize("level", RECOMPUTE[1:])
+def test_computing_again_changes_no_gradient(level):
+    (_, plain, loss), (_, other, other_loss) = trained("none"), trained(level)
+    assert other_loss == loss
+    for one, two in zip(plain.parameters(), other.parameters(), strict=True):
+        assert one.grad is not None and two.grad is not None and torch.allclose(one.grad, two.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_the_cheapest_way_to_fit_is_taken(planned):
-    free = planned()
-    assert free.level == "none" and free.peak < free.budget
-    kept = free.own + free.need.base + free.need.adapter
-    tight = planned(memory_budget=(kept + free.need.step - 1e6) / GB)
-    assert tight.level == "feed-forward" and tight.peak <= tight.budget and "feed-forward layers again to fit" in tight.line()
+def test_what_text_encoders_pass_through_is_counted_when_they_train():
+    more = step_of(TrainConfig(batch=ROWS, train_text_encoder_1=True, train_text_encoder_2=True), SMALL, "none")
+    assert more.passing > counted("none").passing and more.staying > counted("none").staying
 
 
-def test_a_training_that_cannot_fit_says_what_to_change(planned):
-    with pytest.raises(ConfigError, match=r"needs \d\.\d GB .* and 0\.1 are there; try .*a smaller resolution"):
-        planned(memory_budget=0.1)
-    with pytest.raises(ConfigError, match=r"batch 2 with accumulation 2, or gradient_checkpointing auto"):
-        planned(memory_budget=0.1, gradient_checkpointing="none")
+def test_shapes_that_are_known_are_worked_out_as_the_meta_device_does(monkeypatch):
+    """Every kind of result: new tensors, several at once, views, writes into a given one; alive or not at the same moments."""
 
+    def work() -> None:
+        x = torch.empty(4, 6, device=META, requires_grad=True)
+        for _ in range(3):
+            y = torch.nn.functional.layer_norm(x @ x.t() @ x, (6,))
+            y.add_(1).view(2, 12).mul_(2)
+            torch.mm(y.t(), y, out=torch.empty(6, 6, device=META, requires_grad=False)) if not y.requires_grad else None
+            y.square().mean().backward()
 
-def test_a_chosen_level_is_kept(planned):
-    assert planned(gradient_checkpointing="deep").level == "deep"
-    assert config_from({"gradient_checkpointing": True}).gradient_checkpointing == "all"  # as runs of version 0.1 wrote it
+    with Alive() as quick:
+        work()
+    monkeypatch.setattr(Alive, "_made", lambda self, function, args, kwargs: function(*args, **kwargs))
+    with Alive() as plain:
+        work()
+    assert (quick.peak, quick.now) == (plain.peak, plain.now) and quick.peak > 0
 
 
 def test_the_size_of_the_file_is_told_before(tmp_path: Path):
@@ -127,20 +133,17 @@ def test_the_work_of_a_step_grows_with_its_pictures():
     assert one > 1e8 and four == pytest.approx(4 * one, rel=0.02)
 
 
-def test_caching_and_drawing_are_counted_too():
-    larger = dataclasses.replace(SMALL, width=256, height=256)
-    assert caching_bytes(larger) > caching_bytes(SMALL) and drawing_bytes(larger, rows=5) > drawing_bytes(SMALL, rows=5)
+def test_caching_and_drawing_are_counted_by_the_picture_they_are_of():
+    assert caching_bytes(LARGE) > caching_bytes(SMALL)
+    drawn_larger = dataclasses.replace(SMALL, drawn=(256, 256))
+    assert denoising_bytes(drawn_larger, rows=2) > 2 * denoising_bytes(SMALL, rows=2)
+    assert decoding_bytes(drawn_larger, in_tiles=False) == decoding_bytes(LARGE, in_tiles=False)
 
 
-def test_slow_steps_on_full_memory_are_told_once(monkeypatch):
-    watch = SpillWatch(CPU)
-    monkeypatch.setattr("trainer.plan.memory_is_full", lambda device: True)
-    said = [watch.look(seconds) for seconds in (1, 1, 1.2, 1, 1, 1, 30, 1, 30, 30, 30, 30)]
-    assert [bool(words) for words in said] == [False] * 10 + [True, False]
-    assert "30 times slower because memory is full" in (said[10] or "")
-
-
-def test_slow_steps_with_memory_to_spare_are_no_fault(monkeypatch):
-    watch = SpillWatch(CPU)
-    monkeypatch.setattr("trainer.plan.memory_is_full", lambda device: False)
-    assert not any(watch.look(seconds) for seconds in [1.0] * 5 + [60.0] * 10)
+def test_tiles_take_a_fraction_of_the_memory_and_it_is_told():
+    vae = open_base("tiny-sdxl", MODELS).vae(CPU)
+    set_tile(vae, tile_of(vae))
+    with torch.no_grad(), fused_attention(), Alive(vae) as alive:
+        vae.decode(torch.randn(1, 4, 32, 32))
+    told = decoding_bytes(LARGE, in_tiles=True)
+    assert told == pytest.approx(alive.peak, rel=0.1) and told < decoding_bytes(LARGE, in_tiles=False) / 3

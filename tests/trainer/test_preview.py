@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import MODELS, trainer
 from trainer import draw as drawing
@@ -41,6 +43,7 @@ def test_strength_zero_is_the_base_models_own_picture(ink_run: Path):
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
     request = Request(prompts=("a cat",), strengths=(0.0, 1.0), seed=7, steps=4)
     with_adapter = warm.draw(ink_run / "ink.safetensors", request)
+    assert not warm.adapter_of([]).layers
     alone = drawing.draw(
         request, unet=warm.unet, vae=warm.vae, scheduler=warm.scheduler, adapter=None,
         conditioning=lambda prompt, strength: next(iter(warm.known.values()))[prompt], size=(128, 128), latent_factor=8,
@@ -58,10 +61,12 @@ def test_a_strip_is_one_pass_for_all_strengths(ink_run: Path, monkeypatch):
     assert rows == [10, 10, 10]
 
 
-def test_the_warm_base_is_itself_again_after_a_drawing(ink_run: Path, tmp_path: Path):
+def test_the_warm_base_is_itself_again_when_no_lora_is_asked_for(ink_run: Path, tmp_path: Path):
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
     names = [name for name, _ in warm.unet.named_modules()]
     warm.draw(ink_run / "ink.safetensors", Request(prompts=("a cat",), strengths=(1.0,), steps=1))
+    assert [name for name, _ in warm.unet.named_modules()] != names  # ready for the next strength
+    warm.draw(None, Request(prompts=("a cat",), strengths=(1.0,), steps=1))
     assert [name for name, _ in warm.unet.named_modules()] == names
     # A file that fits no module leaves nothing attached either.
     save_file({"lora_unet_nothing_of_the_kind.lora_down.weight": torch.zeros(1, 2),
@@ -69,6 +74,41 @@ def test_the_warm_base_is_itself_again_after_a_drawing(ink_run: Path, tmp_path: 
     with pytest.raises(LoraFileError):
         warm.draw(tmp_path / "foreign.safetensors", Request(prompts=("a cat",), strengths=(1.0,), steps=1))
     assert [name for name, _ in warm.unet.named_modules()] == names
+
+
+def scaled(file: Path, times: float, to: Path) -> Path:
+    """The same LoRA with a change so many times as large."""
+    tensors = {name: tensor * (times if "lora_up" in name else 1) for name, tensor in load_file(file).items()}
+    save_file(tensors, to)
+    return to
+
+
+def test_a_lora_of_the_same_shape_takes_the_place_of_the_last_one(ink_run: Path, tmp_path: Path):
+    warm, fresh = (WarmBase(open_base("tiny-sdxl", MODELS)) for _ in range(2))
+    request = Request(prompts=("a cat",), strengths=(1.0,), steps=2)
+    other = scaled(ink_run / "ink.safetensors", 3.0, tmp_path / "other.safetensors")
+    first = warm.draw(ink_run / "ink.safetensors", request)
+    layers = [layer for _, _, layer in warm.adapter_of([(ink_run / "ink.safetensors", 1.0)]).walk()]
+    second = warm.draw(other, request)
+    assert all(layer is kept for (_, _, layer), kept in zip(warm.adapter_of([(other, 1.0)]).walk(), layers, strict=True))
+    wanted = fresh.draw(other, request)
+    assert np.array_equal(np.asarray(second[0].picture), np.asarray(wanted[0].picture))
+    assert not np.array_equal(np.asarray(second[0].picture), np.asarray(first[0].picture))
+
+
+def test_a_fast_preview_is_like_the_true_one_for_less_than_half_the_work_and_says_so(ink_run: Path, tmp_path: Path):
+    warm = WarmBase(open_base("tiny-sdxl", MODELS))
+    request = Request(prompts=("a cat",), strengths=(0.0, 1.0), steps=10)
+    work, drawn = [], []
+    for wanted in (request, dataclasses.replace(request, fast=True)):
+        with FlopCounterMode(warm.unet, display=False) as counted:
+            drawn.append(warm.draw(ink_run / "ink.safetensors", wanted))
+        work.append(counted.get_total_flops())
+    assert work[1] < 0.55 * work[0]
+    true, fast, other = (np.asarray(cell.picture).astype(float) for cell in (drawn[0][1], drawn[1][1], drawn[0][0]))
+    assert np.abs(true - fast).mean() < np.abs(true - other).mean()
+    drawing.save_picture(drawn[1][0], dataclasses.replace(request, fast=True), tmp_path / "a.png", base="tiny-sdxl", loras=[])
+    assert "Fast preview: guidance on 40% of the steps" in Image.open(tmp_path / "a.png").text["parameters"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ from trainer.dataset.sources import with_named
 from trainer.errors import ConfigError, DatasetError
 from trainer.train import train
 from trainer.validate import WORST, overtrained_since
-from ui.jobs import status_words
+from ui.jobs import standing_of
+from ui.progress import status_words
+from ui.text import Words
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -57,7 +59,7 @@ def test_the_page_is_given_the_curve_and_the_advice(measured: run.Run):
     said = events.read(measured.events)[0]
     view = events.fold(events.View(), [*said, {"kind": "ended", "how": "finished"}])
     assert [step for step, _ in view.validation] == list(range(9))
-    assert "at strength" in view.advice and f"Advice: {view.advice}." in status_words(view, alive=False)
+    assert "at strength" in view.advice and f"Advice: {view.advice}." in status_words(standing_of(view, False, None), Words())
     again = events.fold(view, [{"kind": "validation", "step": 5, "loss": 0.5}])  # resumed from step 4
     assert again.validation == (*view.validation[:5], (5, 0.5))
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import INK, ROOT
+from trainer import events
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 # On test modules that open a page: `pytestmark = BROWSER`.
@@ -78,6 +79,19 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     home = sample_home(tmp_path_factory.mktemp("studio"))
     with served(home) as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory, ink_run: Path) -> Iterator[Started]:
+    """A studio with the sample set and one training of it that has ended, “ink”; the test module's own."""
+    home = sample_home(tmp_path_factory.mktemp("ready"))
+    shutil.copytree(ink_run, home / "outputs" / "ink")
+    (home / "outputs" / "ink" / "project.json").write_text('{"project": "ink-emoji"}')
+    with served(home) as started:
+        yield started
+    drawing = home / "outputs" / ".drawing"
+    if drawing.is_dir():  # its warm process would wait for more
+        events.append(drawing / "commands.jsonl", "stop")
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,7 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     )
     assert (home / "datasets" / "discs" / "disc1.txt").read_text() == "a <b>disc</b>\n"
 
+    page.locator("#tab-train-button").click()
     page.locator("#name input, #name textarea").fill("discs")
     page.locator("#trigger input, #trigger textarea").fill("inkdisc")
     page.locator("#train").click()

@@ -9,16 +9,17 @@ import pytest
 
 from trainer.config import TrainConfig, config_from, kind_of
 from trainer.errors import ConfigError
+from ui.build import translations
 from ui.form import TITLES, build_form, fields, settings_from
 
-ELSEWHERE = {"name", "trigger", "preset", "base"}  # beside the Train button
+ELSEWHERE = {"name", "trigger", "preset", "pace", "base"}  # beside the Train button
 TERMINAL = {"optimizer_class", "optimizer_args"}  # run what they name
 
 
 @pytest.fixture(scope="module")
 def form() -> dict:
     with gr.Blocks():
-        return build_form(["my-pictures"], ["my-lora"])
+        return build_form(translations())
 
 
 def test_every_setting_is_on_the_page_or_has_a_reason_not_to_be(form):

@@ -181,7 +181,7 @@ def test_text_within_an_upload_is_limited(client: TestClient):
     headers, body = multipart(*[(f'name="f{i}"', b"") for i in range(1100)])
     assert client.post("/gradio_api/upload", content=body, headers=headers).status_code == 413
     headers, body = multipart((f'name="files"; filename="{"x" * 9000}.png"', b"x"))
-    assert client.post("/gradio_api/upload", content=body, headers=headers).status_code == 413
+    assert client.post("/gradio_api/upload", content=body, headers=headers).status_code in (400, 413)
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "multipart/form-data", "multipart/form-data; boundary="])

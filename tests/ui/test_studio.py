@@ -17,10 +17,12 @@ from PIL import Image
 from tests.conftest import INK, MODELS, ROOT
 from trainer.errors import DatasetError, RunError
 from trainer.events import View
-from ui.jobs import Jobs
+from ui.jobs import Jobs, Standing, standing_of
+from ui.progress import status_html
 from ui.projects import Projects, clean_name
 from ui.server import build_app
-from ui.views import status_html, strip_html
+from ui.strips import run_pictures, strip_html
+from ui.text import Words
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_no_path_leads_out(house, path: str):
 def test_a_caption_is_saved_as_one_line(house):
     home, client = house
     answer = client.put("/caption/ink-emoji/owl.png", content="a wise\nowl ")
-    assert answer.json() == {"message": "Saved"}
+    assert answer.json()["message"] == "Saved"
     assert (home / "datasets" / "ink-emoji" / "owl.txt").read_text() == "a wise owl\n"
     assert client.put("/caption/ink-emoji/gone.png", content="x").status_code == 400
     assert client.put("/caption/ink-emoji/owl.png", content="x" * 5000).status_code == 400
@@ -99,43 +101,18 @@ def test_answers_carry_no_permission_for_other_sites(house):
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_bad_uploads_are_named_and_good_ones_stay(tmp_path: Path):
-    Image.new("RGB", (50, 50)).save(tmp_path / "good.png")
-    (tmp_path / "good.txt").write_text("a black square")
-    (tmp_path / "bad.png").write_text("nothing")
-    (tmp_path / "virus.exe").write_text("nothing")
-    projects = Projects(tmp_path / "datasets", tmp_path / "cache")
-    files = [tmp_path / n for n in ("good.png", "good.txt", "bad.png", "virus.exe")]
-    name, kept, problems = projects.ingest("../my art", files)
-    assert (name, kept) == ("my art", 1) and [p.split()[0] for p in problems] == ["bad.png", "virus.exe"]
-    assert [(c.name, c.caption) for c in projects.cards(name)] == [("good.png", "a black square")]
-
-
-def test_a_drop_overwrites_nothing(tmp_path: Path):
-    for folder, colour in (("one", "red"), ("two", "blue")):
-        (tmp_path / folder).mkdir()
-        Image.new("RGB", (50, 50), colour).save(tmp_path / folder / "IMG_1.png")
-        (tmp_path / folder / "IMG_1.txt").write_text(f"a {colour} square")
-    projects = Projects(tmp_path / "datasets", tmp_path / "cache")
-    for folder in ("one", "two", "two"):
-        projects.ingest("art", [tmp_path / folder / "IMG_1.png", tmp_path / folder / "IMG_1.txt"])
-    assert [(c.name, c.caption) for c in projects.cards("art")] == [("IMG_1-2.png", "a blue square"), ("IMG_1.png", "a red square")]
-    assert projects.ingest("", [tmp_path / "one" / "IMG_1.png"])[0] == "my-pictures"
-    assert projects.ingest("", [tmp_path / "one" / "IMG_1.png"])[0] == "my-pictures-2"
-
-
 def test_kohya_folders_show_their_pictures(tmp_path: Path):
     (tmp_path / "datasets" / "cats" / "10_sks cat").mkdir(parents=True)
     Image.new("RGB", (50, 50)).save(tmp_path / "datasets" / "cats" / "10_sks cat" / "a.png")
     projects = Projects(tmp_path / "datasets", tmp_path / "cache")
     assert [(c.name, c.caption) for c in projects.cards("cats")] == [("10_sks cat/a.png", "sks cat")]
-    projects.save_caption("cats", "10_sks cat/a.png", "a cat")
+    save_caption(projects, "cats", "10_sks cat/a.png", "a cat")
     assert projects.cards("cats")[0].caption == "a cat" and projects.thumbnail("cats", "10_sks cat/a.png").is_file()
 
 
 def test_a_continued_run_shows_its_new_pictures():
     first, then = ({"file": "p00_s1.00.png", "prompt": "a cat", "strength": 1.0, "made": made} for made in (1, 2))
-    assert strip_html("run", [first]) != strip_html("run", [then])
+    assert run_pictures("run", [first]) != run_pictures("run", [then])
 
 
 def test_a_folder_without_pictures_is_told_without_its_path(tmp_path: Path):
@@ -162,26 +139,20 @@ def test_jobs_refuse_names_that_are_no_runs(tmp_path: Path):
 
 def test_markup_in_captions_is_shown_as_text():
     evil = '<img src=x onerror="alert(1)">'
-    assert "<img src=x" not in strip_html("r", [{"file": "a.png", "prompt": evil, "strength": 0.0}])
-    assert "<img" not in status_html(View(ended="failed", message=evil), False)
+    assert "<img src=x" not in strip_html(Words(), run_pictures("r", [{"file": "a.png", "prompt": evil, "strength": 0.0}]))
+    assert "<img" not in status_html(Standing(View(ended="failed", message=evil), "failed"), Words(), name=evil, project=evil)
 
 
 def test_the_strip_has_a_slider_that_swaps_pictures():
     pictures = [{"file": f"p00_s{s:.2f}.png", "prompt": "a cat", "strength": s} for s in (0.0, 0.5, 1.0)]
-    page = strip_html("my run", pictures)
+    page = strip_html(Words(), run_pictures("my run", pictures))
     assert 'type="range"' in page and 'max="2"' in page and "/picture/my%20run/p00_s0.00.png" in page
 
 
 def test_a_run_whose_process_died_is_interrupted():
-    assert "Interrupted" in status_html(View(stage="training", step=3, steps=9), False)
-    assert "step 3 of 9 (33 %)" in status_html(View(stage="training", step=3, steps=9, seconds_left=4.0), True)
-
-
-def test_a_drawing_whose_process_died_is_told(tmp_path: Path):
-    jobs = Jobs(tmp_path, MODELS)
-    (tmp_path / ".drawing").mkdir()
-    answer = jobs.drawn("asked-of-a-process-that-is-gone")
-    assert answer is not None and answer["kind"] == "failed" and "press Draw again" in answer["message"]
+    view = View(stage="training", step=3, steps=9, seconds_left=4.0)
+    assert "Interrupted" in status_html(standing_of(view, False, None), Words())
+    assert "step 3 of 9 (33 %), about 4 s left" in status_html(standing_of(view, True, None), Words())
 
 
 def test_two_visitors_may_ask_for_the_same_thumbnail_at_once(tmp_path: Path):

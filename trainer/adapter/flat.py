@@ -66,7 +66,8 @@ class Flat:
         if dtype == self.value.dtype:
             return self.value.detach()
         if self._copy is None or self._copy.dtype != dtype:
-            self._copy, self._copied_at = torch.empty_like(self.value, dtype=dtype, requires_grad=False), -1
+            with torch.inference_mode(False):  # pictures may be the first to ask, and training the next
+                self._copy, self._copied_at = torch.empty_like(self.value, dtype=dtype, requires_grad=False), -1
         # A change in place of any view counts one up, `.data` left aside: see `changed`.
         if self._copied_at != self.value._version:
             self._copy.copy_(self.value.detach())

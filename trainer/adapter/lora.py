@@ -69,8 +69,9 @@ class LoraLinear(Layer):
     @property
     def runs_in_groups(self) -> bool:
         """Whether this call can be computed by a `Group`; a compiler fuses the plain formula better than it traces that."""
-        asks_rows = isinstance(self.strength.value, torch.Tensor) and torch.is_grad_enabled()
-        return not (asks_rows or self.dropout.is_on or torch.compiler.is_compiling())
+        if torch.compiler.is_compiling() or self.dropout.is_on:
+            return False
+        return not (isinstance(self.strength.value, torch.Tensor) and torch.is_grad_enabled())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.runs_in_groups and self._can_stand_alone():
@@ -238,6 +239,7 @@ class Adapter:
         for _, _, layer in self.walk():
             factors = [parameter for role, parameter in layer.tensors().items() if role != "dora_scale"]
             ratio = (most / layer.product().norm()).clamp(max=1)  # stays on the device: no wait for its value
+            ratio = torch.where(ratio > 1 - 1e-5, 1.0, ratio)  # what was shrunk before stays as it is, to the bit
             for parameter in factors:
                 parameter.mul_(ratio ** (1 / len(factors)))
 

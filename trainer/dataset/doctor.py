@@ -17,7 +17,7 @@ from trainer.dataset.measures import BANDS, Measures
 
 FEWEST = {"style": 10, "character": 8, "concept": 5}  # pictures, by preset
 ENLARGED_BY = 1.15  # a picture stretched by more than this to fill its bucket is too small
-CROPPED = 0.15  # share of a picture's area
+CROPPED = 0.25  # share of a picture's area
 _SEE_THROUGH = 0.005
 _ALIKE_BITS, _ALIKE_CORRELATION = 10, 0.8
 _MISSING = -1.25  # log10 of a band's energy against the bands of coarse detail: less is no detail of its own
@@ -120,9 +120,11 @@ def _rounded(pixels: float) -> int:
 def _repeated(measures: Mapping[str, Measures]) -> list[Finding]:
     """Each picture that equals or resembles an earlier one is told once, with the first such."""
     names = list(measures)
+    if not names:
+        return []
     looks = np.array([measures[name].look for name in names], dtype=np.uint64)
-    tiny = np.array([list(bytes.fromhex(measures[name].tiny)) for name in names], dtype=np.float64).reshape(len(names), -1)
-    tiny -= tiny.mean(axis=1, keepdims=True) if len(names) else 0
+    tiny = np.array([list(bytes.fromhex(measures[name].tiny)) for name in names], dtype=np.float64)
+    tiny -= tiny.mean(axis=1, keepdims=True)
     length = np.linalg.norm(tiny, axis=1)
     found: list[Finding] = []
     first: dict[str, str] = {}  # of each file

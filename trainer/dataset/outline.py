@@ -5,6 +5,7 @@ What is read so may still be damaged inside; `scan` finds out.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import warnings
@@ -56,6 +57,9 @@ def _size(path: str, made: int, size_bytes: int) -> tuple[int, int] | None:
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as picture:
                 width, height = picture.size
-                return (height, width) if picture.getexif().get(_ORIENTATION) in _TURNED else (width, height)
+                with contextlib.suppress(Exception):  # a PNG may hold it behind its pixels, which `scan` reads
+                    if picture.getexif().get(_ORIENTATION) in _TURNED:
+                        return height, width
+                return width, height
     except Exception:  # as in open_picture: Pillow's readers raise nearly anything
         return None

@@ -41,7 +41,8 @@ class Report:
         told = [f"{self.file}: {' and '.join(self.kinds) or 'unknown network'}, {parts}; compared with {self.base}"]
         width = max(len(verdict.tool) for verdict in self.verdicts)
         for verdict in self.verdicts:
-            state = f"refuses the file: {verdict.refusal}" if verdict.refusal else f"takes {verdict.taken} of {verdict.total} tensors"
+            needs = f" with {verdict.needs}" if verdict.needs else ""
+            state = f"refuses the file: {verdict.refusal}" if verdict.refusal else f"takes {verdict.taken} of {verdict.total} tensors{needs}"
             told.append(f"{verdict.tool:<{width}}  {state}")
             told += [f"{'':<{width}}  drops {len(drop.keys)} ({drop.keys[0]}): {drop.reason}" for drop in verdict.drops]
         told += [f"fault: {text}" for text in self.faults]
@@ -176,7 +177,8 @@ def _warnings(container: Container, keys: Keys, modules: list[Module]) -> list[s
         )
     if any(entry.style == "diffusers" for entry in keys.entries):
         told.append(
-            "with diffusers' block names, sd-scripts' sdxl_merge_lora.py --sd_model drops the UNet's modules; lora convert --to kohya mends it"
+            "with diffusers' block names, sd-scripts' sdxl_merge_lora.py --sd_model and --network_weights drop the UNet's modules; "
+            "lora convert --to kohya mends it"
         )
     for part in ("text_encoder", "text_encoder_2"):
         paths = {entry.place[1] for entry in keys.entries if entry.place and entry.place[0] == part}

@@ -12,6 +12,7 @@ lora_te1_encoder          -      -       -        -          -          x
 lora_te2_encoder          -      -       -        -          -          - (x beside others with text_model)
 lora_te_text_model        -      x       x        -          -          x
 text_encoder.text_model   -      x       x        -          -          x
+diffusion_model           -      x       x        -          -          -     (ComfyUI's extracted files)
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from trainer.adapter.networks import split
 from trainer.lora_file.modules import ALPHA, DORA, DOWN, UP
 
 FORGE_LIMIT = 12  # unmatched keys; with more it applies nothing
@@ -40,10 +42,12 @@ class Entry:
 
     @property
     def style(self) -> str:
-        """`original`, `diffusers`, `text`, `short`, `flat`, `dotted`, `dotted-flat`, `processor` or `unknown` spelling."""
+        """`original`, `diffusers`, `text`, `short`, `flat`, `dotted`, `dotted-flat`, `processor`, `comfyui` or `unknown` spelling."""
         if self.place is None:
             return "unknown"
         part, path = self.place
+        if self.name.startswith(("diffusion_model.", "text_encoders.")):
+            return "comfyui"
         whole = "text_model" in self.name or path == "text_projection"
         if part == "unet":
             if not self.name.startswith("lora_unet_"):
@@ -79,6 +83,19 @@ class Keys:
         return found
 
     @functools.cached_property
+    def endings(self) -> dict[str, set[str]]:
+        """By module's name."""
+        found: dict[str, set[str]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.name, set()).add(entry.ending)
+        return found
+
+    @property
+    def misfit(self) -> str | None:
+        """The first module whose shapes are not the base's."""
+        return next((entry.name for entry in self.entries if entry.exists and not entry.fits), None)
+
+    @functools.cached_property
     def styles(self) -> frozenset[str]:
         return frozenset(entry.style for entry in self.entries)
 
@@ -110,6 +127,7 @@ class Verdict:
     total: int
     drops: tuple[Drop, ...] = ()
     refusal: str | None = None  # why the whole file is refused
+    needs: str = ""  # what it has to be told to read the file
 
     @property
     def whole(self) -> bool:
@@ -121,6 +139,7 @@ class Tool:
     name: str
     reason: Callable[[Entry, Keys], str | None]  # to drop a key
     refusal: Callable[[Keys, int], str | None]  # of the file, given the number of dropped keys
+    needs: Callable[[Keys], str] = lambda keys: ""
 
     def read(self, keys: Keys) -> Verdict:
         reasons: dict[str, list[str]] = {}
@@ -130,7 +149,8 @@ class Tool:
         dropped = sum(map(len, reasons.values()))
         refusal = self.refusal(keys, dropped)
         drops = tuple(Drop(reason, tuple(found)) for reason, found in reasons.items())
-        return Verdict(self.name, 0 if refusal else len(keys.entries) - dropped, len(keys.entries), drops, refusal)
+        taken = 0 if refusal else len(keys.entries) - dropped
+        return Verdict(self.name, taken, len(keys.entries), drops, refusal, "" if refusal else self.needs(keys))
 
 
 def _missing(entry: Entry) -> str | None:
@@ -153,6 +173,10 @@ _FLAT = "text_model is missing in the name of the text encoder's module; convert
 
 def _comfyui(entry: Entry, keys: Keys) -> str | None:
     path = entry.place[1] if entry.place else ""
+    if entry.role == DOWN and UP not in keys.roles[entry.name]:
+        return "its up matrix is missing"
+    if entry.style == "comfyui":
+        return None
     if entry.place and entry.place[0] != "unet":
         if entry.style in ("flat", "dotted-flat"):
             return _FLAT
@@ -171,20 +195,36 @@ def _comfyui(entry: Entry, keys: Keys) -> str | None:
 
 
 def _comfyui_refusal(keys: Keys, dropped: int) -> str | None:
-    return _without_partner(keys)
+    for name, found in keys.roles.items():  # a KeyError
+        if UP in found and DOWN not in found:
+            return f"{name} has no down matrix, at which loading stops"
+    return None
+
+
+def _forge(entry: Entry, keys: Keys) -> str | None:
+    """A copy of an older ComfyUI's."""
+    if entry.style == "comfyui" and entry.name.startswith("text_encoders."):
+        return "it knows ComfyUI's names of the UNet alone; convert the file: lora convert --to kohya"
+    if ".default." in entry.ending:
+        return "it does not read PEFT's adapter names; convert the file: lora convert --to kohya"
+    return _comfyui(entry, keys)
 
 
 def _forge_refusal(keys: Keys, dropped: int) -> str | None:
-    unmatched = dropped - sum(entry.exists and not entry.fits for entry in keys.entries)  # wrong shapes are skipped later
+    unmatched = dropped - sum(entry.exists and not entry.fits for entry in keys.entries)  # wrong shapes are met later
     if unmatched > FORGE_LIMIT:
         return f"{unmatched} keys match nothing, more than {FORGE_LIMIT}, so it applies none of the file"
-    return _without_partner(keys)
+    if keys.misfit:
+        return f"{keys.misfit} has not the shapes of the base, at which drawing stops"
+    return _comfyui_refusal(keys, dropped)
 
 
 def _not_kohyas(entry: Entry, short: str) -> str | None:
     """Of a tool that knows kohya's names alone; `short`: why it does not take `lora_te_`."""
     if entry.style in ("dotted", "dotted-flat", "processor"):
         return _DOTTED
+    if entry.style == "comfyui":
+        return "it knows no names of ComfyUI (diffusion_model.…); convert the file: lora convert --to kohya"
     if entry.style == "flat":
         return _FLAT
     return short if entry.style == "short" else None
@@ -197,6 +237,8 @@ def _a1111(entry: Entry, keys: Keys) -> str | None:
         return reason
     if path == "text_projection":
         return _NO_PROJECTION
+    if entry.role in (ALPHA, DORA) and ".lora_A.weight" in keys.endings[entry.name]:
+        return f"it forgets {entry.role} where the matrices are called lora_A and lora_B"
     if entry.style == "diffusers" and path == "up_blocks.0.upsamplers.0.conv":
         return "it looks for this upsampler in the wrong place (output_blocks_2_1 instead of output_blocks_2_2)"
     if entry.style == "diffusers" and path.startswith(("add_embedding", "conv_norm_out")):
@@ -213,7 +255,23 @@ def _whole_attention(path: str, keys: Keys) -> bool:
 
 def _a1111_refusal(keys: Keys, dropped: int) -> str | None:
     bare = [entry.name for entry in keys.entries if entry.kohya and entry.name.endswith("_to_out")]
-    return f"{bare[0]} lacks the 0 of to_out_0, at which loading stops" if bare else None
+    if bare:
+        return f"{bare[0]} lacks the 0 of to_out_0, at which loading stops"
+    if any(entry.key.startswith("diffusion_model.") for entry in keys.entries):
+        return "it takes diffusion_model for a module, at which loading stops; convert the file: lora convert --to kohya"
+    for entry in keys.entries:
+        if entry.kohya and entry.exists and not _complete(keys.roles[entry.name]) and not _a1111(entry, keys):
+            return f"{entry.name} holds no whole network, at which loading stops"
+    return None
+
+
+def _complete(roles: set[str]) -> bool:
+    """Whether one of A1111's module types takes it."""
+    if roles & {"w_norm", "oft_blocks", "oft_diag", "on_input", "diff"} or {DOWN, UP} <= roles:
+        return True
+    if {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= roles:
+        return True
+    return all(name in roles or {f"{name}_a", f"{name}_b"} <= roles for name in ("lokr_w1", "lokr_w2"))
 
 
 def _invokeai(entry: Entry, keys: Keys) -> str | None:
@@ -241,29 +299,91 @@ def _looks_like_sdxl(keys: Keys) -> bool:
     return cross or deep or "text_encoder_2" in parts
 
 
+def _sd_module(keys: Keys) -> str:
+    """The --network_module that reads most of a file: sd-scripts' own, or the package lycoris."""
+    forms = {_form_of(found) for found in keys.roles.values()} - {"nothing"}
+    if forms <= {"lora"}:
+        return "networks.lora"
+    if forms == {"loha"} or (forms == {"lokr"} and _lokr_factor(keys) is not None):
+        return f"networks.{forms.pop()}"
+    lycoris = "lycoris" in keys.facts.get("ss_network_module", "") or not any({DOWN, UP} & found for found in keys.roles.values())
+    return "lycoris.kohya" if lycoris else "networks.lora"
+
+
+def _form_of(roles: set[str]) -> str:
+    """`lora`, `loha` or `lokr` as sd-scripts' own modules know them, `other`, or `nothing` to apply."""
+    marks = {role.partition("_")[0] for role in roles - {ALPHA}}
+    if not roles - {ALPHA, DORA}:
+        return "nothing"
+    if marks == {"hada"}:
+        return "loha"
+    if marks == {"lokr"}:
+        return "lokr" if "lokr_w1" in roles and "lokr_t2" not in roles else "other"
+    return "lora" if roles <= {DOWN, UP, ALPHA} else "other"
+
+
+def _lokr_factor(keys: Keys) -> int | None:
+    """What --network_args must say as factor to make first matrices of the file's shapes; -1 for as nearly alike as can be."""
+    firsts = {key.removesuffix(".lokr_w1"): shape for key, shape in keys.shapes.items() if key.endswith(".lokr_w1")}
+    sides: set[tuple[int, int]] = set()  # (of the first matrix, of both)
+    for name, first in firsts.items():
+        second = keys.shapes.get(f"{name}.lokr_w2") or (*keys.shapes.get(f"{name}.lokr_w2_a", ())[:1], 0)
+        sides.add((first[0], first[0] * second[0]))
+        if f"{name}.lokr_w2" in keys.shapes:
+            sides.add((first[1], first[1] * second[1]))
+    for factor in (-1, max((first for first, _ in sides), default=-1)):
+        if all(whole and split(whole, max(factor, 0))[0] == first for first, whole in sides):
+            return factor
+    return None
+
+
+def _sd_needs(keys: Keys) -> str:
+    module = _sd_module(keys)
+    factor = _lokr_factor(keys) if module == "networks.lokr" else -1
+    return f"--network_module {module}" + (f" --network_args factor={factor}" if factor != -1 else "")
+
+
 def _sd_scripts(entry: Entry, keys: Keys) -> str | None:
-    """networks/lora.py, or the lycoris package for its own networks."""
     path = entry.place[1] if entry.place else ""
     if reason := _not_kohyas(entry, "it calls the first text encoder lora_te1_"):
         return reason
-    lycoris = "lycoris" in keys.facts.get("ss_network_module", "") or not {DOWN, UP} & keys.roles[entry.name]
-    if lycoris:
+    module, roles = _sd_module(keys), keys.roles[entry.name]
+    if entry.style == "diffusers" and not (module == "networks.lora" and re.search("(down|up)_blocks", " ".join(keys.roles))):
+        return "it does not know diffusers' block names here; convert the file: lora convert --to kohya"
+    if module == "lycoris.kohya":
+        return None
+    if path == "text_projection" or re.match(r"(time_embedding|add_embedding|conv_in|conv_out)", path):
+        return f"it is not among the modules that {module} adapts"
+    if module != "networks.lora":
         return None
     if entry.role == DORA:
         return "dora_scale is ignored by networks.lora, which applies the rest as a plain LoRA"
     if entry.role not in (DOWN, UP, ALPHA):
         return f"networks.lora does not read {entry.role}"
-    if path == "text_projection" or re.match(r"(time_embedding|add_embedding|conv_in|conv_out)", path):
-        return "it is not among the modules that networks.lora adapts"
+    if ".lora_down.weight" not in keys.endings[entry.name]:
+        return "networks.lora looks for lora_down.weight; convert the file: lora convert --to kohya" if DOWN in roles else "it has no down matrix"
     return None
 
 
 def _sd_scripts_refusal(keys: Keys, dropped: int) -> str | None:
+    module = _sd_module(keys)
+    if keys.misfit:
+        return f"{keys.misfit} has not the shapes of the base, at which loading stops"
+    for name, roles in keys.roles.items():
+        if module == "networks.lora" and {DOWN, UP, "mid"} <= roles:
+            return f"{name} has Tucker's form, at which networks.lora stops"
+        if module != "networks.lora" and ALPHA not in roles and _form_of(roles) in ("loha", "lokr"):
+            return f"{name} has no alpha, at which loading stops"
+        if module == "lycoris.kohya" and keys.shapes.get(f"{name}.dora_scale", (0,))[0] == 1:
+            return (
+                "lycoris.kohya 4 makes dora_scale for each output, and here it is for each input; bake the file, or go on with it "
+                "by the --network_args algo=lora dora_wd=True wd_on_output=False"
+            )
     return None
 
 
 def _diffusers(entry: Entry, keys: Keys) -> str | None:
-    if not entry.key.startswith(("lora_", "unet.", "text_encoder")):
+    if not entry.key.startswith(("lora_", "unet.", "text_encoder.", "text_encoder_2.")):
         return "it expects unet. before the names of the UNet's modules; convert the file: lora convert --to diffusers"
     if entry.role == DORA and entry.kohya:
         return "dora_scale is filtered out, and the rest applied as a plain LoRA"
@@ -314,9 +434,9 @@ def _without_partner(keys: Keys) -> str | None:
 
 TOOLS = (
     Tool("A1111 1.10", _a1111, _a1111_refusal),
-    Tool("Forge", _comfyui, _forge_refusal),
+    Tool("Forge", _forge, _forge_refusal),
     Tool("ComfyUI 0.3", _comfyui, _comfyui_refusal),
     Tool("InvokeAI 6.14", _invokeai, _invokeai_refusal),
-    Tool("sd-scripts", _sd_scripts, _sd_scripts_refusal),
+    Tool("sd-scripts", _sd_scripts, _sd_scripts_refusal, _sd_needs),
     Tool("diffusers 0.42", _diffusers, _diffusers_refusal),
 )

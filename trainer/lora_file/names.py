@@ -12,6 +12,7 @@ import re
 
 PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 
+_CLIP = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 _RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
     "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
@@ -65,7 +66,8 @@ def accepted_names(part: str, path: str) -> list[str]:
     names = [kohya_name(part, path), PREFIX[part] + dotted.replace(".", "_"), f"{part}.{dotted}"]
     if dotted != path:
         names += [f"{part}.{path}", PREFIX[part] + path.replace(".", "_")]
-    return names
+    # ComfyUI's extracted files
+    return [*names, f"diffusion_model.{sgm_path(path)}" if part == "unet" else f"text_encoders.{_CLIP[part]}.transformer.{dotted}"]
 
 
 def diffusers_name(part: str, path: str) -> str:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from trainer.adapter.layer import Layer
 from trainer.adapter.lora import Adapter, Size
 from trainer.adapter.networks import is_whole, product
 from trainer.errors import LoraFileError
@@ -142,6 +143,30 @@ def _attach_all(files: Sequence[tuple[Path, float]], adapter: Adapter, models: d
             raise LoraFileError(f"{path.name} holds {len(left)} modules that this base lacks, such as {next(iter(left))}; choose its base")
 
 
+def refill(files: Sequence[tuple[Path, float]], adapter: Adapter) -> bool:
+    """Puts the matrices of files in the place of those that `attach_mix` gave, when all are made alike; otherwise leaves them."""
+    held = [(path, weight, read_lora(path)) for path, weight in files]
+    found: list[tuple[Matrices, Layer]] = []
+    for part, module_path, layer in adapter.walk():
+        try:
+            parts = [(weight, taken) for path, weight, of in held if (taken := _taken(of, part, module_path, layer.base, path))]
+        except LoraFileError:  # told when it is attached
+            return False
+        if not parts:
+            return False
+        made = parts[0][1] if len(files) == 1 and parts[0][0] == 1 else mixed(parts, layer.base)
+        shapes = {role: tensor.shape for role, tensor in layer.tensors().items()}
+        is_alike = made.network == layer.network and {role: tensor.shape for role, tensor in made.tensors.items()} == shapes
+        if not is_alike or made.alpha != layer.alpha:
+            return False
+        found.append((made, layer))
+    if any(left for _, _, left in held):
+        return False
+    for made, layer in found:
+        _copy(made.tensors, layer.tensors())
+    return True
+
+
 def _taken(matrices: dict[str, Matrices], part: str, module_path: str, module: nn.Linear | nn.Conv2d, path: Path) -> Matrices | None:
     """What a file holds for one layer, taken out of `matrices`; None when that is nothing."""
     names = [name for name in _names(part, module_path) if name in matrices]
@@ -195,8 +220,8 @@ def start_from(path: Path, adapter: Adapter) -> None:
 def parts_of(path: Path) -> set[str]:
     """Which of `unet`, `text_encoder`, `text_encoder_2` a file changes, from its header alone."""
     header = read_header(path, LoraFileError, most=MAX_HEADER).tensors
-    marks = {"unet": ("lora_unet_", "unet."), "text_encoder": ("lora_te1_", "lora_te_", "text_encoder."),
-             "text_encoder_2": ("lora_te2_", "text_encoder_2.")}  # fmt: skip
+    marks = {"unet": ("lora_unet_", "unet.", "diffusion_model."), "text_encoder": ("lora_te1_", "lora_te_", "text_encoder.", "text_encoders.clip_l."),
+             "text_encoder_2": ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g.")}  # fmt: skip
     return {part for part, starts in marks.items() if any(key.startswith(starts) for key in header)}
 
 

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from ui.accounts import AccountError, user_name
 from ui.doors import public
 from ui.sessions import COOKIE, IDLE_SECONDS
-from ui.studio import Studio, token_of
+from ui.studio import Desk, Studio, token_of
 from ui.text import Words, preferred
 from ui.theme import LOGIN_HREF
 
@@ -71,6 +71,12 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
         answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
         answer.headers["Clear-Site-Data"] = '"cache"'
         return answer
+
+
+def account_html(desk: Desk) -> str:
+    """Who is logged in, and the way out."""
+    said, leave = html.escape(desk.words("login.user", name=desk.user)), html.escape(desk.words("login.leave"))
+    return f'<form method="post" action="/logout"><span>{said}</span> <button>{leave}</button></form>'
 
 
 def _words(request: Request) -> Words:

@@ -145,14 +145,14 @@ async function openMask(card, button) {
 }
 
 function fill(colour) {
-  const pen = mask.getContext('2d');
+  const pen = mask.getContext('2d', {willReadFrequently: true});
   pen.fillStyle = colour;
   pen.fillRect(0, 0, mask.width, mask.height);
 }
 
 function showMask() {
   const canvas = document.querySelector('#mask-dialog canvas'), pen = canvas.getContext('2d');
-  const values = mask.getContext('2d').getImageData(0, 0, mask.width, mask.height);
+  const values = mask.getContext('2d', {willReadFrequently: true}).getImageData(0, 0, mask.width, mask.height);
   for (let at = 0; at < values.data.length; at += 4) {
     const out = 255 - values.data[at];
     values.data[at] = 154; values.data[at + 1] = 52; values.data[at + 2] = 18; values.data[at + 3] = out * 0.75;
@@ -160,7 +160,7 @@ function showMask() {
   pen.putImageData(values, 0, 0);
 }
 
-function paintMask(event, canvas) {
+function paintMask(event, canvas, from) {
   const shown = canvas.getBoundingClientRect(), scale = canvas.width / shown.width, dialog = canvas.closest('dialog');
   const radius = Number(dialog.querySelector('.mask-brush').value) / 100 * Math.max(canvas.width, canvas.height) / 2 + 2;
   const hides = dialog.querySelector('[name=mask-way]:checked').value === 'hide';
@@ -170,11 +170,16 @@ function paintMask(event, canvas) {
   for (const [pen, colour, way] of pens) {
     if (pen.canvas === canvas && !hides) pen.fillStyle = 'black'; else pen.fillStyle = colour;
     pen.globalCompositeOperation = way;
+    pen.strokeStyle = pen.fillStyle;
+    pen.lineCap = 'round';
+    pen.lineWidth = 2 * radius;
     pen.beginPath();
-    pen.arc(at[0], at[1], radius, 0, 7);
-    pen.fill();
+    pen.moveTo(...(from ?? at));
+    pen.lineTo(...at);
+    pen.stroke();
     pen.globalCompositeOperation = 'source-over';
   }
+  return at;
 }
 
 document.addEventListener('pointerdown', (event) => {
@@ -182,8 +187,8 @@ document.addEventListener('pointerdown', (event) => {
   if (!canvas.matches?.('#mask-dialog canvas') || !mask) return;
   event.preventDefault();
   canvas.setPointerCapture(event.pointerId);
-  const draw = (move) => { for (const point of move.getCoalescedEvents?.() ?? [move]) paintMask(point, canvas); };
-  paintMask(event, canvas);
+  let from = paintMask(event, canvas);
+  const draw = (move) => { for (const point of move.getCoalescedEvents?.() ?? [move]) from = paintMask(point, canvas, from); };
   canvas.addEventListener('pointermove', draw);
   const end = () => { canvas.removeEventListener('pointermove', draw); showMask(); };
   canvas.addEventListener('pointerup', end, {once: true});

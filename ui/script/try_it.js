@@ -80,5 +80,5 @@ document.addEventListener('click', async (event) => {
     if (answer.ok && state === 'finished' && button.matches('.choose')) {
       for (const other of box.querySelectorAll('button.choose')) other.setAttribute('aria-pressed', String(other === button));
     }
-  } catch (error) { told.textContent = button.closest('[data-silent]')?.dataset.silent || '…'; }
+  } catch (error) { told.textContent = told.dataset.silent; }
 });

@@ -24,15 +24,17 @@ def build(shared: Shared) -> None:
     with gr.Row(equal_height=True):
         upload = gr.File(label=label("artwork.drop"), file_count="multiple", elem_id="upload", height=170, scale=4)
         folder = gr.UploadButton(label("artwork.folder"), file_count="directory", elem_id="upload-folder", scale=1)
-    limits = gr.HTML(elem_id="upload-limits")
-    arrivals = gr.HTML(elem_id="left-out")
-    visit = gr.HTML(elem_id="visit")
-    doctor = gr.HTML(elem_id="doctor")
-    cards = gr.HTML(elem_id="cards")
-    removed = gr.HTML(elem_id="removed")
-    dialog = gr.HTML(elem_id="mask-place")
+    limits = gr.HTML(elem_id="upload-limits", padding=False)
+    arrivals = gr.HTML(elem_id="left-out", padding=False)
+    visit = gr.HTML(elem_id="visit", padding=False)
+    doctor = gr.HTML(elem_id="doctor", padding=False)
+    cards = gr.HTML(elem_id="cards", padding=False)
+    removed = gr.HTML(elem_id="removed", padding=False)
+    dialog = gr.HTML(elem_id="mask-place", padding=False)
     changed = gr.Button("changed", elem_id="artwork-changed", elem_classes="unseen")  # pressed by the script
-    seen, fresh = gr.State(()), gr.State(())
+    # Written by the poll: a State's change is not told to the page by an event that passes the queue by (Gradio 6.31).
+    fresh, finished = (gr.Textbox(elem_id=f"artwork-{name}", elem_classes="unseen", show_label=False) for name in ("fresh", "finished"))
+    seen = gr.State(())
     timer = gr.Timer(1.0)
     _deletion(shared)
 
@@ -59,7 +61,7 @@ def build(shared: Shared) -> None:
         desk.projects.intake.start(desk.projects, project, dropped(paths, names), desk.limits)
         return gr.update(choices=desk.projects.names(), value=project), None
 
-    def follow(desk: Desk, chosen: str | None, last: tuple, touched: int):
+    def follow(desk: Desk, chosen: str | None, last: tuple):
         """What changed since the last look; the cards themselves are drawn by the event that `fresh` raises."""
         if not chosen or chosen not in desk.projects.names():
             return [gr.skip()] * 5
@@ -68,12 +70,9 @@ def build(shared: Shared) -> None:
         now = (chosen, drop and (id(drop), drop.rev), look and (id(look), look.done, look.ended))
         if tuple(last) == now:
             return [gr.skip()] * 5
-        was_running = len(last) == 3 and last[0] == chosen and last[1:] != now[1:]
-        ended = was_running and (drop is None or drop.ended) and last[1] != now[1]
-        state = (chosen, drop and drop.kept, drop and drop.ended, look and (look.done // 20, look.ended))
-        return [
-            arrivals_html(desk.words, drop), escaped(_visit_words(desk, chosen)), now, state, touched + 1 if ended else gr.skip(),
-        ]  # fmt: skip
+        state = (chosen, drop and (id(drop), drop.kept, drop.ended), look and (id(look), look.done // 20, look.ended))
+        ended = repr(state[:2]) if drop and drop.ended and len(last) == 3 and last[0] == chosen else gr.skip()
+        return [arrivals_html(desk.words, drop), escaped(_visit_words(desk, chosen)), now, repr(state), ended]
 
     def touch(desk: Desk, touched: int) -> int:
         del desk
@@ -85,7 +84,8 @@ def build(shared: Shared) -> None:
     for box in (upload, folder):
         box.upload(shared.on(take_in), [box, shared.project], [shared.project, box], preprocess=False, **PRIVATE)
     changed.click(shared.on(touch), shared.touched, shared.touched, show_progress="hidden", **PRIVATE)
-    timer.tick(shared.on(follow), [shared.project, seen, shared.touched], [arrivals, visit, seen, fresh, shared.touched], **QUIET)
+    finished.change(shared.on(touch), shared.touched, shared.touched, show_progress="hidden", **PRIVATE)
+    timer.tick(shared.on(follow), [shared.project, seen], [arrivals, visit, seen, fresh, finished], **QUIET)
 
 
 def _limits(desk: Desk) -> str:
@@ -104,12 +104,12 @@ def _deletion(shared: Shared) -> None:
     label = shared.label
     delete = gr.Button(label("artwork.delete"), elem_id="delete", size="sm", variant="stop")
     with gr.Group(visible=False, elem_id="delete-question") as question:
-        asked = gr.HTML(elem_id="delete-asked")
+        asked = gr.HTML(elem_id="delete-asked", padding=False)
         runs = gr.Checkbox(True, label=label("artwork.delete_runs"), elem_id="delete-runs")
         with gr.Row():
             no = gr.Button(label("artwork.delete_no"), elem_id="delete-no")
             yes = gr.Button(label("artwork.delete_yes"), elem_id="delete-yes", variant="stop")
-    receipt = gr.HTML(elem_id="deleted")
+    receipt = gr.HTML(elem_id="deleted", padding=False)
 
     def ask(desk: Desk, chosen: str | None):
         if not chosen:

@@ -21,20 +21,20 @@ from ui.text import Words
 
 def build(shared: Shared) -> None:
     label = shared.label
-    summary = gr.HTML(elem_id="caption-summary")
+    summary = gr.HTML(elem_id="caption-summary", padding=False)
     with gr.Accordion(label("captions.many"), open=False, elem_id="many"):
         kind = gr.Radio(_kinds(Words()), value=KINDS[0], label=label("captions.what"), elem_id="edit-kind")
         with gr.Row():
             find = gr.Textbox(label=label("captions.find"), max_length=MAX_CAPTION, elem_id="edit-find")
             text = gr.Textbox(label=label("captions.text"), max_length=MAX_CAPTION, elem_id="edit-text")
-        preview = gr.HTML(elem_id="edit-preview")
+        preview = gr.HTML(elem_id="edit-preview", padding=False)
         do = gr.Button(label("captions.apply"), variant="primary", elem_id="edit-apply", interactive=False)
     with gr.Row():
         back = gr.Button(label("captions.undo"), elem_id="edit-undo", interactive=False, size="sm")
-    said = gr.HTML(elem_id="edit-said")
+    said = gr.HTML(elem_id="edit-said", padding=False)
     _model(shared)
-    tags = gr.HTML(elem_id="caption-tags")
-    listed = gr.HTML(elem_id="caption-list")
+    tags = gr.HTML(elem_id="caption-tags", padding=False)
+    listed = gr.HTML(elem_id="caption-list", padding=False)
     saved = gr.Button("saved", elem_id="caption-saved", elem_classes="unseen")  # pressed by the script
 
     def about(desk: Desk, chosen: str | None):
@@ -77,7 +77,7 @@ def build(shared: Shared) -> None:
     for event in (shared.project.change, shared.touched.change):
         event(shared.on(show), shared.project, [summary, tags, back, listed, kind], show_progress="hidden", **PRIVATE)
     saved.click(shared.on(about), shared.project, [summary, tags, back], show_progress="hidden", trigger_mode="always_last", **PRIVATE)
-    for change in (kind.change, find.change, text.change):
+    for change in (kind.change, find.change, text.change, shared.touched.change):
         change(shared.on(look), asked, [preview, do, find, text], show_progress="hidden", trigger_mode="always_last", **PRIVATE)
     do.click(shared.on(make), [*asked, shared.touched], [said, preview, do, shared.touched], **PRIVATE)
     back.click(shared.on(take_back), [shared.project, shared.touched], [said, shared.touched], **PRIVATE)
@@ -110,14 +110,15 @@ def _model(shared: Shared) -> None:
     """A model that writes captions, where one is at hand."""
     label = shared.label
     with gr.Accordion(label("captions.model"), open=False, elem_id="caption-model"):
-        none = gr.HTML(elem_id="no-model")
+        none = gr.HTML(elem_id="no-model", padding=False)
         with gr.Row() as row:
             model = gr.Dropdown([], label=label("captions.model_which"), elem_id="caption-which")
             over = gr.Checkbox(False, label=label("captions.model_over"), elem_id="caption-over")
             start = gr.Button(label("captions.model_start"), elem_id="caption-start")
             stop = gr.Button(label("captions.model_stop"), elem_id="caption-stop", interactive=False)
-    status = gr.HTML(elem_id="captioning")
+    status = gr.HTML(elem_id="captioning", padding=False)
     seen = gr.State(("", 0, False, None))
+    finished = gr.Textbox(elem_id="captioning-finished", elem_classes="unseen", show_label=False)  # as in the Artwork tab
     timer = gr.Timer(1.5)
 
     def offer(desk: Desk, chosen: str | None):
@@ -136,7 +137,7 @@ def _model(shared: Shared) -> None:
         if chosen:
             Captioning(desk.projects, desk.jobs).stop(chosen)
 
-    def follow(desk: Desk, chosen: str | None, before: tuple, touched: int):
+    def follow(desk: Desk, chosen: str | None, before: tuple):
         stands = Captioning(desk.projects, desk.jobs).view(chosen) if chosen else None
         if stands is None:
             return ("" if before[0] != chosen else gr.skip(), gr.skip(), (chosen, 0, False, None), gr.skip())
@@ -148,9 +149,14 @@ def _model(shared: Shared) -> None:
         fresh = dict(list(view.captions.items())[known:])
         ended = before[0] == chosen and before[2] and not alive
         html = progress_html(desk.words, view, alive, fresh, chosen or "")
-        return html, gr.update(interactive=alive), now, touched + 1 if ended else gr.skip()
+        return html, gr.update(interactive=alive), now, repr(now) if ended else gr.skip()
+
+    def touch(desk: Desk, touched: int) -> int:
+        del desk
+        return touched + 1
 
     shared.project.change(shared.on(offer), shared.project, [none, row, model], show_progress="hidden", **PRIVATE)
     start.click(shared.on(begin), [shared.project, model, over], None, **PRIVATE)
     stop.click(shared.on(halt), shared.project, None, **PRIVATE)
-    timer.tick(shared.on(follow), [shared.project, seen, shared.touched], [status, stop, seen, shared.touched], **QUIET)
+    finished.change(shared.on(touch), shared.touched, shared.touched, show_progress="hidden", **PRIVATE)
+    timer.tick(shared.on(follow), [shared.project, seen], [status, stop, seen, finished], **QUIET)

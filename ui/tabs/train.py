@@ -54,12 +54,14 @@ def build(shared: Shared) -> None:
                 for side in ("left", "right")
             )
         comparison = gr.HTML(elem_id="comparison")
+    loaded = gr.State("")  # whose settings the form shows
     asked, token, seen, seen_line = gr.State(None), gr.State(training.new_token()), gr.State(()), gr.State("")
     timer = gr.Timer(1.5)
 
     above = {"name": name, "trigger": trigger, "preset": preset, "pace": pace, "base": base}
-    everything = {shared.project, token, shared.made, *above.values(), *form.values()}
+    everything = {shared.project, loaded, token, shared.made, *above.values(), *form.values()}
     before = [estimate, checks, asked]
+    brought = [*above.values(), *form.values(), *before, told, token, loaded]
     buttons = [train, stop, go_on, retry, another]
 
     def fields(values: dict[Any, Any]) -> training.Fields:
@@ -69,9 +71,8 @@ def build(shared: Shared) -> None:
 
     def load(desk: Desk, chosen: str | None):
         """A project brings its own settings."""
-        outputs = [*above.values(), *form.values(), *before, told, token]
         if not chosen:
-            return [gr.skip()] * len(outputs)
+            return [gr.skip()] * len(brought)
         kept, projects, files = training.kept(desk, chosen), desk.projects.names(), desk.jobs.finished()
         shown: dict[Any, Any] = {component: kept.above[key] for key, component in above.items()}
         shown[base] = gr.update(choices=desk.jobs.bases(), value=kept.above["base"])
@@ -80,11 +81,11 @@ def build(shared: Shared) -> None:
             choices = projects if key in FOLDERS else files if key in FILES else None
             shown[component] = value if choices is None else gr.update(choices=[(desk.words("train.none"), ""), *choices], value=value)
         said = training.told_before(desk, chosen, kept)
-        return [*shown.values(), said.estimate, said.checks, said.asked, "", training.new_token()]
+        return [*shown.values(), said.estimate, said.checks, said.asked, "", training.new_token(), chosen]
 
     def changed(desk: Desk, values: dict[Any, Any]):
         chosen = values[shared.project]
-        if not chosen:
+        if not chosen or values[loaded] != chosen:  # another project's fields are on their way
             return [gr.skip()] * 4
         training.keep(desk, chosen, fields(values))
         said = training.told_before(desk, chosen, fields(values))
@@ -167,9 +168,8 @@ def build(shared: Shared) -> None:
         return comparison_html(desk.jobs, left, right, desk.words)
 
     fresh: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}
-    shared.project.change(shared.on(load), shared.project, [*above.values(), *form.values(), *before, told, token], **QUIET)
-    # `input` alone is the artist's own doing: `change` would also save what a project's loading puts there.
-    gr.on([component.input for component in (*above.values(), *form.values())], shared.on(changed), everything, [*before, told], **fresh)
+    shared.project.change(shared.on(load), shared.project, brought, **QUIET)
+    gr.on([component.change for component in (*above.values(), *form.values())], shared.on(changed), everything, [*before, told], **fresh)
     shared.touched.change(shared.on(refresh), shared.project, before, **QUIET)
     timer.tick(shared.on(answered), asked, before, **QUIET)
     started = [told, shared.made, token, train, stop]
@@ -178,7 +178,7 @@ def build(shared: Shared) -> None:
     stop.click(shared.on(halt), [shared.project, shared.made], shared.made, **QUIET)
     go_on.click(shared.on(resume), [shared.project, shared.made], shared.made, **QUIET)
     retry.click(shared.on(try_again), [shared.project, shared.made], shared.made, **QUIET).then(
-        shared.on(load), shared.project, [*above.values(), *form.values(), *before, told, token], **QUIET
+        shared.on(load), shared.project, brought, **QUIET
     )
     pause.click(shared.on(toggle), None, None, **QUIET)
     shown = [*buttons, notes, samples, curve, seen]

@@ -157,6 +157,7 @@ def _form(shared: Shared) -> dict[str, Any]:
         form["guidance"] = gr.Number(5, label=label("try_it.guidance"), minimum=0, maximum=50, min_width=90, elem_id="guidance")
         form["seed"] = gr.Number(0, label=label("try_it.seed"), precision=0, minimum=0, maximum=2**31 - 1, min_width=120, elem_id="seed")
         bases = [(label("try_it.as_trained"), ""), *((name, name) for name in jobs.bases())]
+        form["fast"] = gr.Checkbox(False, label=label("try_it.fast"), info=label("try_it.fast_info"), min_width=180, elem_id="fast")
         form["base"] = gr.Dropdown(bases, value="", label=label("try_it.base"), min_width=180, elem_id="draw-base")
     return form
 
@@ -173,6 +174,13 @@ def _mix(shared: Shared) -> tuple[Any, list[tuple[Any, Any]]]:
         first, others = slider("weight"), []
         for number in range(2, 2 + OTHERS):
             with gr.Row():
-                which = gr.Dropdown([("—", "")], value="", label=label(f"try_it.other_{number}"), allow_custom_value=True, elem_id=f"other-{number}", scale=2)
+                which = gr.Dropdown(
+                    [("—", "")],
+                    value="",
+                    label=label(f"try_it.other_{number}"),
+                    allow_custom_value=True,
+                    elem_id=f"other-{number}",
+                    scale=2,
+                )
                 others.append((which, slider(f"weight_{number}")))
     return first, others

@@ -1,0 +1,156 @@
+"""Whole trainings as a user starts them: time to the first step, caching against the VAE alone, another trainer's command."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from PIL import Image
+
+from benchmarks.bases import BUNDLED, ROOT
+from benchmarks.report import Figure
+from trainer import events
+from trainer.cache import Cache
+from trainer.config import TrainConfig
+from trainer.dataset.scan import scan
+from trainer.device import find_device
+from trainer.prepare import cache_latents
+from trainer.run import create
+from trainer.sdxl.base import open_base
+from trainer.sdxl.latents import posterior
+from trainer.stop import StopSignal
+
+INK = ROOT / "datasets" / "ink-emoji"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A command that has run to its end."""
+
+    seconds: float
+    peak: int  # bytes, of it and all its children together
+
+
+def watched(command: list[str], folder: Path = ROOT) -> Watched:
+    """Raises CalledProcessError when it fails."""
+    begun, peak = time.monotonic(), 0
+    child = psutil.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while child.poll() is None:
+        try:
+            peak = max(peak, sum(process.memory_info().rss for process in (child, *child.children(recursive=True))))
+        except psutil.Error:
+            pass
+        try:
+            child.wait(0.05)
+        except psutil.TimeoutExpired:
+            continue
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command, stderr=child.stderr.read() if child.stderr else b"")
+    return Watched(time.monotonic() - begun, peak)
+
+
+def own_command(folder: Path, base: Path, output: Path, steps: int, more: list[str]) -> list[str]:
+    """A training that only trains: no pictures, one checkpoint."""
+    quiet = [f"steps={steps}", "sample_steps=1", f"checkpoint_every={steps}", "log_with=none", "thumbnail=none"]
+    options = [word for setting in (*quiet, *more) for word in ("--set", setting)]
+    return [sys.executable, "-m", "trainer", "train", str(folder), "--output", str(output), "--base", str(base), *options]
+
+
+def start(folder: Path, *, repeat: int = 3) -> list[Figure]:
+    """Seconds from the command to the end of the first step on the bundled base, caches empty."""
+    found = []
+    for number in range(repeat):
+        output, begun = folder / str(number) / "run", time.time()
+        watched(own_command(INK, BUNDLED, output, 2, []))
+        first = next(event for event in events.read(output / "events.jsonl")[0] if event["kind"] == "step")
+        found.append(first["time"] - begun)
+    help_seconds = statistics.median(watched([sys.executable, "-m", "trainer", "--help"]).seconds for _ in range(repeat))
+    return [
+        Figure(group="start", what="first step after the command, nothing cached", value=statistics.median(found), unit="s", floor=12.0, all=tuple(found)),
+        Figure(group="start", what="python -m trainer --help", value=help_seconds, unit="s", floor=0.5),
+    ]  # fmt: skip
+
+
+def caching(folder: Path, pictures: int) -> list[Figure]:
+    """Pictures a second into the cache, against the VAE alone on pictures that are in memory."""
+    made, base, device = some_pictures(folder / "pictures", pictures), open_base(BUNDLED.name, BUNDLED.parent), find_device()
+    run = create(folder / "run", TrainConfig(), scan(made))
+    begun = time.perf_counter()
+    cache_latents(run, run.manifest.items, run.config, base, Cache(folder / "cache", base.fingerprint), device, StopSignal(run))
+    cached = pictures / (time.perf_counter() - begun)
+    vae, picture = base.vae(device), torch.rand(1, 3, 128, 128) * 2 - 1
+    begun = time.perf_counter()
+    for _ in range(pictures):
+        posterior(vae, picture)
+    alone = pictures / (time.perf_counter() - begun)
+    return [Figure(group="caching", what=f"{pictures} pictures of 128 px", value=cached, unit="pictures/s", floor=alone)]
+
+
+def growth(folder: Path, counts: tuple[int, ...]) -> list[Figure]:
+    """A training of two steps on more and more pictures, caches filled before: what it takes to find them again."""
+    found = []
+    for count in counts:
+        made = some_pictures(folder / f"pictures-{count}", count)
+        output = folder / f"runs-{count}"
+        watched(own_command(made, BUNDLED, output / "first", 1, ["batch=4"]))
+        again = watched(own_command(made, BUNDLED, output / "again", 2, ["batch=4"]))
+        found += [
+            Figure(group="growth", what=f"{count:,} pictures, cached: command to end", value=again.seconds, unit="s"),
+            Figure(group="growth", what=f"{count:,} pictures, cached: peak memory", value=again.peak / 1e9, unit="GB"),
+        ]
+    return found
+
+
+def some_pictures(folder: Path, count: int) -> Path:
+    """Pictures of 128 px that all differ, with captions of twenty kinds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        draw = torch.Generator().manual_seed(number)
+        coarse = torch.randint(0, 256, (8, 8, 3), generator=draw, dtype=torch.uint8)
+        Image.fromarray(coarse.numpy()).resize((128, 128), Image.Resampling.BICUBIC).save(folder / f"{number:05d}.png")
+        (folder / f"{number:05d}.txt").write_text(f"pattern {number % 20}")
+    return folder
+
+
+def against(command: str, base: Path, *, steps: tuple[int, int], repeat: int, more: list[str]) -> list[Figure]:
+    """Another trainer's seconds a step and ours, in turns on the same pictures and base.
+
+    Args:
+        command: run by the shell's rules of words, with {folder}, {base}, {output} and {steps} in it.
+        steps: two lengths; the difference of their times is that of the steps alone, without the start.
+        more: settings of ours, as `name=value`.
+    """
+
+    def theirs(output: Path, count: int) -> list[str]:
+        facts = {"{folder}": str(INK), "{base}": str(base), "{output}": str(output), "{steps}": str(count)}
+        words = shlex.split(command)
+        for key, value in facts.items():
+            words = [word.replace(key, value) for word in words]
+        return words
+
+    ways: dict[str, Callable[[Path, int], list[str]]] = {"theirs": theirs, "ours": lambda out, count: own_command(INK, base, out, count, more)}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    peaks = dict.fromkeys(ways, 0)
+    for _ in range(repeat):
+        for name, way in ways.items():
+            with tempfile.TemporaryDirectory() as folder:
+                runs = [watched(way(Path(folder) / str(count) / "run", count)) for count in steps]
+            taken[name].append((runs[1].seconds - runs[0].seconds) / (steps[1] - steps[0]))
+            peaks[name] = max(peaks[name], *(run.peak for run in runs))
+    theirs_seconds, ours = (statistics.median(taken[name]) for name in ("theirs", "ours"))
+    return [
+        Figure(group="against", what="seconds a step: the other", value=theirs_seconds, unit="s", all=tuple(taken["theirs"])),
+        Figure(group="against", what="seconds a step: Impasto", value=ours, unit="s", floor=theirs_seconds, all=tuple(taken["ours"])),
+        Figure(group="against", what="times as fast", value=theirs_seconds / ours, unit="x"),
+        Figure(group="against", what="peak memory: the other", value=peaks["theirs"] / 1e9, unit="GB"),
+        Figure(group="against", what="peak memory: Impasto", value=peaks["ours"] / 1e9, unit="GB", floor=peaks["theirs"] / 1e9),
+    ]

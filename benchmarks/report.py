@@ -1,0 +1,94 @@
+"""Figures with their floors, as JSON, a Markdown table and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from PIL import Image, ImageDraw, ImageFont
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One measured number, and the best that the machine could do."""
+
+    group: str
+    what: str
+    value: float
+    unit: str
+    floor: float | None = None  # in the same unit: counted work by measured rate, or what a slower way takes
+    all: tuple[float, ...] = ()  # single measurements
+
+    @property
+    def ratio(self) -> float | None:
+        """The share of the possible that is reached, where more is better; times the floor, where less is."""
+        return self.value / self.floor if self.floor else None
+
+
+def machine() -> str:
+    """The processor or card that computes, in words."""
+    import torch
+
+    from trainer.device import describe, find_device
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")), model)
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{describe(find_device())}, {model}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def file_stem(words: str) -> str:
+    """`cpu-amd-epyc-2-cores`: one set of files for a machine."""
+    device, model, cores = words.split(", ")[:3]
+    return re.sub(r"[^a-z0-9]+", "-", f"{device.split(' (')[0] if device.startswith('CPU') else device} {model} {cores}".lower()).strip("-")
+
+
+def save(figures: list[Figure], words: str, folder: Path) -> Path:
+    """Writes `<machine>.json`, `.md` and `.png`; the table's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / file_stem(words)
+    rows = [{**dataclasses.asdict(figure), "ratio": figure.ratio} for figure in figures]
+    stem.with_suffix(".json").write_text(json.dumps({"machine": words, "figures": rows}, indent=1) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text(f"{words}\n\n{table(figures)}", encoding="utf-8")
+    picture(figures).save(stem.with_suffix(".png"))
+    return stem.with_suffix(".md")
+
+
+def table(figures: list[Figure]) -> str:
+    lines = ["| what | measured | floor or other way | ratio |", "|---|---|---|---|"]
+    for group in dict.fromkeys(figure.group for figure in figures):
+        lines.append(f"| **{group}** | | | |")
+        for figure in (figure for figure in figures if figure.group == group):
+            floor = "" if figure.floor is None else f"{short(figure.floor)} {figure.unit}"
+            ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
+            lines.append(f"| {figure.what} | {short(figure.value)} {figure.unit} | {floor} | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def picture(figures: list[Figure]) -> Image.Image:
+    """A bar for each figure that has a floor: how far it reaches towards it."""
+    shown = [figure for figure in figures if figure.ratio]
+    line, left, width = 22, 420, 900
+    sheet = Image.new("RGB", (width, line * (len(shown) + 2)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    longest = max((figure.ratio or 0 for figure in shown), default=1.0)
+    for number, figure in enumerate(shown, start=1):
+        top, ratio = number * line, figure.ratio or 0
+        length = int((width - left - 150) * ratio / longest)
+        pen.text((left - 8, top + line // 2), f"{figure.group}: {figure.what}"[:60], fill="black", anchor="rm", font=font)
+        pen.rectangle((left, top + 4, left + length, top + line - 4), fill="#4455aa")
+        words = f"{ratio:.2f}  ({short(figure.value)} {figure.unit})"
+        pen.text((left + length + 6, top + line // 2), words, fill="black", anchor="lm", font=font)
+    return sheet

@@ -1,0 +1,133 @@
+"""A process of its own that makes training steps and tells what they took, so that its peak of memory is theirs alone.
+
+python -m benchmarks.step '{"base": "wide64", "resolution": 256, "batch": 1, "precision": "fp32", "level": "none"}'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.bases import BUNDLED, random_part, write_wide
+from trainer.adapter.lora import Adapter
+from trainer.adapter.targets import layer_sizes, parameter_groups
+from trainer.compiled import compile_blocks
+from trainer.config import TrainConfig
+from trainer.device import dtype_of, find_device
+from trainer.optim import build_optimizer
+from trainer.plan import matmul_rate, peak_bytes
+from trainer.recompute import recompute
+from trainer.sdxl.base import ORIGINAL, open_base
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What a measurement is of."""
+
+    base: str  # bundled, wide64 or sdxl
+    resolution: int
+    batch: int = 1
+    precision: str = "fp32"
+    level: str = "none"  # of recomputation
+    compile: str = ""  # a mode of torch.compile; empty: none
+    steps: int = 5
+    folder: str = "outputs/.cache/benchmarks"  # where a made base is kept
+
+    @property
+    def words(self) -> str:
+        more = [f"{self.level} recomputed"] * (self.level != "none") + [f"compiled {self.compile}"] * bool(self.compile)
+        return ", ".join([f"{self.base} {self.resolution} px, batch {self.batch}, {self.precision}", *more])
+
+    @property
+    def configs(self) -> Path:
+        """Of the base, which is made when it is not there."""
+        if self.base == "sdxl":
+            return ORIGINAL
+        return BUNDLED if self.base == "bundled" else write_wide(Path(self.folder), int(self.base.removeprefix("wide")))
+
+    @property
+    def settings(self) -> TrainConfig:
+        return TrainConfig(batch=self.batch, rank=16, alpha=16.0, gradient_checkpointing=self.level)
+
+
+class Steps:
+    """A UNet with its adapter, and a step of the recipe without the pictures."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.device = case, find_device()
+        self.dtype = dtype_of(case.precision, self.device)
+        if case.base == "sdxl":
+            unet: Any = random_part("unet", ORIGINAL, self.device, self.dtype)
+        else:
+            unet = open_base(case.configs.name, case.configs.parent).unet(self.device, self.dtype)
+        self.unet = unet.to(memory_format=torch.channels_last)
+        self.adapter = Adapter()
+        self.adapter.attach("unet", self.unet, layer_sizes(case.settings, {"unet": self.unet})["unet"])
+        self.adapter.start(0)
+        recompute(self.unet, case.level)
+        if case.compile:
+            compile_blocks(self.unet, Path(case.folder) / "compiled", mode=case.compile)
+        groups = parameter_groups(case.settings, self.adapter)
+        self.optimizer = build_optimizer(case.settings, groups, self.device)
+        self.adapter.zero_grad()
+        self.inputs = self._inputs()
+
+    def _inputs(self) -> dict[str, Any]:
+        facts, rows, side = self.unet.config, self.case.batch, self.case.resolution // 8
+        pooled = facts.projection_class_embeddings_input_dim - 6 * facts.addition_time_embed_dim
+        draw = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=draw).to(self.device, self.dtype)
+
+        return {
+            "sample": random(rows, 4, side, side), "timestep": torch.full((rows,), 500, device=self.device),
+            "encoder_hidden_states": random(rows, 77, facts.cross_attention_dim),
+            "added_cond_kwargs": {"text_embeds": random(rows, pooled), "time_ids": random(rows, 6)},
+        }  # fmt: skip
+
+    def step(self) -> torch.Tensor:
+        if self.case.compile == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
+        loss = self.unet(**self.inputs).sample.float().square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.adapter.vectors(), 1.0)
+        self.optimizer.step()
+        self.adapter.changed()
+        self.adapter.zero_grad()
+        return loss.detach()
+
+    def seconds(self) -> dict[str, Any]:
+        begun = time.perf_counter()
+        float(self.step())
+        first = time.perf_counter() - begun
+        float(self.step())
+        times = []
+        for _ in range(self.case.steps):
+            begun = time.perf_counter()
+            float(self.step())
+            times.append(time.perf_counter() - begun)
+        return {"first": first, "seconds": statistics.median(times), "all": times}
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """{"seconds", "all", "first", "peak", "rate"}: of a step, of the first one, bytes, operations a second of a product."""
+    steps = Steps(case)
+    found = steps.seconds()
+    return {**found, "peak": peak_bytes(steps.device), "rate": matmul_rate(steps.device, steps.dtype)}
+
+
+def case_from(text: str) -> Case:
+    return Case(**{name: value for name, value in json.loads(text).items() if name in {f.name for f in dataclasses.fields(Case)}})
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(case_from(sys.argv[1]))))

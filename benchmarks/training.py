@@ -1,0 +1,77 @@
+"""Training pictures a second and peak memory, by base, resolution, batch, precision and recomputation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+from benchmarks.bases import ROOT
+from benchmarks.counted import flops_of_step
+from benchmarks.report import Figure
+from benchmarks.step import Case
+from trainer.device import dtype_of, find_device
+from trainer.memory import Shape
+
+GROUP = "training"
+
+CPU_CASES = (
+    Case(base="bundled", resolution=128, batch=1), Case(base="bundled", resolution=128, batch=4),
+    Case(base="bundled", resolution=128, batch=4, level="all"),
+    Case(base="wide64", resolution=256, batch=1), Case(base="wide64", resolution=256, batch=4),
+    Case(base="wide64", resolution=256, batch=1, level="all"), Case(base="wide64", resolution=256, batch=1, compile="default"),
+)  # fmt: skip
+_CARD = Case(base="sdxl", resolution=1024, precision="bf16", steps=8)
+CARD_CASES = (
+    _CARD, dataclasses.replace(_CARD, batch=4), dataclasses.replace(_CARD, level="all"), dataclasses.replace(_CARD, level="feed-forward"),
+    dataclasses.replace(_CARD, compile="default"), dataclasses.replace(_CARD, batch=4, compile="default"),
+    dataclasses.replace(_CARD, compile="reduce-overhead"), dataclasses.replace(_CARD, resolution=512, batch=8),
+)  # fmt: skip
+QUICK_CASES = (Case(base="bundled", resolution=64, batch=1, steps=1), Case(base="bundled", resolution=64, batch=2, steps=1))
+
+
+def cases(*, quick: bool, card: bool) -> tuple[Case, ...]:
+    return QUICK_CASES if quick else CARD_CASES if card else CPU_CASES
+
+
+def figures(wanted: tuple[Case, ...], repeat: int = 1) -> list[Figure]:
+    """Each case in processes of its own, all cases once before any is repeated: a machine's mood reaches all of them."""
+    found: dict[Case, list[dict[str, Any]]] = {case: [] for case in wanted}
+    for _ in range(repeat):
+        for case in wanted:
+            measured = _in_child(case)
+            if measured:
+                found[case].append(measured)
+    return [figure for case, runs in found.items() if runs for figure in _figures(case, runs)]
+
+
+def _in_child(case: Case) -> dict[str, Any] | None:
+    """None where the case can't run here: too little memory, or no compiler."""
+    command = [sys.executable, "-m", "benchmarks.step", json.dumps(dataclasses.asdict(case))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        print(f"left out: {case.words}: {last}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _figures(case: Case, runs: list[dict[str, Any]]) -> list[Figure]:
+    times = sorted(seconds for run in runs for seconds in run["all"])
+    seconds, rate = times[len(times) // 2], max(run["rate"] for run in runs)
+    dtype = dtype_of(case.precision, find_device())
+    shape = Shape(configs=case.configs, dtype=dtype, width=case.resolution, height=case.resolution)
+    _, flops = flops_of_step(case.settings, shape)
+    floor = flops / rate
+    return [
+        Figure(group=GROUP, what=case.words, value=case.batch / seconds, unit="pictures/s", floor=case.batch / floor, all=tuple(times)),
+        Figure(group="memory", what=f"peak, {case.words}", value=max(run["peak"] for run in runs) / 1e9, unit="GB"),
+    ]
+
+
+def has_card() -> bool:
+    return torch.cuda.is_available()

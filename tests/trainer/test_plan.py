@@ -1,0 +1,145 @@
+"""A training is made to fit the memory that there is, giving up least; and what it will take is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.conftest import MODELS
+from trainer import plan as planning
+from trainer import run
+from trainer.config import config_from
+from trainer.dataset.manifest import Manifest
+from trainer.draw import Room
+from trainer.errors import MemoryShortError
+from trainer.memory import Shape
+from trainer.plan import GB, Plan, SpillWatch, Way, as_before, own_bytes, plan, room_beside
+from trainer.sdxl.base import ORIGINAL
+
+CPU, CARD = torch.device("cpu"), torch.device("cuda")
+SMALL = Shape(configs=MODELS / "tiny-sdxl", dtype=torch.float32, width=128, height=128)
+SDXL = Shape(configs=ORIGINAL, dtype=torch.bfloat16, width=1024, height=1024)
+CONTEXT = 0.6  # GB that a card's driver takes
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is counted once is kept, as between trainings."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def planned(kept: Path):
+    """Plans of the bundled base."""
+
+    def of(**settings) -> Plan:
+        return plan(config_from({"steps": 100, **settings}), SMALL, CPU, kept)
+
+    return of
+
+
+def test_the_cheapest_way_to_fit_is_taken(planned):
+    free = planned()
+    assert free.way == Way() and free.peak < free.budget
+    tight = planned(memory_budget=(own_bytes(CPU) + free.need.peak - 1e6) / GB)
+    assert tight.level == "feed-forward" and tight.peak <= tight.budget and "feed-forward layers again to fit" in tight.line()
+
+
+def test_a_drawing_is_divided_only_where_it_must_be(kept: Path):
+    shape = dataclasses.replace(SMALL, drawn_rows=20)
+
+    def within(spare: float) -> Plan:
+        settings = {"gradient_checkpointing": "all", "batch": 1, "quantised_base": "none"}
+        need = plan(config_from(settings), shape, CPU, kept).need
+        budget = (own_bytes(CPU) + need.base + need.adapter + need.drawing + spare) / GB
+        return plan(config_from({**settings, "memory_budget": budget}), shape, CPU, kept)
+
+    assert not within(+10e6).way.room.pixels
+    tight = within(-10e6)
+    assert 0 < tight.way.room.pixels < 20 * 128 * 128 and tight.peak <= tight.budget
+    assert "pictures drawn in several passes" in tight.line()
+
+
+def test_a_preview_on_a_full_card_draws_in_parts(monkeypatch):
+    def room(free: float) -> Room:
+        monkeypatch.setattr("trainer.plan.free_bytes", lambda device: int(free))
+        return room_beside(SMALL.configs, torch.float32, (256, 256), 5, CPU)
+
+    assert room(64e9) == Room() and room(100e6) == Room()
+    assert room(30e6).tile == 64 and 0 < room(30e6).pixels < 5 * 256 * 256
+
+
+def test_what_is_given_up_comes_in_order(monkeypatch):
+    """Time, then the optimizer's digits, then the base's."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace())
+    given = [(way.level, way.optimizer, way.quantised) for way in planning._ways(config_from({}), CARD)]
+    assert given[:4] == [(level, "adamw", "none") for level in ("none", "feed-forward", "deep", "all")]
+    assert list(dict.fromkeys((optimizer, base) for _, optimizer, base in given)) == [
+        ("adamw", "none"), ("adamw8bit", "none"), ("adamw8bit", "int8"), ("adamw8bit", "nf4"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "lion"}, {"optimizer_args": ("betas=(0.9, 0.99)",)}])
+def test_an_optimizer_that_was_chosen_is_kept(settings, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace())
+    assert {way.optimizer for way in planning._ways(config_from(settings), CARD)} == {settings.get("optimizer", "adamw")}
+
+
+def test_without_a_card_or_its_library_the_optimizer_stays(monkeypatch):
+    assert {way.optimizer for way in planning._ways(config_from({}), CPU)} == {"adamw"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert {way.optimizer for way in planning._ways(config_from({}), CARD)} == {"adamw"}
+
+
+def test_true_sdxl_trains_and_draws_in_8_gb_and_quantised_in_6(kept: Path):
+    """1024 px, batch 1, bf16, a strip of five pictures; beside a card's context."""
+
+    def within(budget: float, **settings) -> Plan:
+        config = config_from({"batch": 1, "gradient_checkpointing": "all", **settings})
+        mine = own_bytes(CPU) / GB - CONTEXT
+        found = plan(dataclasses.replace(config, memory_budget=budget + mine), SDXL, CPU, kept)
+        assert CONTEXT * GB + found.need.peak <= budget * GB
+        return found
+
+    in_8 = within(8)
+    assert in_8.way.quantised == "none" and in_8.way.room.tile == 512 and "decoded in tiles" in in_8.line()
+    assert within(6).way.quantised == "int8" and "the frozen base as int8" in within(6).line()
+    assert within(6, quantised_base="nf4").need.base < 2.0 * GB
+
+
+def test_a_training_that_cannot_fit_says_what_to_change(planned):
+    with pytest.raises(MemoryShortError, match=r"needs \d\.\d GB \(.* the base as nf4\) and 0\.1 are there; try .*a smaller resolution"):
+        planned(memory_budget=0.1)
+    with pytest.raises(MemoryShortError, match=r"batch 2 with accumulation 2, or gradient_checkpointing auto, or quantised_base auto"):
+        planned(memory_budget=0.1, gradient_checkpointing="none", quantised_base="none")
+
+
+def test_what_was_chosen_is_kept(planned):
+    chosen = planned(gradient_checkpointing="deep", quantised_base="fp8")
+    assert (chosen.level, chosen.way.quantised) == ("deep", "fp8")
+    assert config_from({"gradient_checkpointing": True}).gradient_checkpointing == "all"  # as runs of version 0.1 wrote it
+
+
+def test_a_resumed_run_keeps_the_base_and_optimizer_that_it_began_with(tmp_path: Path):
+    made = run.create(tmp_path / "run", config_from({}), Manifest(folder="", items=()))
+    assert as_before(made) == made.config
+    made.say("planned", words="", level="all", optimizer="adamw8bit", quantised="int8")
+    assert (as_before(made).optimizer, as_before(made).quantised_base) == ("adamw8bit", "int8")
+
+
+def test_slow_steps_on_full_memory_are_told_once(monkeypatch):
+    watch = SpillWatch(CPU)
+    monkeypatch.setattr("trainer.plan.memory_is_full", lambda device: True)
+    said = [watch.look(seconds) for seconds in (1, 1, 1.2, 1, 1, 1, 30, 1, 30, 30, 30, 30)]
+    assert [bool(words) for words in said] == [False] * 10 + [True, False]
+    assert "30 times slower because memory is full" in (said[10] or "")
+
+
+def test_slow_steps_with_memory_to_spare_are_no_fault(monkeypatch):
+    watch = SpillWatch(CPU)
+    monkeypatch.setattr("trainer.plan.memory_is_full", lambda device: False)
+    assert not any(watch.look(seconds) for seconds in [1.0] * 5 + [60.0] * 10)

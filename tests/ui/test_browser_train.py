@@ -1,0 +1,164 @@
+"""The Train tab in a real browser: told before, followed through every death, stopped, continued, and honest about faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.conftest import INK, ROOT
+from tests.ui.conftest import BROWSER, Started, served
+
+pytestmark = BROWSER
+PATIENCE = 180_000  # ms: a busy machine is not a fault
+# A training of an hour that is begun in a moment.
+LONG = {"steps": 5000, "resolution": 64, "batch": 1, "sample_steps": 1, "sample_every": 5000, "network": "lora", "checkpoint_every": 5000}
+
+
+def settle(project: Path, **settings: Any) -> None:
+    """Form settings, as an earlier visit left them."""
+    (project / ".impasto").mkdir(exist_ok=True)
+    (project / ".impasto" / "settings.json").write_text(json.dumps(settings))
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory):
+    home = tmp_path_factory.mktemp("house")
+    datasets = home / "datasets"
+    shutil.copytree(INK, datasets / "ink")
+    settle(datasets / "ink", name="ink", trigger="inkzz", pace="quick", advanced=LONG)
+    (datasets / "two").mkdir()
+    (datasets / "damaged").mkdir()
+    for number in range(3):
+        picture = datasets / "damaged" / f"{number}.png"
+        Image.effect_noise((200, 200), 50).save(picture)
+        picture.write_bytes(picture.read_bytes()[:3000])  # the header is whole
+        (datasets / "damaged" / f"{number}.txt").write_text("a noise\n")
+    for number in range(2):
+        Image.new("RGB", (200, 200), "red").save(datasets / "two" / f"{number}.png")
+    with served(home) as started:
+        yield started
+
+
+def opened(browser: Any, house: Started, project: str) -> Any:
+    page = browser.new_context().new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"{house.address}/?project={project}&tab=train")
+    page.locator("#train").wait_for()
+    page.wait_for_function(f"document.querySelector('#name textarea, #name input').value === '{project}'")
+    return page
+
+
+def told(page: Any) -> str:
+    return page.locator("#status [role=status]").inner_text()
+
+
+def until(page: Any, pattern: str) -> str:
+    page.wait_for_function(f"/{pattern}/.test(document.querySelector('#status').innerText)")
+    return told(page)
+
+
+def step(page: Any) -> int:
+    found = re.search(r"step (\d+) of 5000 \(\d+ %\), (?:about \S+ \S+ left|time left)", until(page, "step [0-9]+ of 5000 .*left"))
+    assert found, told(page)
+    return int(found[1])
+
+
+def again(house: Started) -> Callable[[], None]:
+    """Kills the server as the system would, and starts another one; the returned function ends that."""
+    os.kill(json.loads((house.home / "outputs" / ".cache" / "server" / "owner.json").read_text())["pid"], signal.SIGKILL)
+    command = [sys.executable, "app.py", "--port", house.address.rsplit(":", 1)[1]]
+    folders = ["--datasets", str(house.home / "datasets"), "--outputs", str(house.home / "outputs")]
+    with (house.home / "terminal-2.log").open("wb") as log:
+        server = subprocess.Popen([*command, *folders], cwd=ROOT, stdout=log, stderr=log)
+    for _ in range(1200):
+        try:
+            urllib.request.urlopen(f"{house.address}/healthz", timeout=1)
+            break
+        except OSError:
+            assert server.poll() is None, (house.home / "terminal-2.log").read_text()
+            time.sleep(0.1)
+
+    def end() -> None:
+        server.terminate()
+        server.wait(timeout=30)
+
+    return end
+
+
+def test_too_few_pictures_are_told_with_the_number_that_is_needed(house: Started, browser):
+    page = opened(browser, house, "two")
+    page.locator("#train").click()
+    page.wait_for_function("document.activeElement.getAttribute('role') === 'alert'")
+    assert "at least 3" in page.locator("#train-told [role=alert]").inner_text()
+    assert not list((house.home / "outputs").glob("*/config.toml"))
+
+
+def test_a_fault_is_told_with_its_cause_and_loses_nothing(house: Started, browser):
+    page = opened(browser, house, "damaged")
+    page.locator("#trigger textarea, #trigger input").fill("noizz")
+    page.locator("#train").click()
+    alert = page.locator("#status [role=alert]")
+    alert.wait_for()
+    page.wait_for_function("!document.querySelector('#train').disabled")
+    text = alert.inner_text()
+    assert "can’t be used" in text and "remove it or save it again" in text
+    assert str(house.home) not in page.content() and "Traceback" not in page.content()
+    page.reload()
+    page.wait_for_function("document.querySelector('#trigger textarea, #trigger input').value === 'noizz'")
+    assert (house.home / "datasets" / "damaged" / "0.txt").read_text() == "a noise\n"
+
+
+def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_the_server(house: Started, browser):
+    page = opened(browser, house, "ink")
+    page.wait_for_function("/5000 steps · about .* GB of memory · a file of .* MB/.test(document.querySelector('#estimate').innerText)")
+    page.locator("#train").click()
+    page.locator("#stop").wait_for()
+    assert page.locator("#train").is_disabled()
+    before = step(page)
+    for tab in ("artwork", "captions", "try_it", "library", "train"):
+        page.locator(f"#tab-{tab}-button").click()
+        assert page.locator("#status [role=status]").is_visible() and page.locator("#status progress").get_attribute("aria-label")
+
+    page.reload()
+    page.locator("#stop").wait_for()  # on the same tab
+    assert "project=ink" in page.url and "tab=train" in page.url
+    page.wait_for_function("document.querySelector('#trigger textarea, #trigger input').value === 'inkzz'")
+    assert step(page) >= before
+    pictures = page.locator("#samples figure")
+    pictures.first.wait_for()
+    assert "Yours" in pictures.first.inner_text() and "step 0, seed 0" in page.locator("#samples figure.sample").first.inner_text()
+
+    other = opened(browser, house, "ink")
+    other.locator("#stop").wait_for()
+    assert other.locator("#train").is_disabled()
+    other.context.close()
+
+    end = again(house)
+    try:
+        before = step(page)
+        page.wait_for_function(f"+(/step ([0-9]+) of/.exec(document.querySelector('#status').innerText) || [0, 0])[1] > {before}")
+        assert [path.parent.name for path in (house.home / "outputs").glob("ink*/config.toml")] == ["ink"]
+        page.locator("#stop").click()
+        until(page, "Stopped at step [0-9]+ of 5000")
+        assert list((house.home / "outputs" / "ink" / "checkpoints").glob("step-*")) and page.locator("#train").is_enabled()
+        page.locator("#continue").click()
+        page.locator("#stop").wait_for()
+        reached = step(page)
+        page.locator("#stop").click()
+        until(page, "Stopped at step")
+        assert reached > before
+    finally:
+        end()
