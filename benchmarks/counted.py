@@ -37,14 +37,12 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def step_on_shapes(config: TrainConfig | None, shape: Shape) -> tuple[Callable[[], torch.Tensor], Adapter | None]:
-    """(what gives the loss of a batch, the adapter), ready for the first step; without settings the frozen UNet alone."""
+def step_on_shapes(config: TrainConfig, shape: Shape) -> tuple[Callable[[], torch.Tensor], Adapter]:
+    """(what gives the loss of a batch, the adapter), ready for the first step."""
     unet = meta_unet(shape.configs, shape.dtype)
-    adapter = attached(config, {"unet": unet}) if config else None
-    if adapter:
-        adapter.zero_grad()
-    rows = config.batch if config else 1
-    return lambda: predicted(unet, shape, rows).float().square().mean(), adapter
+    adapter = attached(config, {"unet": unet})
+    adapter.zero_grad()
+    return lambda: predicted(unet, shape, config.batch).float().square().mean(), adapter
 
 
 def launches_of_step(config: TrainConfig, shape: Shape) -> tuple[int, Counter[str]]:
@@ -59,10 +57,10 @@ def launches_of_step(config: TrainConfig, shape: Shape) -> tuple[int, Counter[st
 
 def flops_of_step(config: TrainConfig, shape: Shape) -> tuple[int, int]:
     """(of the frozen UNet's forward pass for one picture, of a step of the batch)."""
-    plain, _ = step_on_shapes(None, shape)
-    with torch.no_grad(), FlopCounterMode(display=False) as forward:
-        plain()
-    loss_of, _ = step_on_shapes(config, shape)
+    loss_of, adapter = step_on_shapes(config, shape)
     with FlopCounterMode(display=False) as step:
         loss_of().backward()
-    return forward.get_total_flops(), step.get_total_flops()
+    adapter.strength.value = 0.0  # the frozen layers alone
+    with torch.no_grad(), FlopCounterMode(display=False) as forward:
+        loss_of()
+    return forward.get_total_flops() // config.batch, step.get_total_flops()

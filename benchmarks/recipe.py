@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import statistics
 import subprocess
@@ -45,14 +46,10 @@ def watched(command: list[str], folder: Path = ROOT) -> Watched:
     begun, peak = time.monotonic(), 0
     child = psutil.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while child.poll() is None:
-        try:
+        with contextlib.suppress(psutil.Error):
             peak = max(peak, sum(process.memory_info().rss for process in (child, *child.children(recursive=True))))
-        except psutil.Error:
-            pass
-        try:
+        with contextlib.suppress(psutil.TimeoutExpired):
             child.wait(0.05)
-        except psutil.TimeoutExpired:
-            continue
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, command, stderr=child.stderr.read() if child.stderr else b"")
     return Watched(time.monotonic() - begun, peak)

@@ -58,12 +58,12 @@ def has_compiler(device: torch.device) -> bool:
         return False
 
 
-def compile_blocks(unet: Any, kept: Path | None = None, *, mode: str = "default") -> None:
+def compile_blocks(unet: Any, kept: Path | None = None, **options: Any) -> None:
     """To be called after the adapter is attached; the first step of each shape takes the translation's time.
 
     Args:
         kept: a folder for what is translated.
-        mode: of torch.compile.
+        options: more for torch.compile, such as its mode.
     """
     if kept:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept.resolve()))
@@ -73,4 +73,4 @@ def compile_blocks(unet: Any, kept: Path | None = None, *, mode: str = "default"
     dynamo.config.accumulated_recompile_limit = max(dynamo.config.accumulated_recompile_limit, 4 * _SHAPES)
     dynamo.config.suppress_errors = True  # a block that can't be translated runs as it is
     give_back(unet)  # one code for all blocks: each has its own where attention is taken over
-    unet.compile_repeated_blocks(dynamic=False, mode=mode)
+    unet.compile_repeated_blocks(dynamic=False, **options)

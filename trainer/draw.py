@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
 from trainer.adapter.lora import Adapter
 from trainer.fast import WORDS, Fast
-from trainer.request import SAMPLERS, Request, sampler_words, scheduler_for
+from trainer.request import SAMPLERS, Request, sampler_words
 from trainer.sdxl.latents import pictures
 from trainer.sdxl.text import Conditioning
 
@@ -154,6 +155,14 @@ def _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent
         if adapter:
             adapter.strength.value = previous
     return latents
+
+
+def scheduler_for(sampler: str, euler: Any) -> Any:
+    """The scheduler of a sampler with the noise levels and the kind of prediction of a base's Euler."""
+    solver = SAMPLERS[sampler]
+    if type(euler).__name__ == solver.scheduler and not solver.options:
+        return euler
+    return getattr(diffusers, solver.scheduler).from_config(euler.config, **solver.options)
 
 
 def _answer(unet, fast, step, scheduler, latents, timestep, text, added, guidance) -> torch.Tensor:

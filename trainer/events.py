@@ -63,7 +63,7 @@ def _parsed(data: bytes) -> Iterator[dict[str, Any]]:
             yield event
 
 
-POINTS = 400  # of a loss curve: when there are twice as many, neighbours become their mean
+POINTS = 400  # of a loss curve, at least: when there are twice as many, neighbours become their mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,8 @@ class View:
     step: int = 0
     steps: int = 0
     loss: float | None = None
-    losses: tuple[tuple[int, float], ...] = ()  # (last step, mean loss) of equal spans of steps
+    losses: tuple[tuple[int, float], ...] = ()  # (last step, mean loss) of each `loss_span` steps
+    loss_span: int = 1
     seconds_left: float | None = None
     samples: tuple[dict[str, Any], ...] = ()
     problems: tuple[str, ...] = ()
@@ -112,9 +113,7 @@ def fold(view: View, events: list[dict[str, Any]]) -> View:
             case "step":
                 facts |= {name: event.get(name) for name in ("step", "steps", "loss", "seconds_left")}
                 facts["stage"] = "training"
-                while losses and losses[-1][0] >= event["step"]:  # a resumed run takes them again
-                    losses.pop()
-                losses.append((event["step"], event["loss"]))
+                facts["loss_span"] = _add_loss(losses, facts["loss_span"], event["step"], event["loss"])
             case "sample":
                 facts["samples"] += (event,)
             case "validation":
@@ -131,12 +130,22 @@ def fold(view: View, events: list[dict[str, Any]]) -> View:
             case "ended":
                 facts |= {"ended": event["how"], "message": event.get("message", "")}
                 facts |= {"cause": event.get("cause", ""), "remedy": event.get("remedy", {})}
-    facts["losses"] = tuple(_thinned(losses))
+    facts["losses"] = tuple(losses)
     return View(**facts)
 
 
-def _thinned(losses: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    while len(losses) > 2 * POINTS:
-        pairs = zip(losses[::2], losses[1::2], strict=False)
-        losses = [(second[0], (first[1] + second[1]) / 2) for first, second in pairs] + (losses[-1:] if len(losses) % 2 else [])
-    return losses
+def _add_loss(losses: list[tuple[int, float]], span: int, step: int, loss: float) -> int:
+    """Puts a step's loss into the mean of its span; the span, which doubles when there are too many."""
+    while losses and losses[-1][0] >= step:  # a resumed run takes them again
+        losses.pop()
+    before = (step - 1) // span * span
+    if losses and losses[-1][0] > before:
+        count = losses[-1][0] - before
+        losses[-1] = (step, (losses[-1][1] * count + loss) / (count + 1))
+    else:
+        losses.append((step, loss))
+    if len(losses) > 2 * POINTS:
+        pairs = [(second[0], (first[1] + second[1]) / 2) for first, second in zip(losses[::2], losses[1::2], strict=False)]
+        losses[:] = pairs + (losses[-1:] if len(losses) % 2 else [])
+        return 2 * span
+    return span

@@ -1,4 +1,4 @@
-"""A fast preview: pictures of about the same composition for less than half the work. They are marked so; a file is judged by true ones.
+"""A fast preview: pictures of about the same composition for far less work, a third in SDXL's shape. They are marked so; a file is judged by true ones.
 
 Guidance ends after the first steps, which settle the composition (Castillo et al. 2023, "Adaptive Guidance", section 4).
 The deep layers answer nearly alike from step to step, so they are asked at every third one only; between, the outermost

@@ -7,8 +7,7 @@ outputs/.making-<id>/
                  {"tool": "check", "source": "..."}                                     what was imported
                  {"tool": "choose", "run": "...", "step": 200, "strength": 0.8}         the one that the artist marked
   events.jsonl   started, checked, ended: as of a training (trainer/events.py)
-<folder of the new file>/
-  entry.json     {"origin": "merge", "of": ["a", "b"], "takes": ["ComfyUI 0.3", ...], "made": 1795500000.0}
+  and beside the new file what it is (trainer/entry.py)
 """
 
 from __future__ import annotations
@@ -20,13 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trainer.entry import CHOICE, ENTRY
 from trainer.errors import LoraFileError, TrainerError
 from trainer.lora_header import recognise
 from trainer.relabel import Label, relabel
 from trainer.run import Run, claim, write_atomically
-
-TOOLS = ("merge", "resize", "convert", "check", "choose")
-ENTRY, CHOICE = "entry.json", "choice.json"
 
 
 def work(folder: Path, models: Path) -> str:

@@ -62,11 +62,17 @@ class Alive(TorchDispatchMode):
         if function in _SHARING or not all(leaf.is_meta for leaf in given if isinstance(leaf, torch.Tensor)):
             return function(*args, **kwargs)
         kind, target = _kind_of(function), kwargs.get("out", args[0] if args else None)
-        key = (function, form, *((leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, torch.Tensor) else (type(leaf), leaf) for leaf in given))
+        key = (
+            function,
+            form,
+            *((leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, torch.Tensor) else (type(leaf), leaf) for leaf in given),
+        )
         if kind == "views" or key not in self._known:
             result = function(*args, **kwargs)
             leaves, form = tree_flatten(result)
-            if (kind == "writes" and result is target) or (kind == "makes" and all(isinstance(leaf, torch.Tensor | None) for leaf in leaves)):
+            if (kind == "writes" and result is target) or (
+                kind == "makes" and all(isinstance(leaf, torch.Tensor | None) for leaf in leaves)
+            ):
                 self._known[key] = [leaf if leaf is None else (leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves], form
             return result
         if kind == "writes":

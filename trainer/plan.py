@@ -249,7 +249,9 @@ class Counted:
             case "base" | "adapter" | "file":
                 frozen, adapter = memory.held(config, shape, kind if what == "base" else "none")
                 of_adapter = {"adapter": memory.adapter_bytes(config, adapter, kind), "file": memory.file_bytes(adapter)}
-                return {f"base, {kind}": frozen} if what == "base" else {f"adapter, {kind}": of_adapter["adapter"], "file": of_adapter["file"]}
+                return (
+                    {f"base, {kind}": frozen} if what == "base" else {f"adapter, {kind}": of_adapter["adapter"], "file": of_adapter["file"]}
+                )
             case "stays" | "calls" | "none" | "feed-forward" | "deep" | "all":
                 level = kind or what
                 step = memory.step_of(config, shape, level)

@@ -21,6 +21,7 @@ from trainer.config import TrainConfig
 from trainer.errors import ConfigError, TrainerError
 from ui.drawing import Drawings
 from ui.form import FILES, FOLDERS, TERMINAL_ONLY
+from ui.library import Library
 from ui.studio import Desk
 from ui.tabs import Shared
 from ui.views import picture_url
@@ -103,7 +104,7 @@ def checked(desk: Desk, project: str, settings: Any) -> dict[str, Any]:
         raise ConfigError([f"{closed[0]} can only be set on the command line"])
     said = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
     said.update({name: str(desk.projects.folder(text(said[name])).resolve()) for name in FOLDERS if said.get(name)})
-    said.update({name: desk.jobs.file(text(said[name])) for name in FILES if said.get(name)})
+    said.update({name: Library(desk.jobs).path(text(said[name])) for name in FILES if said.get(name)})
     if said.get("base", TrainConfig.base) not in desk.jobs.bases():
         raise ConfigError([f"there is no base model {said['base']!r}; there are {', '.join(desk.jobs.bases())}"])
     return {"name": project, "base": desk.jobs.bases()[0], **said}

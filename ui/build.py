@@ -27,8 +27,8 @@ def translations() -> gr.I18n:
 
 def build_page(studio: Studio, label: gr.I18n) -> gr.Blocks:
     with gr.Blocks(title="Impasto", analytics_enabled=False) as page:
-        gr.Markdown("# Impasto")
         with gr.Row(elem_id="head"):
+            gr.Markdown("# Impasto", elem_id="impasto")
             project = gr.Dropdown([], label=label("page.project"), elem_id="project", scale=2, allow_custom_value=True)
             new_name = gr.Textbox(label=label("page.project_new"), placeholder="my-style", max_length=80, elem_id="new-name", scale=2)
             create = gr.Button(label("page.project_create"), elem_id="create", scale=1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 
-from trainer.captioning import job
 from ui.caption_edits import TOKENS, Change, Undone, about_tokens, fused_tags, tag_counts
+from ui.captioning import Standing
 from ui.cards import escaped, place_of, shown_size
 from ui.checkup import Told
 from ui.naming import MAX_CAPTION
@@ -100,12 +100,15 @@ def undone_words(words: Words, undone: Undone) -> str:
     return words(f"captions.did_{undone.kind}", find=undone.find, text=undone.text)
 
 
-def progress_html(words: Words, view: job.View, alive: bool, fresh: dict[str, str], project: str) -> str:
+def progress_html(words: Words, stands: Standing, fresh: dict[str, str], project: str) -> str:
     """How a model's captioning stands; `fresh` captions travel hidden, and the page's script puts them into fields that are not being written in."""
+    view = stands.view
+    if stands.waits:
+        return f'<p role="status">{escaped(words("captions.model_waits"))}</p>'
     if view.ended == "failed":
         return f'<div role="alert" class="alert">{escaped(words("captions.model_failed", message=view.message))}</div>'
     count = len(view.captions)
-    if view.ended or not alive:
+    if view.ended or not stands.alive:
         key = "captions.model_done" if view.ended == "finished" else "captions.model_stopped"
         line, bar = words(key, count=count), ""
     else:

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +22,6 @@ from trainer.run import Run, write_atomically
 from ui.caption_edits import remember
 from ui.jobs import Jobs
 from ui.projects import Projects
-
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -53,43 +47,47 @@ class Captioning:
         return [path.parent for path in self.folder.glob("*/job.json") if _project(path.parent) == project]
 
     def start(self, project: str, model: str, values: dict[str, Any]) -> None:
-        """Starts a model on a project's pictures. Raises TrainerError."""
+        """Puts a model's work on a project's pictures into the line. Raises TrainerError."""
         folder, options = self.projects.folder(project), options_from(values)
         if model not in self.models():
             raise CaptionerError("that captioning model is not there any more; choose another")
-        busy = self.jobs.busy()
-        if busy:
-            raise RunError(f"“{busy}” is training; let it end or stop it, then let the model write captions")
-        running = self.latest(project)
-        if running and running.is_alive():
-            raise RunError("a model is writing captions for this project already")
-        for old in self._of(project):
-            shutil.rmtree(old, ignore_errors=True)
-        remember(self.projects, project)
-        made = job.create(self.folder / uuid.uuid4().hex, folder, model, options)
-        write_atomically(made.path / "project.json", json.dumps({"project": project}, ensure_ascii=False).encode())
-        _spawn(made, self.jobs.models)
+        with self.jobs.queue.lock:
+            self.forget(project)
+            remember(self.projects, project)
+            made = job.create(self.folder / uuid.uuid4().hex, folder, model, options)
+            write_atomically(made.path / "project.json", json.dumps({"project": project}, ensure_ascii=False).encode())
+            self.jobs.queue.submit(made.path, "caption", ["caption-job", str(made.path.resolve())])
 
     def stop(self, project: str) -> None:
+        """Ends the work after the pictures at hand, or takes it out of the line."""
         running = self.latest(project)
         if running:
-            events.append(running.commands, "stop", sync=True)
+            self.jobs.queue.stop(running.path)
 
-    def view(self, project: str) -> tuple[job.View, bool] | None:
-        """How the last captioning stands and whether its process lives; None when there was none."""
+    def standing(self, project: str) -> Standing | None:
+        """How the last captioning stands; None when there was none."""
         running = self.latest(project)
         if running is None:
             return None
-        alive = running.is_alive()
-        return job.fold(job.View(), events.read(running.events)[0]), alive
+        queued = self.jobs.queue.find(running.path)  # asked before the events are read
+        alive = running.is_alive() or (queued is not None and queued.state == "running")
+        waits = queued is not None and queued.state == "waiting"
+        return Standing(job.fold(job.View(), events.read(running.events)[0]), alive, waits)
 
     def forget(self, project: str) -> None:
-        """Removes what is kept of a project's captionings. Raises RunError while one runs."""
-        running = self.latest(project)
-        if running and running.is_alive():
-            raise RunError("a model is writing captions for this project; stop it first")
+        """Removes what is kept of a project's captionings. Raises RunError while one runs or waits."""
+        stands = self.standing(project)
+        if stands and (stands.alive or stands.waits):
+            raise RunError("a model is writing captions for this project; stop it, or wait until it ends")
         for old in self._of(project):
             shutil.rmtree(old, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Standing:
+    view: job.View
+    alive: bool
+    waits: bool
 
 
 def _project(path: Path) -> str | None:
@@ -97,16 +95,3 @@ def _project(path: Path) -> str | None:
         return json.loads((path / "project.json").read_text(encoding="utf-8")).get("project")
     return None
 
-
-def _spawn(owner: Run, models: Path) -> None:
-    """A process of its own session, so that it outlives the server; returns once it has claimed its folder or ended."""
-    command = [sys.executable, "-m", "trainer", "caption-job", str(owner.path.resolve()), "--models", str(models.resolve())]
-    with (owner.path / "trainer.log").open("ab") as log:
-        child = subprocess.Popen(
-            command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-    for _ in range(200):
-        if owner.is_alive() or child.poll() is not None:
-            break
-        time.sleep(0.05)

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 
 from trainer.errors import DatasetError
+from ui.captioning import Captioning
 from ui.projects import SAMPLES
 from ui.studio import Desk
 
@@ -31,8 +32,9 @@ def delete_project(desk: Desk, project: str, *, trainings: bool) -> Receipt:
         raise DatasetError(desk.words("artwork.delete_sample"))
     desk.projects.folder(project)
     runs = trainings_of(desk, project)
-    if any(desk.jobs.run(run).is_alive() for run in runs):
+    if desk.jobs.active(project) or any(desk.jobs.run(run).is_alive() for run in runs):
         raise DatasetError(desk.words("artwork.delete_busy"))
+    Captioning(desk.projects, desk.jobs).forget(project)
     files = desk.projects.delete(project)
     for cache in ("latents", "text"):
         shutil.rmtree(desk.projects.cache / cache, ignore_errors=True)

@@ -71,13 +71,6 @@ class Jobs:
         """Runs that have a file."""
         return [name for name in self.names() if self.run(name).lora_file.is_file()]
 
-    def file(self, name: str) -> str:
-        """Path of a run's LoRA. Raises RunError."""
-        found = self.run(name).lora_file
-        if not found.is_file():
-            raise RunError(f"“{name}” has no file yet; wait until it has ended")
-        return str(found.resolve())
-
     def run(self, name: str) -> run.Run:
         """Raises RunError for a name that is none of ours, paths included."""
         if name not in self.names():

@@ -26,9 +26,9 @@ from typing import Any
 from PIL import Image
 
 from trainer import run as runs
+from trainer.entry import CHOICE, ENTRY, TOOLS
 from trainer.errors import LoraFileError, RunError, TrainerError
 from trainer.lora_header import recognise
-from trainer.making import CHOICE, ENTRY, TOOLS
 from trainer.queue import FILES
 from trainer.relabel import Label, relabel
 from trainer.run import write_atomically
@@ -133,6 +133,10 @@ class Library:
                 key=key, folder=run.path, file=file, facts=_facts(file), origin="train", made=file.stat().st_mtime, takes=tuple(takes)
             )
         return None
+
+    def path(self, key: str) -> str:
+        """Of a LoRA's file, for a training to start from. Raises RunError."""
+        return str(self.entry(key).file.resolve())
 
     def choice(self, key: str) -> dict[str, Any]:
         """The checkpoint and strength that the artist marked; {} when none is."""

@@ -14,6 +14,7 @@ from trainer.bases import is_small
 from trainer.config import PRESET_NAMES, TrainConfig, config_from
 from trainer.dataset.choices import OURS
 from trainer.dataset.outline import outline
+from trainer.dataset.variants import mask_file
 from trainer.errors import DatasetError
 from trainer.presets import preset_values
 from trainer.run import write_atomically
@@ -68,6 +69,8 @@ def whole_values(folder: Path, settings: dict[str, Any], models: Path) -> dict[s
     # The page shows a training's pictures from its start on, some five times.
     values.setdefault("sample_every", max(10, -(-values["steps"] // 5)))
     values.setdefault("sample_at_start", True)
+    if any(mask_file(Path(item.path)) for item in items):  # whoever drew a mask wants it to count
+        values.setdefault("mask", "file")
     return values
 
 

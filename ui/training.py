@@ -11,6 +11,7 @@ from trainer.errors import TrainerError
 from trainer.queue import Job
 from ui.form import FILES, FOLDERS, settings_from
 from ui.jobs import Standing
+from ui.library import Library
 from ui.preflight import Wish, checks, checks_html, estimate_html, wish
 from ui.settings import read_settings, write_settings
 from ui.studio import Desk
@@ -38,7 +39,7 @@ def settings_of(desk: Desk, fields: Fields) -> dict[str, Any]:
     """Settings of a training, each name looked up. Raises TrainerError."""
     said = settings_from(fields.advanced)
     said.update({name: str(desk.projects.folder(said[name]).resolve()) for name in FOLDERS if name in said})
-    said.update({name: desk.jobs.file(said[name]) for name in FILES if name in said})
+    said.update({name: Library(desk.jobs).path(said[name]) for name in FILES if name in said})
     above = {name: value for name, value in fields.above.items() if value not in (None, "")}
     if not all(isinstance(value, str) for value in above.values()):
         raise TrainerError("the form holds something that is no text; reload the page")

@@ -13,11 +13,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import MODELS, trainer
-from tests.trainer.lora_samples import ATTENTION, FACTS, TINY, by_command_line, pipeline, write_lora
+from tests.trainer.lora_samples import ATTENTION, FACTS, TINY, assert_same, by_command_line, changes_of, pipeline, write_lora
 from trainer.lora_file.check import Report, check_file
 from trainer.lora_file.convert import convert
+from trainer.lora_file.keys import Verdict
 from trainer.lora_file.layout import sdxl
-from trainer.lora_file.names import accepted_names, kohya_name
+from trainer.lora_file.names import accepted_names, kohya_name, sgm_path
 
 OTHERS = ("A1111 1.10", "Forge", "ComfyUI 0.3", "InvokeAI 6.14", "sd-scripts", "diffusers 0.42")
 
@@ -169,6 +170,72 @@ def test_only_the_true_sdxl_lets_invokeai_know_what_it_is(tmp_path: Path):
         shape = sdxl().shapes["unet"][path]
         write_lora(tmp_path / "a.safetensors", {("unet", path): shape})
         assert verdicts(checked(tmp_path / "a.safetensors"))["InvokeAI 6.14"] == found
+
+
+def comfyui(part: str, path: str) -> str:
+    """As ComfyUI's LoraSave writes a model's difference."""
+    clip = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+    return f"diffusion_model.{sgm_path(path)}" if part == "unet" else f"text_encoders.{clip[part]}.transformer.text_model.{path}"
+
+
+def test_comfyuis_own_names_are_read_and_told_to_need_conversion_for_others(attention, tmp_path: Path):
+    changes = write_lora(tmp_path / "a.safetensors", attention, naming=comfyui, alpha=lambda n: None)
+    found = verdicts(checked(tmp_path / "a.safetensors"))
+    assert found == dict.fromkeys(OTHERS, "refuses") | {"ComfyUI 0.3": "whole", "sd-scripts": "drops", "diffusers 0.42": "drops"}
+    assert_same(changes_of(tmp_path / "a.safetensors"), changes)
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya")
+    assert checked(tmp_path / "b.safetensors").ok
+
+
+def _verdict(tensors: dict[str, torch.Tensor], folder: Path, facts: dict[str, str] = FACTS) -> dict[str, Verdict]:
+    save_file(tensors, folder / "a.safetensors", metadata=facts)
+    return {verdict.tool.split()[0]: verdict for verdict in checked(folder / "a.safetensors").verdicts}
+
+
+def test_a_half_missing_product_stops_a1111_and_is_met_by_each_tool_in_its_own_way(attention, tmp_path: Path):
+    write_lora(tmp_path / "a.safetensors", attention)
+    tensors, name = load_file(tmp_path / "a.safetensors"), kohya_name("unet", ATTENTION)
+    up, down = f"{name}.lora_up.weight", f"{name}.lora_down.weight"
+    # (ComfyUI, Forge, A1111, sd-scripts), as their loaders did
+    for missing, expected in (((up,), (1, 1, None, 0)), ((down,), (None, None, None, 2)), ((up, down), (0, 0, None, 1))):
+        left = {key: tensor for key, tensor in tensors.items() if key not in missing}
+        found = _verdict(left, tmp_path)
+        dropped = tuple(
+            None if found[tool].refusal else len(left) - found[tool].taken for tool in ("ComfyUI", "Forge", "A1111", "sd-scripts")
+        )
+        assert dropped == expected, missing
+
+
+def test_a_module_of_another_shape_stops_forge_and_sd_scripts(attention, tmp_path: Path):
+    write_lora(tmp_path / "a.safetensors", attention)
+    found = _verdict(
+        load_file(tmp_path / "a.safetensors") | {f"{kohya_name('unet', ATTENTION)}.lora_up.weight": torch.ones(9, 3)}, tmp_path
+    )
+    assert found["Forge"].refusal and found["sd-scripts"].refusal and len(found["ComfyUI"].drops) == len(found["A1111"].drops) == 1
+
+
+def test_sd_scripts_is_told_which_network_module_reads_the_file(tmp_path: Path):
+    name, facts = kohya_name("unet", ATTENTION), FACTS | {"ss_network_module": "lycoris.kohya"}  # its weight is 112 x 144
+    alpha = {f"{name}.alpha": torch.tensor(1.0)}
+    up_down = {f"{name}.lora_up.weight": torch.ones(112, 2), f"{name}.lora_down.weight": torch.ones(2, 144)}
+    loha = {f"{name}.hada_w{n}_{side}": torch.ones(112, 2) if side == "a" else torch.ones(2, 144) for n in (1, 2) for side in "ab"}
+
+    def lokr(rows: int, columns: int) -> dict[str, torch.Tensor]:
+        return {f"{name}.lokr_w1": torch.ones(rows, columns), f"{name}.lokr_w2": torch.ones(112 // rows, 144 // columns)}
+
+    for tensors, needs in (
+        (up_down, "--network_module networks.lora"),
+        (loha, "--network_module networks.loha"),
+        (lokr(8, 12), "--network_module networks.lokr"),
+        (lokr(8, 8), "--network_module networks.lokr --network_args factor=8"),
+        (lokr(2, 12), "--network_module lycoris.kohya"),  # no factor makes these
+        (up_down | {f"{name}.dora_scale": torch.ones(112, 1)}, "--network_module lycoris.kohya"),
+    ):
+        verdict = _verdict(tensors | alpha, tmp_path, facts)["sd-scripts"]
+        assert verdict.whole and verdict.needs == needs
+    # The package makes magnitudes of each output and stops at those of each input; a LoHa without alpha stops both.
+    assert _verdict(up_down | alpha | {f"{name}.dora_scale": torch.ones(1, 144)}, tmp_path, facts)["sd-scripts"].refusal
+    assert _verdict(loha, tmp_path, facts)["sd-scripts"].refusal
 
 
 Change = Callable[[dict[str, torch.Tensor], dict[str, str]], None]

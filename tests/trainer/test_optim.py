@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -10,7 +11,9 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.adapter.flat import join_state, split_state
 from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.targets import parameter_groups
 from trainer.average import Average
 from trainer.config import OPTIMIZERS, SCHEDULES, TrainConfig, config_from
 from trainer.errors import ConfigError
@@ -243,3 +246,35 @@ def test_schedulefree_shows_the_weights_that_its_evaluation_mode_recommends():
         x = adapter.parameters()[1].detach().clone()
     torch.testing.assert_close(y, 0.1 * z + 0.9 * x)  # Defazio et al. 2024, equation 1, beta = 0.9
     assert math.isfinite(float(x.sum()))
+
+
+@pytest.mark.parametrize("name", ["adamw", "prodigy", "lion", "schedulefree"])
+def test_a_vectors_state_is_kept_by_matrix_and_put_back_from_either(name: str):
+    """Checkpoints name each matrix's state, as those of trainings before vectors did."""
+    adapter, model = small_adapter()
+    config = config_of(name, steps=9)
+    optimizer = build_optimizer(config, parameter_groups(config, adapter), CPU)
+    adapter.zero_grad()
+    for _ in range(3):
+        model(torch.ones(2, 4)).square().sum().backward()
+        optimizer.step()
+        adapter.changed()
+        adapter.zero_grad()
+    kept = split_state(optimizer, adapter.flats)
+    order = [parameter for flat in adapter.flats for parameter in (layer.tensors()[role] for layer, role in flat.masters)]
+    assert sum(len(group["params"]) for group in kept["param_groups"]) == len(order) == len(adapter.parameters())
+    # Over the matrices themselves it is a state like any other.
+    by_matrix = build_optimizer(config, [{"params": order, "lr": group["lr"]} for group in parameter_groups_of_matrices(adapter)], CPU)
+    by_matrix.load_state_dict(copy.deepcopy(kept))
+    longs = [key for key, value in optimizer.state[adapter.vectors()[0]].items() if getattr(value, "numel", lambda: 1)() > 1]
+    assert longs and all(by_matrix.state[order[0]][key].shape[-2:] == order[0].shape[-2:] for key in longs)
+    # And back again, to the bit.
+    again = build_optimizer(config, [{"params": [vector], "lr": 1e-3} for vector in adapter.vectors()], CPU)
+    again.load_state_dict(join_state(kept, again, adapter.flats))
+    for vector in adapter.vectors():
+        for key in longs:
+            assert torch.equal(again.state[vector][key].flatten(), optimizer.state[vector][key].flatten())
+
+
+def parameter_groups_of_matrices(adapter: Adapter) -> list[dict]:
+    return [{"params": [layer.tensors()[role] for layer, role in flat.masters], "lr": 1e-3} for flat in adapter.flats]

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import MODELS
-from trainer.draw import Drawn, save_picture
+from trainer.draw import Drawn, save_picture, scheduler_for
 from trainer.errors import ConfigError
 from trainer.preview import WarmBase
-from trainer.request import SAMPLERS, Request, request_from, scheduler_for
+from trainer.request import SAMPLERS, Request, request_from
 from trainer.sdxl.base import open_base
 
 ANYTHING = st.one_of(

@@ -141,7 +141,11 @@ ON_A_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocat
 
 @pytest.mark.parametrize(
     ("place", "call", "error"),
-    [((AutoencoderKL, "encode"), 2, ON_A_CARD), ((UNet2DConditionModel, "forward"), 1, ON_A_CPU), ((torch.optim.AdamW, "step"), 2, MemoryError())],
+    [
+        ((AutoencoderKL, "encode"), 2, ON_A_CARD),
+        ((UNet2DConditionModel, "forward"), 1, ON_A_CPU),
+        ((torch.optim.AdamW, "step"), 2, MemoryError()),
+    ],
     ids=["caching", "first step", "second step"],
 )
 def test_memory_that_runs_out_ends_in_one_sentence_and_keeps_what_was_done(place, call, error, tmp_path: Path, monkeypatch):
@@ -155,7 +159,9 @@ def test_memory_that_runs_out_ends_in_one_sentence_and_keeps_what_was_done(place
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "memory ran out; the caches and every checkpoint are kept" in done.stderr and "smaller batch" in done.stderr
     of = run.Run(tmp_path / "run")
-    assert said(of, "ended")[-1]["cause"] == "memory" and [path for path in (tmp_path / ".cache").rglob("*") if path.is_file() and "plans" not in path.parts]
+    assert said(of, "ended")[-1]["cause"] == "memory" and [
+        path for path in (tmp_path / ".cache").rglob("*") if path.is_file() and "plans" not in path.parts
+    ]
     assert bool(state.checkpoints(of)) == (place[1] == "step")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -78,7 +79,7 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
         page.locator("#download a").click()
     file = tmp_path / "got.safetensors"
     downloading.value.save_as(file)
-    assert downloading.value.suggested_filename == "discs.safetensors"
+    assert re.fullmatch(r"discs-\d+\.safetensors", downloading.value.suggested_filename)
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata()["modelspec.trigger_phrase"] == "inkdisc"
     assert not foreign and not faults

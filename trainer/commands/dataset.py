@@ -29,9 +29,12 @@ def check(
     base: Annotated[str, typer.Option(help="The base model that would train.")] = "tiny-sdxl",
     resolution: Annotated[int, typer.Option(help="Side of the training area in px; 0 takes the base model's native size.")] = 0,
     bucket_step: int = 64,
+    preset: Annotated[str, typer.Option(help="What is taught: style, character or concept.")] = "style",
     models: ModelsOption = DEFAULT_MODELS,
 ) -> None:
-    """Say which pictures would train, in which bucket, what is cropped, and what is wrong."""
+    """Say which pictures would train, in which bucket, what is cropped, and what is wrong with them."""
+    from trainer.dataset.doctor import findings
+    from trainer.dataset.measures import measure
     from trainer.dataset.scan import scan
 
     manifest = scan(folder)
@@ -39,7 +42,8 @@ def check(
     from trainer.prepare import bucket_plan
     from trainer.sdxl.base import open_base
 
-    placements = bucket_plan(config, open_base(base, models)).place_all([(item.width, item.height) for item in manifest.items])
+    sizes, crops = [(item.width, item.height) for item in manifest.items], [item.crop for item in manifest.items]
+    placements = bucket_plan(config, open_base(base, models)).place_all(sizes, crops)
     for item, placement in zip(manifest.items, placements, strict=True):
         cut = f", {placement.cropped_share:.0%} cropped" if placement.cropped_share >= 0.005 else ""
         small = ", smaller than its bucket" if placement.resized[0] > item.width else ""
@@ -47,6 +51,10 @@ def check(
         typer.echo(f"{item.name}: {item.width}x{item.height} -> {bucket}{cut}{small}: {item.caption or '(no caption)'}")
     for problem in manifest.problems:
         typer.echo(f"left out: {problem}")
+    names = [Path(item.path).relative_to(manifest.folder).as_posix() for item in manifest.items]
+    measures = {name: measure(Path(item.path)) for name, item in zip(names, manifest.items, strict=True)}
+    for finding in findings(measures, dict(zip(names, placements, strict=True)), preset):
+        typer.echo(f"please note: {finding.picture} {finding.words}" if finding.picture else f"please note: {finding.words}")
     typer.echo(f"{len(manifest.items)} pictures, {len(manifest.problems)} problems")
 
 

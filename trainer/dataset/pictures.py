@@ -76,7 +76,9 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 def _upright(picture: Image.Image) -> tuple[int, int]:
     width, height = picture.size
-    return (height, width) if picture.getexif().get(_ORIENTATION) in _TURNED else (width, height)
+    # Asked for its EXIF block, a PNG that has none before its pixels would be decoded whole.
+    has_block = picture.format != "PNG" or "exif" in picture.info
+    return (height, width) if has_block and picture.getexif().get(_ORIENTATION) in _TURNED else (width, height)
 
 
 def open_alpha(path: Path) -> Image.Image | None:

@@ -11,8 +11,9 @@ import torch
 
 from trainer.errors import BaseError
 from trainer.lora_file.base_weights import layout_of
-from trainer.lora_file.consumers import FORGE_LIMIT, TOOLS, Entry, Keys, Verdict
+from trainer.lora_file.consumers import FORGE_LIMIT, TOOLS
 from trainer.lora_file.container import Container, open_lora
+from trainer.lora_file.keys import Entry, Keys, Verdict
 from trainer.lora_file.layout import Layout, names, sdxl
 from trainer.lora_file.modules import ALPHA, DORA, DOWN, PART_LABELS, UP, Module, split_key
 
@@ -42,7 +43,9 @@ class Report:
         width = max(len(verdict.tool) for verdict in self.verdicts)
         for verdict in self.verdicts:
             needs = f" with {verdict.needs}" if verdict.needs else ""
-            state = f"refuses the file: {verdict.refusal}" if verdict.refusal else f"takes {verdict.taken} of {verdict.total} tensors{needs}"
+            state = (
+                f"refuses the file: {verdict.refusal}" if verdict.refusal else f"takes {verdict.taken} of {verdict.total} tensors{needs}"
+            )
             told.append(f"{verdict.tool:<{width}}  {state}")
             told += [f"{'':<{width}}  drops {len(drop.keys)} ({drop.keys[0]}): {drop.reason}" for drop in verdict.drops]
         told += [f"fault: {text}" for text in self.faults]
@@ -161,10 +164,9 @@ def _faults(container: Container) -> list[str]:
 def _warnings(container: Container, keys: Keys, modules: list[Module]) -> list[str]:
     told = [*_scale_warnings(keys, modules)]
     if any(DORA in module.tensors for module in modules):
-        told.append(
-            "DoRA looks different in each tool: ComfyUI, A1111 and InvokeAI divide by norms along different axes, sd-scripts and "
-            "diffusers ignore it; to be sure, bake it: lora bake"
-        )
+        by_input = all(module.tensors[DORA].shape[:1] == (1,) for module in modules if DORA in module.tensors)
+        read = "ComfyUI, Forge, A1111 and InvokeAI read it as it was trained" if by_input else "others divide by norms along different axes"
+        told.append(f"DoRA is not read by every tool: {read}, sd-scripts and diffusers do not; to be sure, bake it: lora bake")
     facts = container.facts
     if facts and not facts.get("ss_base_model_version", "").startswith("sdxl_"):
         told.append("the metadata lacks ss_base_model_version = sdxl_…, so A1111 hides the file while an SDXL model is loaded")

@@ -62,7 +62,8 @@ def kohya_name(part: str, path: str) -> str:
 
 def accepted_names(part: str, path: str) -> list[str]:
     """Every spelling of a module that files in the wild use, ours first."""
-    dotted = path if part == "unet" or path.startswith("text_model.") else f"text_model.{path}"
+    path = path if part == "unet" else path.removeprefix("text_model.")
+    dotted = path if part == "unet" else f"text_model.{path}"
     names = [kohya_name(part, path), PREFIX[part] + dotted.replace(".", "_"), f"{part}.{dotted}"]
     if dotted != path:
         names += [f"{part}.{path}", PREFIX[part] + path.replace(".", "_")]

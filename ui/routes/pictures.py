@@ -97,7 +97,7 @@ def _choose(desk: Desk, project: str, name: str, body: bytes) -> None:
     said = choice_of(wanted)
     if not isinstance(wanted, dict) or not wanted or set(wanted) - {"repeats", "crop"}:
         raise DatasetError("that could not be read; reload the page")
-    if "repeats" in wanted and said.repeats != wanted["repeats"]:
+    if "repeats" in wanted and (type(wanted["repeats"]) is not int or said.repeats != wanted["repeats"]):
         raise DatasetError(f"a picture is seen 1 to {MAX_REPEATS} times")
     if wanted.get("crop") is not None and said.crop is None:
         raise DatasetError("a crop lies between the picture's edges; move it again")

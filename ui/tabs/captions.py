@@ -138,17 +138,17 @@ def _model(shared: Shared) -> None:
             Captioning(desk.projects, desk.jobs).stop(chosen)
 
     def follow(desk: Desk, chosen: str | None, before: tuple):
-        stands = Captioning(desk.projects, desk.jobs).view(chosen) if chosen else None
+        stands = Captioning(desk.projects, desk.jobs).standing(chosen) if chosen else None
         if stands is None:
             return ("" if before[0] != chosen else gr.skip(), gr.skip(), (chosen, 0, False, None), gr.skip())
-        view, alive = stands
-        now = (chosen, len(view.captions), alive, view.ended, view.done, view.total, view.stage)
+        view, alive = stands.view, stands.alive or stands.waits
+        now = (chosen, len(view.captions), alive, view.ended, view.done, view.total, view.stage, stands.waits)
         if tuple(before) == now:
             return [gr.skip()] * 4
         known = before[1] if before[0] == chosen else len(view.captions)
         fresh = dict(list(view.captions.items())[known:])
         ended = before[0] == chosen and before[2] and not alive
-        html = progress_html(desk.words, view, alive, fresh, chosen or "")
+        html = progress_html(desk.words, stands, fresh, chosen or "")
         return html, gr.update(interactive=alive), now, repr(now) if ended else gr.skip()
 
     def touch(desk: Desk, touched: int) -> int:

@@ -29,12 +29,12 @@ def build(shared: Shared) -> None:
     with gr.Accordion(label("library.make"), open=False, elem_id="make-box"):
         tool, others = _make_fields(shared)
         start = gr.Button(label("library.start"), elem_id="make")
-    with gr.Accordion(label("library.delete"), open=False, elem_id="delete-box"):
-        ask_delete = gr.Button(label("library.delete"), elem_id="delete")
-        question = gr.HTML(elem_id="delete-question")
+    with gr.Accordion(label("library.delete"), open=False, elem_id="delete-lora-box"):
+        ask_delete = gr.Button(label("library.delete"), elem_id="delete-lora")
+        question = gr.HTML(elem_id="delete-lora-question")
         with gr.Row():
-            sure = gr.Button(label("library.delete_sure"), variant="stop", visible=False, elem_id="delete-sure")
-            keep = gr.Button(label("library.keep"), visible=False, elem_id="delete-keep")
+            sure = gr.Button(label("library.delete_sure"), variant="stop", visible=False, elem_id="delete-lora-sure")
+            keep = gr.Button(label("library.keep"), visible=False, elem_id="delete-lora-keep")
     works, seen = gr.State(()), gr.State("")
     timer = gr.Timer(1.5)
     chosen_lists = [lora, *(which for which, _ in others)]

@@ -12,6 +12,7 @@ from ui import training
 from ui.comparison import comparison_html
 from ui.curves import curve_html
 from ui.form import FILES, FOLDERS, build_form
+from ui.library import Library
 from ui.progress import notes_html, remedy_words, samples_html
 from ui.studio import Desk
 from ui.tabs import QUIET, Shared
@@ -73,7 +74,7 @@ def build(shared: Shared) -> None:
         """A project brings its own settings."""
         if not chosen:
             return [gr.skip()] * len(brought)
-        kept, projects, files = training.kept(desk, chosen), desk.projects.names(), desk.jobs.finished()
+        kept, projects, files = training.kept(desk, chosen), desk.projects.names(), Library(desk.jobs).all()
         shown: dict[Any, Any] = {component: kept.above[key] for key, component in above.items()}
         shown[base] = gr.update(choices=desk.jobs.bases(), value=kept.above["base"])
         for key, component in form.items():
@@ -129,6 +130,10 @@ def build(shared: Shared) -> None:
         pictures = samples_html(desk.jobs.run(run), standing, desk.words, desk.jobs.project_of(run) or "")
         return [*shown, notes_html(standing, desk.words), pictures, curve_html(standing.view, desk.words), now]
 
+    def look(desk: Desk, chosen: str | None, last: tuple[Any, ...], last_line: str, wanted: dict[str, str] | None):
+        """All that may have changed by itself, in one question to the server."""
+        return [*follow(desk, chosen, last), *follow_line(desk, last_line), *answered(desk, wanted)]
+
     def follow_line(desk: Desk, last: str):
         mine, everyone, paused = desk.jobs.line(), desk.jobs.queue.line(), desk.jobs.queue.is_paused
         now = repr((*((job.folder.name, job.state, job.place) for job in mine), len(everyone), paused))
@@ -171,7 +176,6 @@ def build(shared: Shared) -> None:
     shared.project.change(shared.on(load), shared.project, brought, **QUIET)
     gr.on([component.change for component in (*above.values(), *form.values())], shared.on(changed), everything, [*before, told], **fresh)
     shared.touched.change(shared.on(refresh), shared.project, before, **QUIET)
-    timer.tick(shared.on(answered), asked, before, **QUIET)
     started = [told, shared.made, token, train, stop]
     train.click(shared.on(start), everything, started, **QUIET)
     another.click(shared.on(start_another), everything, started, **QUIET)
@@ -182,9 +186,9 @@ def build(shared: Shared) -> None:
     )
     pause.click(shared.on(toggle), None, None, **QUIET)
     shown = [*buttons, notes, samples, curve, seen]
-    for event in (timer.tick, shared.made.change, shared.project.change):
+    timer.tick(shared.on(look), [shared.project, seen, seen_line, asked], [*shown, line, pause, seen_line, *before], **QUIET)
+    for event in (shared.made.change, shared.project.change):
         event(shared.on(follow), [shared.project, seen], shown, **QUIET)
-    timer.tick(shared.on(follow_line), seen_line, [line, pause, seen_line], **QUIET)
     for event in (shared.project.change, shared.made.change):
         event(shared.on(list_runs), None, [one, other], **QUIET)
     for dropdown in (one, other):

@@ -1,0 +1,34 @@
+"""Precision is chosen by what this machine is faster with, once, and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import MODELS
+from trainer import speed
+from trainer.speed import block_seconds, precision_for
+
+CPU, TINY = torch.device("cpu"), MODELS / "tiny-sdxl"
+
+
+def test_a_cpu_without_products_of_bf16_takes_fp32_unmeasured(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(speed, "multiplies_bf16", lambda: False)
+    assert precision_for("auto", CPU, TINY, tmp_path) == torch.float32 and not list(tmp_path.iterdir())
+    assert precision_for("bf16", CPU, TINY, tmp_path) == torch.bfloat16
+
+
+@pytest.mark.parametrize(("bf16", "chosen"), [(0.5, torch.bfloat16), (0.9, torch.float32)])
+def test_the_faster_precision_is_kept_so_that_a_resumed_run_has_it_too(monkeypatch, tmp_path: Path, bf16: float, chosen: torch.dtype):
+    monkeypatch.setattr(speed, "multiplies_bf16", lambda: True)
+    seconds = {torch.float32: 1.0, torch.bfloat16: bf16}
+    monkeypatch.setattr(speed, "block_seconds", lambda width, dtype: seconds[dtype])
+    assert precision_for("auto", CPU, TINY, tmp_path) == chosen
+    seconds[torch.bfloat16] = 2.0 - bf16  # the machine is busy with other things
+    assert precision_for("auto", CPU, TINY, tmp_path) == chosen
+
+
+def test_a_wider_layer_takes_longer():
+    assert 0 < block_seconds(16, torch.float32) < block_seconds(512, torch.float32)

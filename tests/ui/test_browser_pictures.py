@@ -1,0 +1,174 @@
+"""Artwork and Captions in a real browser: drop, look, crop, mask, remove, write, change many, take back, delete."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.conftest import INK
+from tests.ui.conftest import BROWSER, Started
+
+pytestmark = BROWSER
+
+
+@pytest.fixture(scope="module")
+def drop(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Pictures, two of them in a zip with a caption, one loose caption, and two files that are none."""
+    place = tmp_path_factory.mktemp("drop")
+    for number, name in enumerate(("bell", "owl", "star", "key")):
+        Image.open(INK / f"{name}.png").convert("RGB").resize((280, 260 + number)).save(place / f"{name}.png")
+    Image.new("RGB", (900, 100), "navy").save(place / "banner.png")
+    (place / "owl.txt").write_text("inkart owl, bird")
+    (place / "broken.png").write_text("no picture")
+    (place / "notes.pdf").write_text("no picture")
+    with zipfile.ZipFile(place / "more.zip", "w") as archive:
+        archive.write(INK / "house.png", "art/house.png")
+        archive.writestr("art/house.txt", 'a <img src=x onerror="document.title=1"> house')
+        archive.writestr("../evil.png", "x")
+    return sorted(place.iterdir())
+
+
+@pytest.fixture(scope="module")
+def page(studio: Started, browser: Any, drop: list[Path]) -> Iterator[Any]:
+    opened = browser.new_context().new_page()
+    opened.set_default_timeout(120_000)  # a busy machine is not a fault
+    opened.goto(studio.address)
+    opened.wait_for_selector("#cards .picture")
+    opened.locator("#upload input[type=file]").first.set_input_files([str(path) for path in drop])
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def waits(page: Any) -> Callable[[str], None]:
+    return lambda claim: page.wait_for_function(f"() => {claim}")
+
+
+def project(studio: Started) -> Path:
+    return studio.home / "datasets" / "my-pictures"
+
+
+def test_a_drop_becomes_cards_and_each_rejected_file_is_named(page: Any, studio: Started, waits):
+    waits("document.querySelectorAll('#cards .picture').length === 6")
+    waits("document.querySelector('#left-out')?.innerText.includes('6 pictures added')")
+    said = page.locator("#left-out [role=alert]").inner_text()
+    assert all(name in said for name in ("broken.png", "notes.pdf", "evil.png"))
+    image = page.locator("#cards .picture img").first
+    assert image.get_attribute("alt") and image.get_attribute("width") and image.get_attribute("height")
+    assert len(page.request.get(studio.address + image.get_attribute("src")).body()) <= 60_000
+    house = page.locator('#cards li[data-name="house.png"] .words')
+    assert "<img src=x" in house.inner_text() and page.title() != "1"
+    assert not list((studio.home / "outputs" / ".cache" / "uploads").rglob("*.png"))
+
+
+def test_the_doctor_tells_what_it_found_before_any_training(page: Any, waits):
+    waits("document.querySelector('#doctor .findings')")
+    waits("document.querySelector('#doctor')?.innerText.includes('few to teach')")
+    assert "Much is cropped" in page.locator("#doctor").inner_text()
+    assert page.locator('#cards li[data-name="banner.png"] .faults').count() == 1
+
+
+def test_the_crop_moves_by_keys_and_by_pointer_and_is_kept(page: Any, studio: Started, waits):
+    crop = page.locator('#cards li[data-name="banner.png"] svg.crop')
+    crop.focus()
+    page.keyboard.press("Home")
+    assert crop.get_attribute("aria-valuenow") == "0" and crop.get_attribute("role") == "slider"
+    box = crop.bounding_box()
+    page.mouse.move(box["x"] + 20, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"], box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    waits("document.querySelector('#cards li[data-name=\"banner.png\"] .said').innerText === 'Saved'")
+    assert crop.get_attribute("aria-valuenow") == "100"
+    for _ in range(200):
+        kept = json.loads((project(studio) / ".impasto" / "pictures.json").read_text())["banner.png"]["crop"]
+        if kept == [1, 0.5]:
+            break
+        page.wait_for_timeout(50)
+    assert kept == [1, 0.5]
+
+
+def test_a_mask_is_drawn_by_keyboard_alone(page: Any, studio: Started, waits):
+    page.locator('#cards li[data-name="bell.png"] button.mask').focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#mask-dialog[open]")
+    page.locator("#mask-dialog .mask-width").fill("50")
+    page.locator("#mask-dialog [data-do=box]").press("Enter")
+    page.locator("#mask-dialog [data-do=save]").press("Enter")
+    page.wait_for_selector('#cards li[data-name="bell.png"] .masked')
+    mask = Image.open(project(studio) / "masks" / "bell.png")
+    assert mask.mode == "L" and mask.size == (280, 260)
+    assert mask.getpixel((70, 130)) == 0 and mask.getpixel((210, 130)) == 255
+
+
+def test_removed_pictures_come_back_with_their_captions(page: Any, studio: Started, waits):
+    page.locator('#cards li[data-name="owl.png"] button.remove').click()
+    page.wait_for_selector("#removed summary")
+    waits("!document.querySelector('#cards li[data-name=\"owl.png\"]')")
+    assert not (project(studio) / "owl.png").exists()
+    page.locator("#removed summary").click()
+    page.locator("#removed button.restore").click()
+    page.wait_for_selector('#cards li[data-name="owl.png"]')
+    assert (project(studio) / "owl.txt").read_text() == "inkart owl, bird\n"
+
+
+def test_a_caption_is_saved_on_leaving_and_page_down_goes_on(page: Any, studio: Started, waits):
+    page.locator("#tabs [role=tab]").nth(1).click()
+    fields = page.locator("#caption-list textarea.caption")
+    fields.first.wait_for()
+    assert fields.count() == 6
+    fields.nth(1).fill("inkart, a bell")
+    page.keyboard.press("PageDown")
+    waits("document.querySelectorAll('#caption-list .saved')[1].innerText === 'Saved'")
+    assert page.evaluate("document.activeElement.dataset.place") == fields.nth(2).get_attribute("data-place")
+    page.keyboard.press("PageUp")
+    assert page.evaluate("document.activeElement.dataset.place") == fields.nth(1).get_attribute("data-place")
+    assert (project(studio) / "bell.txt").read_text() == "inkart, a bell\n"
+
+
+def test_find_and_replace_counts_first_and_undo_survives_a_reload(page: Any, studio: Started, waits):
+    page.locator("#many button").first.click()
+    page.locator("#edit-find").get_by_role("textbox").fill("inkart")
+    page.locator("#edit-text").get_by_role("textbox").fill("inkstyle")
+    waits("document.querySelector('#edit-preview')?.innerText.includes('2 captions would change')")
+    page.locator("#edit-apply").click()
+    waits("document.querySelector('#edit-said')?.innerText.includes('2 captions changed')")
+    waits("[...document.querySelectorAll('#caption-list textarea')].some(field => field.value === 'inkstyle, a bell')")
+    page.reload()
+    page.wait_for_selector("#cards .picture")
+    page.locator("#tabs [role=tab]").nth(1).click()
+    waits("[...document.querySelectorAll('#caption-list textarea')].some(field => field.value === 'inkstyle, a bell')")
+    page.locator("#edit-undo:not([disabled])").click()
+    waits("[...document.querySelectorAll('#caption-list textarea')].some(field => field.value === 'inkart, a bell')")
+    assert (project(studio) / "owl.txt").read_text() == "inkart owl, bird\n"
+
+
+def test_what_is_being_written_outlives_a_list_drawn_anew(page: Any, waits):
+    fields = page.locator("#caption-list textarea.caption")
+    fields.nth(0).click()
+    page.keyboard.type("half a thought")
+    page.evaluate("document.querySelector('#artwork-changed').click()")
+    page.wait_for_timeout(3000)
+    page.keyboard.type(" more")
+    waits("document.activeElement.value?.includes('half a thought more')")
+    page.keyboard.press("Tab")
+    waits("document.querySelectorAll('#caption-list .saved')[0].innerText === 'Saved'")
+
+
+def test_deleting_a_project_asks_first_and_leaves_nothing(page: Any, studio: Started, waits):
+    page.locator("#tabs [role=tab]").nth(0).click()
+    page.locator("#delete").click()
+    page.wait_for_selector("#delete-asked [role=alertdialog]")
+    assert "6 pictures" in page.locator("#delete-asked").inner_text() and project(studio).exists()
+    page.locator("#delete-yes").click()
+    waits("document.querySelector('#deleted')?.innerText.includes('is gone')")
+    waits("document.querySelectorAll('#cards .picture').length === 24")
+    left = [path for path in studio.home.rglob("*") if "my-pictures" in str(path)]
+    assert left == [] and b"half a thought" not in (studio.home / "terminal.log").read_bytes()
+
