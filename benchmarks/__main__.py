@@ -1,9 +1,9 @@
 """`python -m benchmarks`: what this machine reaches, beside what it could; prints a table and saves it under benchmarks/results.
 
-    python -m benchmarks                      all of it, about half an hour on two cores; on a card with true SDXL's size
-    python -m benchmarks --quick              every measurement once and small: that it runs, not how fast
-    python -m benchmarks --only training      one group: training, start, caching, preview, growth
-    python -m benchmarks --against 'COMMAND'  another trainer on the same pictures and base; {folder}, {base}, {output}, {steps}
+python -m benchmarks                      all of it, about half an hour on two cores; on a card with true SDXL's size
+python -m benchmarks --quick              every measurement once and small: that it runs, not how fast
+python -m benchmarks --only training      one group: training, start, caching, preview, growth
+python -m benchmarks --against 'COMMAND'  another trainer on the same pictures and base; {folder}, {base}, {output}, {steps}
 """
 
 from __future__ import annotations

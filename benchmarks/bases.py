@@ -1,7 +1,7 @@
 """Bases of SDXL's layout with random weights: speed does not depend on what a model has learnt.
 
-    wide64   64/128/256 channels, heads of 64, 70 transformer blocks, both encoders narrow: 94 M parameters in the UNet
-    sdxl     the true configuration, built on the device itself
+wide64   64/128/256 channels, heads of 64, 70 transformer blocks, both encoders narrow: 94 M parameters in the UNet
+sdxl     the true configuration, built on the device itself
 """
 
 from __future__ import annotations

@@ -134,7 +134,10 @@ def against(command: str, base: Path, *, steps: tuple[int, int], repeat: int, mo
             words = [word.replace(key, value) for word in words]
         return words
 
-    ways: dict[str, Callable[[Path, int], list[str]]] = {"theirs": theirs, "ours": lambda out, count: own_command(INK, base, out, count, more)}
+    ways: dict[str, Callable[[Path, int], list[str]]] = {
+        "theirs": theirs,
+        "ours": lambda out, count: own_command(INK, base, out, count, more),
+    }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     peaks = dict.fromkeys(ways, 0)
     for _ in range(repeat):

@@ -91,7 +91,7 @@ class TrainConfig:
     scale_weight_norms: float = setting(0.0, "Largest weight norm", group="adapter", low=0.0, high=1000.0, help="After each step, a layer's change with a larger norm is shrunk to it; 1 is usual, 0 is off.")
     start_from: str = setting("", "Start from", group="adapter", help="Path of a LoRA file of the same network and ranks: its matrices are what the training starts with.")
 
-    optimizer: str = setting("adamw", "Optimizer", group="optimizer", choices=OPTIMIZERS, help="adamw8bit needs a CUDA card and bitsandbytes; lion wants about a third of AdamW's learning rate; schedulefree needs no schedule; custom takes optimizer_class.")
+    optimizer: str = setting("adamw", "Optimizer", group="optimizer", choices=OPTIMIZERS, help="adamw keeps its moments in 8 bits where only that fits (a CUDA card, bitsandbytes); adamw8bit always does; lion wants about a third of AdamW's learning rate; schedulefree needs no schedule; custom takes optimizer_class.")
     optimizer_class: str = setting("", "Optimizer class", group="optimizer", help="For optimizer custom: the dotted name of any installed PyTorch optimizer, e.g. pytorch_optimizer.Ranger21.")
     optimizer_args: tuple[str, ...] = setting((), "Optimizer arguments", group="optimizer", help="name=value for the optimizer, e.g. betas=(0.9, 0.99) or eps=1e-6.")
     weight_decay: float = setting(0.01, "Weight decay", group="optimizer", low=0.0, high=10.0, help="Pull of the adapter towards nothing.")

@@ -1,8 +1,8 @@
 """A fast preview: pictures of about the same composition for far less work, a third in SDXL's shape. They are marked so; a file is judged by true ones.
 
-Guidance ends after the first steps, which settle the composition (Castillo et al. 2023, "Adaptive Guidance", section 4).
+Guidance ends after the first steps, which settle the composition (Castillo et al. 2023, "Adaptive Guidance").
 The deep layers answer nearly alike from step to step, so they are asked at every third one only; between, the outermost
-level runs on their last answer (Ma et al. 2023, "DeepCache: Accelerating Diffusion Models for Free", section 3.2).
+level runs on their last answer (Ma et al. 2023, "DeepCache: Accelerating Diffusion Models for Free").
 """
 
 from __future__ import annotations
@@ -41,14 +41,18 @@ class Fast:
         """Steps count from 1."""
         return step <= max(1, round(GUIDED * self.steps))
 
-    def __call__(self, sample_NCHW: torch.Tensor, timestep: torch.Tensor, text_NTD: torch.Tensor, added: dict[str, torch.Tensor]) -> torch.Tensor:
+    def __call__(
+        self, sample_NCHW: torch.Tensor, timestep: torch.Tensor, text_NTD: torch.Tensor, added: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         self._since += 1
         deep = self._deep
         if not self._can_skip or deep is None or len(deep) != len(sample_NCHW) or self._since >= EVERY:
             return self.unet(sample_NCHW, timestep, text_NTD, added_cond_kwargs=added).sample
         return self._outermost(sample_NCHW, timestep, text_NTD, added, deep)
 
-    def _outermost(self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, added: dict[str, torch.Tensor], deep: torch.Tensor) -> torch.Tensor:
+    def _outermost(
+        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, added: dict[str, torch.Tensor], deep: torch.Tensor
+    ) -> torch.Tensor:
         """As `UNet2DConditionModel.forward`, with everything between its first and last block left out."""
         unet, since = self.unet, self._since
         embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))

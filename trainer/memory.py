@@ -62,18 +62,13 @@ class Alive(TorchDispatchMode):
         if function in _SHARING or not all(leaf.is_meta for leaf in given if isinstance(leaf, torch.Tensor)):
             return function(*args, **kwargs)
         kind, target = _kind_of(function), kwargs.get("out", args[0] if args else None)
-        key = (
-            function,
-            form,
-            *((leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, torch.Tensor) else (type(leaf), leaf) for leaf in given),
-        )
+        key = (function, form, *map(_shape_of, given))
         if kind == "views" or key not in self._known:
             result = function(*args, **kwargs)
             leaves, form = tree_flatten(result)
-            if (kind == "writes" and result is target) or (
-                kind == "makes" and all(isinstance(leaf, torch.Tensor | None) for leaf in leaves)
-            ):
-                self._known[key] = [leaf if leaf is None else (leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves], form
+            makes = kind == "makes" and all(isinstance(leaf, torch.Tensor | None) for leaf in leaves)
+            if makes or (kind == "writes" and result is target):
+                self._known[key] = [leaf if leaf is None else _shape_of(leaf) for leaf in leaves], form
             return result
         if kind == "writes":
             return target
@@ -97,6 +92,10 @@ class Alive(TorchDispatchMode):
 
 # Declared as making new tensors, or as writing, and do otherwise.
 _SHARING = {torch.ops.aten._unsafe_view.default, torch.ops.aten.resize_.default, torch.ops.aten.set_.source_Storage}
+
+
+def _shape_of(given: Any) -> tuple[Any, ...]:
+    return (given.shape, given.stride(), given.dtype) if isinstance(given, torch.Tensor) else (type(given), given)
 
 
 @functools.cache

@@ -246,12 +246,12 @@ class Counted:
     def _count(self, what: str, kind: str = "") -> dict[str, int]:
         config, shape = self.config, self.shape
         match what:
-            case "base" | "adapter" | "file":
-                frozen, adapter = memory.held(config, shape, kind if what == "base" else "none")
-                of_adapter = {"adapter": memory.adapter_bytes(config, adapter, kind), "file": memory.file_bytes(adapter)}
-                return (
-                    {f"base, {kind}": frozen} if what == "base" else {f"adapter, {kind}": of_adapter["adapter"], "file": of_adapter["file"]}
-                )
+            case "base":
+                return {f"base, {kind}": memory.held(config, shape, kind)[0]}
+            case "adapter" | "file":
+                adapter = memory.held(config, shape)[1]
+                optimizer = kind or config.optimizer
+                return {f"adapter, {optimizer}": memory.adapter_bytes(config, adapter, optimizer), "file": memory.file_bytes(adapter)}
             case "stays" | "calls" | "none" | "feed-forward" | "deep" | "all":
                 level = kind or what
                 step = memory.step_of(config, shape, level)

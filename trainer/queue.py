@@ -22,7 +22,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,9 +29,9 @@ import psutil
 
 from trainer import events
 from trainer.errors import RunError
+from trainer.job import Device, Job
 from trainer.run import Run, owner_of, write_atomically
 
-KINDS = ("train", "caption", "lora", "draw")
 MARK = ".queue.json"
 USERS = "_users"  # where there are accounts: the folder of everyone's outputs
 FILES = "files"  # a lane of its own, for work on files that needs no device
@@ -48,26 +47,6 @@ CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 PRAGMA user_version = 1;
 """
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    id: str  # "cpu", "mps", or the number of a CUDA device
-    words: str  # "CUDA (NVIDIA H200)"
-    visible: str | None = None  # CUDA_VISIBLE_DEVICES of a child that gets it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    id: str
-    kind: str  # one of KINDS
-    folder: Path
-    state: str
-    lane: str  # the device that it must have; "" takes any
-    device: str  # where it runs; "" while it waits
-    place: int = 0  # 1 is next; 0 when it does not wait
-    stops: int = 0  # how often it was told to stop
-    signal: int = 0  # what killed it, when this process saw it
 
 
 class Queue:
@@ -299,7 +278,16 @@ class Queue:
         if row:
             db.execute("UPDATE job SET state = 'running', device = ?, changed = ? WHERE id = ?", (device, time.time(), row["id"]))
             return
-        job = {"id": uuid.uuid4().hex, "token": None, "kind": "train", "arguments": [], "lane": "", "state": "running", "position": 0, "said": 0}
+        job = {
+            "id": uuid.uuid4().hex,
+            "token": None,
+            "kind": "train",
+            "arguments": [],
+            "lane": "",
+            "state": "running",
+            "position": 0,
+            "said": 0,
+        }
         self._insert(db, place, job, device)
 
     # The database
@@ -357,7 +345,9 @@ class Queue:
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError, sqlite3.IntegrityError):
                     job = json.loads(mark.read_text(encoding="utf-8"))
                     if job["state"] == "waiting" or Run(mark.parent).is_alive():
-                        self._insert(db, self._key(mark.parent), job, self.devices[0].id if self.devices and job["state"] == "running" else "")
+                        self._insert(
+                            db, self._key(mark.parent), job, self.devices[0].id if self.devices and job["state"] == "running" else ""
+                        )
                     else:
                         mark.unlink()
         db.execute("COMMIT")

@@ -167,15 +167,8 @@ class Sampler:
                 path = self.run.samples / f"{prefix}{file_name(numbered)}"
                 save_picture(cell, request, path, base=self.base.name, loras=[(self.config.name, 1.0)])
                 prompt = prompts[numbered.prompt_index]
-                facts.append(
-                    {
-                        "file": path.name,
-                        "prompt": prompt,
-                        "strength": cell.strength,
-                        "seed": asked.seed + cell.prompt_index,
-                        "made": time.time_ns(),
-                    }
-                )
+                told = {"file": path.name, "prompt": prompt, "strength": cell.strength, "seed": asked.seed + cell.prompt_index}
+                facts.append({**told, "made": time.time_ns()})
                 cells.append(numbered)
         if len(strengths) > 1:
             save_strip(cells, Request(prompts=prompts, strengths=strengths), self.run.samples)

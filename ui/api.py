@@ -1,9 +1,9 @@
 """What a script may do with the studio: four named endpoints, for gradio_client. They see what the page of the same user sees.
 
-    run = client.predict("ink-emoji", {"preset": "style", "steps": 40}, api_name="/start_training")["run"]
-    client.predict(run, api_name="/status")["state"]
-    client.predict(run, "a cat", [0, 1], 7, api_name="/preview")["pictures"]     addresses below the studio's own
-    client.predict(run, api_name="/download")["url"]
+run = client.predict("ink-emoji", {"preset": "style", "steps": 40}, api_name="/start_training")["run"]
+client.predict(run, api_name="/status")["state"]
+client.predict(run, "a cat", [0, 1], 7, api_name="/preview")["pictures"]     addresses below the studio's own
+client.predict(run, api_name="/download")["url"]
 """
 
 from __future__ import annotations
@@ -108,5 +108,3 @@ def checked(desk: Desk, project: str, settings: Any) -> dict[str, Any]:
     if said.get("base", TrainConfig.base) not in desk.jobs.bases():
         raise ConfigError([f"there is no base model {said['base']!r}; there are {', '.join(desk.jobs.bases())}"])
     return {"name": project, "base": desk.jobs.bases()[0], **said}
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 
 from ui.caption_edits import TOKENS, Change, Undone, about_tokens, fused_tags, tag_counts
 from ui.captioning import Standing
@@ -30,12 +31,12 @@ def captions_html(words: Words, project: str, cards: list[Card], told: Told) -> 
         items.append(
             f'<li class="captioned"><img src="/thumb/{place}?v={card.version}" alt="{name}" loading="lazy" '
             f'width="{width}" height="{height}">'
-            f'<div><label><span class="file">{name}</span><textarea class="caption" rows="4" maxlength="{MAX_CAPTION}" data-place="{place}" '
+            f'<div><label><span class="file">{name}</span><textarea class="caption" rows="4" maxlength="{MAX_CAPTION}" data-place="{place}" data-text="{escaped(card.caption)}" '
             f'aria-label="{label}" placeholder="{escaped(words("captions.placeholder"))}">{escaped(card.caption)}</textarea></label>'
             f'<p class="said"><span class="saved" role="status"></span> <span class="long">{hint}</span></p></div></li>'
         )
     failed = escaped(words("artwork.no_answer"))
-    return f'<p class="hint">{escaped(words("captions.keys"))}</p><ul class="captions" data-failed="{failed}">{"".join(items)}</ul>'
+    return f'<p class="hint">{escaped(words("captions.keys"))}</p><ul class="captions" data-drawn="{time.time_ns()}" data-failed="{failed}">{"".join(items)}</ul>'
 
 
 def long_words(words: Words, caption: str) -> str:

@@ -94,4 +94,3 @@ def _project(path: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return json.loads((path / "project.json").read_text(encoding="utf-8")).get("project")
     return None
-

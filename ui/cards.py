@@ -49,7 +49,11 @@ def _card(words: Words, project: str, card: Card, told: Told, faults: list[Findi
     alt = escaped(f"{card.name}: {card.caption}"[:150] if card.caption else card.name)
     crop = _crop(words, card, place, size, told.placements.get(card.name))
     pixels = f" <span>{size[0]} × {size[1]}</span>" if size else ""
-    caption = f'<p class="words">{escaped(card.caption)}</p>' if card.caption else f'<p class="words none">{escaped(words("artwork.no_caption"))}</p>'
+    caption = (
+        f'<p class="words">{escaped(card.caption)}</p>'
+        if card.caption
+        else f'<p class="words none">{escaped(words("artwork.no_caption"))}</p>'
+    )
     listed = "".join(f"<li>{escaped(finding_words(words, finding))}</li>" for finding in faults)
     masked = f'<span class="masked">{escaped(words("artwork.masked"))}</span>' if card.mask else ""
     times, mask, remove = (escaped(words(f"artwork.{key}", name=card.name)) for key in ("repeats_of", "mask_of", "remove_of"))
@@ -117,7 +121,9 @@ def findings_html(words: Words, told: Told, *, unfinished: bool = False) -> str:
             continue
         named = "".join(f"<li><b>{escaped(f.picture)}</b> {escaped(finding_words(words, f))}</li>" for f in of_kind[:_NAMED])
         more = f"<li>{escaped(words('artwork.more', count=len(of_kind) - _NAMED))}</li>" if len(of_kind) > _NAMED else ""
-        rows.append(f"<li><details><summary>{escaped(words(f'artwork.kind_{kind}', count=len(of_kind)))}</summary><ul>{named}{more}</ul></details></li>")
+        rows.append(
+            f"<li><details><summary>{escaped(words(f'artwork.kind_{kind}', count=len(of_kind)))}</summary><ul>{named}{more}</ul></details></li>"
+        )
     if rows:
         return f'<h3>{escaped(words("artwork.doctor"))}</h3><ul class="findings">{"".join(rows)}</ul>'
     return f'<p class="sound">{escaped(words("artwork.sound"))}</p>' if told.sizes and not unfinished else ""
@@ -148,8 +154,16 @@ def arrivals_html(words: Words, arrivals: Arrivals | None) -> str:
         line = words("artwork.arrived", kept=arrivals.kept)
     else:
         line = words("artwork.arriving", done=arrivals.done, total=arrivals.total)
-    bar = "" if arrivals.ended else f'<progress aria-label="{escaped(line)}" value="{arrivals.done}" max="{max(1, arrivals.total)}"></progress>'
+    bar = (
+        ""
+        if arrivals.ended
+        else f'<progress aria-label="{escaped(line)}" value="{arrivals.done}" max="{max(1, arrivals.total)}"></progress>'
+    )
     problems = list(arrivals.problems)
     listed = "".join(f"<li>{escaped(problem)}</li>" for problem in problems)
-    left_out = f'<div role="alert" class="alert">{escaped(words("artwork.left_out", count=len(problems)))}<ul>{listed}</ul></div>' if problems else ""
+    left_out = (
+        f'<div role="alert" class="alert">{escaped(words("artwork.left_out", count=len(problems)))}<ul>{listed}</ul></div>'
+        if problems
+        else ""
+    )
     return f'<p role="status" class="arrivals">{escaped(line)}</p>{bar}{left_out}'

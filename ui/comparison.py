@@ -23,7 +23,10 @@ def comparison_html(jobs: Jobs, left: str | None, right: str | None, words: Word
     standings = [jobs.standing(name) for name in names]
     heads = "".join(f'<th scope="col">{_said(name)}</th>' for name in names)
     states = "".join(f"<td>{_said(status_words(standing, words))}</td>" for standing in standings)
-    rows = "".join(f'<tr><th scope="row">{_said(name)}</th><td>{_value(one)}</td><td>{_value(other)}</td></tr>' for name, one, other in differences(jobs, left, right))
+    rows = "".join(
+        f'<tr><th scope="row">{_said(name)}</th><td>{_value(one)}</td><td>{_value(other)}</td></tr>'
+        for name, one, other in differences(jobs, left, right)
+    )
     none = "" if rows else f"<p>{_said(words('train.compare_same'))}</p>"
     table = f'<table class="compare"><thead><tr><th scope="col">{_said(words("train.setting"))}</th>{heads}</tr></thead><tbody><tr><td></td>{states}</tr>{rows}</tbody></table>'
     return table + none + _curves(standings, names, words) + _samples(standings, names, words)
@@ -55,7 +58,9 @@ def _samples(standings: list[Any], names: tuple[str, str], words: Words) -> str:
             f"<figcaption>{_said(name)}</figcaption></figure>"
             for name, pictures in zip(names, drawn, strict=True)
         )
-        rows.append(f'<section><h4>{_said(words("train.at_step", step=step))}: {_said(prompt)}</h4><div class="samples">{figures}</div></section>')
+        rows.append(
+            f'<section><h4>{_said(words("train.at_step", step=step))}: {_said(prompt)}</h4><div class="samples">{figures}</div></section>'
+        )
     return "".join(rows)
 
 

@@ -14,7 +14,7 @@ Points = Sequence[tuple[int, float]]
 _WIDTH, _HEIGHT, _EDGE = 640, 200, 36
 _NOTABLE = 0.01  # of a loss: less is noise of the measurement
 _WINDOWS = 6  # that a training's losses are looked at in
-_FEWEST = 30  # losses before anything is said of them
+_FEWEST = 60  # losses before anything is said of them
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,10 @@ def trend(losses: Points, validation: Points) -> Trend:
     size = len(losses) // _WINDOWS
     spans = [[loss for _, loss in losses[n * size : (n + 1) * size]] for n in range(_WINDOWS)]
     means = [sum(span) / len(span) for span in spans]
-    errors = [math.sqrt(sum((loss - mean) ** 2 for loss in span) / max(1, len(span) - 1) / len(span)) for span, mean in zip(spans, means, strict=True)]
+    errors = [
+        math.sqrt(sum((loss - mean) ** 2 for loss in span) / max(1, len(span) - 1) / len(span))
+        for span, mean in zip(spans, means, strict=True)
+    ]
     for first in range(_WINDOWS - 1):
         # Level since `first`: no later span lies notably below it.
         if all(means[later] > means[first] - 2 * math.hypot(errors[first], errors[later]) for later in range(first + 1, _WINDOWS)):

@@ -94,7 +94,9 @@ class Intake:
         """Of a project's last drop since the studio started."""
         return self._arrivals.get(folder)
 
-    def start(self, projects: Projects, project: str, files: list[Dropped], limits: Limits, then: Callable[[], None] = lambda: None) -> None:
+    def start(
+        self, projects: Projects, project: str, files: list[Dropped], limits: Limits, then: Callable[[], None] = lambda: None
+    ) -> None:
         """Takes files into a project, in the background; the files are gone from where they were afterwards."""
         folder = projects.folder(project)
         with self._lock:
@@ -318,4 +320,3 @@ def _away(path: Path) -> None:
 def dropped(paths: list[Path], names: list[str] | None = None) -> list[Dropped]:
     """Files by the names they came under, or by their own."""
     return [Dropped(name or path.name, path) for path, name in zip(paths, names or [""] * len(paths), strict=True)]
-

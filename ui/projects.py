@@ -149,7 +149,9 @@ class Projects:
     def removed(self, project: str) -> list[str]:
         """Names of the pictures that were taken out."""
         place = self.folder(project) / OURS / "removed"
-        return [path.relative_to(place).as_posix() for part, _, _ in places(place) for path in pictures_in(part)[0]] if place.is_dir() else []
+        return (
+            [path.relative_to(place).as_posix() for part, _, _ in places(place) for path in pictures_in(part)[0]] if place.is_dir() else []
+        )
 
     def remove(self, project: str, name: str) -> None:
         """Takes a picture out of a project, with its caption and mask; `restore` brings it back. Raises DatasetError."""
@@ -205,4 +207,3 @@ def _moved(picture: Path, root: Path, target: Path) -> str:
     moved = place / f"{stem}{picture.suffix}"
     picture.replace(moved)
     return moved.relative_to(target).as_posix()
-

@@ -72,5 +72,3 @@ def whole_values(folder: Path, settings: dict[str, Any], models: Path) -> dict[s
     if any(mask_file(Path(item.path)) for item in items):  # whoever drew a mask wants it to count
         values.setdefault("mask", "file")
     return values
-
-

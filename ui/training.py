@@ -176,5 +176,3 @@ def line_html(desk: Desk, jobs: list[Job], others: int, words: Words) -> str:
 
 def _said(text: str) -> str:
     return html.escape(text, quote=True)
-
-

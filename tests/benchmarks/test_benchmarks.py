@@ -44,12 +44,17 @@ def test_the_wide_base_has_sdxls_layout():
         ours = UNet2DConditionModel.from_config(facts)
     true = build("unet", ORIGINAL)
     assert [name for name, _ in ours.named_modules()] == [name for name, _ in true.named_modules()]
-    assert ours.config["block_out_channels"] == [64, 128, 256] and sum(p.numel() for p in ours.parameters()) == pytest.approx(94e6, rel=0.01)
+    assert ours.config["block_out_channels"] == [64, 128, 256] and sum(p.numel() for p in ours.parameters()) == pytest.approx(
+        94e6, rel=0.01
+    )
 
 
 def test_results_are_saved_as_numbers_a_table_and_a_picture(tmp_path: Path):
     words = "CPU (2 threads), AMD EPYC, 2 cores, 24 GiB"
-    figures = [Figure(group="training", what="a", value=2.0, unit="pictures/s", floor=8.0), Figure(group="memory", what="b", value=1.5, unit="GB")]
+    figures = [
+        Figure(group="training", what="a", value=2.0, unit="pictures/s", floor=8.0),
+        Figure(group="memory", what="b", value=1.5, unit="GB"),
+    ]
     written = save(figures, words, tmp_path)
     assert written.name == "cpu-amd-epyc-2-cores.md" and file_stem(words) == written.stem
     assert "| a | 2 pictures/s | 8 pictures/s | 0.25 |" in written.read_text() and table(figures) in written.read_text()

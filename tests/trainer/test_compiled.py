@@ -18,7 +18,9 @@ from trainer.errors import ConfigError
 
 CPU = torch.device("cpu")
 # Translating for a CPU takes half a minute; tracing, which decides what is computed, two seconds.
-asked = pytest.mark.skipif(not (os.environ.get("IMPASTO_TEST_COMPILER") and has_compiler(CPU)), reason="needs IMPASTO_TEST_COMPILER=1 and g++")
+asked = pytest.mark.skipif(
+    not (os.environ.get("IMPASTO_TEST_COMPILER") and has_compiler(CPU)), reason="needs IMPASTO_TEST_COMPILER=1 and g++"
+)
 
 
 def small() -> tuple[UNet2DConditionModel, Adapter]:

@@ -72,7 +72,16 @@ class Waits(TorchDispatchMode):
 
 def test_the_loop_waits_for_the_device_only_to_tell_steps(tmp_path: Path, monkeypatch):
     """Steps are told together when told seldom; between, nothing is read."""
-    values = {**preset_values("style", 24), "network": "lora", "name": "lora", "steps": 4, "batch": 1, "rank": 2, "sample_steps": 1, "sample_prompts": ("a star",)}
+    values = {
+        **preset_values("style", 24),
+        "network": "lora",
+        "name": "lora",
+        "steps": 4,
+        "batch": 1,
+        "rank": 2,
+        "sample_steps": 1,
+        "sample_prompts": ("a star",),
+    }
     made = run.create(tmp_path / "run", config_from({**values, "checkpoint_every": 100}), scan(INK))
     monkeypatch.setattr("trainer.progress.Progress.is_due", property(lambda self: False))
     seen: list[int] = []

@@ -15,8 +15,21 @@ from trainer.config import RECOMPUTE, TrainConfig
 from trainer.lora_file.metadata import with_hashes
 from trainer.lora_file.save import kohya_tensors, save_lora
 from trainer.memory import (
-    META, Alive, Shape, attached, caching_bytes, decoding_bytes, denoising_bytes, file_bytes, fused_attention, held, layer_bytes,
-    step_flops, step_of, weights_of, Step,
+    META,
+    Alive,
+    Shape,
+    Step,
+    attached,
+    caching_bytes,
+    decoding_bytes,
+    denoising_bytes,
+    file_bytes,
+    fused_attention,
+    held,
+    layer_bytes,
+    step_flops,
+    step_of,
+    weights_of,
 )  # fmt: skip
 from trainer.recompute import recompute
 from trainer.sdxl.base import ORIGINAL, open_base

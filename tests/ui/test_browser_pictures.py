@@ -171,4 +171,3 @@ def test_deleting_a_project_asks_first_and_leaves_nothing(page: Any, studio: Sta
     waits("document.querySelectorAll('#cards .picture').length === 24")
     left = [path for path in studio.home.rglob("*") if "my-pictures" in str(path)]
     assert left == [] and b"half a thought" not in (studio.home / "terminal.log").read_bytes()
-

@@ -52,13 +52,23 @@ def house(tmp_path_factory: pytest.TempPathFactory):
         yield started
 
 
-def opened(browser: Any, house: Started, project: str) -> Any:
-    page = browser.new_context().new_page()
-    page.set_default_timeout(PATIENCE)
-    page.goto(f"{house.address}/?project={project}&tab=train")
-    page.locator("#train").wait_for()
-    page.wait_for_function(f"document.querySelector('#name textarea, #name input').value === '{project}'")
-    return page
+@pytest.fixture
+def opened(browser: Any, house: Started):
+    """`opened(project)`: its Train tab in a browser of its own, which is closed when the test has ended."""
+    contexts = []
+
+    def opened(project: str) -> Any:
+        contexts.append(browser.new_context())
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{house.address}/?project={project}&tab=train")
+        page.locator("#train").wait_for()
+        page.wait_for_function(f"document.querySelector('#name textarea, #name input')?.value === '{project}'")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
 
 
 def told(page: Any) -> str:
@@ -66,7 +76,7 @@ def told(page: Any) -> str:
 
 
 def until(page: Any, pattern: str) -> str:
-    page.wait_for_function(f"/{pattern}/.test(document.querySelector('#status').innerText)")
+    page.wait_for_function(f"/{pattern}/.test((document.querySelector('#status')?.innerText || ''))")
     return told(page)
 
 
@@ -98,32 +108,32 @@ def again(house: Started) -> Callable[[], None]:
     return end
 
 
-def test_too_few_pictures_are_told_with_the_number_that_is_needed(house: Started, browser):
-    page = opened(browser, house, "two")
+def test_too_few_pictures_are_told_with_the_number_that_is_needed(house: Started, opened):
+    page = opened("two")
     page.locator("#train").click()
     page.wait_for_function("document.activeElement.getAttribute('role') === 'alert'")
     assert "at least 3" in page.locator("#train-told [role=alert]").inner_text()
     assert not list((house.home / "outputs").glob("*/config.toml"))
 
 
-def test_a_fault_is_told_with_its_cause_and_loses_nothing(house: Started, browser):
-    page = opened(browser, house, "damaged")
+def test_a_fault_is_told_with_its_cause_and_loses_nothing(house: Started, opened):
+    page = opened("damaged")
     page.locator("#trigger textarea, #trigger input").fill("noizz")
     page.locator("#train").click()
     alert = page.locator("#status [role=alert]")
     alert.wait_for()
-    page.wait_for_function("!document.querySelector('#train').disabled")
+    page.wait_for_function("document.querySelector('#train')?.disabled === false")
     text = alert.inner_text()
     assert "can’t be used" in text and "remove it or save it again" in text
     assert str(house.home) not in page.content() and "Traceback" not in page.content()
     page.reload()
-    page.wait_for_function("document.querySelector('#trigger textarea, #trigger input').value === 'noizz'")
+    page.wait_for_function("document.querySelector('#trigger textarea, #trigger input')?.value === 'noizz'")
     assert (house.home / "datasets" / "damaged" / "0.txt").read_text() == "a noise\n"
 
 
-def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_the_server(house: Started, browser):
-    page = opened(browser, house, "ink")
-    page.wait_for_function("/5000 steps · about .* GB of memory · a file of .* MB/.test(document.querySelector('#estimate').innerText)")
+def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_the_server(house: Started, opened):
+    page = opened("ink")
+    page.wait_for_function("/5000 steps · about .* GB of memory · a file of .* MB/.test(document.querySelector('#estimate')?.innerText)")
     page.locator("#train").click()
     page.locator("#stop").wait_for()
     assert page.locator("#train").is_disabled()
@@ -135,13 +145,13 @@ def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_
     page.reload()
     page.locator("#stop").wait_for()  # on the same tab
     assert "project=ink" in page.url and "tab=train" in page.url
-    page.wait_for_function("document.querySelector('#trigger textarea, #trigger input').value === 'inkzz'")
+    page.wait_for_function("document.querySelector('#trigger textarea, #trigger input')?.value === 'inkzz'")
     assert step(page) >= before
     pictures = page.locator("#samples figure")
     pictures.first.wait_for()
     assert "Yours" in pictures.first.inner_text() and "step 0, seed 0" in page.locator("#samples figure.sample").first.inner_text()
 
-    other = opened(browser, house, "ink")
+    other = opened("ink")
     other.locator("#stop").wait_for()
     assert other.locator("#train").is_disabled()
     other.context.close()
@@ -149,7 +159,7 @@ def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_
     end = again(house)
     try:
         before = step(page)
-        page.wait_for_function(f"+(/step ([0-9]+) of/.exec(document.querySelector('#status').innerText) || [0, 0])[1] > {before}")
+        page.wait_for_function(f"+(/step ([0-9]+) of/.exec((document.querySelector('#status')?.innerText || '')) || [0, 0])[1] > {before}")
         assert [path.parent.name for path in (house.home / "outputs").glob("ink*/config.toml")] == ["ink"]
         page.locator("#stop").click()
         until(page, "Stopped at step [0-9]+ of 5000")

@@ -29,7 +29,9 @@ from ui.projects import Projects
 from ui.text import Words
 
 WORDS = st.text(st.sampled_from("ab ,é猫\r\n\udcff"), max_size=12)
-SIDECAR = st.none() | st.tuples(st.sampled_from([".txt", ".caption"]), st.binary(max_size=20) | WORDS.map(lambda t: t.encode("utf-8", "surrogateescape")))
+SIDECAR = st.none() | st.tuples(
+    st.sampled_from([".txt", ".caption"]), st.binary(max_size=20) | WORDS.map(lambda t: t.encode("utf-8", "surrogateescape"))
+)
 
 
 def project(home: Path, captions: dict[str, bytes | None]) -> Projects:
@@ -95,7 +97,9 @@ def test_a_caption_from_a_list_becomes_a_file_and_undo_removes_it(tmp_path: Path
 @settings(max_examples=50)
 @given(
     st.dictionaries(st.sampled_from(["a", "b", "c"]), SIDECAR, min_size=1),
-    st.lists(st.builds(Edit, st.sampled_from(KINDS), st.sampled_from(["a", "b,", "猫", ""]), st.sampled_from(["a", " x", "é,", ""])), max_size=4),
+    st.lists(
+        st.builds(Edit, st.sampled_from(KINDS), st.sampled_from(["a", "b,", "猫", ""]), st.sampled_from(["a", " x", "é,", ""])), max_size=4
+    ),
 )
 def test_undo_restores_every_byte_through_several_levels(tmp_path_factory: pytest.TempPathFactory, captions, edits: list[Edit]):
     named = {f"{stem}{kept[0] if kept else '.txt'}": kept[1] if kept else None for stem, kept in captions.items()}

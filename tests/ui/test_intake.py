@@ -99,7 +99,11 @@ def test_a_zip_is_taken_in_like_a_drop(projects: Projects):
     }  # fmt: skip
     arrivals = drop(projects, {"art.zip": zipped(files)})
     assert captions(projects) == {"1.png": "one", "1-2.png": "other", "tom.png": ""}
-    assert len(arrivals.problems) == 3 and {problem.split()[0] for problem in arrivals.problems} == {"../../evil.png", "note.md", "inner.zip"}
+    assert len(arrivals.problems) == 3 and {problem.split()[0] for problem in arrivals.problems} == {
+        "../../evil.png",
+        "note.md",
+        "inner.zip",
+    }
     assert next(card for card in projects.cards("art") if card.name == "tom.png").choice.repeats == 3
     assert not list(projects.datasets.parent.rglob("evil*"))
     assert sorted(path.name for path in (projects.datasets / "art" / ".impasto").iterdir()) == ["pictures.json"]

@@ -90,7 +90,17 @@ def test_repeats_and_crops_are_kept_and_reach_the_training(house):
     assert client.put("/choice/art/wide.png", json={"crop": [0.25, 0.5]}).json()["message"] == "Saved"
     item = next(item for item in scan(home / "datasets" / "art").items if item.name == "wide.png")
     assert item.repeats == 3 and item.crop == (0.25, 0.5)
-    for body in ('{"repeats": 0}', '{"repeats": true}', '{"repeats": 1e9}', '{"crop": [2, 0]}', '{"crop": [NaN, 0]}', "{}", "[]", "x", '{"path": "/"}'):
+    for body in (
+        '{"repeats": 0}',
+        '{"repeats": true}',
+        '{"repeats": 1e9}',
+        '{"crop": [2, 0]}',
+        '{"crop": [NaN, 0]}',
+        "{}",
+        "[]",
+        "x",
+        '{"path": "/"}',
+    ):
         assert client.put("/choice/art/wide.png", content=body).status_code == 400, body
     assert client.put("/choice/art/gone.png", json={"repeats": 3}).status_code == 400
     assert client.put("/choice/art/wide.png", json={"crop": None, "repeats": 1}).status_code == 200
@@ -111,13 +121,17 @@ def test_a_removed_picture_takes_its_caption_and_mask_along_and_brings_them_back
     home, client = house
     art = home / "datasets" / "art"
     client.put("/mask/art/owl.png", content=drawn((512, 512)))
-    before = {path.relative_to(art).as_posix(): path.read_bytes() for path in art.rglob("*.*") if path.is_file() and ".impasto" not in path.parts}
+    before = {
+        path.relative_to(art).as_posix(): path.read_bytes() for path in art.rglob("*.*") if path.is_file() and ".impasto" not in path.parts
+    }
     assert client.post("/remove/art/owl.png").status_code == 200 and client.post("/remove/art/10_sks%20cat/tom.png").status_code == 200
     assert [item.name for item in scan(art).items] == ["wide.png"] and not (art / "owl.txt").exists()
     assert client.get("/thumb-removed/art/owl.png").status_code == 200
     assert client.post("/restore/art/owl.png").json()["name"] == "owl.png"
     assert client.post("/restore/art/10_sks%20cat/tom.png").json()["name"] == "10_sks cat/tom.png"
-    after = {path.relative_to(art).as_posix(): path.read_bytes() for path in art.rglob("*.*") if path.is_file() and ".impasto" not in path.parts}
+    after = {
+        path.relative_to(art).as_posix(): path.read_bytes() for path in art.rglob("*.*") if path.is_file() and ".impasto" not in path.parts
+    }
     assert after == before and client.post("/restore/art/owl.png").status_code == 400
 
 

@@ -55,7 +55,9 @@ def test_a_project_brings_its_own_settings_and_opening_it_changes_nothing(desk):
     assert training.kept(desk, "other").above["trigger"] == "" and training.kept(desk, "other").advanced == {}
 
 
-@given(st.dictionaries(st.text(max_size=8), st.none() | st.text(max_size=9) | st.floats() | st.lists(st.integers(), max_size=2), max_size=5))
+@given(
+    st.dictionaries(st.text(max_size=8), st.none() | st.text(max_size=9) | st.floats() | st.lists(st.integers(), max_size=2), max_size=5)
+)
 def test_no_browser_can_make_a_project_unreadable(tmp_path_factory: pytest.TempPathFactory, said: dict):
     from ui.settings import read_settings
 
@@ -128,7 +130,9 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(desk):
         training.retry(desk, "ink", "ink")
 
 
-@pytest.mark.parametrize("said", [{"batch": 4}, {"batch": 1}, {"batch": 1, "gradient_checkpointing": "none"}, {"resolution": 768, "batch": 1}])
+@pytest.mark.parametrize(
+    "said", [{"batch": 4}, {"batch": 1}, {"batch": 1, "gradient_checkpointing": "none"}, {"resolution": 768, "batch": 1}]
+)
 def test_every_remedy_for_memory_is_a_setting_that_can_be(said: dict):
     config = config_from({"name": "x", **said})
     for _ in range(12):  # retried again and again
@@ -156,7 +160,10 @@ def test_samples_stand_in_order_beside_the_artists_own_nearest_picture(desk):
 
 
 def test_the_nearest_picture_shares_the_rarest_words():
-    items = [Item(path=f"/{n}.png", caption=text, width=9, height=9, digest="") for n, text in enumerate(("ink, a cat", "ink, a dog", "ink, a red cat"))]
+    items = [
+        Item(path=f"/{n}.png", caption=text, width=9, height=9, digest="")
+        for n, text in enumerate(("ink, a cat", "ink, a dog", "ink, a red cat"))
+    ]
     found = [nearest(prompt, items) for prompt in ("ink, a dog in rain", "a RED cat", "ink, cat", "a ship")]
     assert [item and item.name for item in found] == ["1.png", "2.png", "0.png", None]
 
@@ -174,16 +181,25 @@ def test_a_curve_is_told_in_words():
     assert trend(curve((600, 1, 0.1)), ()).kind == "falling"
     levels = trend(curve((200, 1, 0.3), (400, 0.3, 0.3)), ())
     assert levels.kind == "level" and 150 <= levels.step <= 301
-    assert trend((), ((0, 1.0), (50, 0.5), (100, 0.6), (150, 0.6), (200, 0.7))) == trend((), ((0, 1), (50, 0.5), (100, 0.6), (150, 0.6), (200, 0.9)))
-    assert (trend((), ((0, 1.0), (50, 0.5), (100, 0.6), (150, 0.6), (200, 0.7))).kind, trend((), ((0, 1.0), (50, 0.5), (100, 0.4))).kind) == ("rising", "falling")
-    assert trend((), ((0, 1.0), (50, 0.5), (100, 0.5), (150, 0.501), (200, 0.5))) == trend((), ((0, 2.0), (50, 0.5), (100, 0.5), (150, 0.5), (200, 0.5)))
+    assert trend((), ((0, 1.0), (50, 0.5), (100, 0.6), (150, 0.6), (200, 0.7))) == trend(
+        (), ((0, 1), (50, 0.5), (100, 0.6), (150, 0.6), (200, 0.9))
+    )
+    assert (
+        trend((), ((0, 1.0), (50, 0.5), (100, 0.6), (150, 0.6), (200, 0.7))).kind,
+        trend((), ((0, 1.0), (50, 0.5), (100, 0.4))).kind,
+    ) == ("rising", "falling")
+    assert trend((), ((0, 1.0), (50, 0.5), (100, 0.5), (150, 0.501), (200, 0.5))) == trend(
+        (), ((0, 2.0), (50, 0.5), (100, 0.5), (150, 0.5), (200, 0.5))
+    )
     assert smoothed([(n, 0.5) for n in range(100)])[-1][1] == pytest.approx(0.5)
 
 
 def test_ten_thousand_steps_stay_a_small_curve_with_the_same_mean():
     view = events.View()
     for first in range(0, 10_000, 250):
-        said = [{"kind": "step", "step": n + 1, "steps": 10_000, "loss": n / 10_000, "seconds_left": 1.0} for n in range(first, first + 250)]
+        said = [
+            {"kind": "step", "step": n + 1, "steps": 10_000, "loss": n / 10_000, "seconds_left": 1.0} for n in range(first, first + 250)
+        ]
         view = events.fold(view, said)
     assert len(view.losses) <= 2 * events.POINTS and view.losses[-1][0] == 10_000
     assert sum(loss for _, loss in view.losses) / len(view.losses) == pytest.approx(0.5, abs=0.01)

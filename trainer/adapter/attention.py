@@ -70,7 +70,9 @@ def _attend(
         (query,) = projections.of(("to_q",), hidden_states)
         key, value = projections.of(("to_k", "to_v"), encoder_hidden_states)
     rows, heads = len(query), attention.heads
-    query_NHTD, key_NHSD, value_NHSD = (tensor.view(rows, -1, heads, tensor.shape[-1] // heads).transpose(1, 2) for tensor in (query, key, value))
+    query_NHTD, key_NHSD, value_NHSD = (
+        tensor.view(rows, -1, heads, tensor.shape[-1] // heads).transpose(1, 2) for tensor in (query, key, value)
+    )
     mixed = F.scaled_dot_product_attention(query_NHTD, key_NHSD, value_NHSD)
     mixed = attention.to_out[0](mixed.transpose(1, 2).reshape(rows, query.shape[1], -1))
     return attention.to_out[1](mixed) if attention.to_out[1].p else mixed

@@ -137,7 +137,9 @@ def split_state(optimizer: torch.optim.Optimizer, flats: list[Flat]) -> dict[str
     whole: dict[str, Any] = {"state": {}, "param_groups": []}
     for number, (flat, group) in enumerate(zip(flats, state["param_groups"], strict=True)):
         first = sum(len(earlier.masters) for earlier in flats[:number])
-        entries = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in state["state"].get(number, {}).items()}
+        entries = {
+            name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in state["state"].get(number, {}).items()
+        }
         for index, place in enumerate(flat.places, start=first):
             parts = {name: _part(value, place, flat) for name, value in entries.items()}
             if parts:

@@ -71,7 +71,7 @@ class MatrixLayer(Layer):
     ) -> None:  # fmt: skip
         super().__init__(base, rank=rank, alpha=alpha, strength=strength, dropout=dropout, name=name)
         self.network = network
-        device = base.weight.device
+        device, self.shape = base.weight.device, tuple(base.weight.shape)  # a quantised base makes its weight at each look
         self.matrices = nn.ParameterDict({role: torch.empty(s, device=device, dtype=torch.float32) for role, s in shapes.items()})
 
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -107,7 +107,7 @@ class MatrixLayer(Layer):
         return self._product(None)
 
     def _product(self, keep_R: torch.Tensor | None) -> torch.Tensor:
-        whole = product(self.network, self.tensors(), tuple(self.base.weight.shape), keep_R)
+        whole = product(self.network, self.tensors(), self.shape, keep_R)
         return whole if self.scale == 1.0 else whole * self.scale
 
     def change(self) -> torch.Tensor:

@@ -145,4 +145,3 @@ def _copied(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, most: 
                 raise _TooLarge
             file.write(chunk)
     return count
-

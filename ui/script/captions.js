@@ -65,7 +65,11 @@ document.addEventListener('focusin', (event) => {
 });
 
 // When the list is drawn anew, what was being written stands there again, with the cursor where it was.
+// Gradio changes what is there rather than replacing it, and a field that was once written in keeps its own text.
 function restore() {
+  for (const field of fields()) {
+    if (!unsaved.has(field.dataset.place) && field.value !== field.dataset.text) field.value = field.dataset.text;
+  }
   for (const [place, text] of unsaved) {
     const field = fieldOf(place);
     if (field && field.value !== text) field.value = text;
@@ -87,6 +91,7 @@ function takeFresh(list) {
 
 new MutationObserver((changes) => {
   for (const change of changes) {
+    if (change.type === 'attributes') restore();
     for (const node of change.addedNodes) {
       if (node.nodeType !== 1) continue;
       if (node.matches('.captions') || node.querySelector('ul.captions')) restore();
@@ -94,7 +99,7 @@ new MutationObserver((changes) => {
       if (list) takeFresh(list);
     }
   }
-}).observe(document.documentElement, {childList: true, subtree: true});
+}).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['data-drawn']});
 
 // A tag fills the field that the chosen change reads.
 document.addEventListener('click', (event) => {

@@ -23,7 +23,12 @@ def build(shared: Shared) -> None:
     label = shared.label
     with gr.Row(equal_height=True):
         upload = gr.File(label=label("artwork.drop"), file_count="multiple", elem_id="upload", height=170, scale=4)
-        folder = gr.UploadButton(label("artwork.folder"), file_count="directory", elem_id="upload-folder", scale=1)
+        folder = gr.UploadButton(
+            label("artwork.folder"),  # pyright: ignore[reportArgumentType]
+            file_count="directory",
+            elem_id="upload-folder",
+            scale=1,
+        )
     limits = gr.HTML(elem_id="upload-limits", padding=False)
     arrivals = gr.HTML(elem_id="left-out", padding=False)
     visit = gr.HTML(elem_id="visit", padding=False)

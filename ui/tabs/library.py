@@ -128,21 +128,21 @@ def build(shared: Shared) -> None:
 
     asked = gr.State(None)
     for event in (shared.project.change, shared.made.change):
-        event(shared.on(show), lora, [cards, *chosen_lists, seen], **PRIVATE)
+        event(shared.on(show), lora, [cards, *chosen_lists, seen], **QUIET)
     timer.tick(shared.on(notice), [seen, shared.made], shared.made, **QUIET)
     timer.tick(shared.on(follow), [works, shared.made], [works, told, shared.made], **QUIET)
     drop.upload(shared.on(take_in), [drop, shared.made], [drop, told, shared.made], preprocess=False, **PRIVATE)
     for event in (lora.change, shared.made.change):
-        event(shared.on(read_label), lora, list(fields.values()), **PRIVATE)
-    lora.change(shared.on(kept), None, [question, sure, keep], **PRIVATE)
+        event(shared.on(read_label), lora, list(fields.values()), **QUIET)
+    lora.change(shared.on(kept), None, [question, sure, keep], **QUIET)
     save.click(shared.on(write_label), {lora, shared.made, *fields.values()}, [told, shared.made], **PRIVATE)
     tool["tool"].change(
-        shared.on(which_tool), tool["tool"], [tool["rank"], tool["form"], tool["weight"], *(p for pair in others for p in pair)], **PRIVATE
+        shared.on(which_tool), tool["tool"], [tool["rank"], tool["form"], tool["weight"], *(p for pair in others for p in pair)], **QUIET
     )
     start.click(shared.on(make), {lora, works, *tool.values(), *(p for pair in others for p in pair)}, [works, told], **PRIVATE)
-    ask_delete.click(shared.on(confirm), lora, [question, sure, keep, asked], **PRIVATE)
+    ask_delete.click(shared.on(confirm), lora, [question, sure, keep, asked], **QUIET)
     sure.click(shared.on(delete), [asked, shared.made], [told, question, sure, keep, shared.made], **PRIVATE)
-    keep.click(shared.on(kept), None, [question, sure, keep], **PRIVATE)
+    keep.click(shared.on(kept), None, [question, sure, keep], **QUIET)
 
 
 def _label_fields(shared: Shared) -> dict[str, Any]:
@@ -175,7 +175,12 @@ def _make_fields(shared: Shared) -> tuple[dict[str, Any], list[tuple[Any, Any]]]
     for number in range(2, 2 + OTHERS):
         with gr.Row():
             which = gr.Dropdown(
-                [("—", "")], value="", label=label(f"library.other_{number}"), allow_custom_value=True, visible=False, elem_id=f"make-other-{number}"
+                [("—", "")],
+                value="",
+                label=label(f"library.other_{number}"),
+                allow_custom_value=True,
+                visible=False,
+                elem_id=f"make-other-{number}",
             )
             weight = gr.Slider(-2, 2, 1, step=0.05, label=label(f"library.weight_{number}"), visible=False, elem_id=f"make-weight-{number}")
         others.append((which, weight))

@@ -21,7 +21,9 @@ from ui.tabs import QUIET, Shared
 def build(shared: Shared) -> None:
     label, jobs = shared.label, shared.studio.jobs
     with gr.Row():
-        preset = gr.Radio([(label(f"train.{name}"), name) for name in PRESET_NAMES], value="style", label=label("train.preset"), elem_id="preset")
+        preset = gr.Radio(
+            [(label(f"train.{name}"), name) for name in PRESET_NAMES], value="style", label=label("train.preset"), elem_id="preset"
+        )
         pace = gr.Radio([(label(f"train.{name}"), name) for name in PACES], value="balanced", label=label("train.pace"), elem_id="pace")
     with gr.Row():
         name = gr.Textbox("my-lora", label=label("train.name"), info=label("train.name_info"), max_length=100, elem_id="name")

@@ -126,8 +126,8 @@ def build(shared: Shared) -> None:
 
     listed = [run, *(which for which, _ in others)]
     for event in (shared.project.change, shared.made.change):
-        event(shared.on(list_all), [shared.project, run], listed, **PRIVATE)
-    run.change(shared.on(open_lora), run, [wish, grid_wish, own, grid], **PRIVATE)
+        event(shared.on(list_all), [shared.project, run], listed, **QUIET)
+    run.change(shared.on(open_lora), run, [wish, grid_wish, own, grid], **QUIET)
     draw.click(shared.on(ask), everything, wish, **PRIVATE)
     draw_grid.click(shared.on(ask_grid), everything, grid_wish, **PRIVATE)
     cancel.click(shared.on(give_up), wish, None, **PRIVATE)

@@ -1,0 +1,46 @@
+"""The sentences of the page: all there in every language, with the same blanks to fill."""
+
+from __future__ import annotations
+
+import string
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import ui.text
+from ui.text import LANGUAGES, Words, preferred, sentences
+
+HERE = Path(ui.text.__file__).parent
+
+
+def blanks(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+
+@pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
+def test_no_sentence_is_missing_and_none_is_left_over(language: str):
+    english, translated = sentences("en"), sentences(language)
+    assert set(english) - set(translated) == set(), "to be translated"
+    assert set(translated) - set(english) == set(), "of no use any more"
+    wrong = {key: text for key, text in translated.items() if blanks(text) != blanks(english[key])}
+    assert not wrong
+    assert not [key for key, text in translated.items() if not text.strip()]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_file_of_sentences_is_flat(language: str):
+    for path in (HERE / language).glob("*.toml"):
+        assert all(isinstance(text, str) for text in tomllib.loads(path.read_text(encoding="utf-8")).values()), path.name
+
+
+@pytest.mark.parametrize(
+    ("wish", "language"),
+    [("ja", "ja"), ("de-CH,de;q=0.9,en;q=0.8", "de"), ("pt,fr;q=0.5", "fr"), ("en;q=0.1,zh-TW", "zh"), ("", "en"), ("xx;q=y,,*;q=1", "en"), ("FR", "fr")],
+)
+def test_the_browsers_wish_is_followed(wish: str, language: str):
+    assert preferred(wish) == language
+
+
+def test_what_a_language_lacks_comes_in_english():
+    assert Words("xx")("page.train") == sentences("en")["page.train"]
