@@ -72,7 +72,7 @@ def serve(
             print(f"Impasto is at {url(host, port)}  (Ctrl-C ends it)", flush=True)
             threading.Thread(target=_say_devices, args=(app.studio.queue,), daemon=True).start()
             threading.Thread(target=_keep_tidy, args=(app.studio,), daemon=True).start()
-            uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+            uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=3)
     except (TrainerError, OSError) as error:
         print(f"impasto: {error}", file=sys.stderr)
         return 1

