@@ -21,10 +21,18 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="where trainings land")
     parser.add_argument("--models", type=Path, default=ROOT / "models", help="where base models are")
     access = parser.add_argument_group("access")
-    access.add_argument("--auth", type=Path, metavar="users.toml", help="ask for a login; each user has pictures and trainings of their own")
-    access.add_argument("--open", action="store_true", help="serve on --host without a login: whoever reaches it may see and delete everything")
-    access.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="answer to this name too, as behind a reverse proxy")
-    access.add_argument("--share", action="store_true", help="not offered: a public tunnel is another company's server; says what to do instead")
+    access.add_argument(
+        "--auth", type=Path, metavar="users.toml", help="ask for a login; each user has pictures and trainings of their own"
+    )
+    access.add_argument(
+        "--open", action="store_true", help="serve on --host without a login: whoever reaches it may see and delete everything"
+    )
+    access.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="answer to this name too, as behind a reverse proxy"
+    )
+    access.add_argument(
+        "--share", action="store_true", help="not offered: a public tunnel is another company's server; says what to do instead"
+    )
     room = parser.add_argument_group("room")
     room.add_argument("--max-picture-mb", type=float, default=200, help="one dropped picture (%(default)s)")
     room.add_argument("--max-file-gb", type=float, default=4, help="one dropped zip or LoRA (%(default)s)")

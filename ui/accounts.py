@@ -180,4 +180,3 @@ def ask_password(name: str) -> str:
     if getpass.getpass("Once more: ") != first:
         raise AccountError("the two passwords differ; start again")
     return first
-

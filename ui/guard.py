@@ -249,5 +249,3 @@ def _harden(headers: MutableHeaders, has_accounts: bool) -> None:
     headers.setdefault("Cache-Control", "no-store")
     if has_accounts:
         headers.add_vary_header("Cookie")
-
-

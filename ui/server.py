@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -25,7 +26,7 @@ from ui.studio import Studio
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TIDY_SECONDS = 600
-_QUEUE = {"max_size": 100, "default_concurrency_limit": 4}
+_QUEUE: dict[str, Any] = {"max_size": 100, "default_concurrency_limit": 4}
 
 
 def build_app(

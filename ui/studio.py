@@ -85,7 +85,9 @@ class Studio:
         """Raises TrainerError where an upload would fill the disk or outgrow the studio."""
         self.limits.check_room(self.outputs, incoming_bytes)
         if self.used_bytes + incoming_bytes > self.limits.studio_bytes:
-            raise TrainerError(f"the studio holds its limit of {self.limits.studio_bytes / GB:g} GB of pictures; remove what you no longer need")
+            raise TrainerError(
+                f"the studio holds its limit of {self.limits.studio_bytes / GB:g} GB of pictures; remove what you no longer need"
+            )
         self.used_bytes += incoming_bytes
 
     def tidy(self, older_than_seconds: float = KEPT_SECONDS) -> None:

@@ -40,7 +40,7 @@ def opened(studio: Started, browser):
     def open_page(**facts):
         contexts.append(browser.new_context(**facts))
         page = contexts[-1].new_page()
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(60_000)
         page.goto(studio.address)
         page.wait_for_selector("#cards .picture")
         return page
@@ -53,12 +53,12 @@ def opened(studio: Started, browser):
 def show(page, tab: str) -> None:
     page.locator(f"#tab-{tab}-button").click()
     page.wait_for_selector(f"#tab-{tab}", state="visible")
-    page.wait_for_selector({"captions": "#tab-captions textarea", "try_it": "#strip img", "library": "#shelf .lora"}.get(tab, "h1"))
+    page.wait_for_selector({"captions": "#tab-captions textarea:visible", "try_it": "#strip img", "library": "#shelf .lora"}.get(tab, "h1"))
 
 
 def violations(page) -> list[str]:
     page.evaluate(AXE)
-    found = page.evaluate("tags => axe.run(document, {runOnly: {type: 'tag', values: tags}, resultTypes: ['violations']})", RULES)
+    found = page.evaluate("tags => axe.run(document, {runOnly: {type: 'tag', values: tags}, resultTypes: ['violations', 'passes']})", RULES)
     return [
         f"{v['id']}: {node['html'][:200]} {node['any'][0]['message'] if node['any'] else ''}"
         for v in found["violations"]
@@ -122,7 +122,7 @@ def test_a_japanese_browser_shows_no_english_sentence(opened):
 
 def test_the_page_asks_no_other_host_and_breaks_no_rule_of_its_own(studio: Started, browser):
     page = browser.new_context().new_page()
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(60_000)
     foreign, faults = [], []
     page.on("request", lambda r: foreign.append(r.url) if not r.url.startswith((studio.address, "data:", "blob:")) else None)
     page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)

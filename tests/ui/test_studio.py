@@ -17,6 +17,7 @@ from PIL import Image
 from tests.conftest import INK, MODELS, ROOT
 from trainer.errors import DatasetError, RunError
 from trainer.events import View
+from ui.caption_edits import save_caption
 from ui.jobs import Jobs, Standing, standing_of
 from ui.progress import status_html
 from ui.projects import Projects, clean_name
@@ -60,7 +61,7 @@ def test_thumbnails_pictures_and_the_file_come_by_name(house):
     assert small.status_code == 200 and small.headers["content-type"] == "image/webp" and len(small.content) < 60_000
     assert client.get("/picture/ink/p00_s1.00.png").headers["content-type"] == "image/png"
     file = client.get("/download/ink")
-    assert 'filename="ink.safetensors"' in file.headers["content-disposition"] and len(file.content) > 100_000
+    assert 'filename="ink-12.safetensors"' in file.headers["content-disposition"] and len(file.content) > 100_000
 
 
 @pytest.mark.parametrize(
