@@ -150,7 +150,7 @@ def test_any_names_and_bytes_stay_inside(tmp_path_factory: pytest.TempPathFactor
         for name, data in files:
             try:
                 archive.writestr(name, data)
-            except (ValueError, UnicodeError):  # zipfile itself refuses some names
+            except (ValueError, UnicodeError, IndexError):  # zipfile itself refuses some names
                 continue
     seen: list[Member] = []
     for member in members(place / "a.zip", place / "into", BOUNDS):

@@ -98,10 +98,10 @@ def test_the_page_fits_a_phone(studio, browser):
 
 def test_wrong_input_is_told_on_the_page(studio, browser):
     page = browser.new_context().new_page()
+    page.set_default_timeout(120_000)  # a busy machine is not a fault
     page.goto(studio[0])
-    page.wait_for_selector("#cards .picture")
     page.locator("#tab-train-button").click()
-    page.wait_for_function("document.querySelector('#name input, #name textarea').value === 'ink-emoji'")
+    page.wait_for_function("document.querySelector('#name input, #name textarea')?.value")
     page.locator("#name input, #name textarea").fill("a/b")
     page.locator("#train").click()
     page.wait_for_function("document.body.innerText.includes('name must be a file name')", timeout=60_000)

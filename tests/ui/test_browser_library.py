@@ -19,13 +19,13 @@ def test_a_lora_is_labelled_taken_in_and_deleted(ready: Started, browser, ink_ru
     page.wait_for_selector("#shelf .lora")
 
     page.get_by_role("button", name="What the file says of itself").click()
-    page.wait_for_function("document.querySelector('#label-trigger textarea, #label-trigger input').value === 'ink'")
+    page.wait_for_function("document.querySelector('#label-trigger textarea, #label-trigger input')?.value === 'ink'")
     page.locator("#label-title textarea, #label-title input").fill("Ink <img src=x onerror=alert(1)>")
     page.locator("#label-licence textarea, #label-licence input").fill("CC0-1.0")
     page.locator("#label-weight input").fill("0.8")
     page.locator("#label-own-work input").check()
     page.locator("#save-label").click()
-    page.wait_for_function("document.querySelector('#shelf').innerText.includes('Ink <img src=x onerror=alert(1)>')")
+    page.wait_for_function("document.querySelector('#shelf')?.innerText.includes('Ink <img src=x onerror=alert(1)>')")
     facts = recognise(ready.home / "outputs" / "ink" / "ink.safetensors").metadata
     assert (
         facts["modelspec.license"] == "CC0-1.0" and facts["modelspec.lora_default_weight"] == "0.8" and facts["impasto.own_work"] == "true"

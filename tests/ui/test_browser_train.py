@@ -131,7 +131,8 @@ def test_a_training_is_followed_through_reload_and_a_second_window_and_stops_and
     assert [path.parent.name for path in (house.home / "outputs").glob("ink*/config.toml")] == ["ink"]
     page.locator("#stop").click()
     until(page, "Stopped at step [0-9]+ of 5000")
-    assert list((house.home / "outputs" / "ink" / "checkpoints").glob("step-*")) and page.locator("#train").is_enabled()
+    assert list((house.home / "outputs" / "ink" / "checkpoints").glob("step-*"))
+    page.wait_for_function("!document.querySelector('#train').disabled")
     page.locator("#continue").click()
     page.locator("#stop").wait_for()
     reached = step(page)
