@@ -2,7 +2,7 @@
 
 python -m benchmarks                      all of it, about half an hour on two cores; on a card with true SDXL's size
 python -m benchmarks --quick              every measurement once and small: that it runs, not how fast
-python -m benchmarks --only training      one group: training, start, caching, preview, growth
+python -m benchmarks --only training      one group: training, start, caching, preview, growth, studio
 python -m benchmarks --against 'COMMAND'  another trainer on the same pictures and base; {folder}, {base}, {output}, {steps}
 """
 
@@ -15,11 +15,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import drawing, recipe, training
+from benchmarks import drawing, recipe, studio, training
 from benchmarks.bases import BUNDLED, ROOT, write_wide
 from benchmarks.report import Figure, machine, save, table
 
-GROUPS = ("training", "preview", "caching", "start", "growth")
+GROUPS = ("training", "preview", "caching", "start", "growth", "studio")
 _GROWTH, _QUICK_GROWTH = (10, 100, 1_000, 10_000), (4,)
 
 
@@ -30,6 +30,7 @@ def measured(only: tuple[str, ...], folder: Path, *, quick: bool, card: bool, re
         "caching": lambda: recipe.caching(folder / "caching", 4 if quick else 200),
         "start": lambda: recipe.start(folder / "start", repeat=1 if quick else repeat),
         "growth": lambda: recipe.growth(folder / "growth", _QUICK_GROWTH if quick else _GROWTH),
+        "studio": lambda: studio.figures(folder / "studio", quick=quick),
     }
     found = []
     for name in only:

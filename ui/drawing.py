@@ -210,6 +210,11 @@ class Drawings:
         owner = self.jobs.run(asked["owner"]) if asked["owner"] in self.jobs.names() else self.session
         events.append(owner.commands, "cancel", sync=True, id=name)
 
+    def marks(self) -> list[tuple[str, str, int]]:
+        """Another one whenever one of the newest drawings stands differently."""
+        newest = sorted(self._all(), key=lambda path: path.stat().st_mtime)[-4:]
+        return [(drawn.id, drawn.state, drawn.done) for drawn in (self.follow(path.name) for path in newest if _read(path))]
+
     def newest(self, key: str, kind: str = "draw") -> str | None:
         """The last drawing of a LoRA that is there to show."""
         found = [(path, asked) for path in self._all() if (asked := _read(path)) and asked.get("kind") == kind]

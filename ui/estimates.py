@@ -75,6 +75,11 @@ class Estimates:
                 self._wake(self._place())
             return self._lives()
 
+    def mark(self) -> tuple[int, bool]:
+        """Another one whenever an answer has come, or none will any more."""
+        self.answer("")
+        return len(self._answers), self._lives()
+
     def _needs_asking(self, key: str) -> bool:
         known = self.answer(key)
         if known is not None and (known["kind"] == "planned" or time.time() - known["time"] < STALE_SECONDS):

@@ -236,6 +236,11 @@ class Library:
             return ("finished", "") if ended["how"] == "finished" else ("failed", str(ended.get("message", "")))
         return ("working", "") if alive else ("failed", "the work ended before it was done; start it again")
 
+    def works(self) -> list[tuple[str, str, str]]:
+        """(work, how it stands, why) of all that was started and is still known."""
+        found = (path.name.removeprefix(".making-") for path in self.jobs.outputs.glob(".making-*"))
+        return [(work, *self.standing(work)) for work in sorted(found) if work.isalnum()]
+
     def _start(self, tool: str, **facts: Any) -> str:
         work = uuid.uuid4().hex
         self._sweep()

@@ -66,21 +66,17 @@ def duration(seconds: float, words: Words) -> str:
     return words("train.minutes", n=round(seconds / 60)) if seconds < 5400 else words("train.hours", n=f"{seconds / 3600:.1f}")
 
 
-def status_html(
-    standing: Standing | None, words: Words, *, name: str = "", project: str = "", paused: bool = False, others: bool = False
-) -> str:
+def status_html(standing: Standing | None, words: Words, *, name: str = "", paused: bool = False, others: bool = False) -> str:
     """The head's status: a sentence, a bar and, after a fault, an alert with cause and remedy.
 
     Args:
         name: of the run.
-        project: the chosen one, which the page's script writes into the address.
         others: whether somebody else's training has the device.
     """
-    where = f'data-project="{_said(project)}"'
     if standing is None:
-        return f'<div role="status" {where}>{_said(words("page.others" if others else "page.nothing"))}</div>'
+        return f'<div role="status">{_said(words("page.others" if others else "page.nothing"))}</div>'
     title = f"<strong>{_said(name)}</strong>: " if name else ""
-    line = f'<div role="status" {where}>{title}{_said(status_words(standing, words, paused=paused))}</div>'
+    line = f'<div role="status">{title}{_said(status_words(standing, words, paused=paused))}</div>'
     if standing.state == "failed":
         return line + failure_html(standing, words)
     return line + _bar(standing, words)

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.errors import TrainerError
 from trainer.queue import Job
-from ui.form import FILES, FOLDERS, settings_from
+from ui.form import FILES, FOLDERS, form_html, settings_from, typed
 from ui.jobs import Standing
 from ui.library import Library
 from ui.preflight import Wish, checks, checks_html, estimate_html, wish
@@ -57,12 +57,27 @@ def kept(desk: Desk, project: str) -> Fields:
     return Fields(above, found.get("advanced", {}))
 
 
-def keep(desk: Desk, project: str, fields: Fields) -> None:
-    """Writes what has changed: to open a project changes nothing."""
-    before = kept(desk, project)
-    said, had = ({name: value for name, value in one.items() if value not in (None, "")} for one in (fields.advanced, before.advanced))
-    if fields.above != before.above or said != had:
-        write_settings(desk.projects.folder(project), fields.above, fields.advanced)
+def form_of(desk: Desk, project: str, fields: Fields) -> str:
+    """The Advanced section; what is chosen by name is one's own."""
+    files = Library(desk.jobs).all()
+    choices = {**dict.fromkeys(FOLDERS, desk.projects.names()), **dict.fromkeys(FILES, files)}
+    return form_html(desk.words, project, fields.advanced, choices)
+
+
+def keep_advanced(desk: Desk, project: str, said: dict[str, Any]) -> None:
+    """Keeps single fields of Advanced as they were left. Raises TrainerError for what no field can hold."""
+    keep(desk, project, advanced={name: typed(name, value) for name, value in said.items()})
+
+
+def keep(desk: Desk, project: str, *, above: dict[str, Any] | None = None, advanced: dict[str, Any] | None = None) -> Fields:
+    """Keeps what was said beside what was not; all that is then kept. To open a project changes nothing."""
+    with desk.jobs.queue.lock:
+        before = kept(desk, project)
+        now = Fields({**before.above, **(above or {})}, {**before.advanced, **(advanced or {})})
+        said, had = ({name: value for name, value in one.items() if value not in (None, "")} for one in (now.advanced, before.advanced))
+        if now.above != before.above or said != had:
+            write_settings(desk.projects.folder(project), now.above, now.advanced)
+        return Fields(now.above, said)
 
 
 def wished(desk: Desk, project: str, fields: Fields) -> Wish:
@@ -100,7 +115,7 @@ def start(desk: Desk, project: str | None, fields: Fields, *, token: str, anothe
     few = next((check for check in checks(wanted, desk.jobs.models) if check.key == "check_fewest"), None)
     if few:
         raise TrainerError(desk.words("train.check_fewest", **few.facts))
-    keep(desk, project, fields)
+    keep(desk, project, above=fields.above, advanced=fields.advanced)
     return desk.jobs.start(folder, settings_of(desk, fields), token=token, another=another)
 
 
@@ -113,7 +128,7 @@ def retry(desk: Desk, project: str, run: str) -> str:
     made = desk.jobs.retry(run, change)
     above = {name: value for name, value in change.items() if name in fields.above}
     advanced = {name: value for name, value in change.items() if name not in fields.above}
-    keep(desk, project, Fields({**fields.above, **above}, {**fields.advanced, **advanced}))
+    keep(desk, project, above=above, advanced=advanced)
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -81,11 +82,30 @@ def test_a_folder_is_read_as_diffusers_reads_it():
 
 
 def test_training_on_a_single_file_gives_the_lora_of_the_folder(single_file, tmp_path):
+    pictures = tmp_path / "art"
+    pictures.mkdir()
+    for picture in ("owl", "star", "key"):
+        shutil.copy(INK / f"{picture}.png", pictures)
     weights = []
     for name, base in (("folder", "tiny-sdxl"), ("file", str(single_file))):
         out = tmp_path / name
-        arguments = ["train", str(INK), "--base", base, "--steps", "2", "--batch", "2", "--name", "ink", "--output", str(out)]
-        assert run(*arguments, "--set", "sample_steps=1", "--sample-prompt", "a cat") == 0
+        arguments = [
+            "train",
+            str(pictures),
+            "--base",
+            base,
+            "--steps",
+            "2",
+            "--batch",
+            "2",
+            "--resolution",
+            "64",
+            "--name",
+            "ink",
+            "--output",
+            str(out),
+        ]
+        assert run(*arguments, "--precision", "fp32", "--sample-prompt", "a cat --w 64 --h 64 --s 1") == 0
         weights.append(load_file(out / "ink.safetensors"))
     assert same(*weights)
 

@@ -25,9 +25,10 @@ def trained(path: Path, wishes: list[dict], **settings) -> run.Run:
         "network": "lora",
         "steps": 3,
         "batch": 2,
+        "resolution": 64,
+        "precision": "fp32",
         "rank": 2,
-        "sample_steps": 1,
-        "sample_prompts": ("a star",),
+        "sample_prompts": ("a star --w 64 --h 64 --s 1",),
         "name": "lora",
         **settings,
     }

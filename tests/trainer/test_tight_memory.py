@@ -28,8 +28,8 @@ from trainer.train import train
 
 CPU = torch.device("cpu")
 QUICK = {
-    "steps": 4, "batch": 2, "rank": 2, "checkpoint_every": 1, "keep_checkpoints": 4, "sample_steps": 1, "warmup_steps": 1,
-    "sample_prompts": ("a star",), "name": "lora", "network": "lora", "train_feed_forward": False, "thumbnail": "none",
+    "steps": 4, "batch": 2, "rank": 2, "checkpoint_every": 1, "keep_checkpoints": 4, "warmup_steps": 1, "resolution": 64,
+    "precision": "fp32", "sample_prompts": ("a star --w 64 --h 64 --s 1",), "name": "lora", "network": "lora", "train_feed_forward": False, "thumbnail": "none",
 }  # fmt: skip
 STOPPED = {
     "quantised_base": "nf4", "train_text_encoder_1": True, "text_encoder_stop": 0.5, "optimizer": "schedulefree", "schedule": "constant",
@@ -154,7 +154,21 @@ def test_memory_that_runs_out_ends_in_one_sentence_and_keeps_what_was_done(place
     for name in ("owl.png", "owl.txt", "star.png", "star.txt"):
         shutil.copy(INK / name, art)
     monkeypatch.setattr(*place, lacking(call, error)(getattr(*place)))
-    wanted = ["--set", "network=lora", "--set", "checkpoint_every=1", "--set", "sample_steps=1", "--rank", "2", "--steps", "2"]
+    wanted = [
+        "--rank",
+        "2",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--resolution",
+        "64",
+        "--precision",
+        "fp32",
+        "--sample-prompt",
+        "a star --w 64 --h 64 --s 1",
+    ]
+    wanted += ["--set", "network=lora", "--set", "checkpoint_every=1"]
     done = trainer("train", art, "--output", tmp_path / "run", *wanted, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "memory ran out; the caches and every checkpoint are kept" in done.stderr and "smaller batch" in done.stderr

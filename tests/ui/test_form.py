@@ -3,32 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 
-import gradio as gr
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainer.config import TrainConfig, config_from, kind_of
 from trainer.errors import ConfigError
-from ui.build import translations
-from ui.form import TITLES, build_form, fields, settings_from
+from ui.form import TITLES, fields, form_html, settings_from, typed
+from ui.text import Words
 
 ELSEWHERE = {"name", "trigger", "preset", "pace", "base"}  # beside the Train button
 TERMINAL = {"optimizer_class", "optimizer_args"}  # run what they name
 
 
-@pytest.fixture(scope="module")
-def form() -> dict:
-    with gr.Blocks():
-        return build_form(translations())
+def html_fields(values: dict | None = None) -> dict[str, str]:
+    """Setting -> its field, as the page has it."""
+    page = form_html(Words(), "ink", values or {}, {"prior_folder": ["cats"], "start_from": [], "validation_folder": []})
+    return {field: text for text in page.split('<div class="field">')[1:] for field in re.findall(r' name="(\w+)"', text)}
 
 
-def test_every_setting_is_on_the_page_or_has_a_reason_not_to_be(form):
-    assert set(form) == {field.name for field in dataclasses.fields(TrainConfig)} - ELSEWHERE - TERMINAL
+def test_every_setting_is_on_the_page_or_has_a_reason_not_to_be():
+    assert set(html_fields()) == {field.name for field in dataclasses.fields(TrainConfig)} - ELSEWHERE - TERMINAL
     assert {field.metadata["group"] for field in dataclasses.fields(TrainConfig)} == set(TITLES)
+    for name, text in html_fields().items():
+        assert f'<label for="set-{name}">' in text and f'aria-describedby="help-{name}"' in text and f'id="help-{name}"' in text
 
 
-def test_what_is_left_empty_is_left_to_the_preset(form):
-    assert settings_from({name: component.value for name, component in form.items()}) == {}
+def test_what_is_left_empty_is_left_to_the_preset():
+    assert settings_from({name: typed(name, "") for name in html_fields()}) == {}
+
+
+def test_a_field_shows_what_was_said_and_nothing_said_is_markup():
+    evil = '"><img src=x onerror=alert(1)>'
+    shown = html_fields({"rank": 8, "learning_rate": 0.0003, "prior_folder": "gone", "title": evil, "network": "dora"})
+    assert 'value="8"' in shown["rank"] and 'value="0.0003"' in shown["learning_rate"]
+    assert '<option value="gone" selected>' in shown["prior_folder"] and '<option value="dora" selected>' in shown["network"]
+    assert "<img" not in "".join(shown.values()) and "&lt;img" in shown["title"]
+
+
+@given(st.text(max_size=50))
+def test_whatever_is_typed_is_kept_or_refused_in_one_sentence(text: str):
+    for name in ("rank", "learning_rate", "title", "sample_prompts"):
+        try:
+            kept = typed(name, text)
+        except ConfigError as error:
+            assert "write a" in str(error) or "letters" in str(error)
+        else:
+            assert kept == "" or isinstance(kept, str) or math.isfinite(kept)
 
 
 def filled(declared: dataclasses.Field):

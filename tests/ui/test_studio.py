@@ -141,7 +141,7 @@ def test_jobs_refuse_names_that_are_no_runs(tmp_path: Path):
 def test_markup_in_captions_is_shown_as_text():
     evil = '<img src=x onerror="alert(1)">'
     assert "<img src=x" not in strip_html(Words(), run_pictures("r", [{"file": "a.png", "prompt": evil, "strength": 0.0}]))
-    assert "<img" not in status_html(Standing(View(ended="failed", message=evil), "failed"), Words(), name=evil, project=evil)
+    assert "<img" not in status_html(Standing(View(ended="failed", message=evil), "failed"), Words(), name=evil)
 
 
 def test_the_strip_has_a_slider_that_swaps_pictures():

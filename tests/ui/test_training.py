@@ -46,10 +46,10 @@ def fields(desk, **changed) -> training.Fields:
 
 def test_a_project_brings_its_own_settings_and_opening_it_changes_nothing(desk):
     assert training.kept(desk, "ink").above["name"] == "ink"
-    training.keep(desk, "ink", training.kept(desk, "ink"))
+    training.keep(desk, "ink")
     assert not (desk.projects.folder("ink") / ".impasto" / "settings.json").exists()
     said = fields(desk, trigger="inkzz", preset="character", rank=8.0, sample_prompts="a cat\na dog")
-    training.keep(desk, "ink", said)
+    assert training.keep(desk, "ink", above=said.above, advanced=said.advanced) == said
     assert training.kept(desk, "ink") == said
     desk.projects.create("other")
     assert training.kept(desk, "other").above["trigger"] == "" and training.kept(desk, "other").advanced == {}

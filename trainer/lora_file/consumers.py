@@ -17,6 +17,7 @@ diffusion_model           -      x       x        -          -          -     (C
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -193,6 +194,7 @@ def _looks_like_sdxl(keys: Keys) -> bool:
     return cross or deep or "text_encoder_2" in parts
 
 
+@functools.lru_cache(maxsize=1)  # asked again for every key of a file
 def _sd_module(keys: Keys) -> str:
     """The --network_module that reads most of a file: sd-scripts' own, or the package lycoris."""
     forms = {_form_of(found) for found in keys.roles.values()} - {"nothing"}

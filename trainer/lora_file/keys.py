@@ -45,7 +45,7 @@ class Entry:
         return self.style in ("original", "diffusers", "text", "short", "flat")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed as itself, so that answers about it can be kept
 class Keys:
     """All tensors of a file, with its metadata."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from ui.routes import line, login, pictures, results, static
+from ui.routes import follow, line, login, pictures, results, static
 from ui.studio import Studio
 
 
@@ -14,3 +14,4 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
     pictures.add_picture_routes(app, studio)
     results.add_result_routes(app, studio)
     line.add_routes(app, studio)
+    follow.add_routes(app, studio)

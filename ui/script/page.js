@@ -5,20 +5,79 @@ const remember = (name, value) => {
   address.searchParams.set(name, value);
   history.replaceState(history.state, '', address);
 };
-const named = (button) => /^tab-(.+)-button$/.exec(button ? button.id : '');
+const tabOf = (button) => /^tab-(.+)-button$/.exec(button ? button.id : '')?.[1];
+const inSight = () => tabOf(document.querySelector('[role=tab][aria-selected=true]'));
+
+// One small question to the server, again and again. The head is filled at once; of the sections only what is new and in
+// sight is drawn, by the button that the section hears on.
+const marks = {}, stale = new Set();
+let asked = 0, timer = 0;
+const press = (section) => {
+  const button = document.getElementById('news-' + section);
+  if (!button) return;
+  stale.delete(section);
+  button.click();
+};
+const fill = (place, html) => {
+  if (place.dataset.shown === html) return;
+  place.dataset.shown = html;
+  const fresh = document.createElement('template');
+  fresh.innerHTML = html;
+  // The line itself stays where it is: a screen reader reads out what changes in it.
+  const line = place.querySelector('[role=status]'), said = fresh.content.querySelector('[role=status]');
+  if (line.innerHTML !== said.innerHTML) line.innerHTML = said.innerHTML;
+  while (line.nextSibling) line.nextSibling.remove();
+  said.remove();
+  line.after(fresh.content);
+};
+const show = (news) => {
+  const status = document.querySelector('#status [role=status]');
+  if (status) fill(status.parentElement, news.status);
+  remember('project', news.project);
+  for (const [section, mark] of Object.entries(news.marks)) {
+    if (marks[section] !== mark) stale.add(section);
+    marks[section] = mark;
+  }
+  if (++asked % 10 === 0) stale.add(inSight());
+  for (const section of [inSight(), 'made']) if (stale.has(section)) press(section);
+};
+const ask = async () => {
+  clearTimeout(timer);
+  const field = document.querySelector('#project input');
+  try {
+    const project = field ? field.value : '';
+    const answer = await fetch('/pulse?project=' + encodeURIComponent(project), {cache: 'no-store'});
+    if (answer.status === 401) location.reload();  // to the login
+    const news = answer.ok && await answer.json();
+    if (news && field && field.isConnected && field.value === project) show(news);
+  } catch { /* the server is away, which Gradio tells; it is asked again */ }
+  clearTimeout(timer);
+  timer = setTimeout(ask, document.hidden ? 10000 : 1500);
+};
+const soon = () => {
+  clearTimeout(timer);
+  timer = setTimeout(ask, 300);
+};
+const turned = (tab) => {
+  remember('tab', tab);
+  if (stale.has(tab)) press(tab);
+};
 document.addEventListener('click', (event) => {
-  const found = named(event.target.closest && event.target.closest('[role=tab]'));
-  if (found) remember('tab', found[1]);
+  const target = event.target.closest && event.target.closest('button, [role=option], a');
+  if (!target || (target.id || '').startsWith('news-')) return;
+  if (target.matches('[role=tab]')) turned(tabOf(target));
+  soon();
 });
-document.addEventListener('keyup', () => {
-  const found = named(document.activeElement && document.activeElement.closest('[role=tab][aria-selected=true]'));
-  if (found) remember('tab', found[1]);
+document.addEventListener('keyup', (event) => {
+  if (event.target.matches && event.target.matches('[role=tab]')) turned(inSight());
 });
+document.addEventListener('visibilitychange', soon);
+document.addEventListener('change', soon);
+ask();
+
 // What asks for attention gets the focus, once.
 let attended = '';
 new MutationObserver(() => {
-  const where = document.querySelector('#status [data-project]');
-  if (where) remember('project', where.dataset.project);
   const alert = document.querySelector('[data-focus]');
   if (alert && alert.dataset.focus !== attended) {
     attended = alert.dataset.focus;

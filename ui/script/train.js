@@ -7,3 +7,42 @@ document.addEventListener('click', async (event) => {
     await fetch('/line/' + encodeURIComponent(button.dataset.run) + '/' + button.dataset.line, {method: 'POST'});
   } finally { button.disabled = false; }
 });
+// A field of Advanced is kept when it is left; the estimate beside the button follows.
+let keeping = Promise.resolve(), open = 0;
+const tell = (field, message) => {
+  field.setAttribute('aria-invalid', message ? 'true' : 'false');
+  let place = field.parentElement.querySelector('[role=alert]');
+  if (!place && message) {
+    place = document.createElement('p');
+    place.setAttribute('role', 'alert');
+    field.after(place);
+  }
+  if (place) place.textContent = message;
+};
+const keep = async (field) => {
+  const project = field.closest('[data-of]').dataset.of;
+  // What is no number comes as nothing: it would silently be the preset's.
+  const value = field.validity.badInput ? '?' : field.value;
+  try {
+    const answer = await fetch('/settings/' + encodeURIComponent(project), {
+      method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify({[field.name]: value}),
+    });
+    tell(field, (await answer.json()).message);
+  } catch (error) { tell(field, String(error.message || error)); }
+  const changed = document.getElementById('settings-changed');
+  if (changed) changed.click();
+};
+document.addEventListener('change', (event) => {
+  const field = event.target.closest && event.target.closest('#form [name]');
+  if (!field) return;
+  open++;
+  keeping = keeping.then(() => keep(field)).finally(() => open--);
+});
+// Train waits for a field that was left by pressing it.
+document.addEventListener('click', (event) => {
+  const button = event.target.closest && event.target.closest('#train, #another');
+  if (!button || !open) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  keeping.then(() => button.click());
+}, true);

@@ -40,7 +40,6 @@ def build(shared: Shared) -> None:
     # Written by the poll: a State's change is not told to the page by an event that passes the queue by (Gradio 6.31).
     fresh, finished = (gr.Textbox(elem_id=f"artwork-{name}", elem_classes="unseen", show_label=False) for name in ("fresh", "finished"))
     seen = gr.State(())
-    timer = gr.Timer(1.0)
     _deletion(shared)
 
     def show(desk: Desk, chosen: str | None):
@@ -90,7 +89,7 @@ def build(shared: Shared) -> None:
         box.upload(shared.on(take_in), [box, shared.project], [shared.project, box], preprocess=False, **PRIVATE)
     changed.click(shared.on(touch), shared.touched, shared.touched, show_progress="hidden", **PRIVATE)
     finished.change(shared.on(touch), shared.touched, shared.touched, show_progress="hidden", **PRIVATE)
-    timer.tick(shared.on(follow), [shared.project, seen], [arrivals, visit, seen, fresh, finished], **QUIET)
+    shared.news["artwork"].click(shared.on(follow), [shared.project, seen], [arrivals, visit, seen, fresh, finished], **QUIET)
 
 
 def _limits(desk: Desk) -> str:

@@ -119,7 +119,6 @@ def _model(shared: Shared) -> None:
     status = gr.HTML(elem_id="captioning", padding=False)
     seen = gr.State(("", 0, False, None))
     finished = gr.Textbox(elem_id="captioning-finished", elem_classes="unseen", show_label=False)  # as in the Artwork tab
-    timer = gr.Timer(1.5)
 
     def offer(desk: Desk, chosen: str | None):
         del chosen
@@ -159,4 +158,4 @@ def _model(shared: Shared) -> None:
     start.click(shared.on(begin), [shared.project, model, over], None, **PRIVATE)
     stop.click(shared.on(halt), shared.project, None, **PRIVATE)
     finished.change(shared.on(touch), shared.touched, shared.touched, show_progress="hidden", **PRIVATE)
-    timer.tick(shared.on(follow), [shared.project, seen], [status, stop, seen, finished], **QUIET)
+    shared.news["captions"].click(shared.on(follow), [shared.project, seen], [status, stop, seen, finished], **QUIET)

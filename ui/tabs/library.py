@@ -36,7 +36,6 @@ def build(shared: Shared) -> None:
             sure = gr.Button(label("library.delete_sure"), variant="stop", visible=False, elem_id="delete-lora-sure")
             keep = gr.Button(label("library.keep"), visible=False, elem_id="delete-lora-keep")
     works, seen = gr.State(()), gr.State("")
-    timer = gr.Timer(1.5)
     chosen_lists = [lora, *(which for which, _ in others)]
 
     def show(desk: Desk, current: str | None):
@@ -129,8 +128,8 @@ def build(shared: Shared) -> None:
     asked = gr.State(None)
     for event in (shared.project.change, shared.made.change):
         event(shared.on(show), lora, [cards, *chosen_lists, seen], **QUIET)
-    timer.tick(shared.on(notice), [seen, shared.made], shared.made, **QUIET)
-    timer.tick(shared.on(follow), [works, shared.made], [works, told, shared.made], **QUIET)
+    shared.news["made"].click(shared.on(notice), [seen, shared.made], shared.made, **QUIET)
+    shared.news["library"].click(shared.on(follow), [works, shared.made], [works, told, shared.made], **QUIET)
     drop.upload(shared.on(take_in), [drop, shared.made], [drop, told, shared.made], preprocess=False, **PRIVATE)
     for event in (lora.change, shared.made.change):
         event(shared.on(read_label), lora, list(fields.values()), **QUIET)

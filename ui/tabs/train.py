@@ -11,8 +11,6 @@ from trainer.errors import TrainerError
 from ui import training
 from ui.comparison import comparison_html
 from ui.curves import curve_html
-from ui.form import FILES, FOLDERS, build_form
-from ui.library import Library
 from ui.progress import notes_html, remedy_words, samples_html
 from ui.studio import Desk
 from ui.tabs import QUIET, Shared
@@ -33,7 +31,8 @@ def build(shared: Shared) -> None:
             allow_custom_value=True,
         )  # fmt: skip
     with gr.Accordion(label("train.advanced"), open=False, elem_id="advanced"):
-        form = build_form(label)
+        form = gr.HTML(elem_id="form", padding=False)
+        changed_there = gr.Button("changed", elem_id="settings-changed", elem_classes="unseen")  # pressed by the script
     estimate = gr.HTML(elem_id="estimate")
     checks = gr.HTML(elem_id="checks")
     told = gr.HTML(elem_id="train-told")
@@ -59,39 +58,42 @@ def build(shared: Shared) -> None:
         comparison = gr.HTML(elem_id="comparison")
     loaded = gr.State("")  # whose settings the form shows
     asked, token, seen, seen_line = gr.State(None), gr.State(training.new_token()), gr.State(()), gr.State("")
-    timer = gr.Timer(1.5)
 
     above = {"name": name, "trigger": trigger, "preset": preset, "pace": pace, "base": base}
-    everything = {shared.project, loaded, token, shared.made, *above.values(), *form.values()}
+    everything = {shared.project, loaded, token, shared.made, *above.values()}
     before = [estimate, checks, asked]
-    brought = [*above.values(), *form.values(), *before, told, token, loaded]
+    brought = [*above.values(), form, *before, told, token, loaded]
     buttons = [train, stop, go_on, retry, another]
 
-    def fields(values: dict[Any, Any]) -> training.Fields:
-        return training.Fields(
-            {key: values[component] for key, component in above.items()}, {key: values[component] for key, component in form.items()}
-        )
+    def fields(desk: Desk, values: dict[Any, Any]) -> training.Fields:
+        """What the page holds, and what is kept of Advanced."""
+        said = {key: values[component] for key, component in above.items()}
+        return training.Fields(said, training.kept(desk, values[shared.project]).advanced if values[shared.project] else {})
 
     def load(desk: Desk, chosen: str | None):
         """A project brings its own settings."""
         if not chosen:
             return [gr.skip()] * len(brought)
-        kept, projects, files = training.kept(desk, chosen), desk.projects.names(), Library(desk.jobs).all()
+        kept = training.kept(desk, chosen)
         shown: dict[Any, Any] = {component: kept.above[key] for key, component in above.items()}
         shown[base] = gr.update(choices=desk.jobs.bases(), value=kept.above["base"])
-        for key, component in form.items():
-            value = kept.advanced.get(key, "" if not isinstance(component, gr.Number) else None)
-            choices = projects if key in FOLDERS else files if key in FILES else None
-            shown[component] = value if choices is None else gr.update(choices=[(desk.words("train.none"), ""), *choices], value=value)
         said = training.told_before(desk, chosen, kept)
-        return [*shown.values(), said.estimate, said.checks, said.asked, "", training.new_token(), chosen]
+        return [
+            *shown.values(),
+            training.form_of(desk, chosen, kept),
+            said.estimate,
+            said.checks,
+            said.asked,
+            "",
+            training.new_token(),
+            chosen,
+        ]
 
     def changed(desk: Desk, values: dict[Any, Any]):
         chosen = values[shared.project]
         if not chosen or values[loaded] != chosen:  # another project's fields are on their way
             return [gr.skip()] * 4
-        training.keep(desk, chosen, fields(values))
-        said = training.told_before(desk, chosen, fields(values))
+        said = training.told_before(desk, chosen, training.keep(desk, chosen, above=fields(desk, values).above))
         return [said.estimate, said.checks, said.asked, ""]
 
     def refresh(desk: Desk, chosen: str | None):
@@ -106,7 +108,7 @@ def build(shared: Shared) -> None:
 
     def start(desk: Desk, values: dict[Any, Any], more: bool = False):
         try:
-            training.start(desk, values[shared.project], fields(values), token=values[token], another=more)
+            training.start(desk, values[shared.project], fields(desk, values), token=values[token], another=more)
         except TrainerError as error:
             return [training.alert_html(str(error)), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
         return ["", values[shared.made] + 1, training.new_token(), gr.update(interactive=False), gr.update(visible=True)]
@@ -176,8 +178,9 @@ def build(shared: Shared) -> None:
 
     fresh: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}
     shared.project.change(shared.on(load), shared.project, brought, **QUIET)
-    gr.on([component.change for component in (*above.values(), *form.values())], shared.on(changed), everything, [*before, told], **fresh)
-    shared.touched.change(shared.on(refresh), shared.project, before, **QUIET)
+    gr.on([component.change for component in above.values()], shared.on(changed), everything, [*before, told], **fresh)
+    for event in (shared.touched.change, changed_there.click):
+        event(shared.on(refresh), shared.project, before, **QUIET)
     started = [told, shared.made, token, train, stop]
     train.click(shared.on(start), everything, started, **QUIET)
     another.click(shared.on(start_another), everything, started, **QUIET)
@@ -188,7 +191,9 @@ def build(shared: Shared) -> None:
     )
     pause.click(shared.on(toggle), None, None, **QUIET)
     shown = [*buttons, notes, samples, curve, seen]
-    timer.tick(shared.on(look), [shared.project, seen, seen_line, asked], [*shown, line, pause, seen_line, *before], **QUIET)
+    shared.news["train"].click(
+        shared.on(look), [shared.project, seen, seen_line, asked], [*shown, line, pause, seen_line, *before], **QUIET
+    )
     for event in (shared.made.change, shared.project.change):
         event(shared.on(follow), [shared.project, seen], shown, **QUIET)
     for event in (shared.project.change, shared.made.change):

@@ -44,7 +44,6 @@ def build(shared: Shared) -> None:
         grid_drawing = gr.HTML(elem_id="grid-drawing")
         grid = gr.HTML(elem_id="grid")
     seen, wish, grid_wish = gr.State(("", "", "")), gr.State(None), gr.State(None)
-    timer = gr.Timer(1.5)
     everything = {run, when, *form.values(), *(part for pair in others for part in pair)}
 
     def list_all(desk: Desk, chosen: str | None, current: str | None):
@@ -132,9 +131,9 @@ def build(shared: Shared) -> None:
     draw_grid.click(shared.on(ask_grid), everything, grid_wish, **PRIVATE)
     cancel.click(shared.on(give_up), wish, None, **PRIVATE)
     cancel_grid.click(shared.on(give_up), grid_wish, None, **PRIVATE)
-    timer.tick(shared.on(follow), [run, seen], [strip, compare, download, when, seen], **QUIET)
-    timer.tick(shared.on(answered), [wish, run], [wish, drawing, own, cancel], **QUIET)
-    timer.tick(shared.on(answered), [grid_wish, run], [grid_wish, grid_drawing, grid, cancel_grid], **QUIET)
+    shared.news["try_it"].click(shared.on(follow), [run, seen], [strip, compare, download, when, seen], **QUIET)
+    shared.news["try_it"].click(shared.on(answered), [wish, run], [wish, drawing, own, cancel], **QUIET)
+    shared.news["try_it"].click(shared.on(answered), [grid_wish, run], [grid_wish, grid_drawing, grid, cancel_grid], **QUIET)
 
 
 def desk_choice(desk: Desk, key: str) -> dict[str, Any]:

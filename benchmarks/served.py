@@ -1,0 +1,76 @@
+"""The studio as a user starts it, and a browser without a screen to look at it: for tests and benchmarks."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+class Started(NamedTuple):
+    address: str
+    home: Path  # with datasets/ and outputs/
+    terminal: Path  # what the studio said
+
+
+@contextmanager
+def served(home: Path, *flags: str, port: int | None = None) -> Iterator[Started]:
+    """`python app.py` on folders of its own and a free port, ended at the end. Raises AssertionError, with what it said, where it ends itself."""
+    port = port or _free_port()
+    folders = ["--datasets", str(home / "datasets"), "--outputs", str(home / "outputs")]
+    with (home / "terminal.log").open("ab") as log:
+        command = [sys.executable, "-u", "app.py", "--port", str(port), *folders, *flags]
+        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(address, server, home / "terminal.log")
+        yield Started(address, home, home / "terminal.log")
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Playwright's handle of the Chromium on the PATH."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        yield opened
+        opened.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(address: str, server: subprocess.Popen[bytes], said: Path) -> None:
+    for _ in range(1200):
+        if server.poll() is not None:
+            raise AssertionError(said.read_text())
+        try:
+            urllib.request.urlopen(f"{address}/healthz", timeout=1)
+            return
+        except OSError:
+            time.sleep(0.05)

@@ -1,0 +1,174 @@
+"""The studio as an artist meets it, in a browser without a screen: pictures in, a large project, Train, the poll, the slider."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.report import Figure
+from benchmarks.served import ROOT, Started, chromium, served
+from trainer import events
+
+INK = ROOT / "datasets" / "ink-emoji"
+_PATIENCE = 90_000  # ms
+# Small steps for as long as the poll is watched, then a strip to slide along.
+_TRAINING = {"resolution": 64, "batch": 1, "sample_steps": 2, "sample_every": 100_000, "network": "lora", "checkpoint_every": 100_000}
+# When the words of the status change, and when that was; the browser's clock is the machine's.
+_WATCH_STATUS = """() => {
+  window.seen = [];
+  performance.setResourceTimingBufferSize(20000);
+  performance.clearResourceTimings();
+  new MutationObserver(() => {
+    const found = /step ([0-9]+) of/.exec(document.querySelector('#status')?.innerText || '');
+    if (found && window.seen.at(-1)?.[0] !== +found[1]) window.seen.push([+found[1], Date.now() / 1000]);
+  }).observe(document.querySelector('#status'), {childList: true, subtree: true, characterData: true});
+}"""
+_POLLS = "() => performance.getEntriesByType('resource').filter(e => e.name.includes('/run/')).map(e => e.duration)"
+# From a key to the picture decoded and painted.
+_PRESS = """async (key) => {
+  const slider = document.querySelector('#strip input[type=range]'), image = document.querySelector('#strip .strip img');
+  const before = image.src, begun = performance.now();
+  slider[key]();
+  slider.dispatchEvent(new Event('input', {bubbles: true}));
+  await image.decode();
+  await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+  return [performance.now() - begun, image.src !== before];
+}"""
+
+
+def figures(folder: Path, *, quick: bool) -> list[Figure]:
+    """Every figure of the page, from one server after another on folders of their own."""
+    many, large, seconds = (4, 10, 3) if quick else (200, 1_000, 30)
+    home = folder / "home"
+    shutil.copytree(INK, home / "datasets" / "ink")
+    _settle(home / "datasets" / "ink", seconds * 20 if quick else seconds * 40)
+    _large_project(home / "datasets" / "large", large)
+    begun = time.monotonic()
+    with served(home) as started, chromium() as browser:
+        answered = time.monotonic() - begun
+        page = browser.new_context().new_page()
+        page.set_default_timeout(_PATIENCE)
+        page.goto(started.address)
+        page.wait_for_selector("#cards .picture")
+        first = time.monotonic() - begun
+        return [
+            Figure(group="studio", what="the command to the first answer", value=answered, unit="s", floor=4.0),
+            Figure(group="studio", what="the command to the first page drawn", value=first, unit="s"),
+            *_drop(page, started, folder / "drop", many),
+            *_open_large(browser, started, large),
+            *_train(page, started, seconds),
+            _slide(page),
+        ]
+
+
+def _settle(project: Path, steps: int) -> None:
+    (project / ".impasto").mkdir()
+    settings = {"name": "ink", "trigger": "ink", "pace": "quick", "advanced": {**_TRAINING, "steps": steps}}
+    (project / ".impasto" / "settings.json").write_text(json.dumps(settings))
+
+
+def _large_project(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    arts = sorted(INK.glob("*.png"))
+    for number in range(count):
+        art = arts[number % len(arts)]
+        shutil.copy(art, folder / f"{number:04d}.png")
+        (folder / f"{number:04d}.txt").write_text(f"picture {number}\n")
+
+
+def _drop(page: Any, started: Started, folder: Path, count: int) -> list[Figure]:
+    """Photographs of 3 megapixels into a new project, until each has its card and its thumbnail is ready."""
+    folder.mkdir()
+    for number in range(count):
+        noise = Image.effect_noise((512, 384), 40 + number % 40).resize((2048, 1536))
+        Image.merge("RGB", (noise, noise.rotate(number), noise.transpose(Image.Transpose.FLIP_TOP_BOTTOM))).save(
+            folder / f"{number:03d}.jpg"
+        )
+    page.locator("#new-name input, #new-name textarea").fill("drop")
+    page.locator("#create").click()
+    page.wait_for_function("document.querySelector('#project input').value === 'drop'")
+    page.wait_for_function("!document.querySelector('#cards .picture')")
+    begun = time.monotonic()
+    page.locator("#upload input[type=file]").first.set_input_files([str(path) for path in sorted(folder.iterdir())])
+    page.wait_for_selector("#cards .picture")
+    first = time.monotonic() - begun
+    page.wait_for_function(f"document.querySelectorAll('#cards .picture').length === {count}")
+    whole = time.monotonic() - begun
+    left = [path for path in (started.home / "outputs" / ".cache" / "uploads").rglob("*") if path.is_file()]
+    shutil.rmtree(folder)
+    return [
+        Figure(group="studio", what=f"{count} pictures of 3 megapixels to the first card", value=first, unit="s"),
+        Figure(group="studio", what=f"{count} pictures of 3 megapixels to their cards", value=whole, unit="s", floor=20.0),
+        Figure(group="studio", what="copies of them left in the upload folder", value=len(left), unit="files"),
+    ]
+
+
+def _open_large(browser: Any, started: Started, count: int) -> list[Figure]:
+    taken = []
+    for _ in range(3):
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(_PATIENCE)
+        begun = time.monotonic()
+        page.goto(f"{started.address}/?project=large&tab=artwork")
+        page.wait_for_function(f"document.querySelectorAll('#cards .picture').length === {count}")
+        taken.append(time.monotonic() - begun)
+        context.close()
+    return [
+        Figure(group="studio", what=f"a project of {count:,} pictures opens the first time", value=taken[0], unit="s"),
+        Figure(
+            group="studio", what=f"a project of {count:,} pictures opens again", value=statistics.median(taken[1:]), unit="s", floor=2.0, all=tuple(taken)
+        ),
+    ]  # fmt: skip
+
+
+def _train(page: Any, started: Started, seconds: int) -> list[Figure]:
+    page.goto(f"{started.address}/?project=ink&tab=train")
+    page.wait_for_function("document.querySelector('#name textarea, #name input')?.value === 'ink'")
+    page.wait_for_function("/steps/.test(document.querySelector('#estimate')?.innerText)")
+    begun = time.monotonic()
+    page.locator("#train").click()
+    page.wait_for_function("document.querySelector('#train').disabled")
+    page.locator("#stop").wait_for()
+    pressed = time.monotonic() - begun
+    page.wait_for_function("/step [0-9]+ of/.test(document.querySelector('#status').innerText)")
+    page.evaluate(_WATCH_STATUS)
+    page.wait_for_timeout(seconds * 1000)
+    polls, seen = sorted(page.evaluate(_POLLS)), page.evaluate("() => window.seen")
+    written = {
+        event["step"]: event["time"]
+        for event in events.read(started.home / "outputs" / "ink" / "events.jsonl")[0]
+        if event["kind"] == "step"
+    }
+    ages = [shown - written[step] for step, shown in seen if step in written]
+    return [
+        Figure(group="studio", what="Train pressed to Stop shown", value=pressed, unit="s", floor=1.0),
+        Figure(group="studio", what=f"age of the status when it is shown, worst of {len(ages)}", value=max(ages), unit="s", floor=2.0),
+        Figure(group="studio", what=f"page poll during training, 95th of 100 of {len(polls)}", value=polls[int(len(polls) * 0.95)], unit="ms", floor=50.0),
+        Figure(group="studio", what="page poll during training, median", value=statistics.median(polls), unit="ms"),
+    ]  # fmt: skip
+
+
+def _slide(page: Any) -> Figure:
+    """With the strip of the training that has just ended."""
+    page.wait_for_function("!document.querySelector('#train').disabled")
+    page.locator("#tab-try_it-button").click()
+    page.wait_for_selector("#strip .tryout")
+    page.locator("#strip input[type=range]").focus()
+    page.keyboard.press("Home")
+    page.wait_for_timeout(1000)
+    taken = []
+    for key in ("stepUp",) * 4 + ("stepDown",) * 4:
+        milliseconds, changed = page.evaluate(_PRESS, key)
+        if not changed:
+            raise AssertionError("the slider moved and the picture did not")
+        taken.append(milliseconds)
+    return Figure(
+        group="studio", what="slider step to picture painted, worst of 8", value=max(taken), unit="ms", floor=100.0, all=tuple(taken)
+    )

@@ -1,0 +1,66 @@
+"""What may have changed by itself: one cheap answer that the page's script asks for again and again. No gradio.
+
+The head's status comes as it is to be shown; of each section only a mark, another one whenever its tab would look
+different, so that the costly events of the page are raised for what is in sight and new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from ui.captioning import Captioning
+from ui.drawing import Drawings
+from ui.library import Library
+from ui.progress import status_html
+from ui.studio import Desk
+from ui.training import shown_run
+
+# A tab's own, and what all tabs look at: that a training or a file was made, changed or removed.
+SECTIONS = ("artwork", "captions", "train", "try_it", "library", "made")
+
+
+def pulse(desk: Desk, project: str) -> dict[str, Any]:
+    """{"project": the chosen one, "status": HTML, "marks": {section: mark}}; an unknown project is none."""
+    chosen = project if project in desk.projects.names() else ""
+    made = Library(desk.jobs).version()
+    seen = {
+        "artwork": _artwork(desk, chosen),
+        "captions": _captions(desk, chosen),
+        "train": _train(desk, chosen),
+        "try_it": (made, [job.folder.name for job in desk.jobs.line()], Drawings(desk.jobs).marks()),
+        "library": (made, Library(desk.jobs).works()),
+        "made": made,
+    }
+    marks = {section: hashlib.sha256(repr((chosen, seen[section])).encode()).hexdigest()[:16] for section in SECTIONS}
+    return {"project": chosen, "status": head_html(desk, chosen), "marks": marks}
+
+
+def head_html(desk: Desk, chosen: str) -> str:
+    """What trains is told, whatever project is chosen."""
+    run = shown_run(desk, chosen)
+    active = desk.jobs.active(chosen) if chosen else None
+    run = run if active else desk.jobs.busy() or run
+    standing = desk.jobs.standing(run) if run else None
+    queue = desk.jobs.queue
+    others = standing is None and queue.busy() is not None
+    return status_html(standing, desk.words, name=run or "", paused=queue.is_paused, others=others)
+
+
+def _artwork(desk: Desk, chosen: str) -> Any:
+    if not chosen:
+        return None
+    place = desk.projects.folder(chosen)
+    drop, look = desk.projects.intake.arrivals(place), desk.projects.checkup.visit(place)
+    return drop and (id(drop), drop.rev), look and (id(look), look.done, look.ended)
+
+
+def _captions(desk: Desk, chosen: str) -> Any:
+    stands = Captioning(desk.projects, desk.jobs).standing(chosen) if chosen else None
+    return stands and (len(stands.view.captions), stands.alive, stands.waits, stands.view.ended, stands.view.done, stands.view.stage)
+
+
+def _train(desk: Desk, chosen: str) -> Any:
+    run, queue = shown_run(desk, chosen), desk.jobs.queue
+    line = [(job.folder.name, job.state, job.place) for job in queue.line()]
+    return run, run and desk.jobs.standing(run).key, line, queue.is_paused, desk.jobs.estimates.mark()
