@@ -89,10 +89,18 @@ def ink_run(common_folder: Path, warm_cache: Path) -> Path:
     return output
 
 
+LONGEST = (
+    "test_browser_everyone.py", "test_train.py", "test_browser_train.py", "test_network_training.py", "test_browser.py", "test_style.py",
+    "test_browser_try_it.py", "test_plan.py", "test_browser_library.py", "test_tight_memory.py", "test_counted_work.py",
+    "test_browser_pictures.py", "test_lora_file.py", "test_bases.py", "test_preview.py", "test_validate.py", "test_memory.py",
+    "test_compiled.py", "test_between.py", "test_benchmarks.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take longest come first, so that two processes end together."""
-    long = ("test_train.py", "test_style.py", "test_browser.py", "test_network_training.py", "test_memory.py")
-    items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
+    """Files that take longest come first, so that two processes end together; those that wait for a browser beside those that compute."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def pytest_collection_finish() -> None:

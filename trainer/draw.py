@@ -55,12 +55,15 @@ def draw(
     latent_factor: int,
     room: Room = NO_LIMITS,
     on_step: Callable[[int, int], None] | None = None,
+    on_frame: Callable[[torch.Tensor, int], None] | None = None,
 ) -> list[Drawn]:
     """Pictures in order of prompt, then strength.
 
     Args:
         conditioning: of a prompt at a strength, for adapters that change the text encoders.
         on_step: called with steps done and steps in all.
+        on_frame: called between steps with the picture that the rows of a pass head for, as scaled latents (N, C, H/8, W/8),
+            and how many strengths a prompt has there.
     """
     cells = [(p, s) for p in range(len(request.prompts)) for s in request.strengths]
     per_pass = rows_of_pass(len(request.prompts), len(request.strengths), size, room)
@@ -68,7 +71,9 @@ def draw(
     passes = [cells[start : start + per_pass] for start in range(0, len(cells), per_pass)]
     for number, rows in enumerate(passes):
 
-        def report(step: int, before: int = number * request.steps) -> None:
+        def report(step: int, latents: torch.Tensor, before: int = number * request.steps, size: int = len(rows)) -> None:
+            if on_frame:
+                on_frame(latents, min(size, len(request.strengths)))
             if on_step:
                 on_step(before + step, len(passes) * request.steps)
 
@@ -149,8 +154,10 @@ def _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent
                 if fast and adapter and not fast.is_guided(step):
                     adapter.strength.value = strengths
                 answer = _answer(unet, fast, step, scheduler, latents, timestep, text, added, request.guidance)
-                latents = scheduler.step(answer, timestep, latents, **noise).prev_sample
-                report(step)
+                stepped = scheduler.step(answer, timestep, latents, **noise)
+                latents = stepped.prev_sample
+                expected = stepped.get("pred_original_sample")
+                report(step, latents if expected is None else expected)
     finally:
         if adapter:
             adapter.strength.value = previous

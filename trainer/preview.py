@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from trainer.adapter.lora import Adapter
 from trainer.device import find_device
 from trainer.draw import Request, Room, conditioner, draw, file_name, rows_of_pass, save_picture, save_strip
 from trainer.errors import ConfigError, LoraFileError
+from trainer.glimpse import Colours, fit_colours, frames
 from trainer.lora_file.open import attach_mix, parts_of, refill
 from trainer.lora_header import MAX_HEADER
 from trainer.objective import scheduler_of_files
@@ -20,6 +22,7 @@ from trainer.safetensors_header import read_header
 from trainer.sdxl.base import Base, open_base
 from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
 from trainer.speed import precision_for
+from trainer.wishes import FRAME
 
 Mix = Sequence[tuple[Path, float]]  # files, and how much of each the whole strength means
 
@@ -38,7 +41,11 @@ class WarmBase:
         self.rooms: dict[tuple[tuple[int, int], int], Room] = {}
         self._adapter = Adapter()
 
-    def draw(self, lora: Path | Mix | None, request: Request, on_step: Any = None) -> list[Any]:
+    @functools.cached_property
+    def colours(self) -> Colours:
+        return fit_colours(self.vae)
+
+    def draw(self, lora: Path | Mix | None, request: Request, on_step: Any = None, on_frame: Any = None) -> list[Any]:
         """Pictures of a LoRA file or of several, each at its weight; without one the base's own, which stays as it is."""
         files = _files(lora)
         changed: set[str] = {part for file, _ in files for part in parts_of(file)}
@@ -60,7 +67,7 @@ class WarmBase:
             raise ConfigError([f"width and height must be multiples of {4 * factor}, not {size[0]} x {size[1]}"])
         return draw(
             request, unet=self.unet, vae=self.vae, scheduler=self._scheduler(files), adapter=adapter,
-            conditioning=wanted, size=size, latent_factor=factor, room=self._room(request, size), on_step=on_step,
+            conditioning=wanted, size=size, latent_factor=factor, room=self._room(request, size), on_step=on_step, on_frame=on_frame,
         )  # fmt: skip
 
     def adapter_of(self, files: Mix) -> Adapter:
@@ -108,8 +115,10 @@ def draw_file(lora: Path | Mix, request: Request, out_dir: Path, *, base: str, m
 
 
 def save_all(warm: WarmBase, lora: Path | Mix, request: Request, out_dir: Path, on_step: Any = None, prefix: str = "") -> list[Path]:
-    drawn = warm.draw(lora, request, on_step)
+    """Draws and saves; while somebody follows, rough pictures of what is coming lie in `out_dir`."""
+    drawn = warm.draw(lora, request, on_step, frames(warm.colours, out_dir) if on_step else None)
     out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / FRAME).unlink(missing_ok=True)
     loras = [(file.stem, weight) for file, weight in _files(lora)]
     paths = [out_dir / f"{prefix}{file_name(cell)}" for cell in drawn]
     for cell, path in zip(drawn, paths, strict=True):

@@ -16,6 +16,7 @@ from trainer.errors import TrainerError, lacks_memory
 from trainer.request import Request, request_from
 from trainer.run import Run
 
+FRAME = "frame.png"  # in `out` while it is drawn: a rough picture of what is coming
 ANSWERS = ("drawn", "cancelled", "failed")
 OnStep = Callable[[int, int], None]
 

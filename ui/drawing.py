@@ -25,7 +25,7 @@ from trainer.bases import folder_configs
 from trainer.errors import BaseError, RunError, TrainerError
 from trainer.request import MOST_FILES, Request, checked_weight, request_from
 from trainer.run import Run, write_atomically
-from trainer.wishes import ANSWERS
+from trainer.wishes import ANSWERS, FRAME
 from ui.jobs import Jobs
 from ui.library import OUTSIDE, Library
 
@@ -56,6 +56,7 @@ class Drawing:
     done: int = 0
     total: int = 0
     message: str = ""
+    frame: bool = False  # whether there is a rough picture of what is coming
 
     @property
     def is_open(self) -> bool:
@@ -190,7 +191,7 @@ class Drawings:
             words = "the training ended before it drew this" if asked["owner"] else "the drawing process ended before it answered"
             return Drawing(**facts, state="failed", message=f"{words}; press Draw again")
         if begun and alive:
-            return Drawing(**facts, state="drawing", done=begun[-1]["done"], total=begun[-1]["total"])
+            return Drawing(**facts, state="drawing", done=begun[-1]["done"], total=begun[-1]["total"], frame=(out / FRAME).is_file())
         return Drawing(**facts, state="waiting")
 
     def _is_coming(self, out: Path, asked: dict[str, Any]) -> bool:

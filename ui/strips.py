@@ -123,7 +123,10 @@ def drawing_html(words: Words, drawing: Drawing | None) -> str:
         return f'<div role="alert" class="alert">{_said(drawing.message)}</div>'
     text = words(f"try_it.is_{drawing.state}", done=drawing.done, total=drawing.total)
     bar = f'<progress aria-label="{_said(words("try_it.drawing"))}" value="{drawing.done}" max="{max(1, drawing.total)}"></progress>'
-    return f'<div role="status">{_said(text)}</div>{bar if drawing.is_open else ""}'
+    frame = f"/drawn/{drawing.id}/frame.png?at={drawing.done}"
+    # There is none before the first step, nor of what a training draws between its own.
+    glimpse = f'<img class="glimpse" alt="{_said(words("try_it.glimpse"))}" src="{frame}">' if drawing.frame else ""
+    return f'<div role="status">{_said(text)}</div>{bar if drawing.is_open else ""}{glimpse}'
 
 
 def download_html(words: Words, entry: Entry | None) -> str:

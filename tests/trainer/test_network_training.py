@@ -32,7 +32,7 @@ def base():
 
 QUICK = {
     "steps": 3, "batch": 2, "resolution": 64, "precision": "fp32", "rank": 4, "checkpoint_every": 2, "warmup_steps": 1,
-    "sample_prompts": ("a star --w 64 --h 64 --s 1",),
+    "sample_prompts": ("a star --w 64 --h 64 --s 1",), "thumbnail": "none",
     "include_layers": ("mid_block.*to_q", "mid_block.*to_out.0", "up_blocks.0.attentions.0.*to_v"),
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +18,19 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[float, np.ndarray]:
+def drawn(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> dict[float, np.ndarray]:
     """The README's training and preview on concepts it never saw: (n, 128, 128, 3) uint8 by strength."""
     home = tmp_path_factory.mktemp("style")
-    trainer("train", INK, "--preset", "style", "--output", home / "ink")
+    (home / ".cache").symlink_to(warm_cache)
+    least = (
+        "--sample-prompt",
+        "a star --w 64 --h 64 --s 1",
+        "--set",
+        "checkpoint_every=1000",
+        "--set",
+        "thumbnail=none",
+    )  # beside the steps
+    trainer("train", INK, "--preset", "style", "--precision", "fp32", "--output", home / "ink", *least)
     prompts = [word for concept in CONCEPTS for word in ("--prompt", f"{concept}, ink style")]
     trainer("preview", home / "ink" / "ink.safetensors", *prompts, "--seed", "7", "--out-dir", home / "drawn")
     files = {s: [home / "drawn" / f"p{p:02d}_s{s:.2f}.png" for p in range(len(CONCEPTS))] for s in STRENGTHS}

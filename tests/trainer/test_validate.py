@@ -27,10 +27,12 @@ pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> run.Run:
+def measured(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> run.Run:
     """A training at so high a rate that it soon makes things worse, watched by TensorBoard."""
+    folder = tmp_path_factory.mktemp("measured")
+    (folder / ".cache").symlink_to(warm_cache)
     made = make(
-        tmp_path_factory.mktemp("measured") / "run",
+        folder / "run",
         steps=8, validation_share=0.1, validation_every=1, learning_rate=0.3, warmup_steps=4, keep_checkpoints=1, log_with="tensorboard",
     )  # fmt: skip
     assert train(made, MODELS) == "finished"
