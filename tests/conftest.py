@@ -51,11 +51,6 @@ def trainer(*arguments: str | Path, check: bool = True) -> subprocess.CompletedP
     return done
 
 
-def trainer_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """`python -m trainer ...` in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "trainer", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="session")
 def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The one temporary folder that all processes of this run of the tests share."""

@@ -89,7 +89,7 @@ class TrainConfig:
     lora_plus_ratio: float = setting(1.0, "LoRA+ ratio", group="adapter", low=1.0, high=1000.0, help="How many times faster the matrix that starts at zero learns (Hayou et al. 2024); 16 is usual, 1 is off.")
     rank_stabilised: bool = setting(False, "Rank-stabilised scale", group="adapter", help="Scale alpha / sqrt(rank) in place of alpha / rank, for large ranks (Kalajdzievski 2023).")
     scale_weight_norms: float = setting(0.0, "Largest weight norm", group="adapter", low=0.0, high=1000.0, help="After each step, a layer's change with a larger norm is shrunk to it; 1 is usual, 0 is off.")
-    start_from: str = setting("", "Start from", group="adapter", help="Path of a LoRA file of the same network and ranks: its matrices are what the training starts with.")
+    start_from: str = setting("", "Start from", group="adapter", help="A LoRA file of the same network and ranks: its matrices are what the training starts with.")
 
     optimizer: str = setting("adamw", "Optimizer", group="optimizer", choices=OPTIMIZERS, help="adamw keeps its moments in 8 bits where only that fits (a CUDA card, bitsandbytes); adamw8bit always does; lion wants about a third of AdamW's learning rate; schedulefree needs no schedule; custom takes optimizer_class.")
     optimizer_class: str = setting("", "Optimizer class", group="optimizer", help="For optimizer custom: the dotted name of any installed PyTorch optimizer, e.g. pytorch_optimizer.Ranger21.")

@@ -18,8 +18,12 @@ TABS = (artwork, captions, train, try_it, library)
 
 
 def translations() -> gr.I18n:
-    """Labels by language, English where a language lacks one."""
-    return gr.I18n(**{language: {**sentences("en"), **sentences(language)} for language in LANGUAGES})
+    """Labels by language, English where a language lacks one; those of Advanced come with its HTML."""
+
+    def labels(language: str) -> dict[str, str]:
+        return {key: text for key, text in sentences(language).items() if not key.startswith("settings.")}
+
+    return gr.I18n(**{language: {**labels("en"), **labels(language)} for language in LANGUAGES})
 
 
 def build_page(studio: Studio, label: gr.I18n) -> gr.Blocks:

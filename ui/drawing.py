@@ -213,8 +213,12 @@ class Drawings:
 
     def marks(self) -> list[tuple[str, str, int]]:
         """Another one whenever one of the newest drawings stands differently."""
-        newest = sorted(self._all(), key=lambda path: path.stat().st_mtime)[-4:]
-        return [(drawn.id, drawn.state, drawn.done) for drawn in (self.follow(path.name) for path in newest if _read(path))]
+        found = []
+        for path in sorted(self._all(), key=lambda path: path.stat().st_mtime)[-4:]:
+            with contextlib.suppress(TrainerError):  # one that can't be read any more
+                drawn = self.follow(path.parent.name)
+                found.append((drawn.id, drawn.state, drawn.done))
+        return found
 
     def newest(self, key: str, kind: str = "draw") -> str | None:
         """The last drawing of a LoRA that is there to show."""

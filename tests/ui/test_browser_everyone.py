@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import INK, ROOT
 from tests.ui.conftest import BROWSER, Started, served
+from ui.form import declared_sentences
 from ui.text import sentences
 
 pytestmark = BROWSER
@@ -102,11 +103,12 @@ def test_a_phone_shows_all_of_every_tab_and_a_finger_hits_it(opened):
 
 def test_a_japanese_browser_shows_no_english_sentence(opened):
     page, wrong = opened(locale="ja"), {}
-    english, japanese = sentences("en"), sentences("ja")
+    english, japanese = sentences("en") | declared_sentences(), sentences("ja")
     told = {text for key, text in english.items() if japanese.get(key) != text and re.search("[a-z]{3}", text)}
     assert page.evaluate("document.documentElement.lang") == "ja"
     for tab in TABS:
         show(page, tab)
+        page.evaluate("document.querySelectorAll('#form details').forEach((group) => { group.open = true; })")
         texts = page.evaluate(
             """() => { const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
                  while (walk.nextNode()) if (walk.currentNode.parentElement.offsetParent) found.push(walk.currentNode.textContent.trim());

@@ -94,7 +94,7 @@ def test_no_host_header_is_a_fault(text: str):
 @pytest.mark.parametrize(
     "path",
     ["/pwa_icon", "/pwa_icon/4000", "/monitoring", "/monitoring/summary", "/gradio_api/deep_link?session_hash=x", "/gradio_api/proxy=http://x.hf.space/",
-     "/gradio_api/runs", "/gradio_api/run-history/records", "/gradio_api/token", "/gradio_api/app_id", "/gradio_api/user", "/gradio_api/openapi.json",
+     "/gradio_api/runs", "/gradio_api/run-history/records", "/gradio_api/token", "/gradio_api/user", "/gradio_api/openapi.json",
      "/gradio_api/dev/reload", "/gradio_api/vibe-code", "/gradio_api/queue/status", "/gradio_api/file/etc/passwd", "/svelte/x.js", "/docs", "/openapi.json",
      "/gradio_api/custom_component/1/client/component/index.js", "/logout", "/gradio_api/profiling/traces", "/login_check", "/.env"],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ui.text
+from ui.form import declared_sentences
 from ui.text import LANGUAGES, Words, preferred, sentences
 
 HERE = Path(ui.text.__file__).parent
@@ -20,12 +21,16 @@ def blanks(text: str) -> set[str]:
 
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
 def test_no_sentence_is_missing_and_none_is_left_over(language: str):
-    english, translated = sentences("en"), sentences(language)
+    english, translated = sentences("en") | declared_sentences(), sentences(language)
     assert set(english) - set(translated) == set(), "to be translated"
     assert set(translated) - set(english) == set(), "of no use any more"
     wrong = {key: text for key, text in translated.items() if blanks(text) != blanks(english[key])}
     assert not wrong
     assert not [key for key, text in translated.items() if not text.strip()]
+
+
+def test_english_settings_are_said_by_the_config_alone():
+    assert declared_sentences() and not [key for key in sentences("en") if key.startswith("settings.")]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
