@@ -38,12 +38,14 @@ class Case:
     precision: str = "fp32"
     level: str = "none"  # of recomputation
     compile: str = ""  # a mode of torch.compile; empty: none
+    way: str = "impasto"  # or "peft": diffusers' UNet with PEFT's adapter, as diffusers' own training script makes a step
     steps: int = 5
     folder: str = "outputs/.cache/benchmarks"  # where a made base is kept
 
     @property
     def words(self) -> str:
         more = [f"{self.level} recomputed"] * (self.level != "none") + [f"compiled {self.compile}"] * bool(self.compile)
+        more += ["by PEFT"] * (self.way == "peft")
         return ", ".join([f"{self.base} {self.resolution} px, batch {self.batch}, {self.precision}", *more])
 
     @property
@@ -65,10 +67,14 @@ class Steps:
         self.case, self.device = case, find_device()
         self.dtype = dtype_of(case.precision, self.device)
         if case.base == "sdxl":
-            unet: Any = random_part("unet", ORIGINAL, self.device, self.dtype)
+            self.unet: Any = random_part("unet", ORIGINAL, self.device, self.dtype)
         else:
-            unet = open_base(case.configs.name, case.configs.parent).unet(self.device, self.dtype)
-        self.unet = unet.to(memory_format=torch.channels_last)
+            self.unet = open_base(case.configs.name, case.configs.parent).unet(self.device, self.dtype)
+        self.inputs = self._inputs()
+        self.prepare()
+
+    def prepare(self) -> None:
+        case, self.unet = self.case, self.unet.to(memory_format=torch.channels_last)
         self.adapter = Adapter()
         self.adapter.attach("unet", self.unet, layer_sizes(case.settings, {"unet": self.unet})["unet"])
         self.adapter.start(0)
@@ -78,7 +84,6 @@ class Steps:
         groups = parameter_groups(case.settings, self.adapter)
         self.optimizer = build_optimizer(case.settings, groups, self.device)
         self.adapter.zero_grad()
-        self.inputs = self._inputs()
 
     def _inputs(self) -> dict[str, Any]:
         facts, rows, side = self.unet.config, self.case.batch, self.case.resolution // 8
@@ -118,9 +123,37 @@ class Steps:
         return {"first": first, "seconds": statistics.median(times), "all": times}
 
 
+class PeftSteps(Steps):
+    """The step of diffusers' `train_text_to_image_lora_sdxl.py` with everything frozen already cached, which that script does not do."""
+
+    def prepare(self) -> None:
+        from peft import LoraConfig
+
+        self.unet.requires_grad_(False)
+        settings = self.case.settings
+        targets = ["to_k", "to_q", "to_v", "to_out.0"]
+        self.unet.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, init_lora_weights="gaussian", target_modules=targets))
+        self.masters = [weight for weight in self.unet.parameters() if weight.requires_grad]
+        for weight in self.masters:
+            weight.data = weight.data.float()
+        if self.case.level == "all":
+            self.unet.enable_gradient_checkpointing()
+        self.unet.train()
+        self.optimizer = torch.optim.AdamW(self.masters, lr=settings.learning_rate)
+
+    def step(self) -> torch.Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            loss = self.unet(**self.inputs).sample.float().square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+
 def measure(case: Case) -> dict[str, Any]:
     """{"seconds", "all", "first", "peak", "rate"}: of a step, of the first one, bytes, operations a second of a product."""
-    steps = Steps(case)
+    steps = PeftSteps(case) if case.way == "peft" else Steps(case)
     found = steps.seconds()
     return {**found, "peak": peak_bytes(steps.device), "rate": matmul_rate(steps.device, steps.dtype)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import subprocess
 import sys
 from typing import Any
@@ -24,6 +25,7 @@ CPU_CASES = (
     Case(base="bundled", resolution=128, batch=4, level="all"),
     Case(base="wide64", resolution=256, batch=1), Case(base="wide64", resolution=256, batch=4),
     Case(base="wide64", resolution=256, batch=1, level="all"), Case(base="wide64", resolution=256, batch=1, compile="default"),
+    Case(base="wide64", resolution=256, batch=1, way="peft"), Case(base="wide64", resolution=256, batch=4, way="peft"),
 )  # fmt: skip
 _CARD = Case(base="sdxl", resolution=1024, precision="bf16", steps=8)
 CARD_CASES = (
@@ -46,7 +48,25 @@ def figures(wanted: tuple[Case, ...], repeat: int = 1) -> list[Figure]:
             measured = _in_child(case)
             if measured:
                 found[case].append(measured)
-    return [figure for case, runs in found.items() if runs for figure in _figures(case, runs)]
+    shown = [figure for case, runs in found.items() if runs for figure in _figures(case, runs)]
+    return shown + _against_peft({case: runs for case, runs in found.items() if runs})
+
+
+def _against_peft(found: dict[Case, list[dict[str, Any]]]) -> list[Figure]:
+    """How many times as fast ours is as PEFT's at the same, and the memory of both."""
+    compared = []
+    for theirs, runs in found.items():
+        ours = found.get(dataclasses.replace(theirs, way="impasto"))
+        if theirs.way != "peft" or not ours:
+            continue
+        times = [one["seconds"] / another["seconds"] for one, another in zip(runs, ours, strict=False)]
+        peaks = [max(run["peak"] for run in side) / 1e9 for side in (ours, runs)]
+        words = theirs.words.removesuffix(", by PEFT")
+        compared += [
+            Figure(group="against PEFT", what=f"times as fast, {words}", value=statistics.median(times), unit="x", all=tuple(times)),
+            Figure(group="against PEFT", what=f"peak memory, {words}", value=peaks[0], unit="GB", floor=peaks[1]),
+        ]
+    return compared
 
 
 def _in_child(case: Case) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import recipe, training
 from benchmarks.bases import wide_unet
 from benchmarks.report import Figure, file_stem, save, table
-from benchmarks.step import Case, Steps
+from benchmarks.step import Case, PeftSteps, Steps
 from trainer.sdxl.base import ORIGINAL
 from trainer.sdxl.weights import build
 
@@ -31,6 +32,22 @@ def test_a_case_is_measured_beside_its_floor():
     assert speed.unit == "pictures/s" and speed.value == pytest.approx(1 / found["seconds"], rel=1e-6)
     assert speed.floor is not None and speed.ratio == pytest.approx(speed.value / speed.floor)
     assert memory.value == 3.0 and memory.unit == "GB"
+
+
+def test_pefts_step_is_made_by_peft_and_compared_with_ours():
+    ours = Case(base="bundled", resolution=64, steps=1)
+    theirs = dataclasses.replace(ours, way="peft")
+    steps = PeftSteps(theirs)
+    assert {weight.dtype for weight in steps.masters} == {torch.float32} and len(steps.masters) == 2 * len(
+        Steps(ours).adapter.layers["unet"]
+    )
+    before = [weight.detach().clone() for weight in steps.masters]
+    steps.step()
+    steps.step()
+    assert any(not torch.equal(weight, kept) for weight, kept in zip(steps.masters, before, strict=True))
+    run = {"seconds": 3.0, "peak": 2e9}
+    speed, memory = training._against_peft({ours: [{**run, "seconds": 2.0, "peak": 1e9}], theirs: [run]})
+    assert speed.value == 1.5 and memory.ratio == 0.5
 
 
 def test_a_case_that_can_not_run_is_left_out_and_told(capsys):

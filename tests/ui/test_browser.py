@@ -56,6 +56,9 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     page.locator("#tab-train-button").click()
     page.locator("#name input, #name textarea").fill("discs")
     page.locator("#trigger input, #trigger textarea").fill("inkdisc")
+    page.locator("#advanced button").first.click()
+    page.locator("#form summary", has_text="Samples and files").click()
+    page.locator("#set-sample_steps").fill("2")
     page.locator("#train").click()
     page.wait_for_function("(document.querySelector('#status')?.innerText || '').match(/step [0-9]+ of/)")
 
@@ -76,6 +79,7 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     page.wait_for_function("[...document.querySelectorAll('#strip img')].every(i => i.complete && i.naturalWidth === 128)")
 
     page.locator("#prompt input, #prompt textarea").fill("a cat")
+    page.locator("#steps input").fill("3")
     page.locator("#draw").click()
     page.wait_for_selector("#own .tryout", timeout=120_000)
     with page.expect_download() as downloading:
@@ -85,6 +89,8 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     assert re.fullmatch(r"discs-\d+\.safetensors", downloading.value.suggested_filename)
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata()["modelspec.trigger_phrase"] == "inkdisc"
+    # A field of Advanced that was left by pressing Train counted.
+    assert any("sample_steps = 2\n" in config.read_text() for config in (home / "outputs").glob("discs*/config.toml"))
     assert not foreign and not faults
     assert address in terminal.read_text()
 
