@@ -17,8 +17,16 @@ from trainer import events
 
 INK = ROOT / "datasets" / "ink-emoji"
 _PATIENCE = 90_000  # ms
-# Small steps for as long as the poll is watched, then a strip to slide along.
-_TRAINING = {"resolution": 64, "batch": 1, "sample_steps": 2, "sample_every": 100_000, "network": "lora", "checkpoint_every": 100_000}
+# Small steps until it is stopped, then a strip to slide along.
+_TRAINING = {
+    "steps": 100_000,
+    "resolution": 64,
+    "batch": 1,
+    "sample_steps": 2,
+    "sample_every": 100_000,
+    "network": "lora",
+    "checkpoint_every": 100_000,
+}
 # When the words of the status change, and when that was; the browser's clock is the machine's.
 _WATCH_STATUS = """() => {
   window.seen = [];
@@ -47,7 +55,7 @@ def figures(folder: Path, *, quick: bool) -> list[Figure]:
     many, large, seconds = (4, 10, 3) if quick else (200, 1_000, 30)
     home = folder / "home"
     shutil.copytree(INK, home / "datasets" / "ink")
-    _settle(home / "datasets" / "ink", seconds * 20 if quick else seconds * 40)
+    _settle(home / "datasets" / "ink")
     _large_project(home / "datasets" / "large", large)
     begun = time.monotonic()
     with served(home) as started, chromium() as browser:
@@ -67,9 +75,9 @@ def figures(folder: Path, *, quick: bool) -> list[Figure]:
         ]
 
 
-def _settle(project: Path, steps: int) -> None:
+def _settle(project: Path) -> None:
     (project / ".impasto").mkdir()
-    settings = {"name": "ink", "trigger": "ink", "pace": "quick", "advanced": {**_TRAINING, "steps": steps}}
+    settings = {"name": "ink", "trigger": "ink", "pace": "quick", "advanced": _TRAINING}
     (project / ".impasto" / "settings.json").write_text(json.dumps(settings))
 
 
@@ -156,7 +164,8 @@ def _train(page: Any, started: Started, seconds: int) -> list[Figure]:
 
 
 def _slide(page: Any) -> Figure:
-    """With the strip of the training that has just ended."""
+    """With the strip of the training that is stopped now."""
+    page.locator("#stop").click()
     page.wait_for_function("!document.querySelector('#train').disabled")
     page.locator("#tab-try_it-button").click()
     page.wait_for_selector("#strip .tryout")

@@ -45,8 +45,9 @@ class Checkup:
 
     def start(self, projects: Projects, project: str) -> None:
         """Measures what is not measured yet, unless that goes on already."""
-        folder = projects.folder(project)
-        waiting = [card for card in projects.cards(project) if card.name not in measured(projects, project)]
+        folder, cards = projects.folder(project), projects.cards(project)
+        known = measured(projects, project, cards)
+        waiting = [card for card in cards if card.name not in known]
         with self._lock:
             now = self._visits.get(folder)
             if not waiting or (now is not None and not now.ended):

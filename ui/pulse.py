@@ -23,7 +23,7 @@ SECTIONS = ("artwork", "captions", "train", "try_it", "library", "made")
 def pulse(desk: Desk, project: str) -> dict[str, Any]:
     """{"project": the chosen one, "status": HTML, "marks": {section: mark}}; an unknown project is none."""
     chosen = project if project in desk.projects.names() else ""
-    made = Library(desk.jobs).version()
+    made = (desk.jobs.names(), Library(desk.jobs).version())
     seen = {
         "artwork": _artwork(desk, chosen),
         "captions": _captions(desk, chosen),

@@ -323,7 +323,7 @@ def test_a_model_of_the_hub_is_never_fetched_unasked(caption, pictures: Path, mo
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     status, _, err = caption(pictures, model="someone/a-tagger")
-    assert status == 1 and "add --fetch" in err and "models/captioners/a-tagger" in err.replace("models0", "models")
+    assert status == 1 and "add --fetch" in err and re.search(r"models\d*/captioners/a-tagger", err)
 
 
 def test_a_model_in_the_hub_s_local_cache_is_taken_from_there(models: Path, tmp_path: Path, monkeypatch):

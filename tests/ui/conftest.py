@@ -47,7 +47,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory, ink_run: Path) -> Iterator[S
         events.append(drawing / "commands.jsonl", "stop")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright holds the thread's event loop as long as it lives
 def browser():
     with chromium() as opened:
         yield opened

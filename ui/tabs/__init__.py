@@ -22,7 +22,6 @@ class Shared:
     label: gr.I18n  # `label("artwork.drop")`: translated in the browser
     project: gr.Dropdown  # the chosen project's name; its `change` also fires when the page has loaded
     touched: gr.State  # a number that a tab raises when it has changed the project's pictures or captions
-    made: gr.State  # a number that a tab raises when it has made, changed or removed a training or a file
     news: dict[str, gr.Button]  # by section of `ui/pulse.py`: pressed by the page's script when there is something new
 
     def on(self, callback: Callable[..., Any]) -> Callable[..., Any]:

@@ -127,15 +127,15 @@ def _deletion(shared: Shared) -> None:
         del desk
         return gr.update(visible=False)
 
-    def remove(desk: Desk, chosen: str | None, with_runs: bool, made: int):
+    def remove(desk: Desk, chosen: str | None, with_runs: bool):
         done = delete_project(desk, chosen or "", trainings=with_runs is True)
         said = _receipt(desk.words, done.project, done.files, done.trainings)
         shown = gr.update(choices=desk.projects.names(), value=desk.projects.latest())
-        return gr.update(visible=False), f'<p role="status">{said}</p>', shown, made + 1
+        return gr.update(visible=False), f'<p role="status">{said}</p>', shown
 
     delete.click(shared.on(ask), shared.project, [question, asked, runs, receipt], **PRIVATE)
     no.click(shared.on(keep), None, question, **PRIVATE)
-    yes.click(shared.on(remove), [shared.project, runs, shared.made], [question, receipt, shared.project, shared.made], **PRIVATE)
+    yes.click(shared.on(remove), [shared.project, runs], [question, receipt, shared.project], **PRIVATE)
     shared.project.change(shared.on(keep), None, question, **PRIVATE)
 
 

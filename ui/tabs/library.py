@@ -35,7 +35,7 @@ def build(shared: Shared) -> None:
         with gr.Row():
             sure = gr.Button(label("library.delete_sure"), variant="stop", visible=False, elem_id="delete-lora-sure")
             keep = gr.Button(label("library.keep"), visible=False, elem_id="delete-lora-keep")
-    works, seen = gr.State(()), gr.State("")
+    works = gr.State(())
     chosen_lists = [lora, *(which for which, _ in others)]
 
     def show(desk: Desk, current: str | None):
@@ -48,13 +48,9 @@ def build(shared: Shared) -> None:
             gr.update(choices=found, value=current if current in keys else next(iter(keys), None)),
             *(gr.update(choices=more) for _ in others),
         ]
-        return [cards_html(desk.words, library, entries), *lists, library.version()]
+        return [cards_html(desk.words, library, entries), *lists]
 
-    def notice(desk: Desk, last: str, made: int):
-        """A file that was changed elsewhere (a training has ended, a checkpoint was marked) shows here too."""
-        return gr.skip() if Library(desk.jobs).version() == last else made + 1
-
-    def take_in(desk: Desk, files: Any, made: int):
+    def take_in(desk: Desk, files: Any):
         good, bad = [], []
         names = [
             str((one.get("orig_name") if isinstance(one, dict) else one.orig_name) or "lora")
@@ -69,7 +65,7 @@ def build(shared: Shared) -> None:
                 bad.append(str(error))
             finally:
                 path.unlink(missing_ok=True)  # nothing of an artist's stays in Gradio's cache
-        return None, _told(good) + _alert(bad), made + 1
+        return None, _told(good) + _alert(bad)
 
     def read_label(desk: Desk, key: str | None):
         if not key:
@@ -80,7 +76,7 @@ def build(shared: Shared) -> None:
     def write_label(desk: Desk, values: dict[Any, Any]):
         key = _chosen(desk, values[lora])
         entry = Library(desk.jobs).relabel(key, {name: values[part] for name, part in fields.items()})
-        return _told([desk.words("library.saved", name=entry.file.name)]), values[shared.made] + 1
+        return _told([desk.words("library.saved", name=entry.file.name)])
 
     def make(desk: Desk, values: dict[Any, Any]):
         key = _chosen(desk, values[lora])
@@ -93,16 +89,16 @@ def build(shared: Shared) -> None:
         )  # fmt: skip
         return (*values[works], work), _told([desk.words("library.working")])
 
-    def follow(desk: Desk, open_works: tuple[str, ...], made: int):
+    def follow(desk: Desk, open_works: tuple[str, ...]):
         if not open_works:
-            return gr.skip(), gr.skip(), gr.skip()
+            return gr.skip(), gr.skip()
         standings = {work: Library(desk.jobs).standing(work) for work in open_works}
         left = tuple(work for work, (state, _) in standings.items() if state == "working")
         if left == tuple(open_works):
-            return gr.skip(), gr.skip(), gr.skip()
+            return gr.skip(), gr.skip()
         failed = [message for state, message in standings.values() if state == "failed"]
         done = [desk.words("library.finished")] if any(state == "finished" for state, _ in standings.values()) else []
-        return left, _told(done) + _alert(failed), made + 1
+        return left, _told(done) + _alert(failed)
 
     def which_tool(desk: Desk, kind: str):
         shown = {"rank": kind in ("merge", "resize"), "form": kind == "convert"}
@@ -115,32 +111,31 @@ def build(shared: Shared) -> None:
         words = desk.words("library.delete_ask", name=library.entry(key).name, files=files, size=size_words(size))
         return f'<p role="alert" class="alert">{html.escape(words)}</p>', gr.update(visible=True), gr.update(visible=True), key
 
-    def delete(desk: Desk, key: str | None, made: int):
+    def delete(desk: Desk, key: str | None):
         library, key = Library(desk.jobs), _chosen(desk, key)
         name = library.entry(key).name
         files, size = library.delete(key)
         words = desk.words("library.deleted", name=name, files=files, size=size_words(size))
-        return _told([words]), "", gr.update(visible=False), gr.update(visible=False), made + 1
+        return _told([words]), "", gr.update(visible=False), gr.update(visible=False)
 
     def kept(desk: Desk):
         return "", gr.update(visible=False), gr.update(visible=False)
 
     asked = gr.State(None)
-    for event in (shared.project.change, shared.made.change):
-        event(shared.on(show), lora, [cards, *chosen_lists, seen], **QUIET)
-    shared.news["made"].click(shared.on(notice), [seen, shared.made], shared.made, **QUIET)
-    shared.news["library"].click(shared.on(follow), [works, shared.made], [works, told, shared.made], **QUIET)
-    drop.upload(shared.on(take_in), [drop, shared.made], [drop, told, shared.made], preprocess=False, **PRIVATE)
-    for event in (lora.change, shared.made.change):
+    for event in (shared.project.change, shared.news["made"].click):
+        event(shared.on(show), lora, [cards, *chosen_lists], **QUIET)
+    shared.news["library"].click(shared.on(follow), works, [works, told], **QUIET)
+    drop.upload(shared.on(take_in), drop, [drop, told], preprocess=False, **PRIVATE)
+    for event in (lora.change, shared.news["made"].click):
         event(shared.on(read_label), lora, list(fields.values()), **QUIET)
     lora.change(shared.on(kept), None, [question, sure, keep], **QUIET)
-    save.click(shared.on(write_label), {lora, shared.made, *fields.values()}, [told, shared.made], **PRIVATE)
+    save.click(shared.on(write_label), {lora, *fields.values()}, told, **PRIVATE)
     tool["tool"].change(
         shared.on(which_tool), tool["tool"], [tool["rank"], tool["form"], tool["weight"], *(p for pair in others for p in pair)], **QUIET
     )
     start.click(shared.on(make), {lora, works, *tool.values(), *(p for pair in others for p in pair)}, [works, told], **PRIVATE)
     ask_delete.click(shared.on(confirm), lora, [question, sure, keep, asked], **QUIET)
-    sure.click(shared.on(delete), [asked, shared.made], [told, question, sure, keep, shared.made], **PRIVATE)
+    sure.click(shared.on(delete), asked, [told, question, sure, keep], **PRIVATE)
     keep.click(shared.on(kept), None, [question, sure, keep], **QUIET)
 
 

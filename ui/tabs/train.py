@@ -60,7 +60,7 @@ def build(shared: Shared) -> None:
     asked, token, seen, seen_line = gr.State(None), gr.State(training.new_token()), gr.State(()), gr.State("")
 
     above = {"name": name, "trigger": trigger, "preset": preset, "pace": pace, "base": base}
-    everything = {shared.project, loaded, token, shared.made, *above.values()}
+    everything = {shared.project, loaded, token, *above.values()}
     before = [estimate, checks, asked]
     brought = [*above.values(), form, *before, told, token, loaded]
     buttons = [train, stop, go_on, retry, another]
@@ -110,8 +110,8 @@ def build(shared: Shared) -> None:
         try:
             training.start(desk, values[shared.project], fields(desk, values), token=values[token], another=more)
         except TrainerError as error:
-            return [training.alert_html(str(error)), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
-        return ["", values[shared.made] + 1, training.new_token(), gr.update(interactive=False), gr.update(visible=True)]
+            return [training.alert_html(str(error)), gr.skip(), gr.skip(), gr.skip()]
+        return ["", training.new_token(), gr.update(interactive=False), gr.update(visible=True)]
 
     def start_another(desk: Desk, values: dict[Any, Any]):
         return start(desk, values, more=True)
@@ -147,23 +147,20 @@ def build(shared: Shared) -> None:
         words = desk.words("train.line_resume" if paused else "train.line_pause")
         return training.line_html(desk, mine, others, desk.words), gr.update(visible=not desk.user, value=words), now
 
-    def halt(desk: Desk, chosen: str | None, made: int):
+    def halt(desk: Desk, chosen: str | None):
         run = training.shown_run(desk, chosen)
         if run:
             desk.jobs.stop(run)
-        return made + 1
 
-    def resume(desk: Desk, chosen: str | None, made: int):
+    def resume(desk: Desk, chosen: str | None):
         run = training.shown_run(desk, chosen)
         if run:
             desk.jobs.resume(run)
-        return made + 1
 
-    def try_again(desk: Desk, chosen: str | None, made: int):
+    def try_again(desk: Desk, chosen: str | None):
         run = training.shown_run(desk, chosen)
         if run and chosen:
             training.retry(desk, chosen, run)
-        return made + 1
 
     def toggle(desk: Desk) -> None:
         if not desk.user:  # the line is everyone's
@@ -181,22 +178,20 @@ def build(shared: Shared) -> None:
     gr.on([component.change for component in above.values()], shared.on(changed), everything, [*before, told], **fresh)
     for event in (shared.touched.change, changed_there.click):
         event(shared.on(refresh), shared.project, before, **QUIET)
-    started = [told, shared.made, token, train, stop]
+    started = [told, token, train, stop]
     train.click(shared.on(start), everything, started, **QUIET)
     another.click(shared.on(start_another), everything, started, **QUIET)
-    stop.click(shared.on(halt), [shared.project, shared.made], shared.made, **QUIET)
-    go_on.click(shared.on(resume), [shared.project, shared.made], shared.made, **QUIET)
-    retry.click(shared.on(try_again), [shared.project, shared.made], shared.made, **QUIET).then(
-        shared.on(load), shared.project, brought, **QUIET
-    )
+    stop.click(shared.on(halt), shared.project, None, **QUIET)
+    go_on.click(shared.on(resume), shared.project, None, **QUIET)
+    retry.click(shared.on(try_again), shared.project, None, **QUIET).then(shared.on(load), shared.project, brought, **QUIET)
     pause.click(shared.on(toggle), None, None, **QUIET)
     shown = [*buttons, notes, samples, curve, seen]
     shared.news["train"].click(
         shared.on(look), [shared.project, seen, seen_line, asked], [*shown, line, pause, seen_line, *before], **QUIET
     )
-    for event in (shared.made.change, shared.project.change):
+    for event in (shared.news["made"].click, shared.project.change):
         event(shared.on(follow), [shared.project, seen], shown, **QUIET)
-    for event in (shared.project.change, shared.made.change):
+    for event in (shared.project.change, shared.news["made"].click):
         event(shared.on(list_runs), None, [one, other], **QUIET)
     for dropdown in (one, other):
         dropdown.input(shared.on(compare), [one, other], comparison, **QUIET)

@@ -124,14 +124,15 @@ def build(shared: Shared) -> None:
             Drawings(desk.jobs).cancel(wanted.id)
 
     listed = [run, *(which for which, _ in others)]
-    for event in (shared.project.change, shared.made.change):
+    for event in (shared.project.change, shared.news["made"].click):
         event(shared.on(list_all), [shared.project, run], listed, **QUIET)
     run.change(shared.on(open_lora), run, [wish, grid_wish, own, grid], **QUIET)
     draw.click(shared.on(ask), everything, wish, **PRIVATE)
     draw_grid.click(shared.on(ask_grid), everything, grid_wish, **PRIVATE)
     cancel.click(shared.on(give_up), wish, None, **PRIVATE)
     cancel_grid.click(shared.on(give_up), grid_wish, None, **PRIVATE)
-    shared.news["try_it"].click(shared.on(follow), [run, seen], [strip, compare, download, when, seen], **QUIET)
+    for event in (shared.news["try_it"].click, run.change):
+        event(shared.on(follow), [run, seen], [strip, compare, download, when, seen], **QUIET)
     shared.news["try_it"].click(shared.on(answered), [wish, run], [wish, drawing, own, cancel], **QUIET)
     shared.news["try_it"].click(shared.on(answered), [grid_wish, run], [grid_wish, grid_drawing, grid, cancel_grid], **QUIET)
 
