@@ -4,7 +4,7 @@
 {"kind": "planned", "id", "seconds", "peak", "budget", "file"}                                          it says
 {"kind": "refused", "id", "message", "cause", "remedy"}
 
-Of several questions that wait, only the newest is answered: whoever asks changes a setting and asks again.
+Of several questions about a folder that wait, only the newest is answered: whoever asks changes a setting and asks again.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def serve(folder: Path, models: Path, *, idle_seconds: float = IDLE_SECONDS) -> 
         while time.monotonic() - last < idle_seconds:
             commands, offset = events.read(asked.commands, offset)
             waiting = [command for command in commands if command["kind"] == "plan" and command.get("id") not in answered]
-            if waiting:
-                asked.say(**answer(waiting[-1], models, folder.parent))
-                answered.add(waiting[-1]["id"])
+            for question in {command["folder"]: command for command in waiting}.values():
+                asked.say(**answer(question, models, folder.parent))
+                answered.add(question["id"])
                 last = time.monotonic()
             time.sleep(0.1)
 

@@ -37,6 +37,7 @@ class Estimates:
     _read: int = 0
     _asked: dict[str, float] = field(default_factory=dict)
     _woken: dict[str, int] = field(default_factory=dict)  # how often for a question, after it was asked
+    _newest: dict[Path, str] = field(default_factory=dict)  # question about a folder
     _child: subprocess.Popen[bytes] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -45,6 +46,8 @@ class Estimates:
         key = self._key(folder, values)
         if self._needs_asking(key) and not self.is_busy():
             with self._lock:
+                self._asked.pop(self._newest.get(folder, ""), None)  # it may never be answered: asked again, it is a new question
+                self._newest[folder] = key
                 self._asked[key] = time.monotonic()
                 self._woken[key] = 0
                 place = self._place()

@@ -98,7 +98,7 @@ def failure_html(standing: Standing, words: Words) -> str:
     view = standing.view
     cause = words(f"train.failed_{view.cause or 'fault'}") if f"train.failed_{view.cause or 'fault'}" in sentences("en") else ""
     remedy = remedy_words(view.remedy, words)
-    parts = [cause, words("train.details", message=view.message) if view.message else "", f"{remedy}." if remedy else ""]
+    parts = [cause, words("train.details", message=f"{view.message.rstrip('.')}.") if view.message else "", f"{remedy}." if remedy else ""]
     told = " ".join(part for part in (*parts, words("train.kept")) if part)
     return f'<div role="alert" class="alert">{_said(told)}</div>'
 
