@@ -1,0 +1,7 @@
+"""What this machine reaches, beside what it could: see `python -m benchmarks --help`."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "models" / "tiny-sdxl"
+INK = ROOT / "datasets" / "ink-emoji"

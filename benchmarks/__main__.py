@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import drawing, recipe, studio, training
-from benchmarks.bases import BUNDLED, ROOT, write_wide
+from benchmarks import BUNDLED, ROOT, drawing, recipe, studio, training
+from benchmarks.bases import write_wide
 from benchmarks.report import Figure, machine, save, table
 
 GROUPS = ("training", "preview", "caching", "start", "growth", "studio")

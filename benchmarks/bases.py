@@ -15,11 +15,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from benchmarks import BUNDLED
 from trainer.sdxl.base import ORIGINAL
 from trainer.sdxl.weights import build
 
-ROOT = Path(__file__).resolve().parent.parent
-BUNDLED = ROOT / "models" / "tiny-sdxl"
 _TEXT_WIDTH = 64
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.bases import BUNDLED
+from benchmarks import BUNDLED
 from benchmarks.report import Figure
 from trainer.adapter.lora import Adapter
 from trainer.adapter.targets import layer_sizes

@@ -17,7 +17,7 @@ import psutil
 import torch
 from PIL import Image
 
-from benchmarks.bases import BUNDLED, ROOT
+from benchmarks import BUNDLED, INK, ROOT
 from benchmarks.report import Figure
 from trainer import events
 from trainer.cache import Cache
@@ -30,7 +30,7 @@ from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import posterior
 from trainer.stop import StopSignal
 
-INK = ROOT / "datasets" / "ink-emoji"
+_README = ["-m", "trainer", "train", str(INK), "--preset", "style"]
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,15 @@ def start(folder: Path, *, repeat: int = 3) -> list[Figure]:
         watched(own_command(INK, BUNDLED, output, 2, []))
         first = next(event for event in events.read(output / "events.jsonl")[0] if event["kind"] == "step")
         found.append(first["time"] - begun)
+    whole = [watched([sys.executable, *_README, "--output", str(folder / f"whole-{number}" / "ink")]) for number in range(repeat)]
     help_seconds = statistics.median(watched([sys.executable, "-m", "trainer", "--help"]).seconds for _ in range(repeat))
     return [
         Figure(group="start", what="first step after the command, nothing cached", value=statistics.median(found), unit="s", floor=12.0, all=tuple(found)),
+        Figure(
+            group="start", what="README's training, from nothing to file and strip", value=statistics.median(run.seconds for run in whole),
+            unit="s", floor=120.0, all=tuple(run.seconds for run in whole),
+        ),
+        Figure(group="start", what="README's training, most memory held", value=max(run.peak for run in whole) / 1e9, unit="GB", floor=1.5),
         Figure(group="start", what="python -m trainer --help", value=help_seconds, unit="s", floor=0.5),
     ]  # fmt: skip
 

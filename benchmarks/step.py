@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.bases import BUNDLED, random_part, write_wide
+from benchmarks import BUNDLED
+from benchmarks.bases import random_part, write_wide
 from trainer.adapter.lora import Adapter
 from trainer.adapter.targets import layer_sizes, parameter_groups
 from trainer.compiled import compile_blocks

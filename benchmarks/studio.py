@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import statistics
@@ -11,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
+from benchmarks import INK
 from benchmarks.report import Figure
-from benchmarks.served import ROOT, Started, chromium, served
+from benchmarks.served import Started, chromium, served
 from trainer import events
 
-INK = ROOT / "datasets" / "ink-emoji"
 _PATIENCE = 90_000  # ms
 # Small steps until it is stopped, then a strip to slide along.
 _TRAINING = {
@@ -37,8 +38,9 @@ _WATCH_STATUS = """() => {
     if (found && window.seen.at(-1)?.[0] !== +found[1]) window.seen.push([+found[1], Date.now() / 1000]);
   }).observe(document.querySelector('#status'), {childList: true, subtree: true, characterData: true});
 }"""
-_POLLS = "() => performance.getEntriesByType('resource').filter(e => e.name.includes('/run/')).map(e => e.duration)"
-# From a key to the picture decoded and painted.
+# The page's question, and the events of Gradio that its answers raise.
+_TAKEN = "part => performance.getEntriesByType('resource').filter(e => e.name.includes(part)).map(e => e.duration)"
+# From a step of the slider to the picture decoded and painted.
 _PRESS = """async (key) => {
   const slider = document.querySelector('#strip input[type=range]'), image = document.querySelector('#strip .strip img');
   const before = image.src, begun = performance.now();
@@ -51,7 +53,7 @@ _PRESS = """async (key) => {
 
 
 def figures(folder: Path, *, quick: bool) -> list[Figure]:
-    """Every figure of the page, from one server after another on folders of their own."""
+    """Every figure of the page, from one server on folders of its own."""
     many, large, seconds = (4, 10, 3) if quick else (200, 1_000, 30)
     home = folder / "home"
     shutil.copytree(INK, home / "datasets" / "ink")
@@ -91,7 +93,7 @@ def _large_project(folder: Path, count: int) -> None:
 
 
 def _drop(page: Any, started: Started, folder: Path, count: int) -> list[Figure]:
-    """Photographs of 3 megapixels into a new project, until each has its card and its thumbnail is ready."""
+    """Photographs of 3 megapixels into a new project, until each has its card."""
     folder.mkdir()
     for number in range(count):
         noise = Image.effect_noise((512, 384), 40 + number % 40).resize((2048, 1536))
@@ -156,19 +158,26 @@ def _train(page: Any, started: Started, seconds: int) -> list[Figure]:
     page.wait_for_function("/step [0-9]+ of/.test(document.querySelector('#status').innerText)")
     page.evaluate(_WATCH_STATUS)
     page.wait_for_timeout(seconds * 1000)
-    polls, seen = sorted(page.evaluate(_POLLS)), page.evaluate("() => window.seen")
-    written = {
-        event["step"]: event["time"]
-        for event in events.read(started.home / "outputs" / "ink" / "events.jsonl")[0]
-        if event["kind"] == "step"
-    }
-    ages = [shown - written[step] for step, shown in seen if step in written]
+    polls, drawn = (sorted(page.evaluate(_TAKEN, part)) for part in ("/pulse", "/run/"))
+    seen = page.evaluate("() => window.seen")
+    said = events.read(started.home / "outputs" / "ink" / "events.jsonl")[0]
+    stale = _stale([(event["step"], event["time"]) for event in said if event["kind"] == "step"], seen)
     return [
         Figure(group="studio", what="Train pressed to Stop shown", value=pressed, unit="s", floor=1.0),
-        Figure(group="studio", what=f"age of the status when it is shown, worst of {len(ages)}", value=max(ages), unit="s", floor=2.0),
+        Figure(group="studio", what=f"status behind what was written, worst of {len(stale)}", value=max(stale), unit="s", floor=2.0),
         Figure(group="studio", what=f"page poll during training, 95th of 100 of {len(polls)}", value=polls[int(len(polls) * 0.95)], unit="ms", floor=50.0),
         Figure(group="studio", what="page poll during training, median", value=statistics.median(polls), unit="ms"),
+        Figure(group="studio", what=f"drawing the tab anew, median of {len(drawn)}", value=statistics.median(drawn), unit="ms"),
     ]  # fmt: skip
+
+
+def _stale(written: list[tuple[int, float]], seen: list[tuple[int, float]]) -> list[float]:
+    """Seconds that each shown step stood on the page after a newer one had been written."""
+    found = []
+    for (step, _), (_, until) in itertools.pairwise(seen):
+        newer = min((moment for number, moment in written if number > step), default=until)
+        found.append(max(0.0, until - newer))
+    return found
 
 
 def _slide(page: Any) -> Figure:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.bases import ROOT
+from benchmarks import ROOT
 from benchmarks.counted import flops_of_step
 from benchmarks.report import Figure
 from benchmarks.step import Case

@@ -27,6 +27,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
 INK = ROOT / "datasets" / "ink-emoji"
+# Of a training that is only to happen: the least that still is one.
+SMALLEST = ("--batch", "2", "--resolution", "64", "--precision", "fp32", "--sample-prompt", "a star --w 64 --h 64 --s 1")
 
 
 def trainer(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -93,7 +95,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take longest come first, so that two processes end together; those that wait for a browser beside those that compute."""
+    """Files that take longest come first, so that all processes end together; those that wait for a browser beside those that compute."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 

@@ -225,6 +225,7 @@ def _read(encoder: Any, rows: int, dtype: torch.dtype) -> torch.Tensor:
     return encoder(tokens, output_hidden_states=True).hidden_states[-2].to(dtype)
 
 
+@functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
 def layer_bytes(shape: Shape) -> int:
     """The largest weight that a quantised base makes at once."""
     unet = meta_unet(shape.configs, shape.dtype)
@@ -250,6 +251,7 @@ def _predicted(unet: Any, shape: Shape, rows: int, text: list[torch.Tensor] | No
     ).sample
 
 
+@functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
 @torch.no_grad()
 def denoising_bytes(shape: Shape, rows: int) -> int:
     """What the guided UNet passes through for `rows` pictures at once."""
@@ -259,6 +261,7 @@ def denoising_bytes(shape: Shape, rows: int) -> int:
     return alive.peak
 
 
+@functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
 @torch.no_grad()
 def decoding_bytes(shape: Shape, *, in_tiles: bool) -> int:
     """What the VAE passes through for one picture in fp32."""
@@ -270,6 +273,7 @@ def decoding_bytes(shape: Shape, *, in_tiles: bool) -> int:
     return alive.peak
 
 
+@functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
 def caching_bytes(shape: Shape) -> int:
     """Peak of caching: one picture's encoding beside the VAE, or a caption's beside both text encoders, all in fp32."""
     vae = build("vae", shape.configs, torch.float32).eval()
@@ -298,15 +302,16 @@ def held(config: TrainConfig, shape: Shape, quantised: str = "none") -> tuple[in
     return frozen, attached(config, models)
 
 
-def step_flops(config: TrainConfig, shape: Shape) -> int:
-    """Floating point operations of one forward and backward pass of a batch.
+@functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
+def step_flops(shape: Shape, rows: int) -> int:
+    """Floating point operations of one forward and backward pass of a batch of `rows`.
 
     The backward pass of a frozen base computes the gradient of its inputs alone, as costly as the forward pass; what is
     computed again is not counted.
     """
     unet = meta_unet(shape.configs, shape.dtype)
     with torch.no_grad(), Alive(unet), FlopCounterMode(display=False) as counted:
-        _predicted(unet, shape, config.batch)
+        _predicted(unet, shape, rows)
     return 2 * counted.get_total_flops()
 
 

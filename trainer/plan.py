@@ -267,7 +267,7 @@ class Counted:
             case "decoding" | "decoding in tiles":
                 return {what: memory.decoding_bytes(shape, in_tiles=what != "decoding")}
             case "flops":
-                return {what: memory.step_flops(config, shape)}
+                return {what: memory.step_flops(shape, config.batch)}
         raise KeyError(what)
 
 

@@ -116,9 +116,11 @@ def draw_file(lora: Path | Mix, request: Request, out_dir: Path, *, base: str, m
 
 def save_all(warm: WarmBase, lora: Path | Mix, request: Request, out_dir: Path, on_step: Any = None, prefix: str = "") -> list[Path]:
     """Draws and saves; while somebody follows, rough pictures of what is coming lie in `out_dir`."""
-    drawn = warm.draw(lora, request, on_step, frames(warm.colours, out_dir) if on_step else None)
+    try:
+        drawn = warm.draw(lora, request, on_step, frames(warm.colours, out_dir) if on_step else None)
+    finally:
+        (out_dir / FRAME).unlink(missing_ok=True)
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / FRAME).unlink(missing_ok=True)
     loras = [(file.stem, weight) for file, weight in _files(lora)]
     paths = [out_dir / f"{prefix}{file_name(cell)}" for cell in drawn]
     for cell, path in zip(drawn, paths, strict=True):

@@ -32,7 +32,8 @@ def pulse(desk: Desk, project: str) -> dict[str, Any]:
         "library": (made, Library(desk.jobs).works()),
         "made": made,
     }
-    marks = {section: hashlib.sha256(repr((chosen, seen[section])).encode()).hexdigest()[:16] for section in SECTIONS}
+    of = {section: "" if section == "made" else chosen for section in SECTIONS}  # what was made is every project's
+    marks = {section: hashlib.sha256(repr((of[section], seen[section])).encode()).hexdigest()[:16] for section in SECTIONS}
     return {"project": chosen, "status": head_html(desk, chosen), "marks": marks}
 
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import INK, MODELS
+from tests.conftest import INK, MODELS, SMALLEST
 from tools.write_checkpoint import folder_weights, random_weights, write
 from trainer.__main__ import main
 from trainer.bases import TEXT_1, TEXT_2, UNET, found_bases, read_checkpoint
@@ -89,23 +89,8 @@ def test_training_on_a_single_file_gives_the_lora_of_the_folder(single_file, tmp
     weights = []
     for name, base in (("folder", "tiny-sdxl"), ("file", str(single_file))):
         out = tmp_path / name
-        arguments = [
-            "train",
-            str(pictures),
-            "--base",
-            base,
-            "--steps",
-            "2",
-            "--batch",
-            "2",
-            "--resolution",
-            "64",
-            "--name",
-            "ink",
-            "--output",
-            str(out),
-        ]
-        assert run(*arguments, "--precision", "fp32", "--sample-prompt", "a cat --w 64 --h 64 --s 1") == 0
+        arguments = ["train", str(pictures), "--base", base, "--steps", "2", "--name", "ink", "--output", str(out)]
+        assert run(*arguments, *SMALLEST) == 0
         weights.append(load_file(out / "ink.safetensors"))
     assert same(*weights)
 

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.conftest import INK, MODELS, trainer
+from tests.conftest import INK, MODELS, SMALLEST, trainer
 from trainer import events, run, state
 from trainer.adapter.lora import Adapter
 from trainer.config import config_from
@@ -154,21 +154,7 @@ def test_memory_that_runs_out_ends_in_one_sentence_and_keeps_what_was_done(place
     for name in ("owl.png", "owl.txt", "star.png", "star.txt"):
         shutil.copy(INK / name, art)
     monkeypatch.setattr(*place, lacking(call, error)(getattr(*place)))
-    wanted = [
-        "--rank",
-        "2",
-        "--steps",
-        "2",
-        "--batch",
-        "2",
-        "--resolution",
-        "64",
-        "--precision",
-        "fp32",
-        "--sample-prompt",
-        "a star --w 64 --h 64 --s 1",
-    ]
-    wanted += ["--set", "network=lora", "--set", "checkpoint_every=1"]
+    wanted = ["--rank", "2", "--steps", "2", *SMALLEST, "--set", "network=lora", "--set", "checkpoint_every=1"]
     done = trainer("train", art, "--output", tmp_path / "run", *wanted, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "memory ran out; the caches and every checkpoint are kept" in done.stderr and "smaller batch" in done.stderr

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.conftest import INK, MODELS, ROOT, trainer
+from tests.conftest import INK, MODELS, ROOT, SMALLEST, trainer
 from trainer import events, noise, run, state
 from trainer.config import config_from
 from trainer.dataset.scan import scan
@@ -308,8 +308,7 @@ def test_a_picture_replaced_since_the_start_is_left_out(tmp_path: Path):
 
 
 def test_two_processes_share_a_training_and_one_of_them_speaks(tmp_path: Path):
-    options = ["--steps", "2", "--rank", "4", "--batch", "2", "--resolution", "64", "--precision", "fp32", "--set", "network=lora"]
-    options += ["--sample-prompt", "a star --w 64 --h 64 --s 1"]
+    options = ["--steps", "2", "--rank", "4", *SMALLEST, "--set", "network=lora"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainer"]
     command = [*launch, "train", str(INK), "--output", str(tmp_path / "two"), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -351,13 +350,13 @@ def test_a_mistake_leaves_no_run_behind(tmp_path: Path, arguments: list[str], wo
     assert not (tmp_path / "run").exists()
 
 
-SMALLEST = 'batch = 2\nresolution = 64\nprecision = "fp32"\nsample_prompts = ["a star --w 64 --h 64 --s 1"]\n'
+SMALLEST_TOML = 'batch = 2\nresolution = 64\nprecision = "fp32"\nsample_prompts = ["a star --w 64 --h 64 --s 1"]\n'
 
 
 def test_a_toml_file_names_the_run_and_flags_come_first(tmp_path: Path):
     shutil.copytree(INK, tmp_path / "art")
     (tmp_path / "art" / "broken.png").write_text("nothing")
-    (tmp_path / "a.toml").write_text('name = "mine"\npreset = "concept"\nrank = 2\nsteps = 1\n' + SMALLEST)
+    (tmp_path / "a.toml").write_text('name = "mine"\npreset = "concept"\nrank = 2\nsteps = 1\n' + SMALLEST_TOML)
     done = trainer("train", tmp_path / "art", "--output", tmp_path / "run", "--config", tmp_path / "a.toml", "--preset", "character")
     config = run.Run(tmp_path / "run").config
     assert (config.name, config.preset, config.rank, config.steps) == ("mine", "character", 2, 1)
@@ -406,22 +405,8 @@ def test_several_folders_train_from_the_command_line(tmp_path: Path):
     folder = own_set(tmp_path)
     (tmp_path / "set.toml").write_text(f'[[folder]]\npath = "{INK}"\nrepeats = 2\n')
     (tmp_path / "prompts.txt").write_text("# first\na star --w 64 --h 64 --s 1\n\nan owl --w 64 --h 64 --s 1\n")
-    options = [
-        "--output",
-        tmp_path / "run",
-        "--steps",
-        "1",
-        "--batch",
-        "2",
-        "--resolution",
-        "64",
-        "--rank",
-        "4",
-        "--set",
-        "network=lora",
-        "--sample-prompt-file",
-        tmp_path / "prompts.txt",
-    ]
+    least = ["--batch", "2", "--resolution", "64", "--rank", "4", "--set", "network=lora"]
+    options = ["--output", tmp_path / "run", "--steps", "1", *least, "--sample-prompt-file", tmp_path / "prompts.txt"]
     trainer("train", folder, tmp_path / "set.toml", *options)
     made = run.Run(tmp_path / "run")
     assert sum(item.repeats for item in made.manifest.items) == 2 + 48

@@ -271,3 +271,46 @@ def test_routes_and_doors_agree(house: House):
         routed = any(r.matches(scope)[0] == Match.FULL for r in house.guard.app.routes if hasattr(r, "methods"))  # pyright: ignore[reportAttributeAccessIssue]
         opened = any(door.opens("GET", path) for door in house.guard.doors if door.kind == "ours")
         assert routed == opened, path
+
+
+def test_what_is_new_and_the_fields_of_advanced_are_each_ones_own(house: House):
+    kept = house.guard.studio.datasets / "_users" / "ana" / PROJECT / ".impasto" / "settings.json"
+    assert house.ana.post(f"/settings/{PROJECT}", json={"rank": "8"}).status_code == 200
+    before = kept.read_bytes()
+    assert json.loads(before)["advanced"] == {"rank": 8}
+    answers = [house.ben.post(f"/settings/{name}", json={"rank": "9"}) for name in (PROJECT, "gone")]
+    assert {answer.status_code for answer in answers} == {400} and answers[0].text == answers[1].text
+    for wrong in (
+        [],
+        {"rank": 8},
+        {"rank": "many"},
+        {"rank": "8.5"},
+        {"no_such": "1"},
+        {"optimizer_class": "os.system"},
+        {"title": "x" * 5000},
+    ):
+        answer = house.ana.post(f"/settings/{PROJECT}", json=wrong)
+        assert answer.status_code == 400 and len(answer.json()["message"]) < 120
+    assert house.ana.post(f"/settings/{PROJECT}", content=b"{", headers=JSON).status_code == 400
+    assert kept.read_bytes() == before
+    hers, his, nothing = (
+        user.get("/pulse", params={"project": name}).json()
+        for user, name in ((house.ana, PROJECT), (house.ben, PROJECT), (house.ben, "gone"))
+    )
+    assert hers["project"] == PROJECT and TRAINING in hers["status"]
+    assert his == nothing and his["project"] == "" and TRAINING not in his["status"]
+
+
+def test_the_mark_of_a_section_changes_with_what_it_shows(house: House):
+    def marks() -> dict[str, str]:
+        return house.ana.get("/pulse", params={"project": PROJECT}).json()["marks"]
+
+    before = marks()
+    assert marks() == before
+    made = run.create(house.guard.studio.outputs / "_users" / "ana" / "anas-second", TrainConfig(name="x", base="tiny-sdxl"), [])
+    assert {name for name, mark in marks().items() if mark != before[name]} >= {"made", "try_it", "library"}
+    (made.path / "project.json").write_text(json.dumps({"project": PROJECT}))
+    made.say("step", step=1, steps=9, loss=0.1)
+    started = marks()
+    made.say("step", step=2, steps=9, loss=0.1)
+    assert {name for name, mark in marks().items() if mark != started[name]} == {"train"}

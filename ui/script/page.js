@@ -35,7 +35,8 @@ const show = (news) => {
   if (status) fill(status.parentElement, news.status);
   remember('project', news.project);
   for (const [section, mark] of Object.entries(news.marks)) {
-    if (marks[section] !== mark) stale.add(section);
+    // What was made before the page was opened came with the project.
+    if (marks[section] !== mark && (section !== 'made' || marks.made)) stale.add(section);
     marks[section] = mark;
   }
   if (++asked % 10 === 0) stale.add(inSight());
