@@ -11,7 +11,8 @@ import gradio as gr
 from ui.studio import Studio, handler
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}  # polls
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
+NEWS: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}  # what comes while the last is still drawn is not lost
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ui.limits import MB
 from ui.mask_dialog import mask_dialog_html
 from ui.projects import SAMPLES
 from ui.studio import Desk
-from ui.tabs import PRIVATE, QUIET, Shared
+from ui.tabs import NEWS, PRIVATE, Shared
 from ui.text import Words
 
 
@@ -74,7 +74,7 @@ def build(shared: Shared) -> None:
         now = (chosen, drop and (id(drop), drop.rev), look and (id(look), look.done, look.ended))
         if tuple(last) == now:
             return [gr.skip()] * 5
-        state = (chosen, drop and (id(drop), drop.kept, drop.ended), look and (id(look), look.done // 20, look.ended))
+        state = (chosen, drop and (id(drop), drop.kept, drop.ended), look and (id(look), 10 * look.done // max(1, look.total), look.ended))
         ended = repr(state[:2]) if drop and drop.ended and len(last) == 3 and last[0] == chosen else gr.skip()
         return [arrivals_html(desk.words, drop), escaped(_visit_words(desk, chosen)), now, repr(state), ended]
 
@@ -89,7 +89,7 @@ def build(shared: Shared) -> None:
         box.upload(shared.on(take_in), [box, shared.project], [shared.project, box], preprocess=False, **PRIVATE)
     changed.click(shared.on(touch), shared.touched, shared.touched, show_progress="hidden", **PRIVATE)
     finished.change(shared.on(touch), shared.touched, shared.touched, show_progress="hidden", **PRIVATE)
-    shared.news["artwork"].click(shared.on(follow), [shared.project, seen], [arrivals, visit, seen, fresh, finished], **QUIET)
+    shared.news["artwork"].click(shared.on(follow), [shared.project, seen], [arrivals, visit, seen, fresh, finished], **NEWS)
 
 
 def _limits(desk: Desk) -> str:

@@ -15,7 +15,7 @@ from ui.cards import escaped
 from ui.checkup import told
 from ui.naming import MAX_CAPTION
 from ui.studio import Desk
-from ui.tabs import PRIVATE, QUIET, Shared
+from ui.tabs import NEWS, PRIVATE, Shared
 from ui.text import Words
 
 
@@ -158,4 +158,4 @@ def _model(shared: Shared) -> None:
     start.click(shared.on(begin), [shared.project, model, over], None, **PRIVATE)
     stop.click(shared.on(halt), shared.project, None, **PRIVATE)
     finished.change(shared.on(touch), shared.touched, shared.touched, show_progress="hidden", **PRIVATE)
-    shared.news["captions"].click(shared.on(follow), [shared.project, seen], [status, stop, seen, finished], **QUIET)
+    shared.news["captions"].click(shared.on(follow), [shared.project, seen], [status, stop, seen, finished], **NEWS)

@@ -11,7 +11,7 @@ from trainer.errors import TrainerError
 from ui.library import MAX_TEXT, OUTSIDE, Library
 from ui.shelf import cards_html, size_words
 from ui.studio import Desk
-from ui.tabs import PRIVATE, QUIET, Shared
+from ui.tabs import NEWS, PRIVATE, QUIET, Shared
 
 TEXTS = ("title", "author", "licence", "description", "tags", "trigger")
 OTHERS = 3  # LoRAs that can be merged with the chosen one
@@ -35,7 +35,7 @@ def build(shared: Shared) -> None:
         with gr.Row():
             sure = gr.Button(label("library.delete_sure"), variant="stop", visible=False, elem_id="delete-lora-sure")
             keep = gr.Button(label("library.keep"), visible=False, elem_id="delete-lora-keep")
-    works = gr.State(())
+    works, labelled = gr.State(()), gr.State("")  # labelled: which file, as of when, the label is of
     chosen_lists = [lora, *(which for which, _ in others)]
 
     def show(desk: Desk, current: str | None):
@@ -67,11 +67,15 @@ def build(shared: Shared) -> None:
                 path.unlink(missing_ok=True)  # nothing of an artist's stays in Gradio's cache
         return None, _told(good) + _alert(bad)
 
-    def read_label(desk: Desk, key: str | None):
+    def read_label(desk: Desk, key: str | None, last: str):
+        """Anew for another file or one that was changed; else what is being written stays."""
         if not key:
-            return [gr.update(value=None) for _ in fields]
-        said = Library(desk.jobs).entry(key).label
-        return [getattr(said, name) for name in fields]
+            return [*(gr.update(value=None) for _ in fields), ""]
+        entry = Library(desk.jobs).entry(key)
+        now = f"{key} {entry.file.stat().st_mtime_ns}"
+        if now == last:
+            return [gr.skip()] * (len(fields) + 1)
+        return [*(getattr(entry.label, name) for name in fields), now]
 
     def write_label(desk: Desk, values: dict[Any, Any]):
         key = _chosen(desk, values[lora])
@@ -123,11 +127,11 @@ def build(shared: Shared) -> None:
 
     asked = gr.State(None)
     for event in (shared.project.change, shared.news["made"].click):
-        event(shared.on(show), lora, [cards, *chosen_lists], **QUIET)
-    shared.news["library"].click(shared.on(follow), works, [works, told], **QUIET)
+        event(shared.on(show), lora, [cards, *chosen_lists], **NEWS)
+    shared.news["library"].click(shared.on(follow), works, [works, told], **NEWS)
     drop.upload(shared.on(take_in), drop, [drop, told], preprocess=False, **PRIVATE)
     for event in (lora.change, shared.news["made"].click):
-        event(shared.on(read_label), lora, list(fields.values()), **QUIET)
+        event(shared.on(read_label), [lora, labelled], [*fields.values(), labelled], **NEWS)
     lora.change(shared.on(kept), None, [question, sure, keep], **QUIET)
     save.click(shared.on(write_label), {lora, *fields.values()}, told, **PRIVATE)
     tool["tool"].change(

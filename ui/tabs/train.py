@@ -13,7 +13,7 @@ from ui.comparison import comparison_html
 from ui.curves import curve_html
 from ui.progress import notes_html, remedy_words, samples_html
 from ui.studio import Desk
-from ui.tabs import QUIET, Shared
+from ui.tabs import NEWS, QUIET, Shared
 
 
 def build(shared: Shared) -> None:
@@ -173,9 +173,8 @@ def build(shared: Shared) -> None:
     def compare(desk: Desk, left: str | None, right: str | None) -> str:
         return comparison_html(desk.jobs, left, right, desk.words)
 
-    fresh: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}
     shared.project.change(shared.on(load), shared.project, brought, **QUIET)
-    gr.on([component.change for component in above.values()], shared.on(changed), everything, [*before, told], **fresh)
+    gr.on([component.change for component in above.values()], shared.on(changed), everything, [*before, told], **NEWS)
     for event in (shared.touched.change, changed_there.click):
         event(shared.on(refresh), shared.project, before, **QUIET)
     started = [told, token, train, stop]
@@ -186,12 +185,10 @@ def build(shared: Shared) -> None:
     retry.click(shared.on(try_again), shared.project, None, **QUIET).then(shared.on(load), shared.project, brought, **QUIET)
     pause.click(shared.on(toggle), None, None, **QUIET)
     shown = [*buttons, notes, samples, curve, seen]
-    shared.news["train"].click(
-        shared.on(look), [shared.project, seen, seen_line, asked], [*shown, line, pause, seen_line, *before], **QUIET
-    )
+    shared.news["train"].click(shared.on(look), [shared.project, seen, seen_line, asked], [*shown, line, pause, seen_line, *before], **NEWS)
     for event in (shared.news["made"].click, shared.project.change):
-        event(shared.on(follow), [shared.project, seen], shown, **QUIET)
+        event(shared.on(follow), [shared.project, seen], shown, **NEWS)
     for event in (shared.project.change, shared.news["made"].click):
-        event(shared.on(list_runs), None, [one, other], **QUIET)
+        event(shared.on(list_runs), None, [one, other], **NEWS)
     for dropdown in (one, other):
         dropdown.input(shared.on(compare), [one, other], comparison, **QUIET)
