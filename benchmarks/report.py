@@ -36,13 +36,15 @@ def machine() -> str:
     import torch
 
     from trainer.device import describe, find_device
+    from trainer.speed import multiplies_bf16
 
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         model = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")), model)
     memory = psutil.virtual_memory().total / 2**30
-    return f"{describe(find_device())}, {model}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, torch {torch.__version__}"
+    wide = torch.backends.cpu.get_cpu_capability() + " BF16" * multiplies_bf16()  # two of one name can differ in it
+    return f"{describe(find_device())}, {model} {wide}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def file_stem(words: str) -> str:
@@ -52,14 +54,24 @@ def file_stem(words: str) -> str:
 
 
 def save(figures: list[Figure], words: str, folder: Path) -> Path:
-    """Writes `<machine>.json`, `.md` and `.png`; the table's path."""
+    """Writes `<machine>.json`, `.md` and `.png`, where groups that were not measured now keep their figures; the table's path."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / file_stem(words)
+    now = {figure.group for figure in figures}
+    figures = [*figures, *(figure for figure in _saved(stem.with_suffix(".json")) if figure.group not in now)]
     rows = [{**dataclasses.asdict(figure), "ratio": figure.ratio} for figure in figures]
     stem.with_suffix(".json").write_text(json.dumps({"machine": words, "figures": rows}, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text(f"{words}\n\n{table(figures)}", encoding="utf-8")
     picture(figures).save(stem.with_suffix(".png"))
     return stem.with_suffix(".md")
+
+
+def _saved(path: Path) -> list[Figure]:
+    """Figures of an earlier measurement; none where there was none."""
+    if not path.exists():
+        return []
+    rows = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    return [Figure(**{**row, "all": tuple(row["all"])}) for row in ({k: v for k, v in row.items() if k != "ratio"} for row in rows)]
 
 
 def table(figures: list[Figure]) -> str:

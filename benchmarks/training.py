@@ -17,6 +17,7 @@ from benchmarks.report import Figure
 from benchmarks.step import Case
 from trainer.device import dtype_of, find_device
 from trainer.memory import Shape
+from trainer.speed import multiplies_bf16
 
 GROUP = "training"
 
@@ -27,6 +28,14 @@ CPU_CASES = (
     Case(base="wide64", resolution=256, batch=1, level="all"), Case(base="wide64", resolution=256, batch=1, compile="default"),
     Case(base="wide64", resolution=256, batch=1, way="peft"), Case(base="wide64", resolution=256, batch=4, way="peft"),
 )  # fmt: skip
+# Where the processor multiplies bf16 by itself.
+_WIDE = Case(base="wide64", resolution=256, precision="bf16")
+BF16_CASES = (
+    _WIDE,
+    dataclasses.replace(_WIDE, batch=4),
+    dataclasses.replace(_WIDE, way="peft"),
+    dataclasses.replace(_WIDE, batch=4, way="peft"),
+)
 _CARD = Case(base="sdxl", resolution=1024, precision="bf16", steps=8)
 CARD_CASES = (
     _CARD, dataclasses.replace(_CARD, batch=4), dataclasses.replace(_CARD, level="all"), dataclasses.replace(_CARD, level="feed-forward"),
@@ -37,7 +46,9 @@ QUICK_CASES = (Case(base="bundled", resolution=64, batch=1, steps=1), Case(base=
 
 
 def cases(*, quick: bool, card: bool) -> tuple[Case, ...]:
-    return QUICK_CASES if quick else CARD_CASES if card else CPU_CASES
+    if quick or card:
+        return QUICK_CASES if quick else CARD_CASES
+    return CPU_CASES + BF16_CASES * multiplies_bf16()
 
 
 def figures(wanted: tuple[Case, ...], repeat: int = 1) -> list[Figure]:

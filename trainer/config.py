@@ -55,7 +55,7 @@ class TrainConfig:
     batch: int = setting(4, "Batch", unit="pictures", group="training", low=1, high=256, help="Pictures that a step looks at together.")
     accumulation: int = setting(1, "Accumulation", unit="batches", group="training", low=1, high=256, help="Batches whose gradients are added up before a step.")
     resolution: int = setting(0, "Resolution", unit="px", group="training", low=0, high=4096, help="Side of a square of the training area; 0 takes the base model's native size.")
-    precision: str = setting("auto", "Precision", group="training", choices=PRECISIONS, help="Of the frozen base; the adapter always learns in fp32. auto: bf16 on CUDA, fp32 on CPU.")
+    precision: str = setting("auto", "Precision", group="training", choices=PRECISIONS, help="Of the frozen base; the adapter always learns in fp32. auto: bf16 on CUDA; on a CPU whichever is faster there.")
     gradient_checkpointing: str = setting("auto", "Gradient checkpointing", group="training", choices=("auto", *RECOMPUTE), help="What the backward pass computes again instead of keeping it: less memory, at most a third slower. auto: as little as fits.")
     quantised_base: str = setting("auto", "Quantised base", group="training", choices=("auto", *QUANTISED), help="How the frozen UNet's linear layers are kept: int8 and fp8 take half of bf16's memory (int8 rounds less), nf4 a quarter, for a coarser base and slower steps. auto: as the base is, int8 or then nf4 only where nothing else makes it fit.")
     memory_budget: float = setting(0.0, "Memory budget", unit="GB", group="training", low=0.0, high=10_000.0, help="What auto must fit into, on a card of that size or a larger one; 0 takes what the device has free.")

@@ -153,8 +153,12 @@ class Queue:
         self._do(lambda db: db.execute("INSERT OR REPLACE INTO setting VALUES ('paused', ?)", (value,)))
         self.step()
 
-    def stop(self, folder: Path) -> None:
-        """Takes a waiting job out of the line, or asks a running one to stop; asked again, the system tells its process so."""
+    def stop(self, folder: Path, *, at_once: bool = False) -> None:
+        """Takes a waiting job out of the line, or asks a running one to stop; asked again, the system tells its process so.
+
+        Args:
+            at_once: of one that seems to be stuck: asked again, the system ends its process.
+        """
 
         def asked(db: sqlite3.Connection) -> sqlite3.Row | None:
             row = db.execute("SELECT * FROM job WHERE folder = ? AND state IN ('waiting', 'running')", (self._key(folder),)).fetchone()
@@ -169,7 +173,7 @@ class Queue:
             events.append(folder / "commands.jsonl", "stop", sync=True)
         owner = owner_of(folder)
         if row and row["stops"] and owner and Run(folder).is_alive():
-            os.kill(owner["pid"], signal.SIGTERM)
+            os.kill(owner["pid"], signal.SIGKILL if at_once else signal.SIGTERM)
 
     # What starts the jobs
 

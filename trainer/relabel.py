@@ -6,6 +6,7 @@ tensors stays; `sshs_legacy_hash` looks at 64 KiB from 1 MiB on, and so moves wi
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -22,6 +23,7 @@ from trainer.run import sync_folder
 from trainer.safetensors_header import Header
 
 _CHUNK = 1 << 20
+MAX_TEXT = 2000  # characters of what is said of one thing
 _PLACES = {
     "title": "modelspec.title", "author": "modelspec.author", "licence": "modelspec.license", "description": "modelspec.description",
     "tags": "modelspec.tags", "trigger": "modelspec.trigger_phrase",
@@ -64,6 +66,16 @@ class Label:
             _OWN_WORK: "true" if self.own_work else None,
             "modelspec.usage_hint": " ".join(filter(None, hints)) or None,
         }
+
+
+def checked(label: Label) -> Label:
+    """The label, without spaces around its words. Raises LoraFileError for one that no file should carry."""
+    texts = {name: getattr(label, name).strip() for name in _PLACES}
+    if any(len(text) > MAX_TEXT or "\0" in text for text in texts.values()):
+        raise LoraFileError(f"a field has at most {MAX_TEXT} characters; shorten it")
+    if label.weight is not None and not -2 <= label.weight <= 2:
+        raise LoraFileError("a strength is a number from -2 to 2")
+    return dataclasses.replace(label, **texts)
 
 
 def relabel(path: Path, changes: Mapping[str, str | None]) -> dict[str, str]:

@@ -17,12 +17,11 @@ _PARTS = 1_001
 
 
 class Refused(Exception):
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status, self.sentence = status, sentence
+    """A request that is turned away, with a sentence of the studio's by its `key`."""
 
-
-TOO_LARGE = "That is more than the studio takes at once; send less."
+    def __init__(self, status: int, key: str) -> None:
+        super().__init__(key)
+        self.status, self.key = status, key
 
 
 def counted(receive: Receive, body_bytes: int, refused: list[Refused], look: Callable[[bytes], None] | None = None) -> Receive:
@@ -37,7 +36,7 @@ def counted(receive: Receive, body_bytes: int, refused: list[Refused], look: Cal
         total += len(piece)
         try:
             if total > body_bytes:
-                raise Refused(413, TOO_LARGE)
+                raise Refused(413, "refused.too_large")
             if look and piece:
                 look(piece)
         except Refused as error:
@@ -54,7 +53,7 @@ async def whole(receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise Refused(400, "The request broke off.")
+            raise Refused(400, "refused.broke_off")
         pieces.append(message.get("body", b""))
         if not message.get("more_body"):
             return b"".join(pieces)
@@ -80,7 +79,7 @@ class Parts:
     def __init__(self, content_type: str) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise Refused(400, "Files come as multipart/form-data.")
+            raise Refused(400, "refused.no_call")
         self._text_bytes, self._parts, self._header, self._is_file = 0, 0, b"", False
         self._parser = MultipartParser(
             options[b"boundary"],
@@ -96,21 +95,21 @@ class Parts:
         try:
             self._parser.write(piece)
         except FormParserError:
-            raise Refused(400, "The upload is damaged; send it again.") from None
+            raise Refused(400, "refused.damaged") from None
 
     def _begin(self) -> None:
         self._parts, self._header = self._parts + 1, b""
         if self._parts > _PARTS:
-            raise Refused(413, "At most 1,000 files at once; drop them in several goes.")
+            raise Refused(413, "refused.too_many")
 
     def _head(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
         if len(self._header) > 8_000:
-            raise Refused(413, TOO_LARGE)
+            raise Refused(413, "refused.too_large")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if b"filename" in self._header.lower():
             return
         self._text_bytes += end - start
         if self._text_bytes > _TEXT_BYTES:
-            raise Refused(413, TOO_LARGE)
+            raise Refused(413, "refused.too_large")

@@ -25,10 +25,11 @@ from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trainer.errors import TrainerError
-from ui.bodies import TOO_LARGE, Parts, Refused, counted, replay, whole
+from ui.bodies import Parts, Refused, counted, replay, whole
 from ui.doors import Door
 from ui.hosts import Hosts
 from ui.studio import USER, Studio
+from ui.text import Words, preferred
 
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 _KEPT_EVENTS = 20_000
@@ -77,7 +78,8 @@ class Guard:
         if refused and not answered:
             error = refused[0]
             refused.clear()
-            await JSONResponse({"message": error.sentence, "detail": error.sentence}, error.status)(scope, receive, hardened)
+            sentence = Words(preferred(Headers(scope=scope).get("accept-language", "")))(error.key)
+            await JSONResponse({"message": sentence, "detail": sentence}, error.status)(scope, receive, hardened)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, refused: list[Refused]) -> None:
         method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
@@ -89,11 +91,11 @@ class Guard:
             if door and door.kind == "page":
                 await RedirectResponse("/login", 303)(scope, receive, send)
                 return
-            raise Refused(401, "Log in first.")
+            raise Refused(401, "login.first")
         if door is None or match is None:
-            raise Refused(404, "That is not here.")
+            raise Refused(404, "refused.not_here")
         if _length(headers) > door.body_bytes:
-            raise Refused(413, TOO_LARGE)
+            raise Refused(413, "refused.too_large")
         look = self._looker(scope) if door.kind == "upload" else None
         receive = counted(receive, door.body_bytes, refused, look)
         await self._pass(door, match, user or "", scope, receive, send)
@@ -104,9 +106,9 @@ class Guard:
         if door.ids:
             scope = self._own_names(scope, door.ids, named, user)
         if door.kind == "file" and not self.studio.uploads.owns(user, named["file"]):
-            raise Refused(404, "That is not here.")
+            raise Refused(404, "refused.not_here")
         if "event_id" in named and self._events.get(named["event_id"]) != user:
-            raise Refused(404, "That is not here.")
+            raise Refused(404, "refused.not_here")
         if door.kind == "call":
             body = self._own_call(await whole(receive), user)
             scope, receive = _with_length(scope, len(body)), replay(body, receive)
@@ -118,12 +120,12 @@ class Guard:
     def _check_site(self, method: str, headers: Headers) -> None:
         host = headers.get("host", "")
         if not self.hosts.knows(host):
-            raise Refused(403, "Open the studio by the address that the terminal shows.")
+            raise Refused(403, "refused.address")
         if method in _SAFE:
             return
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if site not in (None, "same-origin", "none") or (origin is not None and _netloc(origin) != host.lower()):
-            raise Refused(403, "Another site may not use the studio.")
+            raise Refused(403, "refused.site")
 
     def _own(self, user: str, name: str) -> str:
         """A name that only this user can have made: another's is as good as none."""
@@ -142,13 +144,13 @@ class Guard:
         try:
             said = json.loads(body)
         except (ValueError, RecursionError):
-            raise Refused(400, "That is no JSON.") from None
+            raise Refused(400, "refused.no_call") from None
         if not isinstance(said, dict):
-            raise Refused(400, "That is no call.")
+            raise Refused(400, "refused.no_call")
         if isinstance(said.get("session_hash"), str):
             said["session_hash"] = self._own(user, said["session_hash"])
         if said.get("event_id") is not None and self._events.get(str(said["event_id"])) != user:
-            raise Refused(404, "That is not here.")
+            raise Refused(404, "refused.not_here")
         return json.dumps(said).encode()
 
     def _looker(self, scope: Scope) -> Callable[[bytes], None]:
@@ -159,8 +161,8 @@ class Guard:
         def check(incoming_bytes: int) -> None:
             try:
                 self.studio.check_room(incoming_bytes)
-            except TrainerError as error:
-                raise Refused(507, str(error)) from None
+            except TrainerError:
+                raise Refused(507, "refused.room") from None
 
         def look(piece: bytes) -> None:
             nonlocal since

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ui.estimates import Estimates
 from ui.settings import whole_values
 
 _ROOT = Path(__file__).resolve().parent.parent
+LONG_SILENCE = 300.0  # seconds without a word before a training is said to be stuck, at least
 BUNDLED = "tiny-sdxl"
 
 
@@ -125,8 +127,8 @@ class Jobs:
         self.queue.submit(found.path, "train", ["resume", str(found.path.resolve()), "--heard", str(heard)])
 
     def stop(self, name: str) -> None:
-        """Stops a run, or takes it out of the line."""
-        self.queue.stop(self.run(name).path)
+        """Stops a run, or takes it out of the line; one that seems to be stuck is ended at once when asked again."""
+        self.queue.stop(self.run(name).path, at_once=self.standing(name).seems_stuck)
 
     def move(self, name: str, by: int) -> None:
         """Lets a waiting run change places with one's own before (-1) or behind (1)."""
@@ -136,7 +138,7 @@ class Jobs:
         """How a run stands."""
         job = self.queue.find(self.run(name).path)
         view, alive = self.view(name)
-        return standing_of(view, alive, job)
+        return standing_of(view, alive, job, time.time())
 
     def _made(self, config: TrainConfig, sources: list[Path], project: str | None) -> run.Run:
         """A new run under a free name."""
@@ -178,10 +180,18 @@ class Standing:
     state: str  # "waiting", "starting", "running", "finished", "stopped", "failed", "interrupted"
     place: int = 0  # in the line, 1 being next
     killed: bool = False  # by the system, as far as it was seen
+    silent_seconds: float = 0.0  # since its last word, while it runs
 
     @property
     def is_active(self) -> bool:
         return self.state in ("waiting", "starting", "running")
+
+    @property
+    def seems_stuck(self) -> bool:
+        """Whether it has said nothing for far longer than its steps take."""
+        view = self.view
+        step_seconds = view.seconds_left / max(1, view.steps - view.step) if view.seconds_left else 0.0
+        return self.silent_seconds > max(LONG_SILENCE, 20 * step_seconds)
 
     @property
     def can_go_on(self) -> bool:
@@ -193,16 +203,22 @@ class Standing:
         return self.view.rev, self.state, self.place
 
 
-def standing_of(view: events.View, alive: bool, job: Job | None) -> Standing:
+def standing_of(view: events.View, alive: bool, job: Job | None, now: float = 0.0) -> Standing:
+    """
+    Args:
+        now: in seconds since 1970.
+    """
     if job and job.state == "waiting":
         return Standing(view, "waiting", job.place)
     if alive:
-        return Standing(view, "running" if view.stage and not view.ended else "starting")
+        if not view.stage or view.ended:
+            return Standing(view, "starting")
+        return Standing(view, "running", silent_seconds=max(0.0, now - view.heard) if view.heard else 0.0)
     if job and job.state == "running":
         return Standing(view, "starting")
     if view.ended:
         return Standing(view, view.ended)
-    if job and job.state == "stopped":  # taken out of the line before it began
+    if job and (job.state == "stopped" or job.stops):  # taken out of the line before it began, or ended when it was stuck
         return Standing(view, "stopped")
     return Standing(view, "interrupted", killed=bool(job and job.signal == signal.SIGKILL))
 

@@ -30,14 +30,14 @@ from trainer.entry import CHOICE, ENTRY, TOOLS
 from trainer.errors import LoraFileError, RunError, TrainerError
 from trainer.lora_header import recognise
 from trainer.queue import FILES
-from trainer.relabel import Label, relabel
+from trainer.relabel import Label, checked, relabel
+from trainer.request import checked_weight
 from trainer.run import write_atomically
 from ui.jobs import Jobs
 from ui.naming import clean_name
 from ui.thumbnails import THUMBNAIL, Thumbnails
 
 OUTSIDE = "library:"  # begins the key of what is no training; a training's name can hold no colon
-MAX_TEXT = 2000  # characters of a field
 _MOST_PIXELS = 4_000_000  # of a picture inside a file
 
 
@@ -147,11 +147,9 @@ class Library:
     def relabel(self, key: str, values: dict[str, Any]) -> Entry:
         """Writes what the artist says of a LoRA into its file. Raises TrainerError."""
         entry = self.entry(key)
-        texts = {name: str(values.get(name) or "").strip() for name in ("title", "author", "licence", "description", "tags", "trigger")}
-        if any(len(text) > MAX_TEXT or "\0" in text for text in texts.values()):
-            raise TrainerError(f"a field has at most {MAX_TEXT} characters; shorten it")
+        texts = {name: str(values.get(name) or "") for name in ("title", "author", "licence", "description", "tags", "trigger")}
         label = Label(**texts, weight=_weight(values.get("weight")), own_work=values.get("own_work") is True)
-        relabel(entry.file, label.changes())
+        relabel(entry.file, checked(label).changes())
         return self.entry(key)
 
     def prefer(self, key: str, strength: float, step: int | None = None) -> str | None:
@@ -341,11 +339,7 @@ class Library:
 
 def _weight(value: Any) -> float | None:
     """A weight that is worth writing down; None for none. Raises TrainerError for one that can't be."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -2 <= value <= 2:
-        raise TrainerError("a strength is a number from -2 to 2")
-    return round(float(value), 4)
+    return None if value is None or value == "" else round(checked_weight(value), 4)
 
 
 def _rank(value: Any, *, none: bool = False) -> int:

@@ -35,7 +35,8 @@ def status_words(standing: Standing, words: Words, *, paused: bool = False) -> s
         return words(f"train.{key}", step=view.step, steps=view.steps)
     if standing.state == "starting":
         return words("train.starting")
-    return _at_work(standing, words)
+    stuck = " " + words("train.stuck", time=duration(standing.silent_seconds, words)) if standing.seems_stuck else ""
+    return _at_work(standing, words) + stuck
 
 
 def _at_work(standing: Standing, words: Words) -> str:

@@ -17,13 +17,14 @@ from ui.studio import Desk
 from ui.training import shown_run
 
 # A tab's own, and what all tabs look at: that a training or a file was made, changed or removed.
-SECTIONS = ("artwork", "captions", "train", "try_it", "library", "made")
+# or that a drop of pictures has come in whole.
+SECTIONS = ("artwork", "captions", "train", "try_it", "library", "made", "arrived")
 
 
 def pulse(desk: Desk, project: str) -> dict[str, Any]:
     """{"project": the chosen one, "status": HTML, "marks": {section: mark}}; an unknown project is none."""
     chosen = project if project in desk.projects.names() else ""
-    made = (desk.jobs.names(), Library(desk.jobs).version())
+    made = _made(desk)
     seen = {
         "artwork": _artwork(desk, chosen),
         "captions": _captions(desk, chosen),
@@ -31,10 +32,34 @@ def pulse(desk: Desk, project: str) -> dict[str, Any]:
         "try_it": (made, [job.folder.name for job in desk.jobs.line()], Drawings(desk.jobs).marks()),
         "library": (made, Library(desk.jobs).works()),
         "made": made,
+        "arrived": _arrived(desk, chosen),
     }
     of = {section: "" if section == "made" else chosen for section in SECTIONS}  # what was made is every project's
-    marks = {section: hashlib.sha256(repr((of[section], seen[section])).encode()).hexdigest()[:16] for section in SECTIONS}
+    marks = {section: _mark(of[section], seen[section]) for section in SECTIONS}
     return {"project": chosen, "status": head_html(desk, chosen), "marks": marks}
+
+
+def made_mark(desk: Desk) -> str:
+    """The mark of "made" now, for what is drawn from it: the page's first question may come after the next change."""
+    return _mark("", _made(desk))
+
+
+def arrived_mark(desk: Desk, project: str) -> str:
+    """The mark of "arrived" now, likewise."""
+    return _mark(project, _arrived(desk, project))
+
+
+def _made(desk: Desk) -> Any:
+    return desk.jobs.names(), Library(desk.jobs).version()
+
+
+def _arrived(desk: Desk, chosen: str) -> Any:
+    drop = desk.projects.intake.arrivals(desk.projects.folder(chosen)) if chosen else None
+    return drop and drop.ended and id(drop)
+
+
+def _mark(project: str, seen: Any) -> str:
+    return hashlib.sha256(repr((project, seen)).encode()).hexdigest()[:16]
 
 
 def head_html(desk: Desk, chosen: str) -> str:

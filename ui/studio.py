@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 
 from starlette.requests import Request
 
@@ -22,6 +24,7 @@ from ui.sessions import COOKIE, Sessions
 from ui.text import Words, preferred
 from ui.uploads import KEPT_SECONDS, Uploads
 
+_PLAIN = {str, int, float, bool, NoneType}
 USER = "impasto.user"  # in an ASGI scope: who the guard found
 
 
@@ -122,12 +125,25 @@ def _furnish(datasets: Path, samples: list[Path]) -> None:
 
 
 def handler(studio: Studio, callback: Callable[..., Any]) -> Callable[..., Any]:
-    """`callback(desk, *values)` as Gradio calls it: a TrainerError becomes a message on the page, anything else a plain word."""
+    """`callback(desk, *values)` as Gradio calls it: a TrainerError becomes a message on the page, anything else a plain word.
+
+    Anybody can send anything instead of what a component holds: a value that is not of the kind that the callback's hints
+    name, or that a component of words can hold, is refused before the callback sees it.
+    """
     import gradio as gr
+
+    kinds, worded = _kinds(callback), (gr.Dropdown, gr.Radio, gr.Textbox)
+
+    def is_of_its_kind(value: Any, kind: tuple[type, ...] | None) -> bool:
+        if kind is None and isinstance(value, dict):  # of components
+            return all(said is None or isinstance(said, str) for part, said in value.items() if isinstance(part, worded))
+        return kind is None or isinstance(value, kind)
 
     def handle(request: gr.Request, *values: Any) -> Any:
         desk = studio.of(request)
         try:
+            if not all(map(is_of_its_kind, values, kinds)):
+                raise TrainerError(desk.words("refused.no_call"))
             return callback(desk, *values)
         except TrainerError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
@@ -138,3 +154,11 @@ def handler(studio: Studio, callback: Callable[..., Any]) -> Callable[..., Any]:
     handle.__annotations__["request"] = gr.Request
     handle.__name__ = callback.__name__.strip("_<>")
     return handle
+
+
+def _kinds(callback: Callable[..., Any]) -> list[tuple[type, ...] | None]:
+    """What each value after the desk may be, by the callback's hints; None where these name more than plain kinds."""
+    hints = get_type_hints(callback)
+    wanted = [hints.get(name, Any) for name in list(inspect.signature(callback).parameters)[1:]]
+    told = [get_args(hint) if isinstance(hint, UnionType) else (hint,) for hint in wanted]
+    return [kinds if set(kinds) <= _PLAIN else None for kinds in told]

@@ -78,6 +78,9 @@ def test_results_are_saved_as_numbers_a_table_and_a_picture(tmp_path: Path):
     kept = json.loads(written.with_suffix(".json").read_text())
     assert kept["machine"] == words and [row["ratio"] for row in kept["figures"]] == [0.25, None]
     assert Image.open(written.with_suffix(".png")).size[0] == 900
+    # Another day, one group alone: it is renewed, the other stays.
+    save([Figure(group="training", what="a", value=4.0, unit="pictures/s", floor=8.0)], words, tmp_path)
+    assert "| a | 4 pictures/s | 8 pictures/s | 0.50 |" in written.read_text() and "| b | 1.5 GB |" in written.read_text()
 
 
 def test_another_trainer_is_timed_by_the_difference_of_two_lengths(monkeypatch, tmp_path: Path):

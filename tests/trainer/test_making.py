@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.conftest import MODELS
-from tests.trainer.lora_samples import ATTENTION, assert_same, changes_of, shape_of, write_lora
+from tests.trainer.lora_samples import ATTENTION, assert_same, by_command_line, changes_of, shape_of, write_lora
 from trainer import events
 from trainer.errors import LoraFileError, RunError
 from trainer.lora_file.metadata import with_hashes
@@ -63,6 +63,21 @@ def test_a_label_comes_back_as_it_was_written(tmp_path: Path):
     assert Label.of(recognise(tmp_path / "a.safetensors").metadata) == label
     assert facts["modelspec.usage_hint"] == "Put 'inkk' in the prompt. Strength 0.8."
     assert Label.of(relabel(tmp_path / "a.safetensors", Label().changes())) == Label()
+
+
+def test_the_command_line_says_and_changes_what_a_file_tells(tmp_path: Path, monkeypatch, capsys):
+    file = tmp_path / "a.safetensors"
+    write_lora(file, PLACE)
+    before = load_file(file)
+    assert by_command_line(["lora", "label", file, "--title", " Tinte ", "--weight", 0.8, "--own-work"], monkeypatch, capsys)[0] == 0
+    status, said, _ = by_command_line(["lora", "label", file, "--author", "A"], monkeypatch, capsys)
+    assert status == 0 and {"title: Tinte", "author: A", "weight: 0.8", "own work: True"} <= set(said.splitlines())
+    by_command_line(["lora", "label", file, "--title", "", "--no-own-work"], monkeypatch, capsys)
+    assert Label.of(recognise(file).metadata) == Label(author="A", weight=0.8)
+    kept = file.read_bytes()
+    status, _, told = by_command_line(["lora", "label", file, "--title", "x" * 3000], monkeypatch, capsys)
+    assert status and "shorten it" in told and "Traceback" not in told and file.read_bytes() == kept
+    assert all(torch.equal(tensor, load_file(file)[name]) for name, tensor in before.items())
 
 
 def test_what_is_no_lora_is_not_relabelled(tmp_path: Path):

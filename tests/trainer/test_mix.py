@@ -22,7 +22,7 @@ from trainer.sdxl.base import open_base
 
 @pytest.fixture(scope="module")
 def warm() -> WarmBase:
-    return WarmBase(open_base("tiny-sdxl", MODELS))
+    return WarmBase(open_base("tiny-sdxl", MODELS), "fp32")
 
 
 def chosen(places, *marks: str) -> dict[Place, tuple[int, ...]]:

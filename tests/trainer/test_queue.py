@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import MODELS
+from tests.conftest import INK, MODELS
 from trainer import events
 from trainer.config import config_from
 from trainer.errors import RunError
@@ -124,6 +124,23 @@ def test_a_killed_training_is_told_and_not_started_again_by_itself(tmp_path: Pat
     assert not queue.line()
 
 
+def test_a_training_that_is_stuck_ends_at_the_second_stop_and_not_before(tmp_path: Path):
+    queue = Queue(tmp_path, MODELS, CPU)
+    made = create(tmp_path / "run", config_from({"name": "run", "steps": 100_000, "base": "tiny-sdxl"}), [INK])
+    queue.submit(made.path, "train", ["resume", str(made.path)])
+    worker = psutil.Process(queue._do(lambda db: db.execute("SELECT pid FROM job").fetchone()["pid"]))
+    while not made.is_alive():
+        time.sleep(0.05)
+    worker.suspend()
+    queue.stop(made.path, at_once=True)
+    time.sleep(0.3)
+    assert worker.status() == psutil.STATUS_STOPPED
+    queue.stop(made.path, at_once=True)
+    settled(queue)
+    job = queue.find(made.path)
+    assert job and (job.state, job.signal, job.stops) == ("interrupted", signal.SIGKILL, 2) and not made.is_alive()
+
+
 def test_a_server_that_comes_later_finds_what_runs(tmp_path: Path):
     queue = Queue(tmp_path, MODELS, CPU)
     folder = a_run(tmp_path, "run")
@@ -151,7 +168,7 @@ def test_work_on_files_does_not_wait_for_a_training(tmp_path: Path):
 
 def test_a_stop_said_before_the_process_listens_is_heard(tmp_path: Path, capfd: pytest.CaptureFixture):
     """`resume --heard 0` takes a stop that stands in commands.jsonl already."""
-    from tests.conftest import INK, trainer
+    from tests.conftest import trainer
 
     made = create(tmp_path / "run", config_from({"name": "run", "steps": 2, "base": "tiny-sdxl"}), [INK])
     events.append(made.commands, "stop")

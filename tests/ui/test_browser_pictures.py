@@ -159,11 +159,26 @@ def test_what_is_being_written_outlives_a_list_drawn_anew(page: Any, waits):
     waits("document.querySelectorAll('#caption-list .saved')[0].innerText === 'Saved'")
 
 
+def test_a_whole_folder_is_taken_with_its_captions(page: Any, studio: Started, waits, tmp_path: Path):
+    (tmp_path / "art" / "more").mkdir(parents=True)
+    for place in ("fox", "more/hen"):
+        Image.effect_noise((300, 300), 60).save(tmp_path / "art" / f"{place}.png")
+        (tmp_path / "art" / f"{place}.txt").write_text(f"{place[-3:]}, noise")
+    (tmp_path / "art" / "more" / "thumbs.db").write_text("no picture")
+    page.locator("#tabs [role=tab]").nth(0).click()
+    with page.expect_file_chooser() as chooser:
+        page.locator("#upload-folder").click()
+    chooser.value.set_files(str(tmp_path / "art"))
+    waits("document.querySelectorAll('#cards .picture').length === 8")
+    assert (project(studio) / "hen.txt").read_text().strip() == "hen, noise" and (project(studio) / "fox.txt").exists()
+    waits("document.querySelector('#left-out')?.innerText.includes('2 pictures added')")
+
+
 def test_deleting_a_project_asks_first_and_leaves_nothing(page: Any, studio: Started, waits):
     page.locator("#tabs [role=tab]").nth(0).click()
     page.locator("#delete").click()
     page.wait_for_selector("#delete-asked [role=alertdialog]")
-    assert "6 pictures" in page.locator("#delete-asked").inner_text() and project(studio).exists()
+    assert "8 pictures" in page.locator("#delete-asked").inner_text() and project(studio).exists()
     page.locator("#delete-yes").click()
     waits("document.querySelector('#deleted')?.innerText.includes('is gone')")
     waits("document.querySelectorAll('#cards .picture').length === 24")

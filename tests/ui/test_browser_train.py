@@ -133,7 +133,10 @@ def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_
     other = opened("ink")
     other.locator("#stop").wait_for()
     assert other.locator("#train").is_disabled()
-    other.context.close()
+    other.locator("#tab-captions-button").click()
+    other.locator("#caption-list textarea.caption").first.click()
+    other.keyboard.type("half a thought, ")
+    writing = other.evaluate("[document.activeElement.dataset.place, document.activeElement.value]")
 
     with served(house.home, port=kill_server(house)):
         before = step(page)
@@ -149,3 +152,6 @@ def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_
         page.locator("#stop").click()
         until(page, "Stopped at step")
         assert reached > before
+        # What was being written in the other window has outlived all of it.
+        assert other.evaluate("[document.activeElement.dataset.place, document.activeElement.value]") == writing
+        until(other, "Stopped at step")

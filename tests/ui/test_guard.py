@@ -56,6 +56,13 @@ def test_another_name_that_leads_here_is_refused(client: TestClient, host: str):
     assert answer.status_code == 403 and "gradio" not in answer.text
 
 
+def test_what_is_turned_away_is_told_in_the_visitors_language(client: TestClient):
+    answers = {tag: client.get("/nowhere", headers={"accept-language": tag}) for tag in ("en", "de", "ja", "xx")}
+    assert {answer.status_code for answer in answers.values()} == {404}
+    told = {tag: answer.json()["message"] for tag, answer in answers.items()}
+    assert told == {"en": "That is not here.", "de": "Das gibt es hier nicht.", "ja": "ここにはありません。", "xx": "That is not here."}
+
+
 @pytest.mark.parametrize("origin", [None, HERE, "https://evil.example", "null", "http://127.0.0.1:1", "http://[", "file://"])
 @pytest.mark.parametrize("site", [None, "same-origin", "none", "same-site", "cross-site"])
 @pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/run/predict", "/logout"])
@@ -214,7 +221,7 @@ def test_a_nearly_full_disk_takes_no_upload(tmp_path: Path):
     full = Studio(tmp_path, tmp_path, MODELS, Limits(free_bytes=10**9 * GB))
     app = Guard(None, full, build_doors(), Hosts.of("127.0.0.1"))  # pyright: ignore[reportArgumentType]
     answer = TestClient(app, base_url=HERE).post("/gradio_api/upload", files={"files": ("a.png", b"x")})
-    assert answer.status_code == 507 and "disk is nearly full" in answer.json()["message"]
+    assert answer.status_code == 507 and "no room for that" in answer.json()["message"]
 
 
 def test_the_studio_takes_no_more_than_its_limit(tmp_path: Path):
@@ -223,7 +230,7 @@ def test_the_studio_takes_no_more_than_its_limit(tmp_path: Path):
     small = Studio(tmp_path, tmp_path, MODELS, Limits(free_bytes=0, studio_bytes=1000))
     app = Guard(None, small, build_doors(), Hosts.of("127.0.0.1"))  # pyright: ignore[reportArgumentType]
     answer = TestClient(app, base_url=HERE).post("/gradio_api/upload", files={"files": ("a.png", b"x" * 2000)})
-    assert answer.status_code == 507 and "its limit" in answer.json()["message"]
+    assert answer.status_code == 507 and "no room for that" in answer.json()["message"]
 
 
 def build_doors():
@@ -302,3 +309,4 @@ def test_a_private_call_with_values_of_any_kind_tells_no_path(guard: Guard, clie
             call = {"fn_index": function["id"], "data": data, "session_hash": "junk"}
             answer = client.post("/gradio_api/run/predict", content=json.dumps(call), headers=JSON)
             assert "Traceback" not in answer.text and str(guard.studio.outputs.parent) not in answer.text
+    assert not [record.getMessage() for record in caplog.records if "the page's" in record.getMessage()]  # each was refused in words

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from PIL import Image
 from tests.conftest import INK, MODELS, ROOT
 from trainer.errors import DatasetError, RunError
 from trainer.events import View
+from trainer.job import Job
 from ui.caption_edits import save_caption
 from ui.jobs import Jobs, Standing, standing_of
 from ui.progress import status_html
@@ -154,6 +157,22 @@ def test_a_run_whose_process_died_is_interrupted():
     view = View(stage="training", step=3, steps=9, seconds_left=4.0)
     assert "Interrupted" in status_html(standing_of(view, False, None), Words())
     assert "step 3 of 9 (33 %), about 4 s left" in status_html(standing_of(view, True, None), Words())
+
+
+def test_a_training_that_falls_silent_is_said_to_be_stuck_and_no_slow_one_is():
+    view = View(stage="training", step=3, steps=9, seconds_left=4.0, heard=1000.0)
+    assert "stuck" not in status_html(standing_of(view, True, None, now=1290.0), Words())
+    assert "heard from it for 7 min; it may be stuck" in status_html(standing_of(view, True, None, now=1420.0), Words())
+    slow = dataclasses.replace(view, seconds_left=6 * 60.0)  # a minute a step
+    assert "stuck" not in status_html(standing_of(slow, True, None, now=1420.0), Words())
+    assert "stuck" in status_html(standing_of(slow, True, None, now=2300.0), Words())
+
+
+def test_a_training_that_was_stuck_and_ended_by_stop_is_told_as_stopped():
+    job = Job(id="1", kind="train", folder=Path("run"), state="interrupted", lane="", device="cpu", signal=signal.SIGKILL, stops=2)
+    view = View(stage="training", step=3, steps=9)
+    assert standing_of(view, False, job).state == "stopped"
+    assert standing_of(view, False, dataclasses.replace(job, stops=0)).killed
 
 
 def test_two_visitors_may_ask_for_the_same_thumbnail_at_once(tmp_path: Path):

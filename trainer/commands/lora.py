@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from enum import StrEnum
 from pathlib import Path
@@ -36,6 +37,7 @@ class Precision(StrEnum):
     fp32 = "fp32"
 
 
+Words = Annotated[str | None, typer.Option(help="In the maker's words.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors of an SDXL LoRA.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")]
@@ -52,6 +54,30 @@ def inspect(file: File) -> None:
     recognise(file)
     for label, value in describe(file):
         typer.echo(f"{label}: {value}")
+
+
+@app.command()
+def label(
+    file: File,
+    title: Words = None,
+    author: Words = None,
+    licence: Words = None,
+    description: Words = None,
+    tags: Words = None,
+    trigger: Annotated[str | None, typer.Option(help="The word that brings it in.")] = None,
+    weight: Annotated[float | None, typer.Option(min=-2, max=2, help="The strength that its maker prefers.")] = None,
+    own_work: Annotated[bool | None, typer.Option("--own-work/--no-own-work", help="Made from the maker's own pictures alone.")] = None,
+) -> None:
+    """Say what a file tells people of itself, or change that in place; "" takes an entry out. Its tensors stay, to the byte."""
+    from trainer.lora_header import recognise
+    from trainer.relabel import Label, checked, relabel
+
+    said = {name: value for name, value in locals().items() if name in Label.__dataclass_fields__ and value is not None}
+    facts: dict[str, str] = dict(recognise(file).metadata)
+    if said:
+        facts = relabel(file, checked(dataclasses.replace(Label.of(facts), **said)).changes())
+    for name, value in dataclasses.asdict(Label.of(facts)).items():
+        typer.echo(f"{name.replace('_', ' ')}: {value if value is not None else ''}")
 
 
 @app.command()

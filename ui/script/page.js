@@ -30,17 +30,26 @@ const fill = (place, html) => {
   said.remove();
   line.after(fresh.content);
 };
+// What is drawn whether it is in sight or not says what it was drawn from: a change after that counts, also where it came
+// before the page's first question. Nothing is said while it isn't drawn.
+const unseen = {
+  made: () => document.querySelector('#shelf [data-made]'),
+  arrived: (project) => document.querySelector(`#caption-list [data-project="${CSS.escape(project)}"]`),
+};
+const isNew = (section, mark, project) => {
+  if (marks[section] === mark) return false;
+  if (!(section in unseen)) { marks[section] = mark; return true; }
+  const drawn = unseen[section](project);
+  if (drawn) marks[section] = mark;
+  return drawn && drawn.dataset[section] !== mark;
+};
 const show = (news) => {
   const status = document.querySelector('#status [role=status]');
   if (status) fill(status.parentElement, news.status);
   remember('project', news.project);
-  for (const [section, mark] of Object.entries(news.marks)) {
-    // What was made before the page was opened came with the project.
-    if (marks[section] !== mark && (section !== 'made' || marks.made)) stale.add(section);
-    marks[section] = mark;
-  }
+  for (const [section, mark] of Object.entries(news.marks)) if (isNew(section, mark, news.project)) stale.add(section);
   if (++asked % 10 === 0) stale.add(inSight());
-  for (const section of [inSight(), 'made']) if (stale.has(section)) press(section);
+  for (const section of [inSight(), ...Object.keys(unseen)]) if (stale.has(section)) press(section);
 };
 const ask = async () => {
   clearTimeout(timer);

@@ -13,6 +13,7 @@ from ui.studio import Studio, handler
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
 NEWS: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}  # what comes while the last is still drawn is not lost
+OTHERS = 3  # LoRAs beside the chosen one: four in all
 
 
 @dataclass(frozen=True)
@@ -28,3 +29,20 @@ class Shared:
     def on(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """`callback(desk, *values)` for Gradio's events."""
         return handler(self.studio, callback)
+
+
+def rows_of_others(shared: Shared, tab: str, *, prefix: str = "", least: float = -1, visible: bool = True) -> list[tuple[Any, Any]]:
+    """A row of (which, weight) for each LoRA beside the chosen one, labelled `<tab>.other_2` and `<tab>.weight_2`."""
+    rows = []
+    for number in range(2, 2 + OTHERS):
+        with gr.Row():
+            which = gr.Dropdown(
+                [("—", "")], value="", label=shared.label(f"{tab}.other_{number}"), allow_custom_value=True, visible=visible,
+                elem_id=f"{prefix}other-{number}", scale=2,
+            )  # fmt: skip
+            weight = gr.Slider(
+                least, 2, 1, step=0.05, label=shared.label(f"{tab}.weight_{number}"), visible=visible,
+                elem_id=f"{prefix}weight-{number}", scale=3,
+            )  # fmt: skip
+        rows.append((which, weight))
+    return rows

@@ -38,7 +38,7 @@ def build(shared: Shared) -> None:
     dialog = gr.HTML(elem_id="mask-place", padding=False)
     changed = gr.Button("changed", elem_id="artwork-changed", elem_classes="unseen")  # pressed by the script
     # Written by the poll: a State's change is not told to the page by an event that passes the queue by (Gradio 6.31).
-    fresh, finished = (gr.Textbox(elem_id=f"artwork-{name}", elem_classes="unseen", show_label=False) for name in ("fresh", "finished"))
+    fresh = gr.Textbox(elem_id="artwork-fresh", elem_classes="unseen", show_label=False)
     seen = gr.State(())
     _deletion(shared)
 
@@ -58,7 +58,7 @@ def build(shared: Shared) -> None:
         )
 
     def take_in(desk: Desk, files: Any, chosen: str | None):
-        values = files if isinstance(files, list) else [files]
+        values = files if isinstance(files, list) else [files] if files else []
         paths = desk.uploaded(files)
         names = [str(value.get("orig_name") or "") if isinstance(value, dict) else "" for value in values]
         project = chosen if chosen and chosen not in SAMPLES and chosen in desk.projects.names() else desk.projects.create("my-pictures")
@@ -68,28 +68,36 @@ def build(shared: Shared) -> None:
     def follow(desk: Desk, chosen: str | None, last: tuple):
         """What changed since the last look; the cards themselves are drawn by the event that `fresh` raises."""
         if not chosen or chosen not in desk.projects.names():
-            return [gr.skip()] * 5
+            return [gr.skip()] * 4
         place = desk.projects.folder(chosen)
         drop, look = desk.projects.intake.arrivals(place), desk.projects.checkup.visit(place)
         now = (chosen, drop and (id(drop), drop.rev), look and (id(look), look.done, look.ended))
         if tuple(last) == now:
-            return [gr.skip()] * 5
+            return [gr.skip()] * 4
         state = (chosen, drop and (id(drop), drop.kept, drop.ended), look and (id(look), 10 * look.done // max(1, look.total), look.ended))
-        ended = repr(state[:2]) if drop and drop.ended and len(last) == 3 and last[0] == chosen else gr.skip()
-        return [arrivals_html(desk.words, drop), escaped(_visit_words(desk, chosen)), now, repr(state), ended]
+        return [arrivals_html(desk.words, drop), escaped(_visit_words(desk, chosen)), now, repr(state)]
 
     def touch(desk: Desk, touched: int) -> int:
         del desk
         return touched + 1
 
     outputs = [limits, doctor, cards, removed, dialog]
-    for event in (shared.project.change, shared.touched.change, fresh.change):
-        event(shared.on(show), shared.project, outputs, show_progress="hidden", **PRIVATE)
+    gr.on(
+        [shared.project.change, shared.touched.change, fresh.change],
+        shared.on(show),
+        shared.project,
+        outputs,
+        show_progress="hidden",
+        trigger_mode="always_last",
+        **PRIVATE,
+    )
     for box in (upload, folder):
         box.upload(shared.on(take_in), [box, shared.project], [shared.project, box], preprocess=False, **PRIVATE)
-    changed.click(shared.on(touch), shared.touched, shared.touched, show_progress="hidden", **PRIVATE)
-    finished.change(shared.on(touch), shared.touched, shared.touched, show_progress="hidden", **PRIVATE)
-    shared.news["artwork"].click(shared.on(follow), [shared.project, seen], [arrivals, visit, seen, fresh, finished], **NEWS)
+    gr.on(
+        [changed.click, shared.news["arrived"].click],
+        shared.on(touch), shared.touched, shared.touched, show_progress="hidden", trigger_mode="multiple", **PRIVATE,
+    )  # fmt: skip
+    shared.news["artwork"].click(shared.on(follow), [shared.project, seen], [arrivals, visit, seen, fresh], **NEWS)
 
 
 def _limits(desk: Desk) -> str:

@@ -14,6 +14,7 @@ from ui.captioning import Captioning
 from ui.cards import escaped
 from ui.checkup import told
 from ui.naming import MAX_CAPTION
+from ui.pulse import arrived_mark
 from ui.studio import Desk
 from ui.tabs import NEWS, PRIVATE, Shared
 from ui.text import Words
@@ -48,9 +49,11 @@ def build(shared: Shared) -> None:
     def show(desk: Desk, chosen: str | None):
         html = ""
         if chosen and chosen in desk.projects.names():
+            arrived = arrived_mark(desk, chosen)  # before the pictures are looked up: what comes meanwhile is drawn later
             cards = desk.projects.cards(chosen)
             aims = aims_of(desk.projects.folder(chosen), desk.jobs.models)
             html = captions_html(desk.words, chosen, cards, told(desk.projects, chosen, cards, aims))
+            html = f'<div data-project="{escaped(chosen)}" data-arrived="{arrived}">{html}</div>'
         return *about(desk, chosen), html, gr.update(choices=_kinds(desk.words))
 
     def look(desk: Desk, chosen: str | None, what: str, found: str, new: str):
@@ -74,8 +77,15 @@ def build(shared: Shared) -> None:
         return _status(words), touched + 1
 
     asked = [shared.project, kind, find, text]
-    for event in (shared.project.change, shared.touched.change):
-        event(shared.on(show), shared.project, [summary, tags, back, listed, kind], show_progress="hidden", **PRIVATE)
+    gr.on(
+        [shared.project.change, shared.touched.change],
+        shared.on(show),
+        shared.project,
+        [summary, tags, back, listed, kind],
+        show_progress="hidden",
+        trigger_mode="always_last",
+        **PRIVATE,
+    )
     saved.click(shared.on(about), shared.project, [summary, tags, back], show_progress="hidden", trigger_mode="always_last", **PRIVATE)
     for change in (kind.change, find.change, text.change, shared.touched.change):
         change(shared.on(look), asked, [preview, do, find, text], show_progress="hidden", trigger_mode="always_last", **PRIVATE)

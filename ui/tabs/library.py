@@ -8,13 +8,15 @@ from typing import Any
 import gradio as gr
 
 from trainer.errors import TrainerError
-from ui.library import MAX_TEXT, OUTSIDE, Library
+from trainer.relabel import MAX_TEXT
+from ui.library import OUTSIDE, Library
+from ui.pulse import made_mark
 from ui.shelf import cards_html, size_words
 from ui.studio import Desk
-from ui.tabs import NEWS, PRIVATE, QUIET, Shared
+from ui.tabs import NEWS, PRIVATE, QUIET, Shared, rows_of_others
 
+_NO_QUESTION = "() => ['', {__type__: 'update', visible: false}, {__type__: 'update', visible: false}]"
 TEXTS = ("title", "author", "licence", "description", "tags", "trigger")
-OTHERS = 3  # LoRAs that can be merged with the chosen one
 
 
 def build(shared: Shared) -> None:
@@ -39,16 +41,15 @@ def build(shared: Shared) -> None:
     chosen_lists = [lora, *(which for which, _ in others)]
 
     def show(desk: Desk, current: str | None):
-        library = Library(desk.jobs)
+        library, made = Library(desk.jobs), made_mark(desk)
         entries = library.entries()
         keys = [entry.key for entry in entries]
         found = [(entry.name, entry.key) for entry in entries]
         more = [("—", ""), *found]
-        lists = [
-            gr.update(choices=found, value=current if current in keys else next(iter(keys), None)),
-            *(gr.update(choices=more) for _ in others),
-        ]
-        return [cards_html(desk.words, library, entries), *lists]
+        # A choice that holds is not sent back: another one may have been made meanwhile.
+        first = gr.update(choices=found) if current in keys else gr.update(choices=found, value=next(iter(keys), None))
+        lists = [first, *(gr.update(choices=more) for _ in others)]
+        return [f'<div data-made="{made}">{cards_html(desk.words, library, entries)}</div>', *lists]
 
     def take_in(desk: Desk, files: Any):
         good, bad = [], []
@@ -122,17 +123,13 @@ def build(shared: Shared) -> None:
         words = desk.words("library.deleted", name=name, files=files, size=size_words(size))
         return _told([words]), "", gr.update(visible=False), gr.update(visible=False)
 
-    def kept(desk: Desk):
-        return "", gr.update(visible=False), gr.update(visible=False)
-
     asked = gr.State(None)
-    for event in (shared.project.change, shared.news["made"].click):
-        event(shared.on(show), lora, [cards, *chosen_lists], **NEWS)
+    gr.on([shared.project.change, shared.news["made"].click], shared.on(show), lora, [cards, *chosen_lists], **NEWS)
     shared.news["library"].click(shared.on(follow), works, [works, told], **NEWS)
     drop.upload(shared.on(take_in), drop, [drop, told], preprocess=False, **PRIVATE)
-    for event in (lora.change, shared.news["made"].click):
-        event(shared.on(read_label), [lora, labelled], [*fields.values(), labelled], **NEWS)
-    lora.change(shared.on(kept), None, [question, sure, keep], **QUIET)
+    gr.on([lora.change, shared.news["made"].click], shared.on(read_label), [lora, labelled], [*fields.values(), labelled], **NEWS)
+    # By the browser alone: an answer of the server's could come after the next question and take that away.
+    lora.change(None, None, [question, sure, keep], js=_NO_QUESTION, **QUIET)
     save.click(shared.on(write_label), {lora, *fields.values()}, told, **PRIVATE)
     tool["tool"].change(
         shared.on(which_tool), tool["tool"], [tool["rank"], tool["form"], tool["weight"], *(p for pair in others for p in pair)], **QUIET
@@ -140,7 +137,7 @@ def build(shared: Shared) -> None:
     start.click(shared.on(make), {lora, works, *tool.values(), *(p for pair in others for p in pair)}, [works, told], **PRIVATE)
     ask_delete.click(shared.on(confirm), lora, [question, sure, keep, asked], **QUIET)
     sure.click(shared.on(delete), asked, [told, question, sure, keep], **PRIVATE)
-    keep.click(shared.on(kept), None, [question, sure, keep], **QUIET)
+    keep.click(None, None, [question, sure, keep], js=_NO_QUESTION, **QUIET)
 
 
 def _label_fields(shared: Shared) -> dict[str, Any]:
@@ -168,20 +165,8 @@ def _make_fields(shared: Shared) -> tuple[dict[str, Any], list[tuple[Any, Any]]]
         (label("library.diffusers"), "diffusers"),
     ]
     tool: dict[str, Any] = {"tool": gr.Radio(tools, value="resize", label=label("library.tool"), elem_id="make-tool")}
-    others = []
     tool["weight"] = gr.Slider(-2, 2, 1, step=0.05, label=label("library.weight_here"), visible=False, elem_id="make-weight")
-    for number in range(2, 2 + OTHERS):
-        with gr.Row():
-            which = gr.Dropdown(
-                [("—", "")],
-                value="",
-                label=label(f"library.other_{number}"),
-                allow_custom_value=True,
-                visible=False,
-                elem_id=f"make-other-{number}",
-            )
-            weight = gr.Slider(-2, 2, 1, step=0.05, label=label(f"library.weight_{number}"), visible=False, elem_id=f"make-weight-{number}")
-        others.append((which, weight))
+    others = rows_of_others(shared, "library", prefix="make-", least=-2, visible=False)
     with gr.Row():
         tool["rank"] = gr.Number(
             8, label=label("library.rank"), info=label("library.rank_info"), precision=0, minimum=0, maximum=1024, elem_id="make-rank"

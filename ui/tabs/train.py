@@ -18,17 +18,32 @@ from ui.tabs import NEWS, QUIET, Shared
 
 def build(shared: Shared) -> None:
     label, jobs = shared.label, shared.studio.jobs
+    # These can be changed once a project has brought its own: an answer that comes late must not take away what was typed.
     with gr.Row():
         preset = gr.Radio(
-            [(label(f"train.{name}"), name) for name in PRESET_NAMES], value="style", label=label("train.preset"), elem_id="preset"
+            [(label(f"train.{name}"), name) for name in PRESET_NAMES],
+            value="style",
+            label=label("train.preset"),
+            elem_id="preset",
+            interactive=False,
         )
-        pace = gr.Radio([(label(f"train.{name}"), name) for name in PACES], value="balanced", label=label("train.pace"), elem_id="pace")
+        pace = gr.Radio(
+            [(label(f"train.{name}"), name) for name in PACES],
+            value="balanced",
+            label=label("train.pace"),
+            elem_id="pace",
+            interactive=False,
+        )
     with gr.Row():
-        name = gr.Textbox("my-lora", label=label("train.name"), info=label("train.name_info"), max_length=100, elem_id="name")
-        trigger = gr.Textbox(label=label("train.trigger"), info=label("train.trigger_info"), max_length=100, elem_id="trigger")
+        name = gr.Textbox(
+            "my-lora", label=label("train.name"), info=label("train.name_info"), max_length=100, elem_id="name", interactive=False
+        )
+        trigger = gr.Textbox(
+            label=label("train.trigger"), info=label("train.trigger_info"), max_length=100, elem_id="trigger", interactive=False
+        )
         base = gr.Dropdown(
             jobs.bases(), value=jobs.bases()[0], label=label("train.base"), info=label("train.base_info"), elem_id="base",
-            allow_custom_value=True,
+            allow_custom_value=True, interactive=False,
         )  # fmt: skip
     with gr.Accordion(label("train.advanced"), open=False, elem_id="advanced"):
         form = gr.HTML(elem_id="form", padding=False)
@@ -75,8 +90,8 @@ def build(shared: Shared) -> None:
         if not chosen:
             return [gr.skip()] * len(brought)
         kept = training.kept(desk, chosen)
-        shown: dict[Any, Any] = {component: kept.above[key] for key, component in above.items()}
-        shown[base] = gr.update(choices=desk.jobs.bases(), value=kept.above["base"])
+        shown = {component: gr.update(value=kept.above[key], interactive=True) for key, component in above.items()}
+        shown[base] = gr.update(choices=desk.jobs.bases(), value=kept.above["base"], interactive=True)
         said = training.told_before(desk, chosen, kept)
         return [
             *shown.values(),
@@ -88,6 +103,10 @@ def build(shared: Shared) -> None:
             training.new_token(),
             chosen,
         ]
+
+    def opened(desk: Desk, chosen: str | None, already: str):
+        """Once for each choice of a project: what has been typed since then stays."""
+        return [gr.skip()] * len(brought) if chosen == already else load(desk, chosen)
 
     def changed(desk: Desk, values: dict[Any, Any]):
         chosen = values[shared.project]
@@ -173,10 +192,9 @@ def build(shared: Shared) -> None:
     def compare(desk: Desk, left: str | None, right: str | None) -> str:
         return comparison_html(desk.jobs, left, right, desk.words)
 
-    shared.project.change(shared.on(load), shared.project, brought, **QUIET)
+    shared.project.change(shared.on(opened), [shared.project, loaded], brought, **QUIET)
     gr.on([component.change for component in above.values()], shared.on(changed), everything, [*before, told], **NEWS)
-    for event in (shared.touched.change, changed_there.click):
-        event(shared.on(refresh), shared.project, before, **QUIET)
+    gr.on([shared.touched.change, changed_there.click], shared.on(refresh), shared.project, before, **NEWS)
     started = [told, token, train, stop]
     train.click(shared.on(start), everything, started, **QUIET)
     another.click(shared.on(start_another), everything, started, **QUIET)
@@ -186,9 +204,7 @@ def build(shared: Shared) -> None:
     pause.click(shared.on(toggle), None, None, **QUIET)
     shown = [*buttons, notes, samples, curve, seen]
     shared.news["train"].click(shared.on(look), [shared.project, seen, seen_line, asked], [*shown, line, pause, seen_line, *before], **NEWS)
-    for event in (shared.news["made"].click, shared.project.change):
-        event(shared.on(follow), [shared.project, seen], shown, **NEWS)
-    for event in (shared.project.change, shared.news["made"].click):
-        event(shared.on(list_runs), None, [one, other], **NEWS)
+    gr.on([shared.news["made"].click, shared.project.change], shared.on(follow), [shared.project, seen], shown, **NEWS)
+    gr.on([shared.project.change, shared.news["made"].click], shared.on(list_runs), None, [one, other], **NEWS)
     for dropdown in (one, other):
         dropdown.input(shared.on(compare), [one, other], comparison, **QUIET)

@@ -11,10 +11,8 @@ from trainer.request import SAMPLERS
 from ui.drawing import MOST_LETTERS, MOST_PROMPTS, SHAPES, Drawings
 from ui.strips import compare_html, download_html, drawing_html, drawn_pictures, grid_html, run_pictures, strip_html
 from ui.studio import Desk
-from ui.tabs import NEWS, PRIVATE, QUIET, Shared
+from ui.tabs import NEWS, PRIVATE, QUIET, Shared, rows_of_others
 from ui.trials import Wish, choices, entry_of, form_values, mixed_files, shown_strip
-
-OTHERS = 3  # LoRAs that can be mixed with the chosen one
 
 
 def build(shared: Shared) -> None:
@@ -49,9 +47,10 @@ def build(shared: Shared) -> None:
     def list_all(desk: Desk, chosen: str | None, current: str | None):
         found = choices(desk, chosen)
         keys = [key for _, key in found]
-        kept = current if current in keys else next(iter(keys), None)
         more = [("—", ""), *found]
-        return [gr.update(choices=found, value=kept), *(gr.update(choices=more) for _ in others)]
+        # A choice that holds is not sent back: another one may have been made meanwhile.
+        first = gr.update(choices=found) if current in keys else gr.update(choices=found, value=next(iter(keys), None))
+        return [first, *(gr.update(choices=more) for _ in others)]
 
     def open_lora(desk: Desk, key: str | None):
         """What was drawn of a LoRA before is found again, and goes on where it does."""
@@ -124,15 +123,13 @@ def build(shared: Shared) -> None:
             Drawings(desk.jobs).cancel(wanted.id)
 
     listed = [run, *(which for which, _ in others)]
-    for event in (shared.project.change, shared.news["made"].click):
-        event(shared.on(list_all), [shared.project, run], listed, **NEWS)
+    gr.on([shared.project.change, shared.news["made"].click], shared.on(list_all), [shared.project, run], listed, **NEWS)
     run.change(shared.on(open_lora), run, [wish, grid_wish, own, grid], **QUIET)
     draw.click(shared.on(ask), everything, wish, **PRIVATE)
     draw_grid.click(shared.on(ask_grid), everything, grid_wish, **PRIVATE)
     cancel.click(shared.on(give_up), wish, None, **PRIVATE)
     cancel_grid.click(shared.on(give_up), grid_wish, None, **PRIVATE)
-    for event in (shared.news["try_it"].click, run.change):
-        event(shared.on(follow), [run, seen], [strip, compare, download, when, seen], **NEWS)
+    gr.on([shared.news["try_it"].click, run.change], shared.on(follow), [run, seen], [strip, compare, download, when, seen], **NEWS)
     shared.news["try_it"].click(shared.on(answered), [wish, run], [wish, drawing, own, cancel], **NEWS)
     shared.news["try_it"].click(shared.on(answered), [grid_wish, run], [grid_wish, grid_drawing, grid, cancel_grid], **NEWS)
 
@@ -166,21 +163,8 @@ def _mix(shared: Shared) -> tuple[Any, list[tuple[Any, Any]]]:
     """The chosen LoRA's weight, and (which, weight) of those that are mixed in."""
     label = shared.label
 
-    def slider(name: str) -> Any:
-        return gr.Slider(-1, 2, 1, step=0.05, label=label(f"try_it.{name}"), elem_id=name.replace("_", "-"), scale=3)
-
     with gr.Accordion(label("try_it.mix"), open=False, elem_id="mix"):
         gr.Markdown(label("try_it.mix_info"))
-        first, others = slider("weight"), []
-        for number in range(2, 2 + OTHERS):
-            with gr.Row():
-                which = gr.Dropdown(
-                    [("—", "")],
-                    value="",
-                    label=label(f"try_it.other_{number}"),
-                    allow_custom_value=True,
-                    elem_id=f"other-{number}",
-                    scale=2,
-                )
-                others.append((which, slider(f"weight_{number}")))
+        first = gr.Slider(-1, 2, 1, step=0.05, label=label("try_it.weight"), elem_id="weight")
+        others = rows_of_others(shared, "try_it")
     return first, others
