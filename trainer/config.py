@@ -278,21 +278,21 @@ def problem_with(declared: dataclasses.Field, value: Any, hints: dict[str, Any] 
 
 def config_from(values: dict[str, Any]) -> TrainConfig:
     """A config from loose values (TOML, form, command line). Raises ConfigError, also for an unknown name."""
-    declared = {f.name: f for f in dataclasses.fields(TrainConfig)}
-    unknown = [f"{key!r} is no setting; see docs/settings.md" for key in values if key not in declared]
+    unknown = [f"{key!r} is no setting; see docs/settings.md" for key in values if key not in _HINTS]
     if unknown:
         raise ConfigError(unknown)
-    chosen = {}
-    for key, value in values.items():
-        kind = kind_of(declared[key])
-        if kind is tuple and isinstance(value, list):
-            value = tuple(value)
-        if kind is float and type(value) is int:
-            value = float(value)
-        if key == "gradient_checkpointing" and isinstance(value, bool):  # a switch in runs of version 0.1
-            value = "all" if value else "none"
-        chosen[key] = value
+    chosen = {key: fitted(value, _HINTS[key]) for key, value in values.items()}
+    if isinstance(chosen.get("gradient_checkpointing"), bool):  # a switch in runs of version 0.1
+        chosen["gradient_checkpointing"] = "all" if chosen["gradient_checkpointing"] else "none"
     return TrainConfig(**chosen)
+
+
+def fitted(value: Any, hint: Any) -> Any:
+    """What JSON and TOML can't tell apart as the hint has it: a list as a tuple, a whole number as a float."""
+    kind = typing.get_origin(hint) or hint
+    if kind is tuple and isinstance(value, list):
+        return tuple(value)
+    return float(value) if kind is float and type(value) is int else value
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class View:
     """What a page shows of a run, folded from its events."""
 
     plan: str = ""  # what it will take
-    planned_seconds: float | None = None  # of its steps alone
+    planned_seconds: float | None = None  # of its steps and pictures
     stage: str = ""
     stage_done: int = 0
     stage_total: int = 0

@@ -34,7 +34,7 @@ def work(folder: Path, models: Path) -> str:
         try:
             job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
             owner.say("stage", stage=job["tool"])
-            facts = _choose(job, models) if job["tool"] == "choose" else _made(job, models)
+            facts = {"choose": _choose, "check": _checked}.get(job["tool"], _made)(job, models)
             owner.say("checked", takes=facts["takes"])
         except TrainerError as error:
             owner.say("ended", sync=True, how="failed", message=str(error))
@@ -47,20 +47,36 @@ def work(folder: Path, models: Path) -> str:
 
 
 def _made(job: dict[str, Any], models: Path) -> dict[str, Any]:
-    """A new file in a folder of its own, or, for `check`, what is said of one that is there."""
-    out = Path(job["source"] if job["tool"] == "check" else job["out"])
+    """A new file in a folder of its own."""
+    out = Path(job["out"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    kept = _read(out.parent / ENTRY)
     try:
         of = _written(job, out)
-        facts: dict[str, Any] = {"takes": takes(out, models), "problem": ""}
-    except TrainerError as error:
-        if job["tool"] != "check":
-            shutil.rmtree(out.parent, ignore_errors=True)  # the folder was made for this file alone
-            raise
-        of, facts = kept.get("of", []), {"takes": [], "problem": str(error)}
-    facts = {"origin": job["tool"], "of": of, "made": time.time(), **kept, **facts}
+        facts = {"origin": job["tool"], "of": of, "made": time.time(), "takes": takes(out, models), "problem": ""}
+    except TrainerError:
+        shutil.rmtree(out.parent, ignore_errors=True)  # the folder was made for this file alone
+        raise
     write_atomically(out.parent / ENTRY, json.dumps(facts, ensure_ascii=False).encode())  # last: it says that the file is whole
+    return facts
+
+
+def _checked(job: dict[str, Any], models: Path) -> dict[str, Any]:
+    """What is said from now on of a file that is there; one that was deleted meanwhile does not come back."""
+    from trainer.lora_file.modules import read_modules
+
+    file = Path(job["source"])
+    kept = _read(file.parent / ENTRY)
+    facts: dict[str, Any] = {"takes": [], "problem": ""}
+    try:
+        read_modules(file)  # every tensor accounted for, every value a number
+        facts["takes"] = takes(file, models)
+    except TrainerError as error:
+        facts["problem"] = str(error)
+    facts = {"origin": "check", "of": [], "made": time.time(), **kept, **facts}
+    try:
+        write_atomically(file.parent / ENTRY, json.dumps(facts, ensure_ascii=False).encode())
+    except FileNotFoundError:
+        raise LoraFileError(f"{file.name} was deleted while it was being read") from None
     return facts
 
 
@@ -79,15 +95,10 @@ def _written(job: dict[str, Any], out: Path) -> list[str]:
         from trainer.lora_file.resize import resize
 
         resize(source, out, rank=int(job["rank"]))
-    elif job["tool"] == "convert":
+    else:
         from trainer.lora_file.convert import convert
 
         convert(source, out, job["form"])
-    else:
-        from trainer.lora_file.modules import read_modules
-
-        read_modules(source)  # every tensor accounted for, every value a number
-        return []
     return [source.stem]
 
 

@@ -25,6 +25,7 @@ from trainer.draw import NO_LIMITS, Room
 from trainer.errors import MemoryShortError
 from trainer.memory import Need, Shape
 from trainer.run import Run, write_atomically
+from trainer.samples import PROMPTS, STRENGTHS, parsed
 from trainer.sdxl.weights import PARTS
 
 GB = 10**9
@@ -32,11 +33,13 @@ VERSION = 3  # of how things are counted
 # Of a matrix product's speed, what the operations of a training step reach; and what calling one of them takes, which a
 # card's host does while the card computes (benchmarks/NOTES.md).
 EFFICIENCY = 0.4
+_BF16_SPEED = 0.65  # times that on a CPU: products of bf16 are faster there, what is between them is not
 _CALL_SECONDS = {"cuda": 8e-6, "cpu": 30e-6}
 # Times the work of a step, with what is computed again.
 _WORK = {"none": 1.0, "feed-forward": 1.2, "deep": 1.45, "all": 1.5}
 # CUDA's context and kernels; on a CPU the code, tables and vocabularies that a training reads in (benchmarks/NOTES.md).
 CONTEXT_BYTES, LIBRARY_BYTES = int(0.6 * GB), 45_000_000
+_BF16_BYTES = 70_000_000  # on a CPU: programs that are made for the products, and weights laid out for them
 # What an allocator holds beside what is asked of it.
 _SLACK = {"cuda": 1.05, "cpu": 1.15}
 
@@ -61,7 +64,7 @@ class Plan:
     way: Way
     own: int  # bytes that the process holds before any model is loaded
     budget: int  # bytes that there are for the whole process
-    seconds: float  # of the steps alone
+    seconds: float  # of the steps, and of the pictures that are drawn on the way and at the end
     file_bytes: int
     eight_bits: bool  # whether the optimizer was exchanged for its 8-bit form
 
@@ -109,16 +112,18 @@ def plan(config: TrainConfig, shape: Shape, device: torch.device, kept: Path | N
     Args:
         kept: a folder for what was counted, so that the same settings are counted once.
     """
-    own, budget = own_bytes(device), memory_budget(config, device)
+    in_bf16_on_cpu = device.type == "cpu" and shape.dtype == torch.bfloat16
+    own, budget = own_bytes(device) + (_BF16_BYTES if in_bf16_on_cpu else 0), memory_budget(config, device)
     counted = Counted(config, shape, kept)
     least: tuple[Way, Need] | None = None
     for way in _ways(config, device):
         room, need = _need(counted, shape, way, budget - own, device)
         if own + need.peak <= budget:
-            seconds = _batch_seconds(counted, way.level, device, matmul_rate(device, shape.dtype))
+            rate = matmul_rate(device, shape.dtype) * (_BF16_SPEED if in_bf16_on_cpu else 1)
+            seconds = _batch_seconds(counted, way.level, device, rate) * config.accumulation * config.steps
             return Plan(
                 need=need, way=dataclasses.replace(way, room=room), own=own, budget=budget, file_bytes=counted.number("file"),
-                seconds=seconds * config.accumulation * config.steps, eight_bits=way.optimizer != config.optimizer,
+                seconds=seconds + _drawing_seconds(counted, device, rate), eight_bits=way.optimizer != config.optimizer,
             )  # fmt: skip
         least = (way, need) if least is None or need.peak < least[1].peak else least
     assert least is not None
@@ -174,8 +179,24 @@ def _batch_seconds(counted: Counted, level: str, device: torch.device, rate: flo
     Args:
         rate: floating point operations a second of a matrix product.
     """
-    computing = counted.number("flops") * _WORK[level] / (EFFICIENCY * rate)
-    calling = counted.number(f"calls, {level}") * _CALL_SECONDS.get(device.type, 30e-6)
+    return _seconds(counted.number("flops") * _WORK[level], counted.number(f"calls, {level}"), device, rate)
+
+
+def _drawing_seconds(counted: Counted, device: torch.device, rate: float) -> float:
+    """Of all pictures: samples at each of their steps, the strip, and the one that is drawn from memory and from the file.
+
+    A picture is denoised with its prompt and without; of a step's calls, two in five are the forward pass's.
+    """
+    config = counted.config
+    steps = [parsed(line)[1].get("steps", config.sample_steps) for line in config.sample_prompts] or [config.sample_steps] * PROMPTS
+    times = config.sample_at_start + ((config.steps - 1) // config.sample_every if config.sample_every else 0)
+    rows = 2 * (sum(steps) * (times + len(STRENGTHS)) + 2 * steps[0])  # denoised once
+    calls = 0.4 * counted.number("calls, none") * max(steps) * (times + 3)
+    return _seconds(counted.number("drawing flops") * rows, calls, device, rate)
+
+
+def _seconds(flops: float, calls: float, device: torch.device, rate: float) -> float:
+    computing, calling = flops / (EFFICIENCY * rate), calls * _CALL_SECONDS.get(device.type, 30e-6)
     return max(computing, calling) if device.type == "cuda" else computing + calling
 
 
@@ -268,6 +289,8 @@ class Counted:
                 return {what: memory.decoding_bytes(shape, in_tiles=what != "decoding")}
             case "flops":
                 return {what: memory.step_flops(shape, config.batch)}
+            case "drawing flops":
+                return {what: memory.step_flops(shape.drawing, 1) // 2}
         raise KeyError(what)
 
 

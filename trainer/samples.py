@@ -25,6 +25,7 @@ from trainer.prompts import Texts
 from trainer.run import Run
 from trainer.sdxl.base import Base
 
+PROMPTS = 4  # captions that are drawn where no prompts are given
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _FLAG = re.compile(r"\s--(\w+)(?:\s+|$)")
 _NUMBERS: dict[str, tuple[str, type, float, float]] = {
@@ -39,7 +40,7 @@ def sample_requests(config: TrainConfig, manifest: Manifest, base: Base) -> list
     Neighbours that differ only in their prompt are drawn together. Raises ConfigError for a flag that is not understood.
     """
     captions = list(dict.fromkeys(item.caption for item in manifest.items if item.role == "train"))
-    lines = config.sample_prompts or captions[:: max(1, len(captions) // 4)][:4]
+    lines = config.sample_prompts or captions[:: max(1, len(captions) // PROMPTS)][:PROMPTS]
     requests: list[tuple[int, Request]] = []
     for number, line in enumerate(lines):
         # A prompt's own seed is `seed + its place`, so that prompts without a flag differ in their noise.

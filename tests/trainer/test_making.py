@@ -144,3 +144,8 @@ def test_an_imported_file_with_values_that_are_no_numbers_is_told_of(tmp_path: P
     assert made(tmp_path / "job", tool="check", source=str(folder / "shelf.safetensors"))[0] == "finished"
     entry = json.loads((folder / "entry.json").read_text())
     assert entry["origin"] == "import" and entry["made"] == 1.0 and "no numbers" in entry["problem"]
+
+
+def test_an_imported_file_that_is_deleted_before_its_check_does_not_come_back(tmp_path: Path):
+    how, last = made(tmp_path / "job", tool="check", source=str(tmp_path / "brush" / "brush.safetensors"))
+    assert how == "failed" and "deleted" in last["message"] and not (tmp_path / "brush").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from tests.conftest import MODELS
 from trainer import speed
-from trainer.speed import block_seconds, precision_for
+from trainer.speed import blocks_seconds, precision_for
 
 CPU, TINY = torch.device("cpu"), MODELS / "tiny-sdxl"
 
@@ -24,11 +25,13 @@ def test_a_cpu_without_products_of_bf16_takes_fp32_unmeasured(monkeypatch, tmp_p
 def test_the_faster_precision_is_kept_so_that_a_resumed_run_has_it_too(monkeypatch, tmp_path: Path, bf16: float, chosen: torch.dtype):
     monkeypatch.setattr(speed, "multiplies_bf16", lambda: True)
     seconds = {torch.float32: 1.0, torch.bfloat16: bf16}
-    monkeypatch.setattr(speed, "block_seconds", lambda width, dtype: seconds[dtype])
+    monkeypatch.setattr(speed, "blocks_seconds", lambda unet, dtype: seconds[dtype])
     assert precision_for("auto", CPU, TINY, tmp_path) == chosen
     seconds[torch.bfloat16] = 2.0 - bf16  # the machine is busy with other things
     assert precision_for("auto", CPU, TINY, tmp_path) == chosen
 
 
-def test_a_wider_layer_takes_longer():
-    assert 0 < block_seconds(16, torch.float32) < block_seconds(512, torch.float32)
+def test_blocks_of_wider_layers_take_longer():
+    unet = json.loads((TINY / "unet" / "config.json").read_text())
+    wider = {**unet, "block_out_channels": [4 * width for width in unet["block_out_channels"]]}
+    assert 0 < blocks_seconds(unet, torch.float32) < blocks_seconds(wider, torch.float32)

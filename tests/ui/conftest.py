@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -45,6 +46,18 @@ def ready(tmp_path_factory: pytest.TempPathFactory, ink_run: Path) -> Iterator[S
     drawing = home / "outputs" / ".drawing"
     if drawing.is_dir():  # its warm process would wait for more
         events.append(drawing / "commands.jsonl", "stop")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    """A test that failed tells what its pages showed."""
+    report = (yield).get_result()
+    opened = getattr(item, "funcargs", {}).get("browser")
+    if report.failed and opened is not None:
+        for page in (page for context in opened.contexts for page in context.pages):
+            with contextlib.suppress(Exception):  # a page that is stuck tells nothing
+                page.set_default_timeout(5000)
+                report.sections.append((f"page at {page.url}", page.locator("body").inner_text()[:5000]))
 
 
 @pytest.fixture(scope="module")  # Playwright holds the thread's event loop as long as it lives

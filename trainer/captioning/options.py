@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.captioning.models import BLIP, BLIP_2, FLORENCE_2, WD_TAGGER
-from trainer.config import kind_of, problem_with, setting
+from trainer.config import fitted, problem_with, setting
 from trainer.dataset.captions import with_trigger
 from trainer.errors import ConfigError
 
@@ -60,16 +60,7 @@ def options_for(kind: str) -> list[dataclasses.Field]:
 
 def options_from(values: dict[str, Any]) -> CaptionOptions:
     """Options from loose values (JSON, form, command line). Raises ConfigError, also for an unknown name."""
-    declared = {field.name: field for field in dataclasses.fields(CaptionOptions)}
-    unknown = [f"{key!r} is no option of captioning; there are {', '.join(declared)}" for key in values if key not in declared]
+    unknown = [f"{key!r} is no option of captioning; there are {', '.join(HINTS)}" for key in values if key not in HINTS]
     if unknown:
         raise ConfigError(unknown)
-    chosen = {}
-    for key, value in values.items():
-        kind = kind_of(declared[key], HINTS)
-        if kind is tuple and isinstance(value, list):
-            value = tuple(value)
-        if kind is float and type(value) is int:
-            value = float(value)
-        chosen[key] = value
-    return CaptionOptions(**chosen)
+    return CaptionOptions(**{key: fitted(value, HINTS[key]) for key, value in values.items()})

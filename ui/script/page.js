@@ -30,18 +30,20 @@ const fill = (place, html) => {
   said.remove();
   line.after(fresh.content);
 };
-// What is drawn whether it is in sight or not says what it was drawn from: a change after that counts, also where it came
-// before the page's first question. Nothing is said while it isn't drawn.
+// What is drawn whether it is in sight or not says what it was drawn from. While that is another mark than the server's it
+// is asked for again: a drawing that failed, or a press that was lost, is made good. Nothing is said while it isn't drawn.
 const unseen = {
   made: () => document.querySelector('#shelf [data-made]'),
   arrived: (project) => document.querySelector(`#caption-list [data-project="${CSS.escape(project)}"]`),
 };
 const isNew = (section, mark, project) => {
+  if (section in unseen) {
+    const drawn = unseen[section](project);
+    return drawn && drawn.dataset[section] !== mark;
+  }
   if (marks[section] === mark) return false;
-  if (!(section in unseen)) { marks[section] = mark; return true; }
-  const drawn = unseen[section](project);
-  if (drawn) marks[section] = mark;
-  return drawn && drawn.dataset[section] !== mark;
+  marks[section] = mark;
+  return true;
 };
 const show = (news) => {
   const status = document.querySelector('#status [role=status]');
