@@ -18,6 +18,8 @@ from torch import nn
 
 from trainer.adapter.grouped import Group
 
+_FEW = 256 * 256  # tokens times tokens of the source (benchmarks/NOTES.md)
+
 
 def take_over(model: nn.Module) -> None:
     """Lets the attention modules of a model run in groups; `give_back` undoes it."""
@@ -73,6 +75,13 @@ def _attend(
     query_NHTD, key_NHSD, value_NHSD = (
         tensor.view(rows, -1, heads, tensor.shape[-1] // heads).transpose(1, 2) for tensor in (query, key, value)
     )
-    mixed = F.scaled_dot_product_attention(query_NHTD, key_NHSD, value_NHSD)
+    mixed = _mixed(query_NHTD, key_NHSD, value_NHSD)
     mixed = attention.to_out[0](mixed.transpose(1, 2).reshape(rows, query.shape[1], -1))
     return attention.to_out[1](mixed) if attention.to_out[1].p else mixed
+
+
+def _mixed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Values weighted by attention. torch's kernel for bf16 on a CPU takes twice as long as that for fp32 where tokens are few."""
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] * key.shape[2] <= _FEW:
+        return F.scaled_dot_product_attention(query.float(), key.float(), value.float()).to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value)

@@ -44,6 +44,7 @@ class Flat:
         laid = sorted(self.masters, key=order)
         parameters = [layer.tensors()[role] for layer, role in laid]
         self.value = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+        self._values = self.value.detach()  # the same memory, one tensor for all who ask
         self._gradient: torch.Tensor | None = None
         self._views: list[tuple[nn.Parameter, torch.Tensor]] = []
         self._copy: torch.Tensor | None = None
@@ -64,7 +65,7 @@ class Flat:
     def working(self, dtype: torch.dtype) -> torch.Tensor:
         """The values in `dtype`, without gradient."""
         if dtype == self.value.dtype:
-            return self.value.detach()
+            return self._values
         if self._copy is None or self._copy.dtype != dtype:
             with torch.inference_mode(False):  # pictures may be the first to ask, and training the next
                 self._copy, self._copied_at = torch.empty_like(self.value, dtype=dtype, requires_grad=False), -1

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainer.adapter.flat import Flat
 from trainer.adapter.layer import Layer
 from trainer.sdxl.quantised import QuantisedLinear
 
@@ -36,6 +37,7 @@ class Group:
         self.columns = [slice(first, last) for first, last in pairwise(ends)]
         self.rank = ends[-1]
         self._views: dict[str, tuple[Any, torch.Tensor, tuple[torch.Tensor, list[torch.Tensor]]]] = {}
+        self._flats: tuple[Any, Flat, list[Flat]] | None = None  # of the downs, and of the ups
 
     @staticmethod
     def fits(members: list[Any]) -> bool:
@@ -51,25 +53,38 @@ class Group:
         strength = self.strength.value
         if not torch.is_grad_enabled():
             return self.outputs(x, strength)
-        return _Grouped.apply(x, self.members[0].places["down"].flat.value, self, float(strength))  # pyright: ignore
+        return _Grouped.apply(x, self.flats[0].value, self, float(strength))  # pyright: ignore
+
+    @property
+    def flats(self) -> tuple[Flat, list[Flat]]:
+        """Where all downs lie, and where the ups do."""
+        places = self.members[0].places
+        if self._flats is None or self._flats[0] is not places:
+            self._flats = (places, places["down"].flat, list({member.places["up"].flat: None for member in self.members}))
+        return self._flats[1:]
+
+    def part(self, wide: torch.Tensor, number: int) -> torch.Tensor:
+        """The columns of one member."""
+        return wide if len(self.members) == 1 else wide[:, self.columns[number]]
 
     def matrices(self, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """A of all members (R, I), and each one's B (O, R), in the base's dtype."""
-        down, ups = self.members[0].places["down"].flat, {member.places["up"].flat for member in self.members}
+        down, ups = self.flats
         vector = down.working(dtype)
         for flat in ups:
-            flat.working(dtype)
+            if flat is not down:
+                flat.working(dtype)
         return self._viewed("values", vector, lambda flat: flat.working(dtype))
 
     def gradients(self, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Where the gradients of `matrices` are added."""
-        vector = self.members[0].places["down"].flat.gradient(dtype)
+        vector = self.flats[0].gradient(dtype)
         return self._viewed("gradients", vector, lambda flat: flat.gradient(dtype))
 
     def _viewed(self, kind: str, vector: torch.Tensor, of: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
         places = self.members[0].places
         known = self._views.get(kind)
-        if known is None or known[0] is not places or known[1].data_ptr() != vector.data_ptr() or known[1].dtype != vector.dtype:
+        if known is None or known[0] is not places or known[1] is not vector:
             first = places["down"]
             inputs = first.shape[1]
             downs = vector[first.start : first.start + self.rank * inputs].view(self.rank, inputs)
@@ -88,8 +103,8 @@ class Group:
             hidden_TR.view(len(strength), -1).mul_(strength.to(x.dtype)[:, None])
         else:
             factor = strength
-        for output, up, columns, scale in zip(made, ups, self.columns, self.scales, strict=True):
-            output.view(-1, output.shape[-1]).addmm_(hidden_TR[:, columns], up.t(), alpha=scale * factor)
+        for number, (output, up, scale) in enumerate(zip(made, ups, self.scales, strict=True)):
+            output.view(-1, output.shape[-1]).addmm_(self.part(hidden_TR, number), up.t(), alpha=scale * factor)
         return made
 
 
@@ -111,10 +126,10 @@ class _Grouped(torch.autograd.Function):
         down_gradient, up_gradients = group.gradients(x.dtype)
         hidden_TR, hidden_gradient = x_TI @ downs.t(), x_TI.new_empty(len(x_TI), group.rank)
         gradients = [output.reshape(-1, output.shape[-1]) for output in outputs]
-        for number, (gradient, columns) in enumerate(zip(gradients, group.columns, strict=True)):
-            factor, into = group.scales[number] * ctx.strength, hidden_gradient[:, columns]
+        for number, gradient in enumerate(gradients):
+            factor, into = group.scales[number] * ctx.strength, group.part(hidden_gradient, number)
             torch.addmm(into, gradient, ups[number], beta=0, alpha=factor, out=into)
-            up_gradients[number].addmm_(gradient.t(), hidden_TR[:, columns], alpha=factor)
+            up_gradients[number].addmm_(gradient.t(), group.part(hidden_TR, number), alpha=factor)
         down_gradient.addmm_(hidden_gradient.t(), x_TI)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
