@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import BUNDLED, ROOT, drawing, recipe, studio, training
@@ -23,7 +23,8 @@ GROUPS = ("training", "preview", "caching", "start", "growth", "studio")
 _GROWTH, _QUICK_GROWTH = (10, 100, 1_000, 10_000), (4,)
 
 
-def measured(only: tuple[str, ...], folder: Path, *, quick: bool, card: bool, repeat: int) -> list[Figure]:
+def measured(only: tuple[str, ...], folder: Path, *, quick: bool, card: bool, repeat: int) -> Iterator[list[Figure]]:
+    """Group by group."""
     ways: dict[str, Callable[[], list[Figure]]] = {
         "training": lambda: training.figures(training.cases(quick=quick, card=card), 1 if quick or card else repeat),
         "preview": lambda: drawing.figures(folder, quick=quick, repeat=repeat),
@@ -32,11 +33,9 @@ def measured(only: tuple[str, ...], folder: Path, *, quick: bool, card: bool, re
         "growth": lambda: recipe.growth(folder / "growth", _QUICK_GROWTH if quick else _GROWTH),
         "studio": lambda: studio.figures(folder / "studio", quick=quick),
     }
-    found = []
     for name in only:
         print(f"{name} ...", file=sys.stderr)
-        found += ways[name]()
-    return found
+        yield ways[name]()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,10 +58,11 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             # On a card the list of true SDXL fits into nine minutes; the rest is for asking.
             only = tuple(options.only or (("training", "preview") if card and not options.quick else GROUPS))
-            found = measured(only, Path(folder), quick=options.quick, card=card, repeat=options.repeat)
+            found = []
+            for figures in measured(only, Path(folder), quick=options.quick, card=card, repeat=options.repeat):
+                found += figures
+                print(f"saved as {save(figures, words, options.out)}", file=sys.stderr)  # each: a later one may fail
     print(f"{words}\n\n{table(found)}")
-    if not options.against:
-        print(f"saved as {save(found, words, options.out)}")
 
 
 def _base(name: str, folder: Path) -> Path:

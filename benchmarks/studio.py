@@ -54,7 +54,7 @@ _PRESS = """async (key) => {
 
 def figures(folder: Path, *, quick: bool) -> list[Figure]:
     """Every figure of the page, from one server on folders of its own."""
-    many, large, seconds = (4, 10, 3) if quick else (200, 1_000, 30)
+    many, large, seconds = (4, 10, 5) if quick else (200, 1_000, 30)
     home = folder / "home"
     shutil.copytree(INK, home / "datasets" / "ink")
     _settle(home / "datasets" / "ink")
@@ -158,6 +158,7 @@ def _train(page: Any, started: Started, seconds: int) -> list[Figure]:
     page.wait_for_function("/step [0-9]+ of/.test(document.querySelector('#status').innerText)")
     page.evaluate(_WATCH_STATUS)
     page.wait_for_timeout(seconds * 1000)
+    page.wait_for_function("window.seen.length > 2")
     polls, drawn = (sorted(page.evaluate(_TAKEN, part)) for part in ("/pulse", "/run/"))
     seen = page.evaluate("() => window.seen")
     said = events.read(started.home / "outputs" / "ink" / "events.jsonl")[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 from safetensors import safe_open
 
 from tests.ui.conftest import BROWSER, Started
@@ -65,4 +68,19 @@ def test_strengths_pictures_and_checkpoints_are_tried_and_one_is_chosen(ready: S
     with safe_open(downloading.value.path(), framework="pt") as file:
         facts = file.metadata()
     assert facts["modelspec.lora_default_weight"] == "0.75" and facts["modelspec.trigger_phrase"] == "ink" and facts["ss_steps"] == "10"
+    page.context.close()
+
+
+def test_a_training_that_ends_is_at_hand_though_no_other_tab_was_opened(studio: Started, browser, ink_run: Path):
+    page = browser.new_context().new_page()
+    page.set_default_timeout(60_000)
+    with page.expect_response(lambda answer: "/pulse" in answer.url):
+        page.goto(f"{studio.address}/?tab=try_it")
+    page.get_by_role("button", name="Draw", exact=True).wait_for()
+    page.wait_for_timeout(2000)  # the page has asked what is new, and there is nothing
+    assert not page.locator("#strip .tryout").count()
+    shutil.copytree(ink_run, studio.home / "outputs" / ".coming" / "ink")
+    (studio.home / "outputs" / ".coming" / "ink" / "project.json").write_text('{"project": "ink-emoji"}')
+    (studio.home / "outputs" / ".coming" / "ink").rename(studio.home / "outputs" / "ink")
+    page.wait_for_selector("#strip .tryout")
     page.context.close()

@@ -31,7 +31,8 @@ const fill = (place, html) => {
   line.after(fresh.content);
 };
 // What is drawn whether it is in sight or not says what it was drawn from. While that is another mark than the server's it
-// is asked for again: a drawing that failed, or a press that was lost, is made good. Nothing is said while it isn't drawn.
+// is asked for again: a drawing that failed, or a press that was lost, is made good. A tab that was never opened is not in
+// the page and says nothing: there each new mark counts once, as others hear on the section too.
 const unseen = {
   made: () => document.querySelector('#shelf [data-made]'),
   arrived: (project) => document.querySelector(`#caption-list [data-project="${CSS.escape(project)}"]`),
@@ -39,7 +40,10 @@ const unseen = {
 const isNew = (section, mark, project) => {
   if (section in unseen) {
     const drawn = unseen[section](project);
-    return drawn && drawn.dataset[section] !== mark;
+    if (drawn) {
+      marks[section] = mark;
+      return drawn.dataset[section] !== mark;
+    }
   }
   if (marks[section] === mark) return false;
   marks[section] = mark;
@@ -58,7 +62,9 @@ const ask = async () => {
   const field = document.querySelector('#project input');
   try {
     const project = field ? field.value : '';
-    const answer = await fetch('/pulse?project=' + encodeURIComponent(project), {cache: 'no-store'});
+    // An answer that never comes must not end the questions.
+    const asking = {cache: 'no-store', signal: AbortSignal.timeout(30000)};
+    const answer = await fetch('/pulse?project=' + encodeURIComponent(project), asking);
     if (answer.status === 401) location.reload();  // to the login
     const news = answer.ok && await answer.json();
     if (news && field && field.isConnected && field.value === project) show(news);
