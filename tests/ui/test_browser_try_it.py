@@ -78,7 +78,7 @@ def test_a_training_that_ends_is_at_hand_though_no_other_tab_was_opened(studio: 
         page.goto(f"{studio.address}/?tab=try_it")
     page.get_by_role("button", name="Draw", exact=True).wait_for()
     page.wait_for_timeout(2000)  # the page has asked what is new, and there is nothing
-    assert not page.locator("#strip .tryout").count()
+    assert not page.locator("#strip .tryout").count() and not page.locator(".toast-body").count()
     shutil.copytree(ink_run, studio.home / "outputs" / ".coming" / "ink")
     (studio.home / "outputs" / ".coming" / "ink" / "project.json").write_text('{"project": "ink-emoji"}')
     (studio.home / "outputs" / ".coming" / "ink").rename(studio.home / "outputs" / "ink")

@@ -31,8 +31,8 @@ const fill = (place, html) => {
   line.after(fresh.content);
 };
 // What is drawn whether it is in sight or not says what it was drawn from. While that is another mark than the server's it
-// is asked for again: a drawing that failed, or a press that was lost, is made good. A tab that was never opened is not in
-// the page and says nothing: there each new mark counts once, as others hear on the section too.
+// is asked for again: a drawing that failed, or a press that was lost, is made good. What lies in a tab that was never
+// opened is not in the page and is drawn when it is; of what was made, other tabs hear too, so each new mark counts once.
 const unseen = {
   made: () => document.querySelector('#shelf [data-made]'),
   arrived: (project) => document.querySelector(`#caption-list [data-project="${CSS.escape(project)}"]`),
@@ -44,6 +44,7 @@ const isNew = (section, mark, project) => {
       marks[section] = mark;
       return drawn.dataset[section] !== mark;
     }
+    if (section !== 'made') return false;
   }
   if (marks[section] === mark) return false;
   marks[section] = mark;

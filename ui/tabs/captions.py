@@ -56,13 +56,13 @@ def build(shared: Shared) -> None:
             html = f'<div data-project="{escaped(chosen)}" data-arrived="{arrived}">{html}</div>'
         return *about(desk, chosen), html, gr.update(choices=_kinds(desk.words))
 
-    def look(desk: Desk, chosen: str | None, what: str, found: str, new: str):
+    def look(desk: Desk, chosen: str | None, what: str, found: str | None, new: str | None):
         edit = _edit(desk, chosen, what, found, new)
         made = changes(desk.projects, chosen, edit) if chosen else []
         fields = gr.update(visible=what in ("replace", "remove")), gr.update(visible=what in ("replace", "prepend", "append"))
         return preview_html(desk.words, made, not edit.does_nothing), gr.update(interactive=bool(made)), *fields
 
-    def make(desk: Desk, chosen: str | None, what: str, found: str, new: str, touched: int):
+    def make(desk: Desk, chosen: str | None, what: str, found: str | None, new: str | None, touched: int):
         if not chosen:
             raise DatasetError(desk.words("captions.no_project"))
         count = apply(desk.projects, chosen, _edit(desk, chosen, what, found, new))
@@ -97,7 +97,7 @@ def _kinds(words: Words) -> list[tuple[str, str]]:
     return [(words(f"captions.kind_{kind}"), kind) for kind in KINDS]
 
 
-def _edit(desk: Desk, project: str | None, kind: str, find: str, text: str) -> Edit:
+def _edit(desk: Desk, project: str | None, kind: str, find: str | None, text: str | None) -> Edit:
     if kind == "apart" and project:
         find = aims_of(desk.projects.folder(project), desk.jobs.models).trigger
     return Edit(kind, find or "", text or "")
