@@ -36,7 +36,13 @@ def build_page(studio: Studio, label: gr.I18n) -> gr.Blocks:
             account = gr.HTML(elem_id="account", visible=bool(studio.accounts))
         gr.HTML('<div role="status"></div>', elem_id="status")  # filled by the script
         news = {section: gr.Button(section, elem_id=f"news-{section}", elem_classes="unseen") for section in SECTIONS}
-        shared = Shared(studio=studio, label=label, project=project, touched=gr.State(0), news=news)
+        shared = Shared(
+            studio=studio,
+            label=label,
+            project=project,
+            touched=gr.Textbox(elem_id="touched", elem_classes="unseen", show_label=False),
+            news=news,
+        )
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             for tab in TABS:
                 name = tab.__name__.rsplit(".", 1)[-1]

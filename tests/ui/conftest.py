@@ -56,8 +56,7 @@ def pytest_runtest_makereport(item: pytest.Item):
     if report.failed and opened is not None:
         for page in (page for context in opened.contexts for page in context.pages):
             with contextlib.suppress(Exception):  # a page that is stuck tells nothing
-                page.set_default_timeout(5000)
-                report.sections.append((f"page at {page.url}", page.locator("body").inner_text()[:5000]))
+                report.sections.append((f"page at {page.url}", page.locator("body").inner_text(timeout=5000)[:5000]))
 
 
 @pytest.fixture(scope="module")  # Playwright holds the thread's event loop as long as it lives

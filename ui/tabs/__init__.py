@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,10 @@ import gradio as gr
 
 from ui.studio import Studio, handler
 
-PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
+# An answer comes with the request that asks: on a busy machine Gradio's queue, which answers by a stream that it opens and
+# closes, now and then leaves a press without one. What takes long is done by child processes, so nothing waits in a queue.
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False}
+QUIET: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
 NEWS: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}  # what comes while the last is still drawn is not lost
 OTHERS = 3  # LoRAs beside the chosen one: four in all
 
@@ -23,12 +26,17 @@ class Shared:
     studio: Studio
     label: gr.I18n  # `label("artwork.drop")`: translated in the browser
     project: gr.Dropdown  # the chosen project's name; its `change` also fires when the page has loaded
-    touched: gr.State  # a number that a tab raises when it has changed the project's pictures or captions
+    touched: gr.Textbox  # out of sight; a tab writes `touch()` when it has changed the project's pictures or captions
     news: dict[str, gr.Button]  # by section of `ui/pulse.py`: pressed by the page's script when there is something new
 
     def on(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """`callback(desk, *values)` for Gradio's events."""
         return handler(self.studio, callback)
+
+
+def touch() -> str:
+    """Another word at each call. It is written where it changes, as states change nothing in events that no queue answers."""
+    return str(time.time_ns())
 
 
 def rows_of_others(shared: Shared, tab: str, *, prefix: str = "", least: float = -1, visible: bool = True) -> list[tuple[Any, Any]]:

@@ -15,7 +15,7 @@ from ui.limits import MB
 from ui.mask_dialog import mask_dialog_html
 from ui.projects import SAMPLES
 from ui.studio import Desk
-from ui.tabs import NEWS, PRIVATE, Shared
+from ui.tabs import NEWS, PRIVATE, Shared, touch
 from ui.text import Words
 
 
@@ -77,9 +77,9 @@ def build(shared: Shared) -> None:
         state = (chosen, drop and (id(drop), drop.kept, drop.ended), look and (id(look), 10 * look.done // max(1, look.total), look.ended))
         return [arrivals_html(desk.words, drop), escaped(_visit_words(desk, chosen)), now, repr(state)]
 
-    def touch(desk: Desk, touched: int) -> int:
+    def changes(desk: Desk) -> str:
         del desk
-        return touched + 1
+        return touch()
 
     outputs = [limits, doctor, cards, removed, dialog]
     gr.on(
@@ -95,7 +95,7 @@ def build(shared: Shared) -> None:
         box.upload(shared.on(take_in), [box, shared.project], [shared.project, box], preprocess=False, **PRIVATE)
     gr.on(
         [changed.click, shared.news["arrived"].click],
-        shared.on(touch), shared.touched, shared.touched, show_progress="hidden", trigger_mode="multiple", **PRIVATE,
+        shared.on(changes), None, shared.touched, show_progress="hidden", trigger_mode="multiple", **PRIVATE,
     )  # fmt: skip
     shared.news["artwork"].click(shared.on(follow), [shared.project, seen], [arrivals, visit, seen, fresh], **NEWS)
 
@@ -122,18 +122,24 @@ def _deletion(shared: Shared) -> None:
             no = gr.Button(label("artwork.delete_no"), elem_id="delete-no")
             yes = gr.Button(label("artwork.delete_yes"), elem_id="delete-yes", variant="stop")
     receipt = gr.HTML(elem_id="deleted", padding=False)
+    about = gr.State("")  # the project that the question is of
 
     def ask(desk: Desk, chosen: str | None):
         if not chosen:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return [gr.skip()] * 5
         count = len(trainings_of(desk, chosen))
         words = desk.words("artwork.delete_ask", project=chosen, pictures=len(desk.projects.cards(chosen)))
         said = f'<div role="alertdialog" aria-live="assertive" class="alert">{escaped(words)}</div>'
-        return gr.update(visible=True), said, gr.update(label=desk.words("artwork.delete_runs", count=count), visible=count > 0), ""
+        return gr.update(visible=True), said, gr.update(label=desk.words("artwork.delete_runs", count=count), visible=count > 0), "", chosen
 
     def keep(desk: Desk):
         del desk
         return gr.update(visible=False)
+
+    def keep_of_other(desk: Desk, chosen: str | None, last: str):
+        """A change of the project may be told late: a question of the one that is chosen by now stays."""
+        del desk
+        return gr.skip() if chosen == last else gr.update(visible=False)
 
     def remove(desk: Desk, chosen: str | None, with_runs: bool):
         done = delete_project(desk, chosen or "", trainings=with_runs is True)
@@ -141,10 +147,10 @@ def _deletion(shared: Shared) -> None:
         shown = gr.update(choices=desk.projects.names(), value=desk.projects.latest())
         return gr.update(visible=False), f'<p role="status">{said}</p>', shown
 
-    delete.click(shared.on(ask), shared.project, [question, asked, runs, receipt], **PRIVATE)
+    delete.click(shared.on(ask), shared.project, [question, asked, runs, receipt, about], **PRIVATE)
     no.click(shared.on(keep), None, question, **PRIVATE)
     yes.click(shared.on(remove), [shared.project, runs], [question, receipt, shared.project], **PRIVATE)
-    shared.project.change(shared.on(keep), None, question, **PRIVATE)
+    shared.project.change(shared.on(keep_of_other), [shared.project, about], question, **PRIVATE)
 
 
 def _receipt(words: Words, project: str, files: int, trainings: int) -> str:

@@ -16,7 +16,7 @@ from ui.checkup import told
 from ui.naming import MAX_CAPTION
 from ui.pulse import arrived_mark
 from ui.studio import Desk
-from ui.tabs import NEWS, PRIVATE, Shared
+from ui.tabs import NEWS, PRIVATE, Shared, touch
 from ui.text import Words
 
 
@@ -62,19 +62,19 @@ def build(shared: Shared) -> None:
         fields = gr.update(visible=what in ("replace", "remove")), gr.update(visible=what in ("replace", "prepend", "append"))
         return preview_html(desk.words, made, not edit.does_nothing), gr.update(interactive=bool(made)), *fields
 
-    def make(desk: Desk, chosen: str | None, what: str, found: str | None, new: str | None, touched: int):
+    def make(desk: Desk, chosen: str | None, what: str, found: str | None, new: str | None):
         if not chosen:
             raise DatasetError(desk.words("captions.no_project"))
         count = apply(desk.projects, chosen, _edit(desk, chosen, what, found, new))
-        return _status(desk.words("captions.changed", count=count)), "", gr.update(interactive=False), touched + 1
+        return _status(desk.words("captions.changed", count=count)), "", gr.update(interactive=False), touch()
 
-    def take_back(desk: Desk, chosen: str | None, touched: int):
+    def take_back(desk: Desk, chosen: str | None):
         if not chosen:
             raise DatasetError(desk.words("captions.no_project"))
         done = undo(desk.projects, chosen)
         kept = desk.words("captions.kept", count=done.kept) if done.kept else ""
         words = f"{desk.words('captions.undone', what=undone_words(desk.words, done), count=done.count)} {kept}"
-        return _status(words), touched + 1
+        return _status(words), touch()
 
     asked = [shared.project, kind, find, text]
     gr.on(
@@ -89,8 +89,8 @@ def build(shared: Shared) -> None:
     saved.click(shared.on(about), shared.project, [summary, tags, back], show_progress="hidden", trigger_mode="always_last", **PRIVATE)
     for change in (kind.change, find.change, text.change, shared.touched.change):
         change(shared.on(look), asked, [preview, do, find, text], show_progress="hidden", trigger_mode="always_last", **PRIVATE)
-    do.click(shared.on(make), [*asked, shared.touched], [said, preview, do, shared.touched], **PRIVATE)
-    back.click(shared.on(take_back), [shared.project, shared.touched], [said, shared.touched], **PRIVATE)
+    do.click(shared.on(make), asked, [said, preview, do, shared.touched], **PRIVATE)
+    back.click(shared.on(take_back), shared.project, [said, shared.touched], **PRIVATE)
 
 
 def _kinds(words: Words) -> list[tuple[str, str]]:
@@ -160,12 +160,12 @@ def _model(shared: Shared) -> None:
         html = progress_html(desk.words, stands, fresh, chosen or "")
         return html, gr.update(interactive=alive), now, repr(now) if ended else gr.skip()
 
-    def touch(desk: Desk, touched: int) -> int:
+    def changes_all(desk: Desk) -> str:
         del desk
-        return touched + 1
+        return touch()
 
     shared.project.change(shared.on(offer), shared.project, [none, row, model], show_progress="hidden", **PRIVATE)
     start.click(shared.on(begin), [shared.project, model, over], None, **PRIVATE)
     stop.click(shared.on(halt), shared.project, None, **PRIVATE)
-    finished.change(shared.on(touch), shared.touched, shared.touched, show_progress="hidden", **PRIVATE)
+    finished.change(shared.on(changes_all), None, shared.touched, show_progress="hidden", **PRIVATE)
     shared.news["captions"].click(shared.on(follow), [shared.project, seen], [status, stop, seen, finished], **NEWS)

@@ -127,9 +127,9 @@ def build(shared: Shared) -> None:
     gr.on([shared.project.change, shared.news["made"].click], shared.on(show), lora, [cards, *chosen_lists], **NEWS)
     shared.news["library"].click(shared.on(follow), works, [works, told], **NEWS)
     drop.upload(shared.on(take_in), drop, [drop, told], preprocess=False, **PRIVATE)
-    gr.on([lora.change, shared.news["made"].click], shared.on(read_label), [lora, labelled], [*fields.values(), labelled], **NEWS)
-    # By the browser alone: an answer of the server's could come after the next question and take that away.
+    # By the browser alone and first: an answer of the server's could come after the next question and take that away.
     lora.change(None, None, [question, sure, keep], js=_NO_QUESTION, **QUIET)
+    gr.on([lora.change, shared.news["made"].click], shared.on(read_label), [lora, labelled], [*fields.values(), labelled], **NEWS)
     save.click(shared.on(write_label), {lora, *fields.values()}, told, **PRIVATE)
     tool["tool"].change(
         shared.on(which_tool), tool["tool"], [tool["rank"], tool["form"], tool["weight"], *(p for pair in others for p in pair)], **QUIET
