@@ -42,6 +42,7 @@ def build_page(studio: Studio, label: gr.I18n) -> gr.Blocks:
             project=project,
             touched=gr.Textbox(elem_id="touched", elem_classes="unseen", show_label=False),
             news=news,
+            bells=gr.Column(elem_id="bells", elem_classes="unseen"),
         )
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             for tab in TABS:

@@ -118,6 +118,18 @@ def test_removed_pictures_come_back_with_their_captions(page: Any, studio: Start
     assert (project(studio) / "owl.txt").read_text() == "inkart owl, bird\n"
 
 
+def test_a_page_that_nobody_touches_asks_for_little(page: Any):
+    """Its events come to rest, also those that came while the first were still drawn."""
+    asked = []
+    page.reload()
+    page.wait_for_selector("#cards .picture")
+    page.evaluate("for (let i = 0; i < 3; i++) document.querySelector('#news-made').click()")
+    page.wait_for_timeout(5000)
+    page.on("request", lambda request: asked.append(request.url) if "/gradio_api/run" in request.url else None)
+    page.wait_for_timeout(4000)
+    assert len(asked) < 8
+
+
 def test_a_caption_is_saved_on_leaving_and_page_down_goes_on(page: Any, studio: Started, waits):
     page.locator("#tabs [role=tab]").nth(1).click()
     fields = page.locator("#caption-list textarea.caption")
@@ -157,6 +169,23 @@ def test_what_is_being_written_outlives_a_list_drawn_anew(page: Any, waits):
     waits("document.activeElement.value?.includes('half a thought more')")
     page.keyboard.press("Tab")
     waits("document.querySelectorAll('#caption-list .saved')[0].innerText === 'Saved'")
+
+
+def test_what_is_being_written_outlives_a_reload_and_is_saved_on_leaving(page: Any, studio: Started, waits):
+    """Gradio loads the page anew by itself when the server was away."""
+    fields = page.locator("#caption-list textarea.caption")
+    fields.nth(1).click()
+    page.keyboard.press("End")
+    page.keyboard.type(", half")
+    place, text = page.evaluate("[document.activeElement.dataset.place, document.activeElement.value]")
+    page.reload()
+    waits(f"document.activeElement.dataset.place === {place!r} && document.activeElement.value === {text!r}")
+    page.keyboard.press("Tab")
+    waits("document.querySelectorAll('#caption-list .saved')[1].innerText === 'Saved'")
+    assert (project(studio) / "bell.txt").read_text() == f"{text}\n"
+    page.reload()
+    fields.first.wait_for()
+    assert page.evaluate("document.activeElement.dataset.place") is None and fields.nth(1).input_value() == text
 
 
 def test_a_whole_folder_is_taken_with_its_captions(page: Any, studio: Started, waits, tmp_path: Path):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,6 +45,18 @@ def test_the_page_answers_without_torch():
     told += "assert 'Impasto' in TestClient(app, base_url='http://127.0.0.1').get('/').text; "
     told += "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", told], cwd=ROOT).returncode == 0
+
+
+def test_no_two_functions_put_each_other_off(house):
+    """What Gradio puts off while a function runs, it makes good by raising the whole event: two on one event never end."""
+    _, client = house
+    hearing = Counter(
+        tuple(target)
+        for function in client.get("/config").json()["dependencies"]
+        if function["backend_fn"] and function["trigger_mode"] == "always_last"
+        for target in function["targets"]
+    )
+    assert len(hearing) > 20 and set(hearing.values()) == {1}
 
 
 def test_the_studio_starts_without_writing_into_the_installation():

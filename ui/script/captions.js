@@ -10,11 +10,11 @@ document.addEventListener('input', (event) => {
   if (field.matches?.('textarea.caption')) unsaved.set(field.dataset.place, field.value);
 });
 
-document.addEventListener('change', async (event) => {
-  const field = event.target;
-  if (!field.matches?.('textarea.caption')) return;
+const sent = new Map();  // place -> what is on its way to the server
+async function save(field) {
   const place = field.dataset.place, text = field.value;
   let words = '', hint = null;
+  sent.set(place, text);
   try {
     const answer = await fetch('/caption/' + place, {method: 'PUT', body: text});
     const said = await answer.json();
@@ -29,11 +29,32 @@ document.addEventListener('change', async (event) => {
   } catch {
     words = field.closest('[data-failed]')?.dataset.failed ?? '';
   }
+  if (sent.get(place) === text) sent.delete(place);
   const now = fieldOf(place)?.closest('.captioned');
   if (!now) return;
   now.querySelector('.saved').textContent = words;
   if (hint !== null) now.querySelector('.long').textContent = hint;
+}
+document.addEventListener('change', (event) => {
+  if (event.target.matches?.('textarea.caption')) save(event.target);
 });
+// A browser tells of no change where the script has put the words back.
+document.addEventListener('focusout', (event) => {
+  const field = event.target, place = field.dataset?.place;
+  if (field.matches?.('textarea.caption') && unsaved.has(place) && sent.get(place) !== field.value) save(field);
+});
+
+// A page that is loaded anew, as Gradio does when the server was away, goes on with what was being written.
+const DRAFT = 'captions being written';
+window.addEventListener('pagehide', () => {
+  if (unsaved.size) sessionStorage.setItem(DRAFT, JSON.stringify({unsaved: [...unsaved], writing}));
+});
+const draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? 'null');
+sessionStorage.removeItem(DRAFT);
+if (draft && performance.getEntriesByType('navigation')[0]?.type === 'reload') {
+  for (const [place, text] of draft.unsaved) unsaved.set(place, text);
+  writing = draft.writing;
+}
 
 function goTo(field) {
   if (!field) return false;

@@ -15,8 +15,13 @@ from ui.studio import Studio, handler
 # closes, now and then leaves a press without one. What takes long is done by child processes, so nothing waits in a queue.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False}
 QUIET: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-NEWS: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}  # what comes while the last is still drawn is not lost
 OTHERS = 3  # LoRAs beside the chosen one: four in all
+TOUCH = "() => String(Math.random())"  # what `touch` returns, by the browser alone
+
+
+def touch() -> str:
+    """Another word at each call. It is written where it changes, as states change nothing in events that no queue answers."""
+    return str(time.time_ns())
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,22 @@ class Shared:
     project: gr.Dropdown  # the chosen project's name; its `change` also fires when the page has loaded
     touched: gr.Textbox  # out of sight; a tab writes `touch()` when it has changed the project's pictures or captions
     news: dict[str, gr.Button]  # by section of `ui/pulse.py`: pressed by the page's script when there is something new
+    bells: gr.Column  # out of sight, in every tab
 
     def on(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """`callback(desk, *values)` for Gradio's events."""
         return handler(self.studio, callback)
 
+    def draw(self, events: list[Callable[..., Any]], callback: Callable[..., Any], inputs: Any, outputs: Any) -> None:
+        """`outputs` by `callback(desk, *inputs)` at each of `events`, and once more when others came meanwhile.
 
-def touch() -> str:
-    """Another word at each call. It is written where it changes, as states change nothing in events that no queue answers."""
-    return str(time.time_ns())
+        Each drawing hears on a bell of its own. What Gradio puts off while a function runs, it makes good by raising the
+        whole event anew: two functions on one event would raise it for each other without end.
+        """
+        with self.bells:
+            bell = gr.Textbox(elem_classes="unseen", show_label=False)
+        gr.on(events, None, None, bell, js=TOUCH, trigger_mode="multiple", **QUIET)
+        bell.change(self.on(callback), inputs, outputs, trigger_mode="always_last", **QUIET)
 
 
 def rows_of_others(shared: Shared, tab: str, *, prefix: str = "", least: float = -1, visible: bool = True) -> list[tuple[Any, Any]]:

@@ -15,7 +15,7 @@ from ui.limits import MB
 from ui.mask_dialog import mask_dialog_html
 from ui.projects import SAMPLES
 from ui.studio import Desk
-from ui.tabs import NEWS, PRIVATE, Shared, touch
+from ui.tabs import PRIVATE, QUIET, TOUCH, Shared
 from ui.text import Words
 
 
@@ -77,27 +77,14 @@ def build(shared: Shared) -> None:
         state = (chosen, drop and (id(drop), drop.kept, drop.ended), look and (id(look), 10 * look.done // max(1, look.total), look.ended))
         return [arrivals_html(desk.words, drop), escaped(_visit_words(desk, chosen)), now, repr(state)]
 
-    def changes(desk: Desk) -> str:
-        del desk
-        return touch()
-
     outputs = [limits, doctor, cards, removed, dialog]
-    gr.on(
-        [shared.project.change, shared.touched.change, fresh.change],
-        shared.on(show),
-        shared.project,
-        outputs,
-        show_progress="hidden",
-        trigger_mode="always_last",
-        **PRIVATE,
-    )
+    shared.draw([shared.project.change, shared.touched.change, fresh.change], show, shared.project, outputs)
     for box in (upload, folder):
         box.upload(shared.on(take_in), [box, shared.project], [shared.project, box], preprocess=False, **PRIVATE)
     gr.on(
-        [changed.click, shared.news["arrived"].click],
-        shared.on(changes), None, shared.touched, show_progress="hidden", trigger_mode="multiple", **PRIVATE,
+        [changed.click, shared.news["arrived"].click], None, None, shared.touched, js=TOUCH, trigger_mode="multiple", **QUIET
     )  # fmt: skip
-    shared.news["artwork"].click(shared.on(follow), [shared.project, seen], [arrivals, visit, seen, fresh], **NEWS)
+    shared.draw([shared.news["artwork"].click], follow, [shared.project, seen], [arrivals, visit, seen, fresh])
 
 
 def _limits(desk: Desk) -> str:
@@ -150,7 +137,7 @@ def _deletion(shared: Shared) -> None:
     delete.click(shared.on(ask), shared.project, [question, asked, runs, receipt, about], **PRIVATE)
     no.click(shared.on(keep), None, question, **PRIVATE)
     yes.click(shared.on(remove), [shared.project, runs], [question, receipt, shared.project], **PRIVATE)
-    shared.project.change(shared.on(keep_of_other), [shared.project, about], question, **PRIVATE)
+    shared.draw([shared.project.change], keep_of_other, [shared.project, about], question)
 
 
 def _receipt(words: Words, project: str, files: int, trainings: int) -> str:

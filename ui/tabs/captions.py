@@ -16,7 +16,7 @@ from ui.checkup import told
 from ui.naming import MAX_CAPTION
 from ui.pulse import arrived_mark
 from ui.studio import Desk
-from ui.tabs import NEWS, PRIVATE, Shared, touch
+from ui.tabs import PRIVATE, QUIET, TOUCH, Shared, touch
 from ui.text import Words
 
 
@@ -77,18 +77,9 @@ def build(shared: Shared) -> None:
         return _status(words), touch()
 
     asked = [shared.project, kind, find, text]
-    gr.on(
-        [shared.project.change, shared.touched.change],
-        shared.on(show),
-        shared.project,
-        [summary, tags, back, listed, kind],
-        show_progress="hidden",
-        trigger_mode="always_last",
-        **PRIVATE,
-    )
-    saved.click(shared.on(about), shared.project, [summary, tags, back], show_progress="hidden", trigger_mode="always_last", **PRIVATE)
-    for change in (kind.change, find.change, text.change, shared.touched.change):
-        change(shared.on(look), asked, [preview, do, find, text], show_progress="hidden", trigger_mode="always_last", **PRIVATE)
+    shared.draw([shared.project.change, shared.touched.change], show, shared.project, [summary, tags, back, listed, kind])
+    shared.draw([saved.click], about, shared.project, [summary, tags, back])
+    shared.draw([kind.change, find.change, text.change, shared.touched.change], look, asked, [preview, do, find, text])
     do.click(shared.on(make), asked, [said, preview, do, shared.touched], **PRIVATE)
     back.click(shared.on(take_back), shared.project, [said, shared.touched], **PRIVATE)
 
@@ -160,12 +151,8 @@ def _model(shared: Shared) -> None:
         html = progress_html(desk.words, stands, fresh, chosen or "")
         return html, gr.update(interactive=alive), now, repr(now) if ended else gr.skip()
 
-    def changes_all(desk: Desk) -> str:
-        del desk
-        return touch()
-
-    shared.project.change(shared.on(offer), shared.project, [none, row, model], show_progress="hidden", **PRIVATE)
+    shared.draw([shared.project.change], offer, shared.project, [none, row, model])
     start.click(shared.on(begin), [shared.project, model, over], None, **PRIVATE)
     stop.click(shared.on(halt), shared.project, None, **PRIVATE)
-    finished.change(shared.on(changes_all), None, shared.touched, show_progress="hidden", **PRIVATE)
-    shared.news["captions"].click(shared.on(follow), [shared.project, seen], [status, stop, seen, finished], **NEWS)
+    finished.change(None, None, shared.touched, js=TOUCH, **QUIET)
+    shared.draw([shared.news["captions"].click], follow, [shared.project, seen], [status, stop, seen, finished])

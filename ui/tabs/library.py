@@ -13,7 +13,7 @@ from ui.library import OUTSIDE, Library
 from ui.pulse import made_mark
 from ui.shelf import cards_html, size_words
 from ui.studio import Desk
-from ui.tabs import NEWS, PRIVATE, QUIET, Shared, rows_of_others
+from ui.tabs import PRIVATE, QUIET, Shared, rows_of_others
 
 _NO_QUESTION = "() => ['', {__type__: 'update', visible: false}, {__type__: 'update', visible: false}]"
 TEXTS = ("title", "author", "licence", "description", "tags", "trigger")
@@ -124,12 +124,12 @@ def build(shared: Shared) -> None:
         return _told([words]), "", gr.update(visible=False), gr.update(visible=False)
 
     asked = gr.State(None)
-    gr.on([shared.project.change, shared.news["made"].click], shared.on(show), lora, [cards, *chosen_lists], **NEWS)
-    shared.news["library"].click(shared.on(follow), works, [works, told], **NEWS)
+    shared.draw([shared.project.change, shared.news["made"].click], show, lora, [cards, *chosen_lists])
+    shared.draw([shared.news["library"].click], follow, works, [works, told])
     drop.upload(shared.on(take_in), drop, [drop, told], preprocess=False, **PRIVATE)
     # By the browser alone and first: an answer of the server's could come after the next question and take that away.
     lora.change(None, None, [question, sure, keep], js=_NO_QUESTION, **QUIET)
-    gr.on([lora.change, shared.news["made"].click], shared.on(read_label), [lora, labelled], [*fields.values(), labelled], **NEWS)
+    shared.draw([lora.change, shared.news["made"].click], read_label, [lora, labelled], [*fields.values(), labelled])
     save.click(shared.on(write_label), {lora, *fields.values()}, told, **PRIVATE)
     tool["tool"].change(
         shared.on(which_tool), tool["tool"], [tool["rank"], tool["form"], tool["weight"], *(p for pair in others for p in pair)], **QUIET

@@ -13,7 +13,7 @@ from ui.comparison import comparison_html
 from ui.curves import curve_html
 from ui.progress import notes_html, remedy_words, samples_html
 from ui.studio import Desk
-from ui.tabs import NEWS, QUIET, Shared
+from ui.tabs import QUIET, Shared
 
 
 def build(shared: Shared) -> None:
@@ -192,9 +192,9 @@ def build(shared: Shared) -> None:
     def compare(desk: Desk, left: str | None, right: str | None) -> str:
         return comparison_html(desk.jobs, left, right, desk.words)
 
-    shared.project.change(shared.on(opened), [shared.project, loaded], brought, **QUIET)
-    gr.on([component.change for component in above.values()], shared.on(changed), everything, [*before, told], **NEWS)
-    gr.on([shared.touched.change, changed_there.click], shared.on(refresh), shared.project, before, **NEWS)
+    shared.draw([shared.project.change], opened, [shared.project, loaded], brought)
+    shared.draw([component.change for component in above.values()], changed, everything, [*before, told])
+    shared.draw([shared.touched.change, changed_there.click], refresh, shared.project, before)
     started = [told, token, train, stop]
     train.click(shared.on(start), everything, started, **QUIET)
     another.click(shared.on(start_another), everything, started, **QUIET)
@@ -203,8 +203,9 @@ def build(shared: Shared) -> None:
     retry.click(shared.on(try_again), shared.project, None, **QUIET).then(shared.on(load), shared.project, brought, **QUIET)
     pause.click(shared.on(toggle), None, None, **QUIET)
     shown = [*buttons, notes, samples, curve, seen]
-    shared.news["train"].click(shared.on(look), [shared.project, seen, seen_line, asked], [*shown, line, pause, seen_line, *before], **NEWS)
-    gr.on([shared.news["made"].click, shared.project.change], shared.on(follow), [shared.project, seen], shown, **NEWS)
-    gr.on([shared.project.change, shared.news["made"].click], shared.on(list_runs), None, [one, other], **NEWS)
+    made_or_opened = [shared.project.change, shared.news["made"].click]
+    shared.draw([shared.news["train"].click], look, [shared.project, seen, seen_line, asked], [*shown, line, pause, seen_line, *before])
+    shared.draw(made_or_opened, follow, [shared.project, seen], shown)
+    shared.draw(made_or_opened, list_runs, None, [one, other])
     for dropdown in (one, other):
         dropdown.input(shared.on(compare), [one, other], comparison, **QUIET)

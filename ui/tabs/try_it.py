@@ -11,7 +11,7 @@ from trainer.request import SAMPLERS
 from ui.drawing import MOST_LETTERS, MOST_PROMPTS, SHAPES, Drawings
 from ui.strips import compare_html, download_html, drawing_html, drawn_pictures, grid_html, run_pictures, strip_html
 from ui.studio import Desk
-from ui.tabs import NEWS, PRIVATE, QUIET, Shared, rows_of_others
+from ui.tabs import PRIVATE, QUIET, Shared, rows_of_others
 from ui.trials import Wish, choices, entry_of, form_values, mixed_files, shown_strip
 
 
@@ -123,15 +123,16 @@ def build(shared: Shared) -> None:
             Drawings(desk.jobs).cancel(wanted.id)
 
     listed = [run, *(which for which, _ in others)]
-    gr.on([shared.project.change, shared.news["made"].click], shared.on(list_all), [shared.project, run], listed, **NEWS)
+    shared.draw([shared.project.change, shared.news["made"].click], list_all, [shared.project, run], listed)
     run.change(shared.on(open_lora), run, [wish, grid_wish, own, grid], **QUIET)
     draw.click(shared.on(ask), everything, wish, **PRIVATE)
     draw_grid.click(shared.on(ask_grid), everything, grid_wish, **PRIVATE)
     cancel.click(shared.on(give_up), wish, None, **PRIVATE)
     cancel_grid.click(shared.on(give_up), grid_wish, None, **PRIVATE)
-    gr.on([shared.news["try_it"].click, run.change], shared.on(follow), [run, seen], [strip, compare, download, when, seen], **NEWS)
-    shared.news["try_it"].click(shared.on(answered), [wish, run], [wish, drawing, own, cancel], **NEWS)
-    shared.news["try_it"].click(shared.on(answered), [grid_wish, run], [grid_wish, grid_drawing, grid, cancel_grid], **NEWS)
+    news = shared.news["try_it"].click
+    shared.draw([news, run.change], follow, [run, seen], [strip, compare, download, when, seen])
+    shared.draw([news], answered, [wish, run], [wish, drawing, own, cancel])
+    shared.draw([news], answered, [grid_wish, run], [grid_wish, grid_drawing, grid, cancel_grid])
 
 
 def desk_choice(desk: Desk, key: str) -> dict[str, Any]:
