@@ -149,6 +149,7 @@ class Shape:
     width: int  # px
     height: int
     windows: int = 1  # of a caption
+    reads_text: bool = False  # both text encoders stay beside the UNet, whether they learn or not
     drawn: tuple[int, int] = (0, 0)  # px, of the largest picture that is drawn; (0, 0) takes width and height
     drawn_rows: int = 5  # pictures of that size in one pass, when memory suffices
 
@@ -162,7 +163,8 @@ class Shape:
 class Need:
     """Bytes that a training holds at its peak, by what holds them."""
 
-    base: int  # the frozen UNet
+    base: int  # the frozen UNet, and text encoders that stay beside it
+    cached: int  # what the frozen parts said of pictures and captions, where the device itself remembers it
     adapter: int  # masters, gradients, optimizer
     step: int  # activations, their gradients, and what they pass through
     before: int  # the peak of caching, before the UNet is there
@@ -170,7 +172,7 @@ class Need:
 
     @property
     def peak(self) -> int:
-        return max(self.base + self.adapter + max(self.step, self.drawing), self.before)
+        return max(self.base + self.cached + self.adapter + max(self.step, self.drawing), self.before)
 
 
 def meta_unet(configs: Path, dtype: torch.dtype, quantised: str = "none") -> Any:
@@ -216,7 +218,13 @@ def step_of(config: TrainConfig, shape: Shape, level: str) -> Step:
 
 def _trained_encoders(config: TrainConfig, shape: Shape) -> dict[str, Any]:
     trains = {"text_encoder": config.train_text_encoder_1, "text_encoder_2": config.train_text_encoder_2}
-    return {part: build(part, shape.configs, torch.float32).requires_grad_(False).eval() for part, wanted in trains.items() if wanted}
+    return {part: encoder for part, encoder in _encoders(shape).items() if trains[part]}
+
+
+def _encoders(shape: Shape) -> dict[str, Any]:
+    """In fp32, as they read."""
+    parts = ("text_encoder", "text_encoder_2")
+    return {part: build(part, shape.configs, torch.float32).requires_grad_(False).eval() for part in parts}
 
 
 def _read(encoder: Any, rows: int, dtype: torch.dtype) -> torch.Tensor:
@@ -277,10 +285,9 @@ def decoding_bytes(shape: Shape, *, in_tiles: bool) -> int:
 def caching_bytes(shape: Shape) -> int:
     """Peak of caching: one picture's encoding beside the VAE, or a caption's beside both text encoders, all in fp32."""
     vae = build("vae", shape.configs, torch.float32).eval()
-    encoders = [build(part, shape.configs, torch.float32) for part in ("text_encoder", "text_encoder_2")]
     with torch.no_grad(), fused_attention(), Alive(vae) as encoding:
         vae.encode(torch.empty(1, 3, shape.height, shape.width, device=META))
-    text = sum(size_of(encoder.parameters()) for encoder in encoders)
+    text = sum(size_of(encoder.parameters()) for encoder in _encoders(shape).values())
     return max(size_of(vae.parameters()) + encoding.peak, text)
 
 
@@ -296,10 +303,24 @@ def adapter_bytes(config: TrainConfig, adapter: Adapter, optimizer: str) -> int:
 
 
 def held(config: TrainConfig, shape: Shape, quantised: str = "none") -> tuple[int, Adapter]:
-    """(bytes of the frozen models that train, the adapter on them without memory)."""
-    models: dict[str, Any] = {"unet": meta_unet(shape.configs, shape.dtype, quantised), **_trained_encoders(config, shape)}
+    """(bytes of the frozen models that stay, the adapter on them without memory)."""
+    encoders = _encoders(shape) if shape.reads_text else {}
+    models: dict[str, Any] = {"unet": meta_unet(shape.configs, shape.dtype, quantised), **encoders}
     frozen = sum(weights_of(model) for model in models.values())
     return frozen, attached(config, models)
+
+
+def latent_bytes(shape: Shape) -> int:
+    """What the VAE says of one picture: mean and log-variance, in fp32."""
+    facts = json.loads((shape.configs / "vae" / "config.json").read_text())
+    factor = 2 ** (len(facts["block_out_channels"]) - 1)
+    return 2 * 4 * facts["latent_channels"] * (shape.width // factor) * (shape.height // factor)
+
+
+def caption_bytes(shape: Shape) -> int:
+    """What the text encoders say of one caption: states and pooled vector, in fp32."""
+    first, second = (json.loads((shape.configs / part / "config.json").read_text()) for part in ("text_encoder", "text_encoder_2"))
+    return 4 * (77 * shape.windows * (first["hidden_size"] + second["hidden_size"]) + second["projection_dim"])
 
 
 @functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once

@@ -29,7 +29,7 @@ from trainer.samples import PROMPTS, STRENGTHS, parsed
 from trainer.sdxl.weights import PARTS
 
 GB = 10**9
-VERSION = 3  # of how things are counted
+VERSION = 4  # of how things are counted
 # Of a matrix product's speed, what the operations of a training step reach; and what calling one of them takes, which a
 # card's host does while the card computes (benchmarks/NOTES.md).
 EFFICIENCY = 0.4
@@ -103,7 +103,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def plan(config: TrainConfig, shape: Shape, device: torch.device, kept: Path | None = None) -> Plan:
+def plan(config: TrainConfig, shape: Shape, device: torch.device, kept: Path | None = None, *, cached: int = 0) -> Plan:
     """The way to fit that costs least. Raises MemoryShortError, with what to change, when even the most frugal one does not.
 
     First more is computed again, from feed-forward layers to all blocks; then the optimizer keeps 8 bits; then the frozen
@@ -111,13 +111,14 @@ def plan(config: TrainConfig, shape: Shape, device: torch.device, kept: Path | N
 
     Args:
         kept: a folder for what was counted, so that the same settings are counted once.
+        cached: bytes that the device remembers of what the frozen parts said.
     """
     in_bf16_on_cpu = device.type == "cpu" and shape.dtype == torch.bfloat16
     own, budget = own_bytes(device) + (_BF16_BYTES if in_bf16_on_cpu else 0), memory_budget(config, device)
     counted = Counted(config, shape, kept)
     least: tuple[Way, Need] | None = None
     for way in _ways(config, device):
-        room, need = _need(counted, shape, way, budget - own, device)
+        room, need = _need(counted, shape, way, budget - own, device, cached)
         if own + need.peak <= budget:
             rate = matmul_rate(device, shape.dtype) * (_BF16_SPEED if in_bf16_on_cpu else 1)
             seconds = _batch_seconds(counted, way.level, device, rate) * config.accumulation * config.steps
@@ -157,7 +158,7 @@ def _has_8bit(config: TrainConfig, device: torch.device) -> bool:
     return is_default and device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
 
 
-def _need(counted: Counted, shape: Shape, way: Way, there: int, device: torch.device) -> tuple[Room, Need]:
+def _need(counted: Counted, shape: Shape, way: Way, there: int, device: torch.device, cached: int) -> tuple[Room, Need]:
     """What a way takes, drawing with as few limits as `there` bytes allow.
 
     A quantised base makes one layer's weight again at a time; all else that a step passes through stays as it is. A checkpoint
@@ -167,10 +168,10 @@ def _need(counted: Counted, shape: Shape, way: Way, there: int, device: torch.de
     base = counted.number(f"base, {way.quantised}")
     adapter = counted.number(f"adapter, {way.optimizer}") + counted.number(f"stays, {way.level}")
     layer = counted.number("layer") if way.quantised != "none" else 0
-    room, drawing = _room(counted, shape, there - base - adapter - layer, slack)
+    room, drawing = _room(counted, shape, there - base - cached - adapter - layer, slack)
     copies = 2 * counted.number(f"adapter, {way.optimizer}") if device.type == "cpu" else 0
     step = int(counted.number(way.level) * slack) + layer + copies
-    return room, Need(base=base, adapter=adapter, step=step, before=counted.number("before"), drawing=drawing + layer)
+    return room, Need(base=base, cached=cached, adapter=adapter, step=step, before=counted.number("before"), drawing=drawing + layer)
 
 
 def _batch_seconds(counted: Counted, level: str, device: torch.device, rate: float) -> float:

@@ -14,19 +14,22 @@ from PIL import Image
 
 from trainer.adapter.rehearsal import rehearse
 from trainer.adapter.targets import part_rates, part_sizes
+from trainer.batches import Batches
 from trainer.cache import Cache
 from trainer.compiled import check_compiler
 from trainer.config import TrainConfig
 from trainer.dataset.buckets import BucketPlan, Placement, crop_notice
+from trainer.dataset.caption_rules import CaptionRules
 from trainer.dataset.manifest import Item, Manifest
 from trainer.dataset.pictures import open_picture
 from trainer.dataset.variants import Variant, mask_of, mask_weights, variants_of
 from trainer.device import dtype_of, find_device
 from trainer.errors import DatasetError
-from trainer.memory import Shape
+from trainer.memory import Shape, caption_bytes, latent_bytes
 from trainer.objective import objective_of
 from trainer.optim import build_optimizer
 from trainer.plan import Plan, plan
+from trainer.prompts import MAX_TEXTS, drawable_captions
 from trainer.run import Run
 from trainer.samples import largest_drawing, sample_requests
 from trainer.sdxl.base import Base, open_base
@@ -137,14 +140,22 @@ def placements(config: TrainConfig, base: Base, items: tuple[Item, ...]) -> list
 
 def planned_for(config: TrainConfig, manifest: Manifest, base: Base, device: torch.device, kept: Path) -> Plan:
     """What this training will take. Raises ConfigError when the device has not enough memory for it."""
-    buckets = [placement.bucket for _, placement in placements(config, base, manifest.items)]
-    width, height = max(buckets, key=lambda bucket: bucket[0] * bucket[1])
+    placed = placements(config, base, manifest.items)
+    width, height = max((placement.bucket for _, placement in placed), key=lambda bucket: bucket[0] * bucket[1])
+    learnt = [(item, placement.bucket) for item, placement in placed if item.role != "validation"]
+    batches = Batches(tuple(item for item, _ in learnt), tuple(bucket for _, bucket in learnt), config.batch, config.seed)
+    trains_text = config.train_text_encoder_1 or config.train_text_encoder_2
+    drawable = set() if trains_text else drawable_captions(CaptionRules(config), batches, config.steps * config.accumulation)
     drawn, rows = largest_drawing(sample_requests(config, manifest, base), base)
     shape = Shape(
         configs=base.configs, dtype=precision_for(config.precision, device, base.configs, kept), width=width, height=height,
-        windows=config.caption_windows, drawn=drawn, drawn_rows=rows,
+        windows=config.caption_windows, reads_text=trains_text or drawable is None, drawn=drawn, drawn_rows=rows,
     )  # fmt: skip
-    return plan(config, shape, device, kept)
+    cached = MAX_TEXTS * caption_bytes(shape) if drawable is None else 0
+    if device.type == "cpu":  # what comes from disk stays in main memory
+        forms = sum(len(variants_of(config, item, placement)) for item, placement in placed)
+        cached += len(drawable or ()) * caption_bytes(shape) + forms * latent_bytes(shape)
+    return plan(config, shape, device, kept, cached=cached)
 
 
 def preflight(config: TrainConfig, manifest: Manifest, models: Path, kept: Path) -> Plan:

@@ -9,16 +9,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.conftest import MODELS
+from tests.conftest import INK, MODELS
 from trainer import plan as planning
 from trainer import run
 from trainer.config import config_from
 from trainer.dataset.manifest import Manifest
+from trainer.dataset.scan import scan
 from trainer.draw import Room
 from trainer.errors import MemoryShortError
-from trainer.memory import Shape
+from trainer.memory import Need, Shape, caption_bytes, weights_of
 from trainer.plan import GB, Plan, SpillWatch, Way, as_before, own_bytes, plan, room_beside
-from trainer.sdxl.base import ORIGINAL
+from trainer.prepare import planned_for
+from trainer.sdxl.base import ORIGINAL, open_base
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
 SMALL = Shape(configs=MODELS / "tiny-sdxl", dtype=torch.float32, width=128, height=128)
@@ -47,6 +49,24 @@ def test_the_cheapest_way_to_fit_is_taken(planned):
     assert free.way == Way() and free.peak < free.budget
     tight = planned(memory_budget=(own_bytes(CPU) + free.need.peak - 1e6) / GB)
     assert tight.level == "feed-forward" and tight.peak <= tight.budget and "feed-forward layers again to fit" in tight.line()
+
+
+def test_text_encoders_that_stay_are_counted_whole(tmp_path: Path, monkeypatch):
+    """One that learns keeps the other beside it, and so do captions of more kinds than are remembered."""
+    base = open_base("tiny-sdxl", MODELS)
+    encoders = sum(weights_of(encoder) for encoder in base.text_encoders(CPU, torch.float32))
+    manifest = scan(INK)
+
+    def need(**settings) -> Need:
+        return planned_for(config_from({"steps": 100, "batch": 4, **settings}), manifest, base, CPU, tmp_path).need
+
+    plain, learning = need(), need(train_text_encoder_1=True)
+    assert learning.base - plain.base == encoders
+    varied = need(shuffle_tags=True)
+    assert varied.base == plain.base  # 24 captions in a few orders
+    assert varied.cached >= plain.cached > 24 * caption_bytes(SMALL)
+    monkeypatch.setattr("trainer.prompts.MAX_TEXTS", 3)
+    assert need(wildcards=True).base - plain.base == encoders
 
 
 def test_a_drawing_is_divided_only_where_it_must_be(kept: Path):

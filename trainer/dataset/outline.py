@@ -5,22 +5,16 @@ What is read so may still be damaged inside; `scan` finds out.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-import warnings
 from pathlib import Path
-
-from PIL import Image
 
 from trainer.dataset.captions import Listed, metadata_captions, sidecar_caption, with_trigger
 from trainer.dataset.choices import Choice, read_choices
 from trainer.dataset.manifest import Item, Manifest
-from trainer.dataset.pictures import FORMATS
+from trainer.dataset.pictures import upright_size
 from trainer.dataset.scan import pictures_in, places
-
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_ORIENTATION = 0x0112
+from trainer.errors import DatasetError
 
 
 def outline(folder: Path, *, trigger: str = "") -> Manifest:
@@ -52,14 +46,8 @@ def outline(folder: Path, *, trigger: str = "") -> Manifest:
 @functools.lru_cache(maxsize=20_000)
 def _size(path: str, made: int, size_bytes: int) -> tuple[int, int] | None:
     """Width and height, turned upright, of the picture that a file held when it was `made`."""
+    del made, size_bytes  # they tell one state of the file from another
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as picture:
-                width, height = picture.size
-                with contextlib.suppress(Exception):  # a PNG may hold it behind its pixels, which `scan` reads
-                    if picture.getexif().get(_ORIENTATION) in _TURNED:
-                        return height, width
-                return width, height
-    except Exception:  # as in open_picture: Pillow's readers raise nearly anything
+        return upright_size(Path(path))
+    except DatasetError:
         return None
