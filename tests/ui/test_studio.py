@@ -39,12 +39,12 @@ def house(tmp_path_factory: pytest.TempPathFactory, ink_run: Path):
     return home, TestClient(app, base_url="http://127.0.0.1:7860")
 
 
-def test_the_page_answers_without_torch():
-    told = "import sys; from pathlib import Path; from ui.server import build_app; p = Path('x'); "
+def test_the_page_answers_without_torch(tmp_path: Path):
+    told = "import sys; from pathlib import Path; from ui.server import build_app; p = Path(sys.argv[1]); "
     told += "app = build_app(host='127.0.0.1', datasets=p, outputs=p, models=p); from fastapi.testclient import TestClient; "
     told += "assert 'Impasto' in TestClient(app, base_url='http://127.0.0.1').get('/').text; "
     told += "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", told], cwd=ROOT).returncode == 0
+    assert subprocess.run([sys.executable, "-c", told, str(tmp_path)], cwd=ROOT).returncode == 0
 
 
 def test_no_two_functions_put_each_other_off(house):
@@ -59,11 +59,11 @@ def test_no_two_functions_put_each_other_off(house):
     assert len(hearing) > 20 and set(hearing.values()) == {1}
 
 
-def test_the_studio_starts_without_writing_into_the_installation():
-    told = "import sys; from pathlib import Path; from ui.server import build_app; p = Path('x'); "
+def test_the_studio_starts_without_writing_into_the_installation(tmp_path: Path):
+    told = "import sys; from pathlib import Path; from ui.server import build_app; p = Path(sys.argv[1]); "
     told += "build_app(host='127.0.0.1', datasets=p, outputs=p, models=p); import gradio.component_meta as m; "
     told += "sys.exit(m.create_or_modify_pyi.__module__ != 'ui.quick_start')"
-    assert subprocess.run([sys.executable, "-c", told], cwd=ROOT).returncode == 0
+    assert subprocess.run([sys.executable, "-c", told, str(tmp_path)], cwd=ROOT).returncode == 0
 
 
 def test_the_trainer_needs_no_gradio():
