@@ -123,7 +123,7 @@ def _drop(page: Any, started: Started, folder: Path, count: int) -> list[Figure]
 def _wait_for_doctor(page: Any) -> None:
     """Until every picture has been measured, in the background: what comes next is measured alone."""
     page.wait_for_timeout(2000)
-    page.wait_for_function("!document.querySelector('#visit').innerText.trim()")
+    page.wait_for_function("!document.querySelector('#visit').innerText.trim()", timeout=5 * _PATIENCE)
 
 
 def _open_large(browser: Any, started: Started, count: int) -> list[Figure]:
