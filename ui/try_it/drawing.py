@@ -23,7 +23,7 @@ from typing import Any
 from trainer import events
 from trainer.bases import folder_configs
 from trainer.errors import BaseError, RunError, TrainerError
-from trainer.request import MOST_FILES, Request, checked_weight, request_from
+from trainer.request import MOST_FILES, Request, checked_weight, picture_name, request_from
 from trainer.run import Run, write_atomically
 from trainer.wishes import ANSWERS, FRAME
 from ui.library.library import OUTSIDE, Library
@@ -65,7 +65,7 @@ class Drawing:
     def pictures(self) -> list[dict[str, Any]]:
         """File, prompt, strength and, of a grid, step of each picture."""
         cells = [
-            {"file": f"p{number:02d}_s{strength:.2f}.png", "prompt": prompt, "strength": strength}
+            {"file": picture_name(number, strength), "prompt": prompt, "strength": strength}
             for number, prompt in enumerate(self.request.prompts)
             for strength in self.request.strengths
         ]
