@@ -47,8 +47,8 @@ def main() -> int:
     if sys.argv[1:2] == ["add-user"]:
         return add_user(sys.argv[2:])
     options = arguments().parse_args()
-    from ui.hosts import is_loopback
-    from ui.limits import Limits
+    from ui.access.hosts import is_loopback
+    from ui.access.limits import Limits
     from ui.server import serve
 
     if options.share:
@@ -74,7 +74,7 @@ def add_user(words: list[str]) -> int:
     parser.add_argument("--auth", type=Path, default=Path("users.toml"), metavar="users.toml", help="file of users (%(default)s)")
     options = parser.parse_args(words)
     from trainer.errors import TrainerError
-    from ui import accounts
+    from ui.access import accounts
 
     try:
         name = accounts.add_user(options.auth, options.name, accounts.ask_password(options.name))

@@ -191,10 +191,6 @@ def _generator(seed: int, prompt_index: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed + prompt_index)
 
 
-def file_name(drawn: Drawn) -> str:
-    return f"p{drawn.prompt_index:02d}_s{drawn.strength:.2f}.png"
-
-
 def save_picture(drawn: Drawn, request: Request, path: Path, *, base: str, loras: Sequence[tuple[str, float]]) -> None:
     """A PNG that carries its parameters as A1111 writes them.
 

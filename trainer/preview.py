@@ -11,13 +11,14 @@ import torch
 
 from trainer.adapter.lora import Adapter
 from trainer.device import find_device
-from trainer.draw import Request, Room, conditioner, draw, file_name, rows_of_pass, save_picture, save_strip
+from trainer.draw import Request, Room, conditioner, draw, rows_of_pass, save_picture, save_strip
 from trainer.errors import ConfigError, LoraFileError
 from trainer.glimpse import Colours, fit_colours, frames
 from trainer.lora_file.open import attach_mix, parts_of, refill
 from trainer.lora_header import MAX_HEADER
 from trainer.objective import scheduler_of_files
 from trainer.plan import room_beside
+from trainer.request import picture_name
 from trainer.safetensors_header import read_header
 from trainer.sdxl.base import Base, open_base
 from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
@@ -122,7 +123,7 @@ def save_all(warm: WarmBase, lora: Path | Mix, request: Request, out_dir: Path, 
         (out_dir / FRAME).unlink(missing_ok=True)
     out_dir.mkdir(parents=True, exist_ok=True)
     loras = [(file.stem, weight) for file, weight in _files(lora)]
-    paths = [out_dir / f"{prefix}{file_name(cell)}" for cell in drawn]
+    paths = [out_dir / f"{prefix}{picture_name(cell.prompt_index, cell.strength)}" for cell in drawn]
     for cell, path in zip(drawn, paths, strict=True):
         save_picture(cell, request, path, base=warm.base.name, loras=loras)
     return [*paths, save_strip(drawn, request, out_dir)]

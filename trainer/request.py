@@ -96,6 +96,12 @@ def _contradictions(request: Request) -> list[str]:
     return problems
 
 
+def picture_name(prompt: int, strength: float) -> str:
+    """`p00_s0.25.png` of the first prompt; strengths that two digits can't tell apart keep all of theirs."""
+    short = f"{strength:.2f}"
+    return f"p{prompt:02d}_s{short if float(short) == strength else repr(strength)}.png"
+
+
 def weighted(text: str) -> tuple[Path, float]:
     """`FILE` or `FILE=WEIGHT`, read from the right since file names may hold `=`. Raises ConfigError."""
     name, equals, number = text.rpartition("=")

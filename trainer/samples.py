@@ -18,10 +18,11 @@ from PIL import Image
 from trainer.adapter.lora import Adapter
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
-from trainer.draw import NO_LIMITS, Drawn, Request, Room, conditioner, draw, file_name, rows_of_pass, save_picture, save_strip
+from trainer.draw import NO_LIMITS, Drawn, Request, Room, conditioner, draw, rows_of_pass, save_picture, save_strip
 from trainer.errors import ConfigError, lacks_memory
 from trainer.objective import scheduler_of
 from trainer.prompts import Texts
+from trainer.request import picture_name
 from trainer.run import Run
 from trainer.sdxl.base import Base
 
@@ -165,7 +166,7 @@ class Sampler:
             request = dataclasses.replace(asked, strengths=strengths)
             for cell in self._draw(request, vae):
                 numbered = dataclasses.replace(cell, prompt_index=first + cell.prompt_index)
-                path = self.run.samples / f"{prefix}{file_name(numbered)}"
+                path = self.run.samples / f"{prefix}{picture_name(numbered.prompt_index, cell.strength)}"
                 save_picture(cell, request, path, base=self.base.name, loras=[(self.config.name, 1.0)])
                 prompt = prompts[numbered.prompt_index]
                 told = {"file": path.name, "prompt": prompt, "strength": cell.strength, "seed": asked.seed + cell.prompt_index}

@@ -19,12 +19,12 @@ import gradio as gr
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, TrainerError
-from ui.drawing import Drawings
-from ui.form import FILES, FOLDERS, TERMINAL_ONLY
-from ui.library import Library
+from ui.library.library import Library
 from ui.studio import Desk
 from ui.tabs import Shared
-from ui.views import picture_url
+from ui.train.form import FILES, FOLDERS, TERMINAL_ONLY
+from ui.train.views import picture_url
+from ui.try_it.drawing import Drawings
 
 PREVIEW_SECONDS = 1800
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from ui.captioning import Captioning
-from ui.drawing import Drawings
-from ui.library import Library
-from ui.progress import status_html
+from ui.captions.captioning import Captioning
+from ui.library.library import Library
 from ui.studio import Desk
-from ui.training import shown_run
+from ui.train.progress import status_html
+from ui.train.training import shown_run
+from ui.try_it.drawing import Drawings
 
 # A tab's own, and what all tabs look at: that a training or a file was made, changed or removed.
 # or that a drop of pictures has come in whole.

@@ -18,13 +18,12 @@ from fastapi import FastAPI
 from trainer.errors import RunError, TrainerError
 from trainer.queue import Queue
 from trainer.run import Run, claim, write_atomically
-from ui.guard import Guard
-from ui.hosts import Hosts, url
-from ui.limits import Limits
+from ui.access.guard import Guard
+from ui.access.hosts import Hosts, url
+from ui.access.limits import Limits
 from ui.quick_start import without_editor_stubs
 from ui.studio import Studio
 
-_ROOT = Path(__file__).resolve().parent.parent
 _TIDY_SECONDS = 600
 _QUEUE: dict[str, Any] = {"max_size": 100, "default_concurrency_limit": 4}
 
@@ -40,8 +39,8 @@ def build_app(
     without_editor_stubs()
     import gradio as gr
 
+    from ui.access.doors import gradio_doors, own_doors
     from ui.build import build_page, translations
-    from ui.doors import gradio_doors, own_doors
     from ui.routes import add_routes
     from ui.theme import CSS, HEAD, theme
 

@@ -16,13 +16,13 @@ from starlette.requests import Request
 
 from trainer.errors import TrainerError
 from trainer.queue import Queue
-from ui.accounts import Accounts, Tries
-from ui.jobs import Jobs
-from ui.limits import GB, Limits, size_bytes
-from ui.projects import SAMPLES, Projects
-from ui.sessions import COOKIE, Sessions
+from ui.access.accounts import Accounts, Tries
+from ui.access.limits import GB, Limits, size_bytes
+from ui.access.sessions import COOKIE, Sessions
+from ui.access.uploads import KEPT_SECONDS, Uploads
+from ui.artwork.projects import SAMPLES, Projects
 from ui.text import Words, preferred
-from ui.uploads import KEPT_SECONDS, Uploads
+from ui.train.jobs import Jobs
 
 _PLAIN = {str, int, float, bool, NoneType}
 USER = "impasto.user"  # in an ASGI scope: who the guard found

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -16,7 +16,7 @@ from tests.conftest import MODELS
 from trainer.draw import Drawn, save_picture, scheduler_for
 from trainer.errors import ConfigError
 from trainer.preview import WarmBase
-from trainer.request import SAMPLERS, Request, request_from
+from trainer.request import SAMPLERS, Request, picture_name, request_from
 from trainer.sdxl.base import open_base
 
 ANYTHING = st.one_of(
@@ -79,3 +79,11 @@ def test_a_picture_names_its_sampler_and_every_lora_as_a1111_does(tmp_path: Path
         "a cat <lora:ink:0.5> <lora:wash:0.25>\nNegative prompt: blurry\n"
         "Steps: 7, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4.5, Seed: 3, Size: 64x64, Model: tiny"
     )
+
+
+@given(st.lists(st.floats(-1, 2), min_size=2, max_size=8, unique=True))
+@example([0.001, 0.002])
+def test_two_strengths_never_share_a_file(strengths: list[float]):
+    names = [picture_name(0, strength) for strength in strengths]
+    assert len(set(names)) == len(names) and [float(name[5:-4]) for name in names] == strengths
+    assert picture_name(3, 0.25) == "p03_s0.25.png" and picture_name(0, 1) == "p00_s1.00.png"

@@ -19,9 +19,9 @@ from trainer.dataset.sources import with_named
 from trainer.errors import ConfigError, DatasetError
 from trainer.train import train
 from trainer.validate import WORST, overtrained_since
-from ui.jobs import standing_of
-from ui.progress import status_words
 from ui.text import Words
+from ui.train.jobs import standing_of
+from ui.train.progress import status_words
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 

@@ -15,7 +15,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from tests.conftest import INK, MODELS, ROOT
-from ui.accounts import add_user
+from ui.access.accounts import add_user
 from ui.server import build_app
 
 

@@ -22,11 +22,11 @@ from tests.ui.conftest import sample_home
 from trainer import run
 from trainer.config import TrainConfig
 from trainer.dataset.scan import scan
-from ui import accounts
-from ui.guard import Guard
-from ui.limits import Limits
+from ui.access import accounts
+from ui.access.guard import Guard
+from ui.access.limits import Limits
+from ui.access.sessions import COOKIE
 from ui.server import build_app
-from ui.sessions import COOKIE
 
 HERE = "http://127.0.0.1:7860"
 JSON = {"content-type": "application/json"}

@@ -21,13 +21,13 @@ from tests.conftest import INK, MODELS, ROOT
 from trainer.errors import DatasetError, RunError
 from trainer.events import View
 from trainer.job import Job
-from ui.caption_edits import save_caption
-from ui.jobs import Jobs, Standing, standing_of
-from ui.progress import status_html
-from ui.projects import Projects, clean_name
+from ui.artwork.projects import Projects, clean_name
+from ui.captions.edits import save_caption
 from ui.server import build_app
-from ui.strips import run_pictures, strip_html
 from ui.text import Words
+from ui.train.jobs import Jobs, Standing, standing_of
+from ui.train.progress import status_html
+from ui.try_it.strips import run_pictures, strip_html
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import ui.text
-from ui.form import declared_sentences
 from ui.text import LANGUAGES, Words, preferred, sentences
+from ui.train.form import declared_sentences
 
 HERE = Path(ui.text.__file__).parent
 

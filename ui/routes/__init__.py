@@ -1,4 +1,4 @@
-"""The studio's own routes. Each begins with `studio.of(request)`; one without a login is marked `public` (ui/doors.py)."""
+"""The studio's own routes. Each begins with `studio.of(request)`; one without a login is marked `public` (ui/access/doors.py)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from trainer.errors import TrainerError
 from ui.pulse import pulse
 from ui.studio import Studio
-from ui.training import keep_advanced
+from ui.train.training import keep_advanced
 
 
 def add_routes(app: FastAPI, studio: Studio) -> None:

@@ -10,9 +10,9 @@ import anyio
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from ui.accounts import AccountError, user_name
-from ui.doors import public
-from ui.sessions import COOKIE, IDLE_SECONDS
+from ui.access.accounts import AccountError, user_name
+from ui.access.doors import public
+from ui.access.sessions import COOKIE, IDLE_SECONDS
 from ui.studio import Desk, Studio, token_of
 from ui.text import Words, preferred
 from ui.theme import LOGIN_HREF

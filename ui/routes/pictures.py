@@ -15,9 +15,9 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from trainer.dataset.choices import MAX_REPEATS, Choice, choice_of, read_choices
 from trainer.dataset.variants import mask_file
 from trainer.errors import DatasetError, TrainerError
-from ui import masks
-from ui.caption_edits import save_caption
-from ui.doors import takes
+from ui.access.doors import takes
+from ui.artwork import masks
+from ui.captions.edits import save_caption
 from ui.studio import Desk, Studio
 
 _KEPT = {"Cache-Control": "private, max-age=3600"}

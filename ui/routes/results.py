@@ -11,10 +11,10 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from trainer.errors import TrainerError
-from ui import share
-from ui.drawing import Drawings
-from ui.library import Library
+from ui.library import share
+from ui.library.library import Library
 from ui.studio import Studio
+from ui.try_it.drawing import Drawings
 
 
 def add_result_routes(app: FastAPI, studio: Studio) -> None:

@@ -7,17 +7,17 @@ from typing import Any
 import gradio as gr
 
 from trainer.errors import DatasetError
-from ui.aims import aims_of
-from ui.caption_cards import captions_html, preview_html, progress_html, summary_html, tags_html, undone_words
-from ui.caption_edits import KINDS, Edit, apply, changes, last, undo
-from ui.captioning import Captioning
-from ui.cards import escaped
-from ui.checkup import told
-from ui.naming import MAX_CAPTION
+from ui.artwork.cards import escaped
+from ui.artwork.checkup import told
+from ui.artwork.naming import MAX_CAPTION
+from ui.captions.captioning import Captioning
+from ui.captions.cards import captions_html, preview_html, progress_html, summary_html, tags_html, undone_words
+from ui.captions.edits import KINDS, Edit, apply, changes, last, undo
 from ui.pulse import arrived_mark
 from ui.studio import Desk
 from ui.tabs import PRIVATE, QUIET, TOUCH, Shared, touch
 from ui.text import Words
+from ui.train.aims import aims_of
 
 
 def build(shared: Shared) -> None:

@@ -9,9 +9,9 @@ import gradio as gr
 
 from trainer.errors import TrainerError
 from trainer.relabel import MAX_TEXT
-from ui.library import OUTSIDE, Library
+from ui.library.library import OUTSIDE, Library
+from ui.library.shelf import cards_html, size_words
 from ui.pulse import made_mark
-from ui.shelf import cards_html, size_words
 from ui.studio import Desk
 from ui.tabs import PRIVATE, QUIET, Shared, rows_of_others
 

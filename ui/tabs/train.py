@@ -8,12 +8,12 @@ import gradio as gr
 
 from trainer.config import PACES, PRESET_NAMES
 from trainer.errors import TrainerError
-from ui import training
-from ui.comparison import comparison_html
-from ui.curves import curve_html
-from ui.progress import notes_html, remedy_words, samples_html
 from ui.studio import Desk
 from ui.tabs import QUIET, Shared
+from ui.train import training
+from ui.train.comparison import comparison_html
+from ui.train.curves import curve_html
+from ui.train.progress import notes_html, remedy_words, samples_html
 
 
 def build(shared: Shared) -> None:

@@ -1,0 +1,1 @@
+"""Finished LoRAs: looked up, labelled, made into others and shared."""

@@ -1,0 +1,1 @@
+"""Pictures that an artist asks of a LoRA, and strips of strengths."""
