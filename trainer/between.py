@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from trainer.average import Average
-from trainer.draw import conditioner, draw, file_name, save_picture
+from trainer.draw import conditioner, draw, save_picture
 from trainer.errors import ConfigError
 from trainer.objective import scheduler_of
-from trainer.request import Request
+from trainer.request import Request, picture_name
 from trainer.samples import Sampler
 from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
 from trainer.stop import StopSignal
@@ -57,7 +57,7 @@ class Between:
             size=size, latent_factor=base.latent_factor, room=sampler.room, on_step=on_step,
         )  # fmt: skip
         out.mkdir(parents=True, exist_ok=True)
-        paths = [out / file_name(cell) for cell in cells]
+        paths = [out / picture_name(cell.prompt_index, cell.strength) for cell in cells]
         for cell, path in zip(cells, paths, strict=True):
             save_picture(cell, request, path, base=base.name, loras=[(sampler.config.name, 1.0)])
         return paths

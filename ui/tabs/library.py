@@ -21,7 +21,7 @@ TEXTS = ("title", "author", "licence", "description", "tags", "trigger")
 
 def build(shared: Shared) -> None:
     label = shared.label
-    drop = gr.File(label=label("library.drop"), file_count="multiple", file_types=[".safetensors"], height=110, elem_id="import")
+    drop = gr.File(label=label("library.drop"), file_count="multiple", file_types=[".safetensors"], height=140, elem_id="import")
     told = gr.HTML(elem_id="library-told")
     cards = gr.HTML(elem_id="shelf")
     lora = gr.Dropdown([], label=label("library.change"), allow_custom_value=True, elem_id="lora")
