@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -34,6 +35,7 @@ class Shared:
     touched: gr.Textbox  # out of sight; a tab writes `touch()` when it has changed the project's pictures or captions
     news: dict[str, gr.Button]  # by section of `ui/pulse.py`: pressed by the page's script when there is something new
     bells: gr.Column  # out of sight, in every tab
+    turn: threading.Lock = field(default_factory=threading.Lock)  # drawings wait for each other: the first is seen soonest
 
     def on(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """`callback(desk, *values)` for Gradio's events."""
@@ -45,10 +47,17 @@ class Shared:
         Each drawing hears on a bell of its own. What Gradio puts off while a function runs, it makes good by raising the
         whole event anew: two functions on one event would raise it for each other without end.
         """
+
+        def in_turn(request: gr.Request, *values: Any) -> Any:
+            with self.turn:
+                return drawing(request, *values)
+
+        drawing = self.on(callback)
+        in_turn.__name__ = drawing.__name__
         with self.bells:
             bell = gr.Textbox(elem_classes="unseen", show_label=False)
         gr.on(events, None, None, bell, js=TOUCH, trigger_mode="multiple", **QUIET)
-        bell.change(self.on(callback), inputs, outputs, trigger_mode="always_last", **QUIET)
+        bell.change(in_turn, inputs, outputs, trigger_mode="always_last", **QUIET)
 
 
 def rows_of_others(shared: Shared, tab: str, *, prefix: str = "", least: float = -1, visible: bool = True) -> list[tuple[Any, Any]]:
