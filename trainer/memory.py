@@ -218,12 +218,11 @@ def step_of(config: TrainConfig, shape: Shape, level: str) -> Step:
 
 def _trained_encoders(config: TrainConfig, shape: Shape) -> dict[str, Any]:
     trains = {"text_encoder": config.train_text_encoder_1, "text_encoder_2": config.train_text_encoder_2}
-    return {part: encoder for part, encoder in _encoders(shape).items() if trains[part]}
+    return _encoders(shape, tuple(part for part, wanted in trains.items() if wanted))
 
 
-def _encoders(shape: Shape) -> dict[str, Any]:
+def _encoders(shape: Shape, parts: tuple[str, ...] = ("text_encoder", "text_encoder_2")) -> dict[str, Any]:
     """In fp32, as they read."""
-    parts = ("text_encoder", "text_encoder_2")
     return {part: build(part, shape.configs, torch.float32).requires_grad_(False).eval() for part in parts}
 
 
