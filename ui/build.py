@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import gradio as gr
@@ -47,8 +48,10 @@ def build_page(studio: Studio, label: gr.I18n) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             for tab in TABS:
                 name = tab.__name__.rsplit(".", 1)[-1]
+                with shared.bells:
+                    turned = gr.Button(name, elem_id=f"turned-{name}", elem_classes="unseen")
                 with gr.Tab(label(f"page.{name}"), id=name, elem_id=f"tab-{name}"):
-                    tab.build(shared)
+                    tab.build(dataclasses.replace(shared, tab=name, turned=turned))
         api.build(shared)
 
         def opened(request: gr.Request) -> Any:

@@ -16,8 +16,8 @@ from ui.train.progress import status_html
 from ui.train.training import shown_run
 from ui.try_it.drawing import Drawings
 
-# A tab's own, and what all tabs look at: that a training or a file was made, changed or removed.
-# or that a drop of pictures has come in whole.
+# A tab's own, and what all tabs look at: that a training or a file was made, changed or removed, or that a drop of pictures
+# has come in whole.
 SECTIONS = ("artwork", "captions", "train", "try_it", "library", "made", "arrived")
 
 

@@ -42,10 +42,12 @@ def build_app(
     from ui.access.doors import gradio_doors, own_doors
     from ui.build import build_page, translations
     from ui.routes import add_routes
+    from ui.routes.assets import Assets
     from ui.theme import CSS, HEAD, theme
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    add_routes(app, studio)
+    frontend = Assets(Path(gr.__file__).parent / "templates" / "frontend" / "assets")
+    add_routes(app, studio, frontend)
     doors = [*own_doors(app.routes), *gradio_doors(studio.limits)]
     label = translations()
     page = build_page(studio, label).queue(**_QUEUE)
@@ -53,7 +55,7 @@ def build_app(
         app, page, path="/", server_name=host, i18n=label, theme=theme(), css=CSS, head=HEAD, show_error=False, run_history=False,
         enable_monitoring=False, footer_links=[], ssr_mode=False, max_file_size=studio.limits.file_bytes,
     )  # fmt: skip
-    return Guard(app, studio, doors, Hosts.of(host, names))
+    return Guard(app, studio, doors, Hosts.of(host, names), frontend.links)
 
 
 def serve(

@@ -87,7 +87,7 @@ def without_trigger(caption: str, trigger: str) -> str:
 
 def one_line(text: str) -> str:
     """White space and control characters folded to single spaces."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return " ".join((text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)).split())
 
 
 def _decoded(path: Path) -> str:

@@ -6,6 +6,7 @@ It looks at measures (`measures.py`) only, so that findings for another base or 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,7 +82,7 @@ def missing_octaves(detail: tuple[float, ...]) -> tuple[float, bool]:
     if len(detail) != BANDS:
         return 0.0, False
     steep = detail[-1] - detail[4] > _STEEP
-    level = detail[-1] if steep else float(np.median(detail[4:8]))
+    level = detail[-1] if steep else statistics.median(detail[4:8])
     first = next((band for band, energy in enumerate(detail) if energy - level >= _MISSING), BANDS)
     return (first + 0.5) / 2 if first else 0.0, steep or first >= _BLURRED
 
@@ -123,7 +124,8 @@ def _repeated(measures: Mapping[str, Measures]) -> list[Finding]:
     if not names:
         return []
     looks = np.array([measures[name].look for name in names], dtype=np.uint64)
-    tiny = np.array([list(bytes.fromhex(measures[name].tiny)) for name in names], dtype=np.float64)
+    greys = b"".join(bytes.fromhex(measures[name].tiny) for name in names)
+    tiny = np.frombuffer(greys, dtype=np.uint8).reshape(len(names), -1).astype(np.float64)
     tiny -= tiny.mean(axis=1, keepdims=True)
     length = np.linalg.norm(tiny, axis=1)
     found: list[Finding] = []

@@ -64,7 +64,9 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
 def places(folder: Path) -> list[tuple[Path, int, str]]:
     """(folder, repeats, token): the folder itself, and its `NN_name` sub-folders."""
     found = [(folder, 1, "")]
-    for sub in sorted(path for path in folder.iterdir() if path.is_dir()):
+    with os.scandir(folder) as entries:
+        subs = sorted(folder / entry.name for entry in entries if entry.is_dir())
+    for sub in subs:
         named = kohya_folder(sub.name)
         if named:
             found.append((sub, *named))
@@ -74,23 +76,28 @@ def places(folder: Path) -> list[tuple[Path, int, str]]:
 def pictures_in(place: Path) -> tuple[list[Path], list[str]]:
     """Files of one folder that may be pictures, by name, and pictures of kinds that are not read."""
     found, problems = [], []
-    for path in sorted(place.iterdir()):
-        suffix = path.suffix.lower()
-        if suffix in UNREAD and path.is_file():
-            problems.append(f"{path.name} is a kind of picture that is not read; save it as png or jpg")
-        elif is_picture_name(path.name) and path.is_file():
-            if is_shown(path.name):
-                found.append(path)
+    with os.scandir(place) as entries:
+        files = sorted(entry.name for entry in entries if entry.is_file())
+    for name in files:
+        if _suffix(name) in UNREAD:
+            problems.append(f"{name} is a kind of picture that is not read; save it as png or jpg")
+        elif is_picture_name(name):
+            if is_shown(name):
+                found.append(place / name)
             else:
-                problems.append(f"{path.name!a} has a name that can't be read; rename it")
+                problems.append(f"{name!a} has a name that can't be read; rename it")
     return found, problems
 
 
 def is_picture_name(name: str) -> bool:
     """Whether a file of this name may be a picture, and is no mask."""
-    return Path(name).suffix.lower() in SUFFIXES and not name.lower().endswith(".mask.png")
+    return _suffix(name) in SUFFIXES and not name.lower().endswith(".mask.png")
+
+
+def _suffix(name: str) -> str:
+    return Path(name).suffix.lower()
 
 
 def is_shown(name: str) -> bool:
     """False for control characters, or bytes that are no text: such a name can't be shown or written down."""
-    return all(unicodedata.category(c) not in ("Cc", "Cs") for c in name)
+    return name.isprintable() or all(unicodedata.category(c) not in ("Cc", "Cs") for c in name)

@@ -69,7 +69,7 @@ def gradio_doors(limits: Limits) -> list[Door]:
     api = "/gradio_api"
     return [
         door("GET HEAD", "/", kind="page"),
-        door("GET HEAD", "/config|/theme\\.css|/(assets|static)/.+"),
+        door("GET HEAD", "/config|/theme\\.css|/static/.+"),
         door("GET HEAD", f"{api}/(app_id|startup-events|info|theme\\.css)"),
         door("GET", f"{api}/heartbeat/(?P<session_hash>[^/]+)", kind="stream", ids=("session_hash",)),
         door("GET", f"{api}/queue/data", kind="stream", ids=("session_hash",)),

@@ -45,8 +45,9 @@ _FILE_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
 
 class Guard:
-    def __init__(self, app: ASGIApp, studio: Studio, doors: Sequence[Door], hosts: Hosts) -> None:
+    def __init__(self, app: ASGIApp, studio: Studio, doors: Sequence[Door], hosts: Hosts, links: Callable[[], str] = str) -> None:
         self.app, self.studio, self.doors, self.hosts = app, studio, doors, hosts
+        self.links = links  # elements for the head of the page
         self._secret = secrets.token_bytes(32)
         self._events: OrderedDict[str, str] = OrderedDict()  # Gradio's id of a call -> who made it
 
@@ -193,7 +194,10 @@ class Guard:
                 return
             body = b"".join(pieces)
             if door.kind == "page":
-                MutableHeaders(scope=start)["content-security-policy"] = _PAGE_POLICY.format(scripts=_script_hashes(body))
+                headers = MutableHeaders(scope=start)
+                headers["content-security-policy"] = _PAGE_POLICY.format(scripts=_script_hashes(body))
+                body = body.replace(b"</head>", f"{self.links()}</head>".encode(), 1)
+                headers["content-length"] = str(len(body))
             elif start["status"] == 200:
                 self._learn(door, user, body)
             await send(start)

@@ -7,6 +7,7 @@ since (time or size) is measured anew.
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from ui.artwork.projects import Card, Projects
 
 
+_HEAD_START = 1.0  # s: the page that asks is drawn first
+
+
 @dataclass
 class Visit:
     """How far the measuring of a project is; a page reads it while the thread writes it."""
@@ -33,20 +37,51 @@ class Visit:
 
 
 @dataclass
+class _Read:
+    """What has been read of a project's file, which grows at its end: a line is parsed once."""
+
+    offset: int = 0
+    lines: dict[str, tuple[list[int], Measures | None]] = field(default_factory=dict)  # name -> stamp and measures
+
+    def go_on(self, kept: Path) -> None:
+        said, offset = events.read(kept, self.offset)
+        if offset < self.offset:  # it was written anew, or is gone with its project
+            self.lines.clear()
+        self.offset = offset
+        for line in said:
+            if line.get("version") != VERSION:
+                continue
+            try:
+                measures = Measures.from_json(line["measures"]) if line.get("measures") else None
+                self.lines[line["name"]] = line["stamp"], measures
+            except (TypeError, KeyError):
+                continue
+
+
+@dataclass
 class Checkup:
     """The visits of one artist's projects. One thread at a time: looking at pictures must not take the machine from a training."""
 
     _visits: dict[Path, Visit] = field(default_factory=dict)
+    _read: dict[Path, _Read] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def visit(self, folder: Path) -> Visit | None:
         return self._visits.get(folder)
 
-    def start(self, projects: Projects, project: str) -> None:
-        """Measures what is not measured yet, unless that goes on already."""
-        folder, cards = projects.folder(project), projects.cards(project)
-        known = measured(projects, project, cards)
+    def measured(self, projects: Projects, project: str, cards: list[Card]) -> dict[str, Measures | None]:
+        """Measures of the pictures as they are now, by name; None for one that can't be read."""
+        kept = kept_file(projects, project)
+        with self._lock:
+            known = self._read.setdefault(kept, _Read())
+            known.go_on(kept)
+            found = {card.name: known.lines.get(card.name) for card in cards}
+        return {card.name: seen[1] for card in cards if (seen := found[card.name]) and seen[0] == _stamp(card)}
+
+    def start(self, projects: Projects, project: str, cards: list[Card]) -> None:
+        """Measures what is not measured yet of `cards`, unless that goes on already."""
+        folder, known = projects.folder(project), self.measured(projects, project, cards)
         waiting = [card for card in cards if card.name not in known]
         with self._lock:
             now = self._visits.get(folder)
@@ -58,6 +93,7 @@ class Checkup:
     def _work(self, visit: Visit, projects: Projects, project: str, waiting: list[Card]) -> None:
         kept = kept_file(projects, project)
         kept.parent.mkdir(parents=True, exist_ok=True)
+        time.sleep(_HEAD_START)
         with self._turn:
             try:
                 for card in waiting:
@@ -82,22 +118,6 @@ def _stamp(card: Card) -> list[int]:
     return [card.version, card.size_bytes]
 
 
-def measured(projects: Projects, project: str, cards: list[Card] | None = None) -> dict[str, Measures | None]:
-    """Measures of the pictures as they are now, by name; None for one that can't be read."""
-    said, _ = events.read(kept_file(projects, project))
-    lines = {line.get("name"): line for line in said if line.get("version") == VERSION}
-    found: dict[str, Measures | None] = {}
-    for card in projects.cards(project) if cards is None else cards:
-        line = lines.get(card.name)
-        if line is None or line.get("stamp") != _stamp(card):
-            continue
-        try:
-            found[card.name] = Measures.from_json(line["measures"]) if line.get("measures") else None
-        except (TypeError, KeyError):
-            continue
-    return found
-
-
 @dataclass(frozen=True)
 class Told:
     """What is known of a project's pictures."""
@@ -109,7 +129,7 @@ class Told:
 
 def told(projects: Projects, project: str, cards: list[Card], aims: Aims) -> Told:
     """Findings of what is measured by now, and the crop of every picture."""
-    measures = {name: seen for name, seen in measured(projects, project, cards).items() if seen is not None}
+    measures = {name: seen for name, seen in projects.checkup.measured(projects, project, cards).items() if seen is not None}
     sizes = {card.name: _size(projects, project, card.name, measures) for card in cards}
     sizes = {name: size for name, size in sizes.items() if size}
     crops = {card.name: card.choice.crop for card in cards}

@@ -28,7 +28,7 @@ from trainer.errors import TrainerError
 from trainer.run import write_atomically
 from ui.access.limits import MB, Limits, size_bytes
 from ui.artwork.masks import save_mask
-from ui.artwork.naming import MAX_CAPTION, clean_name, free_stem
+from ui.artwork.naming import MAX_CAPTION, clean_name, free_stem, numbered
 from ui.artwork.thumbnails import THUMBNAIL
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def _checked(path: Path, name: str, most_pixels: int) -> Image.Image:
 def _same(folder: Path, wanted: str, file: Dropped) -> str | None:
     """The stem under which the same bytes are there already, among those that `free_stem` would pass over."""
     size = file.path.stat().st_size
-    for stem in (wanted, *(f"{wanted}-{number}" for number in range(2, 10_000))):
+    for stem in numbered(wanted):
         there = folder / f"{stem}{file.suffix}"
         if not there.is_file():
             return None

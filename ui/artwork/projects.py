@@ -26,7 +26,7 @@ from trainer.errors import DatasetError
 from trainer.run import write_atomically
 from ui.artwork.checkup import Checkup
 from ui.artwork.intake import Intake
-from ui.artwork.naming import clean_name, free_stem
+from ui.artwork.naming import clean_name, free_stem, numbered
 from ui.artwork.thumbnails import LARGE, Thumbnails
 
 SAMPLES = ("ink-emoji",)  # come with Impasto; an artist's own pictures do not go in there
@@ -76,7 +76,7 @@ class Projects:
     def fresh(self, name: str) -> str:
         """`name`, or `name-2` ... when that is taken."""
         taken = {existing.casefold() for existing in self.names()}
-        return next(n for n in (name, *(f"{name}-{i}" for i in range(2, 10_000))) if n.casefold() not in taken)
+        return next(n for n in numbered(name) if n.casefold() not in taken)
 
     def create(self, name: str) -> str:
         """A new empty project; its name, made safe and free."""
@@ -105,11 +105,12 @@ class Projects:
         choices = read_choices(folder)
         for place, _, token in places(folder):
             listed, _ = metadata_captions(place)
+            within = "" if place == folder else f"{place.name}/"
             for path in pictures_in(place)[0]:
                 caption = sidecar_caption(path)
                 if caption is None:
                     caption = listed.get(path.name, Listed(token)).caption
-                stat, shown, mask = path.stat(), path.relative_to(folder).as_posix(), mask_file(path)
+                stat, shown, mask = path.stat(), within + path.name, mask_file(path)
                 drawn = mask.stat().st_mtime_ns if mask else 0
                 cards.append(Card(shown, caption, stat.st_mtime_ns, stat.st_size, choices.get(shown, Choice()), drawn))
         return cards

@@ -40,7 +40,7 @@ class Thumbnails:
 def _write(place: Path, picture: Image.Image, side: int) -> None:
     for quality in (82, 60, 40, 20, 5):
         data = io.BytesIO()
-        picture.save(data, format="WEBP", quality=quality, method=3)
+        picture.save(data, format="WEBP", quality=quality, method=1)
         if side > THUMBNAIL or data.tell() <= THUMBNAIL_BYTES:
             break
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from trainer.queue import FILES
 from trainer.relabel import Label, checked, relabel
 from trainer.request import checked_weight
 from trainer.run import write_atomically
-from ui.artwork.naming import clean_name
+from ui.artwork.naming import clean_name, new_folder
 from ui.artwork.thumbnails import THUMBNAIL, Thumbnails
 from ui.train.jobs import Jobs
 
@@ -187,7 +187,7 @@ class Library:
             recognise(upload)
         except LoraFileError as error:
             raise LoraFileError(str(error).replace(upload.name, f"{wanted}.safetensors")) from None
-        folder = self._free_folder(wanted)
+        folder = new_folder(self.shelf, wanted)
         file = folder / f"{folder.name}.safetensors"
         try:
             shutil.copyfile(upload, file)
@@ -256,16 +256,8 @@ class Library:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _out(self, wanted: str) -> str:
-        folder = self._free_folder(clean_name(wanted) or "lora")
+        folder = new_folder(self.shelf, clean_name(wanted) or "lora")
         return str((folder / f"{folder.name}.safetensors").resolve())
-
-    def _free_folder(self, wanted: str) -> Path:
-        self.shelf.mkdir(parents=True, exist_ok=True)
-        for name in (wanted, *(f"{wanted}-{i}" for i in range(2, 10_000))):
-            with contextlib.suppress(FileExistsError):
-                (self.shelf / name).mkdir()
-                return self.shelf / name
-        raise RunError(f"there are too many files called {wanted}; choose another name")
 
     # What is seen of it, and its end
 

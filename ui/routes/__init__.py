@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from ui.routes import follow, line, login, pictures, results, static
+from ui.routes import assets, follow, line, login, pictures, results, static
+from ui.routes.assets import Assets
 from ui.studio import Studio
 
 
-def add_routes(app: FastAPI, studio: Studio) -> None:
+def add_routes(app: FastAPI, studio: Studio, frontend: Assets) -> None:
     static.add_routes(app)
+    assets.add_routes(app, frontend)
     login.add_routes(app, studio)
     pictures.add_picture_routes(app, studio)
     results.add_result_routes(app, studio)

@@ -30,21 +30,22 @@ const fill = (place, html) => {
   said.remove();
   line.after(fresh.content);
 };
-// What is drawn whether it is in sight or not says what it was drawn from. While that is another mark than the server's it
-// is asked for again: a drawing that failed, or a press that was lost, is made good. What lies in a tab that was never
-// opened is not in the page and is drawn when it is; of what was made, other tabs hear too, so each new mark counts once.
-const unseen = {
-  made: () => document.querySelector('#shelf [data-made]'),
-  arrived: (project) => document.querySelector(`#caption-list [data-project="${CSS.escape(project)}"]`),
+// What several tabs hear of: the tab that says what it was drawn from. While that is in sight and of another mark than the
+// server's, it is asked for again: a drawing that failed, or a press that was lost, is made good. Out of sight each new mark
+// counts once.
+const heard = {
+  made: {tab: 'library', drawn: () => document.querySelector('#shelf [data-made]')},
+  arrived: {tab: 'captions', drawn: (project) => document.querySelector(`#caption-list [data-project="${CSS.escape(project)}"]`)},
 };
 const isNew = (section, mark, project) => {
-  if (section in unseen) {
-    const drawn = unseen[section](project);
-    if (drawn) {
+  if (section in heard) {
+    const drawn = heard[section].drawn(project);
+    if (drawn && inSight() === heard[section].tab) {
       marks[section] = mark;
       return drawn.dataset[section] !== mark;
     }
-    if (section !== 'made') return false;
+    // What was never drawn for this project will be, when its tab is turned to.
+    if (!drawn && section !== 'made') return false;
   }
   if (marks[section] === mark) return false;
   marks[section] = mark;
@@ -56,10 +57,28 @@ const show = (news) => {
   remember('project', news.project);
   for (const [section, mark] of Object.entries(news.marks)) if (isNew(section, mark, news.project)) stale.add(section);
   if (++asked % 10 === 0) stale.add(inSight());
-  for (const section of [inSight(), ...Object.keys(unseen)]) if (stale.has(section)) press(section);
+  for (const section of [inSight(), ...Object.keys(heard)]) if (stale.has(section)) press(section);
 };
+// Out of sight nothing is drawn. Each drawing has a bell, a field whose change the server answers; one that should ring in
+// another tab is owed, and rings when that is turned to.
+const owed = new Map();  // bell -> tab
+const another = () => String(Math.random());
+window.impasto = {
+  ring: (tab, bell, now) => {
+    if (tab === inSight()) return another();
+    owed.set(bell, tab);
+    return now;
+  },
+  settle: (bell, now) => owed.delete(bell) ? another() : now,
+};
+const settle = () => {
+  const tab = inSight();
+  if ([...owed.values()].includes(tab)) document.getElementById('turned-' + tab)?.click();
+};
+
 const ask = async () => {
   clearTimeout(timer);
+  settle();
   const field = document.querySelector('#project input');
   try {
     const project = field ? field.value : '';
@@ -80,10 +99,13 @@ const soon = () => {
 const turned = (tab) => {
   remember('tab', tab);
   if (stale.has(tab)) press(tab);
+  settle();
 };
+// However a tab comes into sight: by hand, or by what the address names.
+new MutationObserver(settle).observe(document.documentElement, {subtree: true, attributeFilter: ['aria-selected']});
 document.addEventListener('click', (event) => {
   const target = event.target.closest && event.target.closest('button, [role=option], a');
-  if (!target || (target.id || '').startsWith('news-')) return;
+  if (!target || /^(news|turned)-/.test(target.id)) return;
   if (target.matches('[role=tab]')) turned(tabOf(target));
   soon();
 });

@@ -18,6 +18,9 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False}
 QUIET: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
 OTHERS = 3  # LoRAs beside the chosen one: four in all
 TOUCH = "() => String(Math.random())"  # what `touch` returns, by the browser alone
+# Of a drawing's bell, by `ui/script/page.js`: it rings now, or is owed until its tab is turned to.
+_RING = "(now) => impasto.ring('{tab}', '{bell}', now)"
+_SETTLE = "(now) => impasto.settle('{bell}', now)"
 
 
 def touch() -> str:
@@ -27,7 +30,7 @@ def touch() -> str:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all tabs know."""
+    """What all tabs know, and which tab is built."""
 
     studio: Studio
     label: gr.I18n  # `label("artwork.drop")`: translated in the browser
@@ -35,14 +38,20 @@ class Shared:
     touched: gr.Textbox  # out of sight; a tab writes `touch()` when it has changed the project's pictures or captions
     news: dict[str, gr.Button]  # by section of `ui/pulse.py`: pressed by the page's script when there is something new
     bells: gr.Column  # out of sight, in every tab
+    tab: str = ""
+    turned: gr.Button | None = None  # pressed by the page's script when the tab comes into sight and drawings are owed
     turn: threading.Lock = field(default_factory=threading.Lock)  # drawings wait for each other: the first is seen soonest
 
     def on(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """`callback(desk, *values)` for Gradio's events."""
         return handler(self.studio, callback)
 
-    def draw(self, events: list[Callable[..., Any]], callback: Callable[..., Any], inputs: Any, outputs: Any) -> None:
+    def draw(
+        self, events: list[Callable[..., Any]], callback: Callable[..., Any], inputs: Any, outputs: Any, *, keeps: bool = False
+    ) -> None:
         """`outputs` by `callback(desk, *inputs)` at each of `events`, and once more when others came meanwhile.
+
+        Out of sight nothing is drawn: it waits until the tab is turned to, unless the callback `keeps` what was written.
 
         Each drawing hears on a bell of its own. What Gradio puts off while a function runs, it makes good by raising the
         whole event anew: two functions on one event would raise it for each other without end.
@@ -56,7 +65,11 @@ class Shared:
         in_turn.__name__ = drawing.__name__
         with self.bells:
             bell = gr.Textbox(elem_classes="unseen", show_label=False)
-        gr.on(events, None, None, bell, js=TOUCH, trigger_mode="multiple", **QUIET)
+        name = f"{self.tab}-{bell._id}"
+        ring = TOUCH if keeps else _RING.format(tab=self.tab, bell=name)
+        gr.on(events, None, None if keeps else bell, bell, js=ring, trigger_mode="multiple", **QUIET)
+        if self.turned is not None and not keeps:
+            self.turned.click(None, bell, bell, js=_SETTLE.format(bell=name), trigger_mode="multiple", **QUIET)
         bell.change(in_turn, inputs, outputs, trigger_mode="always_last", **QUIET)
 
 

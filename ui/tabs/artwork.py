@@ -39,15 +39,17 @@ def build(shared: Shared) -> None:
     changed = gr.Button("changed", elem_id="artwork-changed", elem_classes="unseen")  # pressed by the script
     # Written by the poll: a State's change is not told to the page by an event that passes the queue by (Gradio 6.31).
     fresh = gr.Textbox(elem_id="artwork-fresh", elem_classes="unseen", show_label=False)
-    seen = gr.State(())
+    seen, drawn = gr.State(()), gr.State("")
     _deletion(shared)
 
     def show(desk: Desk, chosen: str | None):
         limits_said = _limits(desk)
         if not chosen or chosen not in desk.projects.names():
-            return limits_said, "", "", "", mask_dialog_html(desk.words)
+            return limits_said, "", "", "", mask_dialog_html(desk.words), ""
+        came = _came(desk, chosen)  # before the pictures are looked up: what comes meanwhile is drawn later
         listed = desk.projects.cards(chosen)
-        desk.projects.checkup.start(desk.projects, chosen)
+        desk.projects.checkup.start(desk.projects, chosen, listed)
+        stood = came + _looked(desk, chosen)
         found = told(desk.projects, chosen, listed, aims_of(desk.projects.folder(chosen), desk.jobs.models))
         return (
             limits_said,
@@ -55,6 +57,7 @@ def build(shared: Shared) -> None:
             cards_html(desk.words, chosen, listed, found),
             removed_html(desk.words, chosen, desk.projects.removed(chosen)),
             mask_dialog_html(desk.words),
+            stood,
         )
 
     def take_in(desk: Desk, files: Any, chosen: str | None):
@@ -65,7 +68,7 @@ def build(shared: Shared) -> None:
         desk.projects.intake.start(desk.projects, project, dropped(paths, names), desk.limits)
         return gr.update(choices=desk.projects.names(), value=project), None
 
-    def follow(desk: Desk, chosen: str | None, last: tuple):
+    def follow(desk: Desk, chosen: str | None, last: tuple, shown: str):
         """What changed since the last look; the cards themselves are drawn by the event that `fresh` raises."""
         if not chosen or chosen not in desk.projects.names():
             return [gr.skip()] * 4
@@ -74,17 +77,29 @@ def build(shared: Shared) -> None:
         now = (chosen, drop and (id(drop), drop.rev), look and (id(look), look.done, look.ended))
         if tuple(last) == now:
             return [gr.skip()] * 4
-        state = (chosen, drop and (id(drop), drop.kept, drop.ended), look and (id(look), 10 * look.done // max(1, look.total), look.ended))
-        return [arrivals_html(desk.words, drop), escaped(_visit_words(desk, chosen)), now, repr(state)]
+        stood = _came(desk, chosen) + _looked(desk, chosen)
+        return [arrivals_html(desk.words, drop), escaped(_visit_words(desk, chosen)), now, gr.skip() if stood == shown else stood]
 
-    outputs = [limits, doctor, cards, removed, dialog]
+    outputs = [limits, doctor, cards, removed, dialog, drawn]
     shared.draw([shared.project.change, shared.touched.change, fresh.change], show, shared.project, outputs)
     for box in (upload, folder):
         box.upload(shared.on(take_in), [box, shared.project], [shared.project, box], preprocess=False, **PRIVATE)
     gr.on(
         [changed.click, shared.news["arrived"].click], None, None, shared.touched, js=TOUCH, trigger_mode="multiple", **QUIET
     )  # fmt: skip
-    shared.draw([shared.news["artwork"].click], follow, [shared.project, seen], [arrivals, visit, seen, fresh])
+    shared.draw([shared.news["artwork"].click], follow, [shared.project, seen, drawn], [arrivals, visit, seen, fresh])
+
+
+def _came(desk: Desk, project: str) -> str:
+    """Another word for each picture that a drop has brought."""
+    drop = desk.projects.intake.arrivals(desk.projects.folder(project))
+    return repr((project, drop and (id(drop), drop.kept, drop.ended)))
+
+
+def _looked(desk: Desk, project: str) -> str:
+    """Another word for each tenth of the measuring."""
+    visit = desk.projects.checkup.visit(desk.projects.folder(project))
+    return repr(visit and (id(visit), visit.ended or 10 * visit.done // max(1, visit.total)))
 
 
 def _limits(desk: Desk) -> str:

@@ -193,7 +193,7 @@ def build(shared: Shared) -> None:
         return comparison_html(desk.jobs, left, right, desk.words)
 
     shared.draw([shared.project.change], opened, [shared.project, loaded], brought)
-    shared.draw([component.change for component in above.values()], changed, everything, [*before, told])
+    shared.draw([component.change for component in above.values()], changed, everything, [*before, told], keeps=True)
     shared.draw([shared.touched.change, changed_there.click], refresh, shared.project, before)
     started = [told, token, train, stop]
     train.click(shared.on(start), everything, started, **QUIET)

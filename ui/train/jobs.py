@@ -18,6 +18,7 @@ from trainer.config import TrainConfig, config_from
 from trainer.errors import RunError
 from trainer.queue import Job, Queue
 from trainer.run import write_atomically
+from ui.artwork.naming import new_folder
 from ui.train.estimates import Estimates
 from ui.train.settings import whole_values
 
@@ -141,7 +142,7 @@ class Jobs:
 
     def _made(self, config: TrainConfig, sources: list[Path], project: str | None) -> run.Run:
         """A new run under a free name."""
-        folder = self._free_folder(config.name)
+        folder = new_folder(self.outputs, config.name)
         try:
             made = run.create(folder, config, sources)
         except BaseException:
@@ -149,15 +150,6 @@ class Jobs:
             raise
         write_atomically(made.path / "project.json", json.dumps({"project": project}, ensure_ascii=False).encode())
         return made
-
-    def _free_folder(self, name: str) -> Path:
-        """A new folder that nobody else has; two servers may want one at once."""
-        self.outputs.mkdir(parents=True, exist_ok=True)
-        for candidate in (name, *(f"{name}-{i}" for i in range(2, 10_000))):
-            with contextlib.suppress(FileExistsError):
-                (self.outputs / candidate).mkdir()
-                return self.outputs / candidate
-        raise RunError(f"there are too many trainings called {name}; choose another name")
 
     def view(self, name: str) -> tuple[events.View, bool]:
         """What a page shows of a run, and whether its process lives (asked before the events are read)."""

@@ -18,7 +18,6 @@ from PIL import Image
 from trainer.dataset.variants import mask_file
 from trainer.errors import DatasetError, TrainerError
 from ui.access.limits import Limits
-from ui.artwork.checkup import measured
 from ui.artwork.intake import Arrivals, Dropped, take_in
 from ui.artwork.masks import save_mask
 from ui.artwork.projects import Projects
@@ -186,17 +185,17 @@ def test_a_drop_goes_on_without_its_page_and_leaves_no_copy(projects: Projects, 
 def test_the_doctor_looks_at_each_picture_once(projects: Projects):
     drop(projects, {"a.png": png(size=(300, 200)), "b.png": png("blue", (200, 300))})
     for expected in (2, 0):
-        projects.checkup.start(projects, "art")
+        projects.checkup.start(projects, "art", projects.cards("art"))
         visit = projects.checkup.visit(projects.folder("art"))
         for _ in range(2000):
             if visit is None or visit.ended:
                 break
             time.sleep(0.01)
-        assert set(measured(projects, "art")) == {"a.png", "b.png"}
+        assert set(projects.checkup.measured(projects, "art", projects.cards("art"))) == {"a.png", "b.png"}
         assert len((projects.cache / "doctor" / "art.jsonl").read_text().splitlines()) == 2
         del expected
     (projects.datasets / "art" / "a.png").write_bytes(png("green", (80, 80)))
-    assert set(measured(projects, "art")) == {"b.png"}
+    assert set(projects.checkup.measured(projects, "art", projects.cards("art"))) == {"b.png"}
 
 
 @settings(max_examples=40)
