@@ -21,23 +21,25 @@ from trainer.dataset.variants import Variant
 from trainer.run import write_atomically
 from trainer.sdxl.text import PLAIN, Conditioning, Reading
 
+Latents = tuple[torch.Tensor, torch.Tensor]  # of one picture: mean and log-variance
+
 
 @dataclass(frozen=True)
 class Cache:
     folder: Path
     base: str  # the base's fingerprint
 
-    def latents(
-        self, item: Item, variant: Variant, compute: Callable[[], tuple[torch.Tensor, torch.Tensor]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log-variance (1, C, H/8, W/8)."""
+    def latents(self, item: Item, variant: Variant) -> Latents | None:
+        """Mean and log-variance (1, C, H/8, W/8); None where they are not kept, or damaged."""
+        found = self._found("latents", self._latents_key(item, variant), ("mean", "logvar"))
+        return (found["mean"], found["logvar"]) if found else None
+
+    def keep_latents(self, item: Item, variant: Variant, latents: Latents) -> None:
+        self._kept("latents", self._latents_key(item, variant), dict(zip(("mean", "logvar"), latents, strict=True)))
+
+    def _latents_key(self, item: Item, variant: Variant) -> str:
         more = () if variant.is_plain else (repr(variant.is_mirrored), repr(variant.colours))
-        key = _key("latents", self.base, item.digest, repr(variant.placement), *more)
-        found = self._found("latents", key, ("mean", "logvar"))
-        if found is None:
-            mean, logvar = compute()
-            found = self._kept("latents", key, {"mean": mean, "logvar": logvar})
-        return found["mean"], found["logvar"]
+        return _key("latents", self.base, item.digest, repr(variant.placement), *more)
 
     def text(self, prompt: str, reading: Reading, compute: Callable[[], Conditioning]) -> Conditioning:
         """Conditioning of one prompt as it is read, fp32 on the CPU."""

@@ -14,8 +14,9 @@ from PIL import Image
 
 from trainer.adapter.rehearsal import rehearse
 from trainer.adapter.targets import part_rates, part_sizes
+from trainer.ahead import Behind, ahead
 from trainer.batches import Batches
-from trainer.cache import Cache
+from trainer.cache import Cache, Latents
 from trainer.compiled import check_compiler
 from trainer.config import TrainConfig
 from trainer.dataset.buckets import BucketPlan, Placement, crop_notice
@@ -193,19 +194,25 @@ def cache_latents(
     if notice:
         run.say("problem", message=notice)
     found: list[tuple[Item, tuple[Shown, ...]]] = []
-    for number, (item, placement) in enumerate(planned, start=1):
-        if stop.asked():
-            break
-        try:
-            mask, forms = mask_of(config, item), []
-            for variant in variants_of(config, item, placement):
-                mean, logvar = cache.latents(item, variant, lambda: encoder.posterior(item, variant))
-                forms.append(Shown(item, variant, mean, logvar, _mask_tensor(mask, variant, base, config)))
-        except (DatasetError, OSError) as error:
-            run.say("problem", message=str(error) if isinstance(error, DatasetError) else f"{item.name} is gone, so it is left out")
-            continue
-        found.append((item, tuple(forms)))
-        run.say("stage", stage="caching pictures", done=number, total=len(planned))
+    with Behind() as behind:
+        looked = ahead(lambda pair: _looked_at(config, cache, *pair), planned)
+        for number, ((item, _), future) in enumerate(looked, start=1):
+            if stop.asked():
+                break
+            try:
+                mask, seen = future.result()
+            except (DatasetError, OSError) as error:
+                run.say("problem", message=str(error) if isinstance(error, DatasetError) else f"{item.name} is gone, so it is left out")
+                continue
+            forms = []
+            for variant, known in seen:
+                latents = encoder.posterior(known) if isinstance(known, Image.Image) else known
+                if latents is not known:
+                    behind.do(cache.keep_latents, item, variant, latents)
+                forms.append(Shown(item, variant, latents[0], latents[1], _mask_tensor(mask, variant, base, config)))
+            found.append((item, tuple(forms)))
+            run.say("stage", stage="caching pictures", done=number, total=len(planned))
+        looked.close()
     if not found and not stop.asked():
         raise DatasetError("none of the pictures can be read any more; put them back and start again")
     return Pictures(tuple(item for item, _ in found), tuple(forms for _, forms in found), base.latent_scaling)
@@ -235,18 +242,31 @@ def _has_mask(config: TrainConfig, item: Item) -> bool:
         return False
 
 
+def _looked_at(
+    config: TrainConfig, cache: Cache, item: Item, placement: Placement
+) -> tuple[Image.Image | None, list[tuple[Variant, Latents | Image.Image]]]:
+    """A picture's mask, and each of its forms: what the cache has of it, or else how it is shown. Raises DatasetError or OSError."""
+    mask, picture, seen = mask_of(config, item), None, []
+    for variant in variants_of(config, item, placement):
+        known = cache.latents(item, variant)
+        if known is None and picture is None:
+            if hashlib.sha256(Path(item.path).read_bytes()).hexdigest() != item.digest:
+                raise DatasetError(f"{item.name} has changed since the training was set up, so it is left out; start a new training")
+            picture = open_picture(Path(item.path))
+        seen.append((variant, variant.shown(picture) if known is None and picture else known))
+    return mask, seen
+
+
 class _Encoder:
     """The VAE, loaded when the first picture is missing from the cache."""
 
     def __init__(self, base: Base, device: torch.device) -> None:
         self.base, self.device, self.vae = base, device, None
 
-    def posterior(self, item: Item, variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
+    def posterior(self, picture: Image.Image) -> Latents:
         if self.vae is None:
             self.vae = self.base.vae(self.device)
-        if hashlib.sha256(Path(item.path).read_bytes()).hexdigest() != item.digest:
-            raise DatasetError(f"{item.name} has changed since the training was set up, so it is left out; start a new training")
-        return posterior(self.vae, pixels(variant.shown(open_picture(Path(item.path)))))
+        return posterior(self.vae, pixels(picture))
 
 
 def _mask_tensor(mask: Image.Image | None, variant: Variant, base: Base, config: TrainConfig) -> torch.Tensor | None:

@@ -148,9 +148,9 @@ def test_find_and_replace_counts_first_and_undo_survives_a_reload(page: Any, stu
     page.locator("#many button").first.click()
     page.locator("#edit-find").get_by_role("textbox").fill("inkart")
     page.locator("#edit-text").get_by_role("textbox").fill("inkstyle")
-    waits("document.querySelector('#edit-preview')?.innerText.includes('2 captions would change')")
+    waits("document.querySelector('#edit-preview')?.innerText.includes('Captions that would change: 2')")
     page.locator("#edit-apply").click()
-    waits("document.querySelector('#edit-said')?.innerText.includes('2 captions changed')")
+    waits("document.querySelector('#edit-said')?.innerText.includes('Captions changed: 2')")
     waits("[...document.querySelectorAll('#caption-list textarea')].some(field => field.value === 'inkstyle, a bell')")
     page.reload()  # comes back to the same tab
     waits("[...document.querySelectorAll('#caption-list textarea')].some(field => field.value === 'inkstyle, a bell')")

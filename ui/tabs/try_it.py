@@ -155,8 +155,8 @@ def _form(shared: Shared) -> dict[str, Any]:
         form["guidance"] = gr.Number(5, label=label("try_it.guidance"), minimum=0, maximum=50, min_width=90, elem_id="guidance")
         form["seed"] = gr.Number(0, label=label("try_it.seed"), precision=0, minimum=0, maximum=2**31 - 1, min_width=120, elem_id="seed")
         bases = [(label("try_it.as_trained"), ""), *((name, name) for name in jobs.bases())]
-        form["fast"] = gr.Checkbox(False, label=label("try_it.fast"), info=label("try_it.fast_info"), min_width=180, elem_id="fast")
         form["base"] = gr.Dropdown(bases, value="", label=label("try_it.base"), min_width=180, elem_id="draw-base")
+    form["fast"] = gr.Checkbox(False, label=label("try_it.fast"), info=label("try_it.fast_info"), elem_id="fast")
     return form
 
 
