@@ -12,18 +12,36 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find_device() -> torch.device:
+    """What the work runs on, with one processor left to the rest of the machine where that is a CPU."""
     if torch.cuda.is_available():  # ROCm answers here too
         return torch.device("cuda")
     if torch.backends.mps.is_available():
         return torch.device("mps")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads_beside_others(torch.get_num_threads(), _processors()))
     return torch.device("cpu")
 
 
+def threads_beside_others(threads: int, processors: int) -> int:
+    """As many as there are, but for one processor, at least 1.
+
+    OpenMP's threads wait for each other by spinning. With one on each processor, a browser, a server or a second training
+    beside them keeps all of them waiting: of the bundled base, a step took 5 to over 50 times as long (benchmarks/NOTES.md).
+    """
+    return max(1, min(threads, processors - 1))
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe(device: torch.device) -> str:
-    """`CUDA (NVIDIA H200)`, `ROCm (...)`, `MPS`, `CPU (2 threads)`."""
+    """`CUDA (NVIDIA H200)`, `ROCm (...)`, `MPS`, `CPU (3 threads)`."""
+    count = torch.get_num_threads()
     if device.type == "cuda":
         return f"{'ROCm' if torch.version.hip else 'CUDA'} ({torch.cuda.get_device_name(device)})"
-    return "MPS" if device.type == "mps" else f"CPU ({torch.get_num_threads()} threads)"
+    return "MPS" if device.type == "mps" else f"CPU ({count} thread{'s' * (count > 1)})"
 
 
 def every_device() -> list[dict[str, str | None]]:
