@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ui.artwork.projects import Card, Projects
 
 
-_HEAD_START = 1.0  # s: the page that asks is drawn first
+_HEAD_START = 1.0  # s: the page that asks is drawn first, and pictures that are dropped come in first
 
 
 @dataclass
@@ -94,6 +94,8 @@ class Checkup:
         kept = kept_file(projects, project)
         kept.parent.mkdir(parents=True, exist_ok=True)
         time.sleep(_HEAD_START)
+        while (drop := projects.intake.arrivals(projects.datasets / project)) and not drop.ended:
+            time.sleep(_HEAD_START)
         with self._turn:
             try:
                 for card in waiting:
