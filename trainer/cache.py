@@ -1,6 +1,6 @@
 """What the frozen VAE and text encoders say, on disk: computed once, found again by content.
 
-outputs/.cache/latents/<key>.safetensors    mean, logvar      key: picture bytes, variant, base
+outputs/.cache/latents/<key>.safetensors    mean, logvar      key: picture bytes, variant, base, tile where it took several
 outputs/.cache/text/<key>.safetensors       text, pooled      key: caption, base
 """
 
@@ -26,18 +26,27 @@ from trainer.sdxl.text import PLAIN, Conditioning, Reading
 class Cache:
     folder: Path
     base: str  # the base's fingerprint
+    tile: int = 0  # px, of the tiles that larger pictures are encoded in; 0 takes them whole
 
     def latents(
         self, item: Item, variant: Variant, compute: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log-variance (1, C, H/8, W/8)."""
+        """Mean and log-variance (1, C, H/8, W/8).
+
+        Where `compute` would take tiles, those of the whole picture serve too; never the other way round.
+        """
         more = () if variant.is_plain else (repr(variant.is_mirrored), repr(variant.colours))
-        key = _key("latents", self.base, item.digest, repr(variant.placement), *more)
-        found = self._found("latents", key, ("mean", "logvar"))
-        if found is None:
-            mean, logvar = compute()
-            found = self._kept("latents", key, {"mean": mean, "logvar": logvar})
-        return found["mean"], found["logvar"]
+        facts = ("latents", self.base, item.digest, repr(variant.placement), *more)
+        keys = [_key(*facts)]
+        if 0 < self.tile < max(variant.placement.bucket):
+            keys.insert(0, _key(*facts, f"tiles of {self.tile}"))
+        for key in keys:
+            found = self._found("latents", key, ("mean", "logvar"))
+            if found:
+                return found["mean"], found["logvar"]
+        mean, logvar = compute()
+        kept = self._kept("latents", keys[0], {"mean": mean, "logvar": logvar})
+        return kept["mean"], kept["logvar"]
 
     def text(self, prompt: str, reading: Reading, compute: Callable[[], Conditioning]) -> Conditioning:
         """Conditioning of one prompt as it is read, fp32 on the CPU."""
