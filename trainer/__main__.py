@@ -225,8 +225,12 @@ def preview(
     files = [(file, 1.0), *(weighted(text) for text in with_ or [])]
     if len(files) > MOST_FILES:
         raise ConfigError([f"at most {MOST_FILES} LoRAs are mixed; merge some into one first: lora merge"])
+    from trainer.lora_header import bundled_notice, recognise
     from trainer.preview import draw_file
 
+    for path, _ in files:
+        if notice := bundled_notice(path, recognise(path).tensors):
+            typer.echo(notice, err=True)
     for path in draw_file(files, request, out_dir, base=base, models=models):
         typer.echo(path)
 

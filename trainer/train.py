@@ -117,7 +117,9 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         adapter.attach(part, models_of[part], sizes)
     adapter.start(config.seed)
     if config.start_from and (Path(config.start_from).exists() or not state.checkpoints(run)):
-        start_from(Path(config.start_from), adapter)
+        left_out = start_from(Path(config.start_from), adapter)
+        if left_out:
+            run.say("problem", message=left_out)
     recompute(unet, chosen.gradient_checkpointing)
     if compiles(chosen, unet):
         compile_blocks(unet, run.path.parent / ".cache" / "compiled")
