@@ -94,7 +94,11 @@ def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         return "is a ControlNet"
     if has("first_stage_model.") or (has("encoder.conv_in", "encoder.down") and has("decoder.conv_in", "decoder.up")):
         return "is a VAE"
-    if set(shapes) & {"emb_params", "clip_l", "clip_g", "string_to_param", "<placeholder>"} or (len(shapes) == 1 and has("<")) or has(BUNDLED):
+    if (
+        set(shapes) & {"emb_params", "clip_l", "clip_g", "string_to_param", "<placeholder>"}
+        or (len(shapes) == 1 and has("<"))
+        or has(BUNDLED)
+    ):
         return "is an embedding (textual inversion), not a LoRA"
     if has("down_blocks.", "diffusion_model.", "double_blocks.", "transformer_blocks."):
         return "holds the weights of a whole UNet or transformer, not a LoRA"

@@ -4,7 +4,7 @@
       adapter.safetensors      fp32 masters
       optimizer.safetensors    moments
       average.safetensors      the weights that the file takes, when they are an average
-      state.json               step, the optimizer's numbers, SHA-256 of all files
+      state.json               step, the optimizer's numbers, fp16's loss scale, SHA-256 of all files
 
 A checkpoint is written under a temporary name, synced, renamed, and only then are older ones removed.
 """
@@ -29,19 +29,7 @@ from trainer.adapter.lora import Adapter
 from trainer.average import Average
 from trainer.run import Run, sync_folder
 
-
-def save_checkpoint(
-    run: Run,
-    step: int,
-    adapter: Adapter,
-    optimizer: torch.optim.Optimizer,
-    average: Average | None = None,
-    *,
-    keep: int,
-    spare: int | None = None,
-) -> Path:
-    """Writes `step-N` and removes all but the newest `keep` and step `spare`."""
-    return _write(run, snapshot(step, adapter, optimizer, average), keep=keep, spare=spare)
+Scaler = torch.amp.GradScaler
 
 
 @dataclass(frozen=True)
@@ -51,13 +39,17 @@ class Snapshot:
     step: int
     tensors: dict[str, dict[str, torch.Tensor]]  # of each file
     optimizer: dict[str, Any]  # what of the optimizer is no tensor
+    scaler: dict[str, Any]  # the loss scale and how long it has held; empty without one
 
 
-def snapshot(step: int, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None = None) -> Snapshot:
+def snapshot(
+    step: int, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None = None, scaler: Scaler | None = None
+) -> Snapshot:
     tensors, numbers = _flat(split_state(optimizer, adapter.flats))
     files = {"adapter.safetensors": adapter.tensors(), "optimizer.safetensors": tensors}
     averaged = average.tensors() if average else None
-    return Snapshot(step, files if averaged is None else {**files, "average.safetensors": averaged}, numbers)
+    files = files if averaged is None else {**files, "average.safetensors": averaged}
+    return Snapshot(step, files, numbers, scaler.state_dict() if scaler else {})
 
 
 class Keeper:
@@ -88,10 +80,11 @@ class Keeper:
 
 
 def _write(run: Run, kept: Snapshot, *, keep: int, spare: int | None) -> Path:
+    """Writes `step-N` and removes all but the newest `keep` and step `spare`."""
     step = kept.step
     files = {name: save(tensors) for name, tensors in kept.tensors.items()}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    files["state.json"] = json.dumps({"step": step, "optimizer": kept.optimizer, "sha256": digests}).encode()
+    files["state.json"] = json.dumps({"step": step, "optimizer": kept.optimizer, "scaler": kept.scaler, "sha256": digests}).encode()
     half_written, target = run.checkpoints / f".tmp-{step}", run.checkpoints / f"step-{step}"
     shutil.rmtree(half_written, ignore_errors=True)
     half_written.mkdir(parents=True)
@@ -118,7 +111,9 @@ def checkpoints(run: Run) -> list[Path]:
     return sorted(named, key=lambda path: int(path.name[5:]), reverse=True)
 
 
-def load_newest(run: Run, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None = None) -> tuple[int, list[str]]:
+def load_newest(
+    run: Run, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None = None, scaler: Scaler | None = None
+) -> tuple[int, list[str]]:
     """Puts the newest whole checkpoint back: (step, names of damaged ones passed over); (0, ...) when there is none."""
     damaged = []
     for path in checkpoints(run):
@@ -132,6 +127,8 @@ def load_newest(run: Run, adapter: Adapter, optimizer: torch.optim.Optimizer, av
         optimizer.load_state_dict(join_state(kept, optimizer, adapter.flats))
         if average and "average.safetensors" in files:
             average.load(load(files["average.safetensors"]), state["step"])
+        if scaler and state.get("scaler"):  # an earlier version kept none
+            scaler.load_state_dict(state["scaler"])
         return state["step"], damaged
     return 0, damaged
 

@@ -134,7 +134,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     # 5 Resume.
     plain_optimizer = getattr(optimizer, "optimizer", optimizer)
     average = Average(adapter, plain_optimizer, config.ema_decay)
-    first, damaged = state.load_newest(run, adapter, plain_optimizer, average)
+    first, damaged = state.load_newest(run, adapter, plain_optimizer, average, accelerator.scaler)
     for name in damaged:
         run.say("problem", message=f"checkpoint {name} is damaged and was passed over")
     if first:
@@ -147,7 +147,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
 
     def keep(step: int) -> None:
         spare = validation.best_step  # whatever its age
-        keeper.write(state.snapshot(step, adapter, plain_optimizer, average), spare=spare)
+        keeper.write(state.snapshot(step, adapter, plain_optimizer, average, accelerator.scaler), spare=spare)
 
     if first == 0 and run.speaks:
         if config.sample_at_start:
