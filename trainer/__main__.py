@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -299,6 +300,14 @@ def print_settings() -> None:
     typer.echo(settings.settings_table(), nl=False)
 
 
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EINVAL):
+        return "choose another name or folder"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "allow writing there, or choose another folder"
+    return "check the disk and try again"
+
+
 def main() -> int:
     """The exit status; the only place that turns errors into words."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -315,7 +324,7 @@ def main() -> int:
     except (typer.Abort, KeyboardInterrupt):
         print("impasto: stopped", file=sys.stderr)
     except OSError as error:
-        print(f"impasto: {error.strerror or error}: {error.filename or ''}; check the disk and try again", file=sys.stderr)
+        print(f"impasto: {error.strerror or error}: {error.filename or ''}; {_remedy(error)}", file=sys.stderr)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
             message = error.format_message() if hasattr(error, "format_message") else error  # pyright: ignore

@@ -173,14 +173,14 @@ def _with_peft_alpha(module: Module, container: Container) -> Module:
         return module
     try:
         config = json.loads(text)
-    except ValueError:
+        alpha = config.get(f"{module.part}.lora_alpha")
+        if alpha is None:
+            return module
+        alpha = _of_pattern(config.get(f"{module.part}.alpha_pattern"), module.path, float(alpha))
+        if config.get(f"{module.part}.use_rslora") and module.rank:  # alpha / sqrt(R), Kalajdzievski 2023
+            alpha *= module.rank**0.5
+    except (ValueError, TypeError, AttributeError, RecursionError, re.error):
         raise LoraFileError(f"{container.path.name} has damaged lora_adapter_metadata in its header; save it again") from None
-    alpha = config.get(f"{module.part}.lora_alpha")
-    if alpha is None:
-        return module
-    alpha = _of_pattern(config.get(f"{module.part}.alpha_pattern"), module.path, float(alpha))
-    if config.get(f"{module.part}.use_rslora") and module.rank:  # alpha / sqrt(R), Kalajdzievski 2023
-        alpha *= module.rank**0.5
     return replace(module, tensors={**module.tensors, ALPHA: torch.tensor(alpha)})
 
 
