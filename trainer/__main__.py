@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -300,6 +301,14 @@ def print_settings() -> None:
     typer.echo(settings.settings_table(), nl=False)
 
 
+def _in_words(error: OSError) -> str:
+    if isinstance(error, shutil.Error):  # of a folder that was copied: a list of (from, to, why)
+        return f"{len(error.args[0])} files can't be copied, such as {error.args[0][0][0]} ({error.args[0][0][2]})"
+    return (
+        f"{error.strerror or error}: {error.filename}" if error.filename else f"a file can't be written or read ({error.strerror or error})"
+    )
+
+
 def _remedy(error: OSError) -> str:
     if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EINVAL):
         return "choose another name or folder"
@@ -324,7 +333,7 @@ def main() -> int:
     except (typer.Abort, KeyboardInterrupt):
         print("impasto: stopped", file=sys.stderr)
     except OSError as error:
-        print(f"impasto: {error.strerror or error}: {error.filename or ''}; {_remedy(error)}", file=sys.stderr)
+        print(f"impasto: {_in_words(error)}; {_remedy(error)}", file=sys.stderr)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
             message = error.format_message() if hasattr(error, "format_message") else error  # pyright: ignore

@@ -285,7 +285,7 @@ def is_text(value: str) -> bool:
     return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def in_digits(value: float) -> str:
+def in_digits(value: Any) -> str:
     """A number as a person would write it: 2147483647, not 2.14748e+09."""
     return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:g}"
 

@@ -107,8 +107,9 @@ def relabel(path: Path, changes: Mapping[str, str | None]) -> dict[str, str]:
             os.fsync(new.fileno())
         half_written.replace(path)
     except OSError as error:
-        half_written.unlink(missing_ok=True)
         raise LoraFileError(f"{path.name} could not be written ({error.strerror}); it is as it was") from None
+    finally:
+        half_written.unlink(missing_ok=True)
     sync_folder(path.parent)
     return kept
 

@@ -76,6 +76,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "wrong size": (_header({"a": {"dtype": "F16", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 8]}}, bytes(8)), "damaged header"),
     "unknown dtype": (_header({f"{MIDDLE}.lora_up.weight": {"dtype": "F7", "shape": [2, 2], "data_offsets": [0, 8]}}, bytes(8)), "F7"),
     "metadata is a list": (_header({"__metadata__": [1], "a": {**_F16, "data_offsets": [0, 8]}}, bytes(8)), "damaged"),
+    "half a character": (_header({"__metadata__": {"ss_output_name": "\ud800"}, f"{MIDDLE}.lora_up.weight": {**_F16, "data_offsets": [0, 8]}}, bytes(8)), "not a .safetensors"),
     "no tensors": (_header({"__metadata__": {"format": "pt"}}), "holds no tensors"),
     "sd15 lora": (save(_lora("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", (4, 768), (1280, 4))), "Stable Diffusion 1.5"),
     "sd2 lora": (save(_lora("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", (4, 1024), (1280, 4))), "Stable Diffusion 2"),
