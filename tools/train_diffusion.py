@@ -11,7 +11,6 @@ by the step's number.
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from tools import emoji_art
 from tools.clip_vocabulary import write_tokenizers
-from tools.muon import Muon, set_rates, split
-from tools.progress import average_gradients, join_processes, load_state, save_state
+from tools.learner import Learner, parser_of
+from tools.progress import join_processes, load_state
 from tools.recolour import recoloured
 from tools.train_vae import LATENT_CHANNELS, build_vae
 from trainer.noise import add_noise, target
@@ -159,14 +158,9 @@ def recoloured_art(art: emoji_art.Art) -> tuple[np.ndarray, list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/base"))
-    parser.add_argument("--steps", type=int, default=3500)
+    parser = parser_of(__doc__, steps=3500, muon_rate=4e-3, adam_rate=1.5e-3, save_every=100)
     parser.add_argument("--recoloured", type=float, default=0.3, help="share of pictures that are shown in other colours")
     parser.add_argument("--batch", type=int, default=64, help="pictures a step, over all processes")
-    parser.add_argument("--muon-rate", type=float, default=4e-3)
-    parser.add_argument("--adam-rate", type=float, default=1.5e-3)
-    parser.add_argument("--save-every", type=int, default=100)
     options = parser.parse_args()
     rank, world = join_processes()
     torch.set_flush_denormal(True)
@@ -188,18 +182,12 @@ def main() -> None:
 
     torch.manual_seed(0)
     model: Any = Generator().to(memory_format=torch.channels_last)  # pyright: ignore
-    average = Generator()
-    average.load_state_dict(model.state_dict())
-    matrices, others = split(model)
-    muon = Muon(matrices, options.muon_rate)
-    adam = torch.optim.AdamW(others, lr=options.adam_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    store = options.work / "diffusion.pt"
-    first = load_state(store, model=model, average=average, muon=muon, adam=adam)
+    learner = Learner(model, options.work / "diffusion.pt", options, average=Generator())
     alphas = noise_scheduler().alphas_cumprod
     per_process = options.batch // world
     mine = slice(rank * per_process, (rank + 1) * per_process)
     started, recent = time.monotonic(), []
-    for step in range(first, options.steps):
+    for step in range(learner.first, options.steps):
         draw = torch.Generator().manual_seed(7_000_003 + step)
         rows = torch.multinomial(weights, options.batch, replacement=True, generator=draw)
         kind = torch.rand(options.batch, generator=draw)
@@ -216,26 +204,17 @@ def main() -> None:
         for tokenizer in (0, 1):
             chosen = torch.where((kind < 0.35)[:, None], ids[tokenizer][0][rows], ids[tokenizer][1][rows])
             text.append(torch.where((kind > 0.9)[:, None], empty[tokenizer], chosen))  # caption dropout
-        set_rates(step, options.steps, (muon, options.muon_rate), (adam, options.adam_rate))
         predicted = model(noisy, timesteps, text[0], text[1], sizes)
         answer = target("v_prediction", latents, noise, timesteps, alphas)
         # All noise levels alike: shapes are decided at the high ones, which min-SNR weights would hush.
         loss = (predicted - answer).square().mean()
-        loss.backward()
-        average_gradients([*matrices, *others])
-        nn.utils.clip_grad_norm_(others, 1.0)  # Muon's steps have one length
-        for optimizer in (muon, adam):
-            optimizer.step()
-            optimizer.zero_grad()
-        decay = min(1 - 10 / options.steps, (step + 1) / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        learner.step(step, loss, decay=min(1 - 10 / options.steps, (step + 1) / (step + 10)))
         recent.append(loss.item())
         if rank == 0 and (step + 1) % 50 == 0:
-            speed = (step + 1 - first) * options.batch / (time.monotonic() - started)
+            speed = (step + 1 - learner.first) * options.batch / (time.monotonic() - started)
             print(f"step {step + 1}/{options.steps}  loss {np.mean(recent[-50:]):.4f}  {speed:.1f} pictures/s", flush=True)
-        if rank == 0 and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
-            save_state(store, step + 1, model=model, average=average, muon=muon, adam=adam)
+        if rank == 0:
+            learner.keep(step + 1)
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:

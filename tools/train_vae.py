@@ -11,9 +11,7 @@ same crops as an unbroken one.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from tools import emoji_art
-from tools.muon import Muon, set_rates, split
-from tools.progress import average_gradients, join_processes, load_state, save_state
+from tools.learner import Learner, parser_of
+from tools.progress import join_processes
 
 CROP = 64
 BEYOND = 1.05  # what black and white aim at
@@ -105,13 +103,8 @@ def psnr(vae: Any, pictures: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/base"))
-    parser.add_argument("--steps", type=int, default=900)
+    parser = parser_of(__doc__, steps=900, muon_rate=5e-3, adam_rate=1e-3, save_every=200)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--muon-rate", type=float, default=5e-3)
-    parser.add_argument("--adam-rate", type=float, default=1e-3)
-    parser.add_argument("--save-every", type=int, default=200)
     options = parser.parse_args()
     rank, world = join_processes()
     torch.set_flush_denormal(True)
@@ -125,39 +118,25 @@ def main() -> None:
     torch.manual_seed(0)
     vae = build_vae().to(memory_format=torch.channels_last)
     average = build_vae()
-    average.load_state_dict(vae.state_dict())
-    matrices, others = split(vae)
-    muon = Muon(matrices, options.muon_rate)
-    adam = torch.optim.AdamW(others, lr=options.adam_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    store = options.work / "vae.pt"
-    first = load_state(store, model=vae, average=average, muon=muon, adam=adam)
+    learner = Learner(vae, options.work / "vae.pt", options, average)
 
     mine = options.batch // world
     started = time.monotonic()
-    for step in range(first, options.steps):
+    for step in range(learner.first, options.steps):
         generator = torch.Generator().manual_seed(1_000_003 + step * world + rank)
         whole = step >= options.steps * (1 - WHOLE_SHARE)
         side, count = (emoji_art.SIZE, max(1, mine // 4)) if whole else (CROP, mine)  # the same number of pixels
         batch = crops(pictures, count, side, generator).to(memory_format=torch.channels_last)
-        set_rates(step, options.steps, (muon, options.muon_rate), (adam, options.adam_rate))
         posterior = vae.encode(batch).latent_dist
         drawn = vae.decode(posterior.sample(generator)).sample
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         loss = squared_error(drawn, batch) + KL_WEIGHT * kl
-        loss.backward()
-        average_gradients([*matrices, *others])
-        torch.nn.utils.clip_grad_norm_(others, 1.0)  # Muon's steps have one length
-        for optimizer in (muon, adam):
-            optimizer.step()
-            optimizer.zero_grad()
-        decay = min(0.99, (step + 1) / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - decay)
+        learner.step(step, loss, decay=min(0.99, (step + 1) / (step + 10)))
         if rank == 0 and (step + 1) % 50 == 0:
-            rate = (step + 1 - first) * options.batch / (time.monotonic() - started)
+            rate = (step + 1 - learner.first) * options.batch / (time.monotonic() - started)
             print(f"step {step + 1}/{options.steps}  loss {loss.item():.4f}  kl {kl.item():.2f}  {rate:.1f} crops/s", flush=True)
-        if rank == 0 and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
-            save_state(store, step + 1, model=vae, average=average, muon=muon, adam=adam)
+        if rank == 0:
+            learner.keep(step + 1)
         if rank == 0 and ((step + 1) % (2 * options.save_every) == 0 or step + 1 == options.steps):
             print(f"  PSNR held out {psnr(average, check):.2f} dB, ink {psnr(average, ink):.2f} dB", flush=True)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -225,8 +227,12 @@ def preview(
     files = [(file, 1.0), *(weighted(text) for text in with_ or [])]
     if len(files) > MOST_FILES:
         raise ConfigError([f"at most {MOST_FILES} LoRAs are mixed; merge some into one first: lora merge"])
+    from trainer.lora_header import bundled_notice, recognise
     from trainer.preview import draw_file
 
+    for path, _ in files:
+        if notice := bundled_notice(path, recognise(path).tensors):
+            typer.echo(notice, err=True)
     for path in draw_file(files, request, out_dir, base=base, models=models):
         typer.echo(path)
 
@@ -295,6 +301,22 @@ def print_settings() -> None:
     typer.echo(settings.settings_table(), nl=False)
 
 
+def _in_words(error: OSError) -> str:
+    if isinstance(error, shutil.Error):  # of a folder that was copied: a list of (from, to, why)
+        return f"{len(error.args[0])} files can't be copied, such as {error.args[0][0][0]} ({error.args[0][0][2]})"
+    return (
+        f"{error.strerror or error}: {error.filename}" if error.filename else f"a file can't be written or read ({error.strerror or error})"
+    )
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EINVAL):
+        return "choose another name or folder"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "allow writing there, or choose another folder"
+    return "check the disk and try again"
+
+
 def main() -> int:
     """The exit status; the only place that turns errors into words."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -311,7 +333,7 @@ def main() -> int:
     except (typer.Abort, KeyboardInterrupt):
         print("impasto: stopped", file=sys.stderr)
     except OSError as error:
-        print(f"impasto: {error.strerror or error}: {error.filename or ''}; check the disk and try again", file=sys.stderr)
+        print(f"impasto: {_in_words(error)}; {_remedy(error)}", file=sys.stderr)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
             message = error.format_message() if hasattr(error, "format_message") else error  # pyright: ignore

@@ -9,7 +9,7 @@ models/
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,17 +187,25 @@ def _vae_of(path: Path, header: Header) -> Path | None:
 
 def folder_configs(path: Path) -> dict[str, dict]:
     """The JSON files of a diffusers folder that decide what it is. Raises BaseError."""
-    names = {
-        "index": "model_index.json",
-        "unet": "unet/config.json",
-        "vae": "vae/config.json",
-        "scheduler": "scheduler/scheduler_config.json",
+    return {
+        "index": folder_config(path, "model_index.json"),
+        "unet": folder_config(path, "unet/config.json", ("block_out_channels", "sample_size")),
+        "vae": folder_config(path, "vae/config.json", ("block_out_channels", "scaling_factor")),
+        "scheduler": folder_config(path, "scheduler/scheduler_config.json"),
     }
+
+
+def folder_config(path: Path, name: str, needed: Sequence[str] = ()) -> dict:
+    """One JSON file of a diffusers folder. Raises BaseError when it is damaged or lacks what is `needed`."""
     try:
-        return {key: json.loads((path / name).read_text(encoding="utf-8")) for key, name in names.items()}
-    except (OSError, ValueError) as error:
-        missing = Path(getattr(error, "filename", None) or "model_index.json").name
-        raise BaseError(f"{path.name} is not a whole diffusers folder ({missing} can't be read); copy it again") from None
+        found = json.loads((path / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise BaseError(f"{path.name} is not a whole diffusers folder ({name} can't be read); copy it again")
+    if lacking := [key for key in needed if key not in found]:
+        raise BaseError(f"{path.name} is not a whole diffusers folder ({name} lacks {', '.join(lacking)}); copy it again")
+    return found
 
 
 def bucket_facts(reference: str, models: Path) -> tuple[int, int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainer.dataset.manifest import Item
 
@@ -17,6 +18,7 @@ class Batches:
     buckets: tuple[tuple[int, int], ...]  # of each item
     size: int
     seed: int
+    _latest: dict[int, list[list[int]]] = field(default_factory=dict, init=False, repr=False, compare=False)  # the epoch asked for last
 
     def epoch(self, number: int) -> list[list[int]]:
         """Batches of item indices for epoch `number`."""
@@ -39,7 +41,7 @@ class Batches:
                 if number * self.per_epoch + offset < positions:
                     yield number * self.per_epoch + offset, batch
 
-    @property
+    @functools.cached_property
     def per_epoch(self) -> int:
         counts: dict[tuple[int, int], int] = {}
         for item, bucket in zip(self.items, self.buckets, strict=True):
@@ -49,4 +51,7 @@ class Batches:
     def at(self, position: int) -> list[int]:
         """The batch at a position counted from the start of the training."""
         number, offset = divmod(position, self.per_epoch)
-        return self.epoch(number)[offset]
+        if number not in self._latest:
+            self._latest.clear()
+            self._latest[number] = self.epoch(number)
+        return self._latest[number][offset]

@@ -1,6 +1,6 @@
 """What the frozen VAE and text encoders say, on disk: computed once, found again by content.
 
-outputs/.cache/latents/<key>.safetensors    mean, logvar      key: picture bytes, variant, base
+outputs/.cache/latents/<key>.safetensors    mean, logvar      key: picture bytes, variant, base, tile where it took several
 outputs/.cache/text/<key>.safetensors       text, pooled      key: caption, base
 """
 
@@ -28,18 +28,29 @@ Latents = tuple[torch.Tensor, torch.Tensor]  # of one picture: mean and log-vari
 class Cache:
     folder: Path
     base: str  # the base's fingerprint
+    tile: int = 0  # px, of the tiles that larger pictures are encoded in; 0 takes them whole
 
     def latents(self, item: Item, variant: Variant) -> Latents | None:
-        """Mean and log-variance (1, C, H/8, W/8); None where they are not kept, or damaged."""
-        found = self._found("latents", self._latents_key(item, variant), ("mean", "logvar"))
-        return (found["mean"], found["logvar"]) if found else None
+        """Mean and log-variance (1, C, H/8, W/8); None where they are not kept, or damaged.
+
+        Where they would be made in tiles, those of the whole picture serve too; never the other way round.
+        """
+        for key in self._latents_keys(item, variant):
+            found = self._found("latents", key, ("mean", "logvar"))
+            if found:
+                return found["mean"], found["logvar"]
+        return None
 
     def keep_latents(self, item: Item, variant: Variant, latents: Latents) -> None:
-        self._kept("latents", self._latents_key(item, variant), dict(zip(("mean", "logvar"), latents, strict=True)))
+        key = self._latents_keys(item, variant)[0]
+        self._kept("latents", key, dict(zip(("mean", "logvar"), latents, strict=True)))
 
-    def _latents_key(self, item: Item, variant: Variant) -> str:
+    def _latents_keys(self, item: Item, variant: Variant) -> list[str]:
+        """Under which they are kept, first, and others that serve."""
         more = () if variant.is_plain else (repr(variant.is_mirrored), repr(variant.colours))
-        return _key("latents", self.base, item.digest, repr(variant.placement), *more)
+        facts = ("latents", self.base, item.digest, repr(variant.placement), *more)
+        whole = _key(*facts)
+        return [_key(*facts, f"tiles of {self.tile}"), whole] if 0 < self.tile < max(variant.placement.bucket) else [whole]
 
     def text(self, prompt: str, reading: Reading, compute: Callable[[], Conditioning]) -> Conditioning:
         """Conditioning of one prompt as it is read, fp32 on the CPU."""

@@ -256,7 +256,9 @@ def problem_with(declared: dataclasses.Field, value: Any, hints: dict[str, Any] 
     if kind is tuple:
         part = typing.get_args(hints[name])[0]
         fine = isinstance(value, tuple) and all(type(item) is part for item in value)
-        return None if fine else f"{name} must be a list of {'texts' if part is str else 'whole numbers'}"
+        if not fine:
+            return f"{name} must be a list of {'texts' if part is str else 'whole numbers'}"
+        return None if part is not str or all(map(is_text, value)) else f"{name} holds characters that are no text; type it again"
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -268,12 +270,24 @@ def problem_with(declared: dataclasses.Field, value: Any, hints: dict[str, Any] 
         return f"{name} must be one of {', '.join(facts['choices'])}, not {value!r}"
     low, high = facts["low"], facts["high"]
     if (low is not None and value < low) or (high is not None and value > high):
-        return f"{name} must be from {low:g} to {high:g}, not {value:g}"
-    if isinstance(value, str) and name == "name" and (not value.strip() or any(c in value for c in '/\\:*?"<>|\0') or value.startswith(".") or len(value.encode(errors="replace")) > 200):
+        return f"{name} must be from {in_digits(low)} to {in_digits(high)}, not {in_digits(value)}"
+    if isinstance(value, str) and name == "name" and (not value.strip() or not is_text(value) or any(c in value for c in '/\\:*?"<>|') or value.startswith(".") or len(value.encode(errors="replace")) > 200):
         return 'name must be a file name without / \\ : * ? " < > |, at most 200 bytes long'
-    if isinstance(value, str) and name != "name" and (len(value) > 2000 or "\0" in value):
+    if isinstance(value, str) and name != "name" and len(value) > 2000:
         return f"{name} must be a text of at most 2000 characters"
+    if isinstance(value, str) and not is_text(value):
+        return f"{name} holds characters that are no text; type it again"
     return None
+
+
+def is_text(value: str) -> bool:
+    """Whether a file can hold it: no NUL, and no half character, which a shell gives for bytes that are no UTF-8."""
+    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def in_digits(value: Any) -> str:
+    """A number as a person would write it: 2147483647, not 2.14748e+09."""
+    return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:g}"
 
 
 def config_from(values: dict[str, Any]) -> TrainConfig:
@@ -322,7 +336,7 @@ def settings_table() -> str:
     rows = ["| setting | default | range | what it does |", "|---|---|---|---|"]
     for declared in dataclasses.fields(TrainConfig):
         facts = declared.metadata
-        span = ", ".join(facts["choices"]) or (f"{facts['low']:g} – {facts['high']:g}" if facts["low"] is not None else "")
+        span = ", ".join(facts["choices"]) or (f"{in_digits(facts['low'])} – {in_digits(facts['high'])}" if facts["low"] is not None else "")
         default = list(declared.default) if isinstance(declared.default, tuple) else declared.default
         unit = f" {facts['unit']}" if facts["unit"] else ""
         words = facts["help"].replace("|", "\\|")

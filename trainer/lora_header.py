@@ -6,7 +6,7 @@ Only .safetensors is opened: a pickle (.ckpt, .pt, .bin) runs whatever code its 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from trainer.errors import LoraFileError
@@ -26,6 +26,7 @@ _STARTS = (  # what other files begin with
     (b"<", "a web page, perhaps the login page of a download"),
 )
 
+BUNDLED = "bundle_emb."  # bundle_emb.NAME.clip_l: an embedding that OneTrainer puts into the file for A1111 (its pull request 13568)
 MATRIX = re.compile(r".*(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up)|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_blocks).*")
 _CONTEXT = re.compile(r".*attn2[._](processor[._])?to_[kv].*(lora_down|lora_A|lora\.down|hada_w1_b).*")
 
@@ -48,6 +49,15 @@ def recognise(path: Path) -> Header:
     if kind := kind_of({key: tensor.shape for key, tensor in header.tensors.items()}):
         raise LoraFileError(f"{path.name} {kind}; give a LoRA file for SDXL")
     return header
+
+
+def bundled_notice(path: Path, keys: Iterable[str]) -> str:
+    """A sentence for a LoRA that brings embeddings along; "" for others."""
+    names = list(dict.fromkeys(key.split(".")[1][:80] for key in keys if key.startswith(BUNDLED)))
+    if not names:
+        return ""
+    told = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{path.name} also holds an embedding ({told}), which is left out here; A1111 reads it where its name is in the prompt"
 
 
 def _kind_of_bytes(path: Path) -> str | None:
@@ -84,7 +94,11 @@ def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         return "is a ControlNet"
     if has("first_stage_model.") or (has("encoder.conv_in", "encoder.down") and has("decoder.conv_in", "decoder.up")):
         return "is a VAE"
-    if set(shapes) & {"emb_params", "clip_l", "clip_g", "string_to_param", "<placeholder>"} or (len(shapes) == 1 and has("<")):
+    if (
+        set(shapes) & {"emb_params", "clip_l", "clip_g", "string_to_param", "<placeholder>"}
+        or (len(shapes) == 1 and has("<"))
+        or has(BUNDLED)
+    ):
         return "is an embedding (textual inversion), not a LoRA"
     if has("down_blocks.", "diffusion_model.", "double_blocks.", "transformer_blocks."):
         return "holds the weights of a whole UNet or transformer, not a LoRA"

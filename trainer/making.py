@@ -21,7 +21,7 @@ from typing import Any
 
 from trainer.entry import CHOICE, ENTRY
 from trainer.errors import LoraFileError, TrainerError
-from trainer.lora_header import recognise
+from trainer.lora_header import bundled_notice, recognise
 from trainer.relabel import Label, relabel
 from trainer.run import Run, claim, write_atomically
 
@@ -70,6 +70,7 @@ def _checked(job: dict[str, Any], models: Path) -> dict[str, Any]:
     try:
         read_modules(file)  # every tensor accounted for, every value a number
         facts["takes"] = takes(file, models)
+        facts["problem"] = bundled_notice(file, recognise(file).tensors)
     except TrainerError as error:
         facts["problem"] = str(error)
     facts = {"origin": "check", "of": [], "made": time.time(), **kept, **facts}

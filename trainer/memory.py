@@ -28,7 +28,7 @@ from trainer.config import TrainConfig
 from trainer.lora_file.forms import ending
 from trainer.lora_file.names import kohya_name
 from trainer.recompute import recompute
-from trainer.sdxl.latents import set_tile, tile_of
+from trainer.sdxl.latents import encoding_tile_of, set_tile, tile_of
 from trainer.sdxl.quantised import quantisable
 from trainer.sdxl.weights import build
 
@@ -59,7 +59,8 @@ class Alive(TorchDispatchMode):
         """What an operation gives. The meta device works out shapes in Python, half a millisecond each: that is done once
         for operations that make new tensors only, or write into one that they are given."""
         given, form = tree_flatten((args, kwargs))
-        if function in _SHARING or not all(leaf.is_meta for leaf in given if isinstance(leaf, torch.Tensor)):
+        tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
+        if function in _SHARING or not tensors or not all(tensor.is_meta for tensor in tensors):
             return function(*args, **kwargs)
         kind, target = _kind_of(function), kwargs.get("out", args[0] if args else None)
         key = (function, form, *map(_shape_of, given))
@@ -167,7 +168,7 @@ class Need:
     cached: int  # what the frozen parts said of pictures and captions, where the device itself remembers it
     adapter: int  # masters, gradients, optimizer
     step: int  # activations, their gradients, and what they pass through
-    before: int  # the peak of caching, before the UNet is there
+    before: int  # the peak of caching, before the UNet is there, with all that is cached
     drawing: int  # pictures beside the UNet, the VAE too
 
     @property
@@ -281,13 +282,25 @@ def decoding_bytes(shape: Shape, *, in_tiles: bool) -> int:
 
 
 @functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
-def caching_bytes(shape: Shape) -> int:
-    """Peak of caching: one picture's encoding beside the VAE, or a caption's beside both text encoders, all in fp32."""
+@torch.no_grad()
+def encoding_bytes(shape: Shape, *, in_tiles: bool) -> int:
+    """What the VAE passes through for one picture that is cached, in fp32."""
     vae = build("vae", shape.configs, torch.float32).eval()
-    with torch.no_grad(), fused_attention(), Alive(vae) as encoding:
+    set_tile(vae, encoding_tile_of(vae) if in_tiles else 0)
+    with fused_attention(), Alive(vae) as alive:
         vae.encode(torch.empty(1, 3, shape.height, shape.width, device=META))
-    text = sum(size_of(encoder.parameters()) for encoder in _encoders(shape).values())
-    return max(size_of(vae.parameters()) + encoding.peak, text)
+    return alive.peak
+
+
+@functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
+@torch.no_grad()
+def reading_bytes(shape: Shape) -> int:
+    """Both text encoders, in fp32, and what one passes through for a caption that is cached."""
+    encoders = _encoders(shape).values()
+    with fused_attention(), Alive(*encoders) as alive:
+        for encoder in encoders:
+            _read(encoder, shape.windows, torch.float32)
+    return sum(weights_of(encoder) for encoder in encoders) + alive.peak
 
 
 # Numbers that each optimizer keeps for every number it trains (fp32: 4 bytes).

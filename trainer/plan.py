@@ -29,7 +29,7 @@ from trainer.samples import PROMPTS, STRENGTHS, parsed
 from trainer.sdxl.weights import PARTS
 
 GB = 10**9
-VERSION = 4  # of how things are counted
+VERSION = 5  # of how things are counted
 # Of a matrix product's speed, what the operations of a training step reach; and what calling one of them takes, which a
 # card's host does while the card computes (benchmarks/NOTES.md).
 EFFICIENCY = 0.4
@@ -52,6 +52,7 @@ class Way:
     optimizer: str = "adamw"
     quantised: str = "none"  # how the frozen base is kept, one of QUANTISED
     room: Room = NO_LIMITS  # for drawing
+    encoding_tile: int = 0  # px, of the tiles that pictures are cached in; 0 takes them whole
 
     def chosen(self, config: TrainConfig) -> TrainConfig:
         """The settings with every choice made."""
@@ -80,7 +81,7 @@ class Plan:
         """For the run's `planned` event."""
         return {
             "peak": self.peak, "seconds": round(self.seconds), "file": self.file_bytes,
-            "level": self.level, "optimizer": self.way.optimizer, "quantised": self.way.quantised,
+            "level": self.level, "optimizer": self.way.optimizer, "quantised": self.way.quantised, "tile": self.way.encoding_tile,
         }  # fmt: skip
 
     def line(self) -> str:
@@ -88,6 +89,7 @@ class Plan:
         gave = [f"computing {_AGAIN[self.level]} again"] if self.level != "none" else []
         gave += ["the optimizer in 8 bits"] if self.eight_bits else []
         gave += [f"the frozen base as {self.way.quantised}"] if self.way.quantised != "none" else []
+        gave += ["pictures encoded in tiles"] if self.way.encoding_tile else []
         gave += ["pictures drawn in several passes"] if self.way.room.pixels else []
         gave += ["pictures decoded in tiles"] if self.way.room.tile else []
         how = f", {', '.join(gave)} to fit" if gave else ""
@@ -118,12 +120,12 @@ def plan(config: TrainConfig, shape: Shape, device: torch.device, kept: Path | N
     counted = Counted(config, shape, kept)
     least: tuple[Way, Need] | None = None
     for way in _ways(config, device):
-        room, need = _need(counted, shape, way, budget - own, device, cached)
+        way, need = _fitted(counted, shape, way, budget - own, device, cached)
         if own + need.peak <= budget:
             rate = matmul_rate(device, shape.dtype) * (_BF16_SPEED if in_bf16_on_cpu else 1)
             seconds = _batch_seconds(counted, way.level, device, rate) * config.accumulation * config.steps
             return Plan(
-                need=need, way=dataclasses.replace(way, room=room), own=own, budget=budget, file_bytes=counted.number("file"),
+                need=need, way=way, own=own, budget=budget, file_bytes=counted.number("file"),
                 seconds=seconds + _drawing_seconds(counted, device, rate), eight_bits=way.optimizer != config.optimizer,
             )  # fmt: skip
         least = (way, need) if least is None or need.peak < least[1].peak else least
@@ -137,6 +139,12 @@ def as_before(run: Run) -> TrainConfig:
     if not said:
         return run.config
     return dataclasses.replace(run.config, optimizer=said[-1]["optimizer"], quantised_base=said[-1]["quantised"])
+
+
+def tile_before(run: Run) -> int:
+    """Side in px of the tiles that the run's first process encoded its pictures in; 0 when it took them whole."""
+    said = [event for event in events.read(run.events)[0] if event["kind"] == "planned"]
+    return said[0].get("tile", 0) if said else 0
 
 
 def _ways(config: TrainConfig, device: torch.device) -> Iterator[Way]:
@@ -158,8 +166,8 @@ def _has_8bit(config: TrainConfig, device: torch.device) -> bool:
     return is_default and device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
 
 
-def _need(counted: Counted, shape: Shape, way: Way, there: int, device: torch.device, cached: int) -> tuple[Room, Need]:
-    """What a way takes, drawing with as few limits as `there` bytes allow.
+def _fitted(counted: Counted, shape: Shape, way: Way, there: int, device: torch.device, cached: int) -> tuple[Way, Need]:
+    """A way that encodes and draws with as few limits as `there` bytes allow, and what it takes.
 
     A quantised base makes one layer's weight again at a time; all else that a step passes through stays as it is. A checkpoint
     is written from main memory beside the next steps: a copy, and the bytes of its file.
@@ -171,7 +179,18 @@ def _need(counted: Counted, shape: Shape, way: Way, there: int, device: torch.de
     room, drawing = _room(counted, shape, there - base - cached - adapter - layer, slack)
     copies = 2 * counted.number(f"adapter, {way.optimizer}") if device.type == "cpu" else 0
     step = int(counted.number(way.level) * slack) + layer + copies
-    return room, Need(base=base, cached=cached, adapter=adapter, step=step, before=counted.number("before"), drawing=drawing + layer)
+    kept = cached if device.type == "cpu" else 0  # beside the VAE too; a card remembers what is read later
+    tile, before = _encoding(counted, shape, there - kept, slack)
+    need = Need(base=base, cached=cached, adapter=adapter, step=step, before=before + kept, drawing=drawing + layer)
+    return dataclasses.replace(way, room=room, encoding_tile=tile), need
+
+
+def _encoding(counted: Counted, shape: Shape, there: int, slack: float) -> tuple[int, int]:
+    """(side of the tiles that pictures are cached in, the bytes that caching takes): pictures first, then captions."""
+    vae = counted.number("vae")
+    whole, in_tiles = (vae + int(counted.number(name) * slack) for name in ("encoding", "encoding in tiles"))
+    tile = memory.encoding_tile_of(memory.build("vae", shape.configs)) if in_tiles < whole and whole > there else 0
+    return tile, max(in_tiles if tile else whole, counted.number("reading"))
 
 
 def _batch_seconds(counted: Counted, level: str, device: torch.device, rate: float) -> float:
@@ -280,8 +299,10 @@ class Counted:
                 return {level: step.passing, f"stays, {level}": step.staying, f"calls, {level}": step.calls}
             case "layer":
                 return {what: memory.layer_bytes(shape)}
-            case "before":
-                return {what: memory.caching_bytes(shape)}
+            case "encoding" | "encoding in tiles":
+                return {what: memory.encoding_bytes(shape, in_tiles=what != "encoding")}
+            case "reading":
+                return {what: memory.reading_bytes(shape)}
             case "vae":
                 return {what: memory.weights_of(memory.build("vae", shape.configs))}
             case "denoising":
@@ -355,36 +376,3 @@ def peak_bytes(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class SpillWatch:
-    """Notices when a step suddenly takes many times longer while memory is full: the system has begun to move it elsewhere.
-
-    Peers' users lose days to this: 30 to 150 times slower, without a word.
-    """
-
-    TIMES = 6.0
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.usual, self.slow, self.told = device, [], 0, False
-
-    def look(self, seconds: float) -> str | None:
-        """A sentence, once, when steps have become slow for want of memory."""
-        if len(self.usual) < 5:
-            self.usual.append(seconds)
-            return None
-        self.slow = self.slow + 1 if seconds > self.TIMES * sorted(self.usual)[2] else 0
-        if self.told or self.slow < 3 or not memory_is_full(self.device):
-            return None
-        self.told = True
-        return (
-            f"steps have become {seconds / sorted(self.usual)[2]:.0f} times slower because memory is full; "
-            "stop, close other programs, and go on with a smaller batch or resolution"
-        )
-
-
-def memory_is_full(device: torch.device) -> bool:
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return free < 0.03 * total
-    return psutil.virtual_memory().available < 0.05 * psutil.virtual_memory().total

@@ -188,7 +188,7 @@ def cache_latents(
     Raises DatasetError when no picture is left, or none has a mask and masks are asked for.
     """
     check_masks(config, items)
-    encoder = _Encoder(base, device)
+    encoder = _Encoder(base, device, cache.tile)
     planned = placements(config, base, items)
     notice = crop_notice([item.name for item in items], [placement for _, placement in planned[: len(items)]])
     if notice:
@@ -260,13 +260,13 @@ def _looked_at(
 class _Encoder:
     """The VAE, loaded when the first picture is missing from the cache."""
 
-    def __init__(self, base: Base, device: torch.device) -> None:
-        self.base, self.device, self.vae = base, device, None
+    def __init__(self, base: Base, device: torch.device, tile: int) -> None:
+        self.base, self.device, self.tile, self.vae = base, device, tile, None
 
     def posterior(self, picture: Image.Image) -> Latents:
         if self.vae is None:
             self.vae = self.base.vae(self.device)
-        return posterior(self.vae, pixels(picture))
+        return posterior(self.vae, pixels(picture), self.tile)
 
 
 def _mask_tensor(mask: Image.Image | None, variant: Variant, base: Base, config: TrainConfig) -> torch.Tensor | None:

@@ -1,8 +1,5 @@
 """Which job next, on which device: trainings, captionings and drawings that wait their turn.
 
-outputs/.queue.sqlite      the line; any number of servers may open it, and a lost or damaged one is made anew from
-outputs/*/.queue.json      in the folder of each job that waits or runs
-
     waiting -> running -> finished | stopped | failed | interrupted     (the folder's events say which; "interrupted": it says nothing)
 
 What is on disk is the truth: a job runs when a process holds its folder's claim (trainer/run.py), and whoever looks next
@@ -21,32 +18,20 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import psutil
 
 from trainer import events
 from trainer.errors import RunError
 from trainer.job import Device, Job
-from trainer.run import Run, owner_of, write_atomically
+from trainer.ledger import MARK, USERS, Ledger, facts_of, mark
+from trainer.run import Run, owner_of
 
-MARK = ".queue.json"
-USERS = "_users"  # where there are accounts: the folder of everyone's outputs
 FILES = "files"  # a lane of its own, for work on files that needs no device
 KEPT = 500  # jobs that have ended
 _ROOT = Path(__file__).resolve().parent.parent
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS job (
-  id TEXT PRIMARY KEY, token TEXT UNIQUE, kind TEXT NOT NULL, folder TEXT NOT NULL, arguments TEXT NOT NULL, lane TEXT NOT NULL,
-  device TEXT NOT NULL, state TEXT NOT NULL, position REAL NOT NULL, pid INTEGER, born REAL, said INTEGER NOT NULL, stops INTEGER NOT NULL,
-  signal INTEGER NOT NULL, changed REAL NOT NULL);
-CREATE UNIQUE INDEX IF NOT EXISTS one_job_a_folder ON job (folder) WHERE state IN ('waiting', 'running');
-CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-PRAGMA user_version = 1;
-"""
-T = TypeVar("T")
 
 
 class Queue:
@@ -59,7 +44,7 @@ class Queue:
         """
         self.outputs, self.models = outputs, models
         self.devices = tuple(devices) if devices is not None else None
-        self._path = outputs / ".queue.sqlite"
+        self._ledger = Ledger(outputs, self._first_device)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._serving = threading.Event()
         self.lock = threading.Lock()  # for whoever makes the folder that is then submitted
@@ -76,7 +61,7 @@ class Queue:
 
         Raises RunError when the folder has a job, or a process, already.
         """
-        place = self._key(folder)
+        place = self._ledger.key(folder)
 
         def put(db: sqlite3.Connection) -> str:
             known = db.execute("SELECT id FROM job WHERE token = ?", (token,)).fetchone() if token else None
@@ -89,22 +74,22 @@ class Queue:
             last = db.execute("SELECT max(position) FROM job").fetchone()[0] or 0
             job = {"id": uuid.uuid4().hex, "token": token or None, "kind": kind, "arguments": list(arguments), "lane": lane}
             job |= {"state": "waiting", "position": last + 1, "said": _size(folder / "events.jsonl")}
-            self._insert(db, place, job)
-            _mark(folder, job)
+            self._ledger.insert(db, place, job)
+            mark(folder, job)
             return job["id"]
 
-        made = self._do(put)
+        made = self._ledger.do(put)
         self.step()
         return next(job for job in self.all() if job.id == made)
 
     def all(self) -> list[Job]:
         """Every job that is known: those that run, then those that wait in order, then those that ended, newest first."""
-        rows = self._do(lambda db: db.execute("SELECT * FROM job ORDER BY position").fetchall(), writes=False)
+        rows = self._ledger.do(lambda db: db.execute("SELECT * FROM job ORDER BY position").fetchall(), writes=False)
         waiting = [row for row in rows if row["state"] == "waiting"]
         running = [row for row in rows if row["state"] == "running"]
         ended = sorted((row for row in rows if row["state"] not in ("waiting", "running")), key=lambda row: -row["changed"])
         placed = [*((row, 0) for row in running), *((row, n) for n, row in enumerate(waiting, start=1)), *((row, 0) for row in ended)]
-        return [self._job(row, place) for row, place in placed]
+        return [self._ledger.job(row, place) for row, place in placed]
 
     def line(self) -> list[Job]:
         """Jobs that run or wait."""
@@ -112,12 +97,14 @@ class Queue:
 
     def find(self, folder: Path) -> Job | None:
         """The newest job of a folder."""
-        return next((job for job in self.all() if job.folder == self._whole(self._key(folder))), None)
+        return next((job for job in self.all() if job.folder == self._ledger.whole(self._ledger.key(folder))), None)
 
     def clicked(self, token: str) -> Job | None:
         """The job that a click has made already."""
-        rows = self._do(lambda db: db.execute("SELECT * FROM job WHERE token = ?", (token,)).fetchall(), writes=False) if token else []
-        return self._job(rows[0], 0) if rows else None
+        rows = (
+            self._ledger.do(lambda db: db.execute("SELECT * FROM job WHERE token = ?", (token,)).fetchall(), writes=False) if token else []
+        )
+        return self._ledger.job(rows[0], 0) if rows else None
 
     def busy(self, device: str = "") -> Job | None:
         """The job that runs on a device; without a device: the first one when no device is free."""
@@ -132,25 +119,25 @@ class Queue:
 
         def swap(db: sqlite3.Connection) -> None:
             rows = db.execute("SELECT * FROM job WHERE state = 'waiting' ORDER BY position").fetchall()
-            rows = [row for row in rows if Path(row["folder"]).parent == Path(self._key(folder)).parent]
-            at = next((n for n, row in enumerate(rows) if row["folder"] == self._key(folder)), None)
+            rows = [row for row in rows if Path(row["folder"]).parent == Path(self._ledger.key(folder)).parent]
+            at = next((n for n, row in enumerate(rows) if row["folder"] == self._ledger.key(folder)), None)
             if at is None or not 0 <= at + by < len(rows):
                 return
             for row, position in ((rows[at], rows[at + by]["position"]), (rows[at + by], rows[at]["position"])):
                 db.execute("UPDATE job SET position = ? WHERE id = ?", (position, row["id"]))
-                _mark(self._whole(row["folder"]), {**_facts(row), "position": position})
+                mark(self._ledger.whole(row["folder"]), {**facts_of(row), "position": position})
 
-        self._do(swap)
+        self._ledger.do(swap)
 
     @property
     def is_paused(self) -> bool:
-        row = self._do(lambda db: db.execute("SELECT value FROM setting WHERE name = 'paused'").fetchone(), writes=False)
+        row = self._ledger.do(lambda db: db.execute("SELECT value FROM setting WHERE name = 'paused'").fetchone(), writes=False)
         return row is not None and row["value"] == "yes"
 
     def pause(self, paused: bool) -> None:
         """Paused, the line starts nothing; what runs goes on."""
         value = "yes" if paused else "no"
-        self._do(lambda db: db.execute("INSERT OR REPLACE INTO setting VALUES ('paused', ?)", (value,)))
+        self._ledger.do(lambda db: db.execute("INSERT OR REPLACE INTO setting VALUES ('paused', ?)", (value,)))
         self.step()
 
     def stop(self, folder: Path, *, at_once: bool = False) -> None:
@@ -161,14 +148,16 @@ class Queue:
         """
 
         def asked(db: sqlite3.Connection) -> sqlite3.Row | None:
-            row = db.execute("SELECT * FROM job WHERE folder = ? AND state IN ('waiting', 'running')", (self._key(folder),)).fetchone()
+            row = db.execute(
+                "SELECT * FROM job WHERE folder = ? AND state IN ('waiting', 'running')", (self._ledger.key(folder),)
+            ).fetchone()
             if row and row["state"] == "waiting":
                 self._end(db, row, "stopped")
             elif row:
                 db.execute("UPDATE job SET stops = stops + 1 WHERE id = ?", (row["id"],))
             return row
 
-        row = self._do(asked)
+        row = self._ledger.do(asked)
         if row is None or row["state"] == "running":
             events.append(folder / "commands.jsonl", "stop", sync=True)
         owner = owner_of(folder)
@@ -205,7 +194,7 @@ class Queue:
 
     def step(self) -> None:
         """Notices jobs that have ended or were started by others, and starts what is next on each free device."""
-        self._do(self._step)
+        self._ledger.do(self._step)
 
     def _step(self, db: sqlite3.Connection) -> None:
         for row in db.execute("SELECT * FROM job WHERE state = 'running'").fetchall():
@@ -225,11 +214,11 @@ class Queue:
 
     def _start(self, db: sqlite3.Connection, row: sqlite3.Row, device: Device) -> None:
         """A process of its own session, so that it outlives the server; its pid is written down before anyone else may look."""
-        folder = self._whole(row["folder"])
+        folder = self._ledger.whole(row["folder"])
         if not folder.is_dir():
             self._end(db, row, "failed")
             return
-        _mark(folder, {**_facts(row), "state": "running"})
+        mark(folder, {**facts_of(row), "state": "running"})
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         if device.visible is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device.visible
@@ -247,7 +236,7 @@ class Queue:
 
     def _lives(self, row: sqlite3.Row) -> bool:
         """By its claim, or, before it has one, by its pid."""
-        if Run(self._whole(row["folder"])).is_alive():
+        if Run(self._ledger.whole(row["folder"])).is_alive():
             return True
         child = self._children.get(row["id"])
         if child is not None:
@@ -256,14 +245,14 @@ class Queue:
         return born is not None and row["born"] is not None and abs(born - row["born"]) < 2
 
     def _ending(self, row: sqlite3.Row) -> str:
-        said, _ = events.read(self._whole(row["folder"]) / "events.jsonl", row["said"])
+        said, _ = events.read(self._ledger.whole(row["folder"]) / "events.jsonl", row["said"])
         return next((event["how"] for event in reversed(said) if event["kind"] == "ended"), "interrupted")
 
     def _end(self, db: sqlite3.Connection, row: sqlite3.Row, state: str) -> None:
         child = self._children.pop(row["id"], None)
         killed = -child.returncode if child is not None and (child.poll() or 0) < 0 else 0
         db.execute("UPDATE job SET state = ?, signal = ?, changed = ? WHERE id = ?", (state, killed, time.time(), row["id"]))
-        (self._whole(row["folder"]) / MARK).unlink(missing_ok=True)
+        (self._ledger.whole(row["folder"]) / MARK).unlink(missing_ok=True)
         db.execute(
             "DELETE FROM job WHERE state NOT IN ('waiting', 'running') AND id NOT IN (SELECT id FROM job ORDER BY changed DESC LIMIT ?)",
             (KEPT,),
@@ -273,11 +262,14 @@ class Queue:
         """Trainings that a process works on, whoever started it."""
         owners = [path for pattern in ("*/owner.json", f"{USERS}/*/*/owner.json") for path in self.outputs.glob(pattern)]
         runs = [path.parent for path in owners if (path.parent / "config.toml").is_file()]
-        return {self._key(folder) for folder in runs if Run(folder).is_alive()}
+        return {self._ledger.key(folder) for folder in runs if Run(folder).is_alive()}
+
+    def _first_device(self) -> str:
+        return self.devices[0].id if self.devices else ""
 
     def _adopt(self, db: sqlite3.Connection, place: str) -> None:
         """A process that this line did not start, or whose start it did not see to its end, holds a device all the same."""
-        device = self.devices[0].id if self.devices else ""
+        device = self._first_device()
         row = db.execute("SELECT id FROM job WHERE folder = ? AND state = 'waiting'", (place,)).fetchone()
         if row:
             db.execute("UPDATE job SET state = 'running', device = ?, changed = ? WHERE id = ?", (device, time.time(), row["id"]))
@@ -292,99 +284,7 @@ class Queue:
             "position": 0,
             "said": 0,
         }
-        self._insert(db, place, job, device)
-
-    # The database
-
-    def _do(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
-        """`work` in a transaction of its own. Raises RunError when the disk does not take it."""
-        for again in (True, False):
-            try:
-                with contextlib.closing(self._connect()) as db:
-                    db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-                    try:
-                        result = work(db)
-                    except BaseException:
-                        db.execute("ROLLBACK")
-                        raise
-                    db.execute("COMMIT")
-                    return result
-            except sqlite3.OperationalError as error:
-                raise RunError(f"the queue can't be used just now ({error}); check the disk of the outputs folder and try again") from error
-            except sqlite3.DatabaseError as error:  # damaged
-                if not again:
-                    raise RunError("the queue's file is damaged; remove .queue.sqlite from the outputs folder") from error
-                self._set_aside()
-        raise AssertionError
-
-    def _connect(self) -> sqlite3.Connection:
-        self.outputs.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(self._path, timeout=20, isolation_level=None)
-        try:
-            db.row_factory = sqlite3.Row
-            # FULL: what was said to be in the line is there after a power cut.
-            db.execute("PRAGMA synchronous = FULL")
-            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                with contextlib.suppress(sqlite3.OperationalError):  # another one is setting it
-                    db.execute("PRAGMA journal_mode = WAL")
-                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-                self._rebuild(db)
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _set_aside(self) -> None:
-        aside = self._path.with_name(f".queue-damaged-{time.time_ns()}.sqlite")
-        with contextlib.suppress(OSError):
-            self._path.rename(aside)
-        for ending in ("-wal", "-shm"):
-            Path(f"{self._path}{ending}").unlink(missing_ok=True)
-
-    def _rebuild(self, db: sqlite3.Connection) -> None:
-        """The line from the marks in its folders."""
-        db.execute("BEGIN IMMEDIATE")
-        for depth in ("*", ".*/*", f"{USERS}/*/*", f"{USERS}/*/.*/*"):
-            for mark in self.outputs.glob(f"{depth}/{MARK}"):
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError, sqlite3.IntegrityError):
-                    job = json.loads(mark.read_text(encoding="utf-8"))
-                    if job["state"] == "waiting" or Run(mark.parent).is_alive():
-                        self._insert(
-                            db, self._key(mark.parent), job, self.devices[0].id if self.devices and job["state"] == "running" else ""
-                        )
-                    else:
-                        mark.unlink()
-        db.execute("COMMIT")
-
-    def _insert(self, db: sqlite3.Connection, place: str, job: dict[str, Any], device: str = "") -> None:
-        db.execute(
-            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, ?, 0, 0, ?)",
-            (
-                job["id"], job["token"], job["kind"], place, json.dumps(job["arguments"]), job["lane"], device, job["state"],
-                job["position"], job["said"], time.time(),
-            ),
-        )  # fmt: skip
-
-    def _job(self, row: sqlite3.Row, place: int) -> Job:
-        folder = self._whole(row["folder"])
-        names: Iterable[str] = ("id", "kind", "state", "lane", "device", "stops", "signal")
-        return Job(folder=folder, place=place, **{name: row[name] for name in names})
-
-    def _key(self, folder: Path) -> str:
-        """A folder as the line knows it: below outputs, so that outputs may be moved."""
-        return os.path.relpath(folder.absolute(), self.outputs.absolute())
-
-    def _whole(self, key: str) -> Path:
-        return self.outputs / key
-
-
-def _mark(folder: Path, job: dict[str, Any]) -> None:
-    write_atomically(folder / MARK, json.dumps(job).encode())
-
-
-def _facts(row: sqlite3.Row) -> dict[str, Any]:
-    names = ("id", "token", "kind", "lane", "state", "position", "said")
-    return {**{name: row[name] for name in names}, "arguments": json.loads(row["arguments"])}
+        self._ledger.insert(db, place, job, device)
 
 
 def _size(path: Path) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.config import is_text
 from trainer.errors import LoraFileError
 from trainer.lora_header import recognise
 from trainer.run import sync_folder
@@ -71,8 +72,11 @@ class Label:
 def checked(label: Label) -> Label:
     """The label, without spaces around its words. Raises LoraFileError for one that no file should carry."""
     texts = {name: getattr(label, name).strip() for name in _PLACES}
-    if any(len(text) > MAX_TEXT or "\0" in text for text in texts.values()):
-        raise LoraFileError(f"a field has at most {MAX_TEXT} characters; shorten it")
+    for name, text in texts.items():
+        if len(text) > MAX_TEXT:
+            raise LoraFileError(f"{name} has at most {MAX_TEXT} characters; shorten it")
+        if not is_text(text):
+            raise LoraFileError(f"{name} holds characters that are no text; type it again")
     if label.weight is not None and not -2 <= label.weight <= 2:
         raise LoraFileError("a strength is a number from -2 to 2")
     return dataclasses.replace(label, **texts)
@@ -103,8 +107,9 @@ def relabel(path: Path, changes: Mapping[str, str | None]) -> dict[str, str]:
             os.fsync(new.fileno())
         half_written.replace(path)
     except OSError as error:
-        half_written.unlink(missing_ok=True)
         raise LoraFileError(f"{path.name} could not be written ({error.strerror}); it is as it was") from None
+    finally:
+        half_written.unlink(missing_ok=True)
     sync_folder(path.parent)
     return kept
 

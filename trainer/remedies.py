@@ -8,6 +8,7 @@ from typing import Any
 from trainer.config import TrainConfig
 from trainer.errors import BaseError, ConfigError, DatasetError, MemoryShortError, NotFiniteError, TrainerError, lacks_memory
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CAUSES = ("memory", "not-finite", "base", "pictures", "settings", "disk", "fault")
 
 
@@ -45,7 +46,7 @@ def less_memory(config: TrainConfig) -> dict[str, Any]:
 def _cause(error: BaseException) -> str:
     if isinstance(error, MemoryShortError) or lacks_memory(error):
         return "memory"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in _FULL:
         return "disk"
     kinds = ((NotFiniteError, "not-finite"), (BaseError, "base"), (DatasetError, "pictures"), (ConfigError, "settings"))
     return next((cause for kind, cause in kinds if isinstance(error, kind)), "fault")
@@ -59,6 +60,11 @@ def _message(error: BaseException, cause: str) -> str:
             "memory ran out; the caches and every checkpoint are kept: close other programs and go on, "
             "or train again with a smaller batch or resolution, gradient_checkpointing all, or quantised_base int8"
         )
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "the disk takes no file as large as this one; choose another disk, or a smaller rank: the last checkpoint is kept"
     if cause == "disk":
         return "the disk is full; free some space and go on: the last checkpoint is kept"
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"a file can't be written or read ({error.strerror}{where}); mend that and go on: the last checkpoint is kept"
     return f"an unexpected fault ({type(error).__name__}); trainer.log in the run's folder says where"

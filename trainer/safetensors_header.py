@@ -52,7 +52,10 @@ def read_header(path: Path, error: type[TrainerError], *, most: int = MAX_HEADER
             length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
             if not 2 <= length <= min(most, size - 8):
                 raise error(_what_it_is(path, first))
-            parsed = json.loads(file.read(length))
+            text = file.read(length)
+            parsed = json.loads(text)
+            if b"\\ud" in text.lower():  # half characters, which nothing could print or write again
+                json.dumps(parsed, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise error(f"{path} does not exist; give the path of a .safetensors file") from None
     except OSError as problem:

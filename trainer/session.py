@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import events
 from trainer.errors import RunError
-from trainer.queue import MARK
+from trainer.ledger import MARK
 from trainer.request import MOST_FILES, Request, checked_weight
 from trainer.run import Run, claim
 from trainer.wishes import ANSWERS, OnStep, answer

@@ -4,7 +4,7 @@
       adapter.safetensors      fp32 masters
       optimizer.safetensors    moments
       average.safetensors      the weights that the file takes, when they are an average
-      state.json               step, the optimizer's numbers, fp16's scale of the loss, SHA-256 of all files
+      state.json               step, the optimizer's numbers, fp16's loss scale, SHA-256 of all files
 
 A checkpoint is written under a temporary name, synced, renamed, and only then are older ones removed.
 """
@@ -29,6 +29,8 @@ from trainer.adapter.lora import Adapter
 from trainer.average import Average
 from trainer.run import Run, sync_folder
 
+Scaler = torch.amp.GradScaler
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -37,15 +39,11 @@ class Snapshot:
     step: int
     tensors: dict[str, dict[str, torch.Tensor]]  # of each file
     optimizer: dict[str, Any]  # what of the optimizer is no tensor
-    scaler: dict[str, Any]  # of fp16: how the loss is scaled
+    scaler: dict[str, Any]  # the loss scale and how long it has held; empty without one
 
 
 def snapshot(
-    step: int,
-    adapter: Adapter,
-    optimizer: torch.optim.Optimizer,
-    average: Average | None = None,
-    scaler: torch.amp.GradScaler | None = None,
+    step: int, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None = None, scaler: Scaler | None = None
 ) -> Snapshot:
     tensors, numbers = _flat(split_state(optimizer, adapter.flats))
     files = {"adapter.safetensors": adapter.tensors(), "optimizer.safetensors": tensors}
@@ -82,6 +80,7 @@ class Keeper:
 
 
 def _write(run: Run, kept: Snapshot, *, keep: int, spare: int | None) -> Path:
+    """Writes `step-N` and removes all but the newest `keep` and step `spare`."""
     step = kept.step
     files = {name: save(tensors) for name, tensors in kept.tensors.items()}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -113,11 +112,7 @@ def checkpoints(run: Run) -> list[Path]:
 
 
 def load_newest(
-    run: Run,
-    adapter: Adapter,
-    optimizer: torch.optim.Optimizer,
-    average: Average | None = None,
-    scaler: torch.amp.GradScaler | None = None,
+    run: Run, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None = None, scaler: Scaler | None = None
 ) -> tuple[int, list[str]]:
     """Puts the newest whole checkpoint back: (step, names of damaged ones passed over); (0, ...) when there is none."""
     damaged = []
@@ -132,7 +127,7 @@ def load_newest(
         optimizer.load_state_dict(join_state(kept, optimizer, adapter.flats))
         if average and "average.safetensors" in files:
             average.load(load(files["average.safetensors"]), state["step"])
-        if scaler and state.get("scaler"):
+        if scaler and state.get("scaler"):  # an earlier version kept none
             scaler.load_state_dict(state["scaler"])
         return state["step"], damaged
     return 0, damaged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from typing import Any
 
 from accelerate import Accelerator
@@ -15,9 +16,18 @@ _INSTALLED = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_availab
 
 
 def check_tracker(config: TrainConfig) -> None:
-    """Raises ConfigError when the tracker's package is missing."""
-    if config.log_with != "none" and not _INSTALLED[config.log_with]():
-        raise ConfigError([f"log_with {config.log_with} needs its package: pip install {config.log_with}, or set log_with to none"])
+    """Raises ConfigError when the tracker's package is missing or broken."""
+    name = config.log_with
+    if name == "none":
+        return
+    if not _INSTALLED[name]():
+        raise ConfigError([f"log_with {name} needs its package: pip install {name}, or set log_with to none"])
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            [f"the package {name} is broken ({error}): pip install --force-reinstall {name}, or set log_with to none"]
+        ) from None
 
 
 def tracker_options(config: TrainConfig, folder: Any) -> dict[str, Any]:
@@ -30,6 +40,9 @@ def start_tracker(accelerator: Accelerator, config: TrainConfig) -> None:
     check_tracker(config)
     if config.log_with != "none":
         settings = {name: ", ".join(map(str, v)) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
-        accelerator.init_trackers(
-            "impasto", config=settings, init_kwargs={"wandb": {"name": config.name, "dir": str(accelerator.logging_dir)}}
-        )
+        options = {"wandb": {"name": config.name, "dir": str(accelerator.logging_dir)}}
+        try:
+            accelerator.init_trackers("impasto", config=settings, init_kwargs=options)
+        except Exception as error:  # the packages raise what they like
+            how = "wandb login, or set WANDB_MODE=offline, or " if config.log_with == "wandb" else ""
+            raise ConfigError([f"{config.log_with} does not start ({' '.join(str(error).split())}); {how}set log_with to none"]) from error

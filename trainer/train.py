@@ -31,7 +31,7 @@ from trainer.lora_file.save import save_lora
 from trainer.noise import seed_of
 from trainer.objective import objective_of
 from trainer.optim import build_optimizer, rate_factor, set_rate
-from trainer.plan import SpillWatch, as_before, give_back_memory, peak_bytes
+from trainer.plan import as_before, give_back_memory, peak_bytes, tile_before
 from trainer.prepare import cache_latents, cache_set_aside, cache_text, planned_for, resolution_of
 from trainer.prior import with_base_answers
 from trainer.progress import Progress, only_if_finite, sent
@@ -42,6 +42,7 @@ from trainer.samples import Sampler, sample_is_due, sample_requests, sample_text
 from trainer.sdxl.base import open_base
 from trainer.sdxl.text import Conditioning
 from trainer.speed import precision_for
+from trainer.spill import SpillWatch
 from trainer.stop import StopSignal
 from trainer.tracking import start_tracker, tracker_options
 from trainer.validate import Validation, save_step
@@ -82,7 +83,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     text_stops = math.floor(config.text_encoder_stop * config.steps) if trains_text else config.steps
 
     # 2 What frozen parts say of pictures and captions, from the cache on disk; then they leave memory.
-    cache = Cache(run.path.parent / ".cache", base.fingerprint)
+    cache = Cache(run.path.parent / ".cache", base.fingerprint, tile_before(run) or planned.way.encoding_tile)
     pictures = cache_latents(run, manifest.trained, config, base, cache, device, stop)
     batches = Batches(pictures.items, pictures.buckets, config.batch, config.seed)
     captions = CaptionRules(config)
@@ -116,7 +117,9 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         adapter.attach(part, models_of[part], sizes)
     adapter.start(config.seed)
     if config.start_from and (Path(config.start_from).exists() or not state.checkpoints(run)):
-        start_from(Path(config.start_from), adapter)
+        left_out = start_from(Path(config.start_from), adapter)
+        if left_out:
+            run.say("problem", message=left_out)
     recompute(unet, chosen.gradient_checkpointing)
     if compiles(chosen, unet):
         compile_blocks(unet, run.path.parent / ".cache" / "compiled")

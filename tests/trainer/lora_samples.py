@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -12,9 +13,12 @@ from safetensors.torch import save_file
 
 from tests.conftest import MODELS
 from trainer.__main__ import main
+from trainer.draw import draw
 from trainer.lora_file.base_weights import base_weights
 from trainer.lora_file.modules import read_modules
 from trainer.lora_file.names import kohya_name
+from trainer.preview import WarmBase
+from trainer.request import Request
 
 TINY = MODELS / "tiny-sdxl"
 FACTS = {"ss_base_model_version": "sdxl_base_v1-0", "ss_output_name": "sample", "modelspec.author": "a painter"}
@@ -110,6 +114,14 @@ def changed_by_diffusers(files: Mapping[Path, float], places: Mapping[Place, obj
     pipe.fuse_lora(adapter_names=[f"n{number}" for number in range(len(files))])
     after = weights_of(pipe, places)
     return {place: after[place] - before[place] for place in before}
+
+
+def drawn_by_the_base_alone(warm: WarmBase, request: Request) -> list[Any]:
+    """What `warm` last drew, from the same texts and with no adapter at all."""
+    return draw(
+        request, unet=warm.unet, vae=warm.vae, scheduler=warm.scheduler, adapter=None,
+        conditioning=lambda prompt, strength: next(iter(warm.known.values()))[prompt], size=(128, 128), latent_factor=8,
+    )  # fmt: skip
 
 
 def by_command_line(arguments: list[str | Path], monkeypatch, capsys) -> tuple[int, str, str]:

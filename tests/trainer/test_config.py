@@ -76,3 +76,18 @@ def test_a_preset_follows_what_is_said():
 
 def test_the_settings_page_is_up_to_date():
     assert settings_table() in (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+
+
+def test_numbers_in_a_refusal_are_written_out():
+    with pytest.raises(ConfigError, match=r"seed must be from 0 to 2147483647, not 3000000000$"):
+        config_from({"seed": 3_000_000_000})
+    with pytest.raises(ConfigError, match=r"learning_rate must be from .* to 10, not 1e\+30$"):
+        config_from({"learning_rate": 1e30})
+
+
+@pytest.mark.parametrize("setting", [{"trigger": "a\0b"}, {"trigger": "ink\udcff"}, {"name": "x\udcff"}, {"sample_prompts": ("a\udcff",)}])
+def test_letters_that_no_file_can_hold_are_refused(setting):
+    """A shell gives half characters for bytes that are no UTF-8; the run's files could not be written with them."""
+    (name,) = setting
+    with pytest.raises(ConfigError, match=name):
+        config_from(setting)

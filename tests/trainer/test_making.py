@@ -80,6 +80,15 @@ def test_the_command_line_says_and_changes_what_a_file_tells(tmp_path: Path, mon
     assert all(torch.equal(tensor, load_file(file)[name]) for name, tensor in before.items())
 
 
+@pytest.mark.parametrize(("title", "why"), [("a\0b", "no text"), ("a\udcff", "no text"), ("x" * 2001, "at most 2000")])
+def test_words_that_no_file_can_hold_are_refused_by_their_name(title: str, why: str, tmp_path: Path, monkeypatch, capsys):
+    write_lora(tmp_path / "a.safetensors", PLACE)
+    before = (tmp_path / "a.safetensors").read_bytes()
+    status, _, err = by_command_line(["lora", "label", tmp_path / "a.safetensors", "--title", title], monkeypatch, capsys)
+    assert status == 1 and err.startswith("impasto: title ") and why in err and err.count("\n") == 1
+    assert (tmp_path / "a.safetensors").read_bytes() == before
+
+
 def test_what_is_no_lora_is_not_relabelled(tmp_path: Path):
     (tmp_path / "a.safetensors").write_bytes(b"PK\3\4 no lora")
     with pytest.raises(LoraFileError):

@@ -20,20 +20,21 @@ from trainer.memory import (
     Shape,
     Step,
     attached,
-    caching_bytes,
     decoding_bytes,
     denoising_bytes,
+    encoding_bytes,
     file_bytes,
     fused_attention,
     held,
     layer_bytes,
+    reading_bytes,
     step_flops,
     step_of,
     weights_of,
 )  # fmt: skip
 from trainer.recompute import recompute
 from trainer.sdxl.base import ORIGINAL, open_base
-from trainer.sdxl.latents import set_tile, tile_of
+from trainer.sdxl.latents import encoding_tile_of, set_tile, tile_of
 
 CPU = torch.device("cpu")
 TINY = MODELS / "tiny-sdxl"
@@ -147,7 +148,8 @@ def test_the_work_of_a_step_grows_with_its_pictures():
 
 
 def test_caching_and_drawing_are_counted_by_the_picture_they_are_of():
-    assert caching_bytes(LARGE) > caching_bytes(SMALL)
+    assert encoding_bytes(LARGE, in_tiles=False) > 3 * encoding_bytes(SMALL, in_tiles=False)
+    assert reading_bytes(dataclasses.replace(SMALL, windows=3)) > reading_bytes(SMALL) == reading_bytes(LARGE)
     drawn_larger = dataclasses.replace(SMALL, drawn=(256, 256))
     assert denoising_bytes(drawn_larger, rows=2) > 2 * denoising_bytes(SMALL, rows=2)
     assert decoding_bytes(drawn_larger, in_tiles=False) == decoding_bytes(LARGE, in_tiles=False)
@@ -160,3 +162,22 @@ def test_tiles_take_a_fraction_of_the_memory_and_it_is_told():
         vae.decode(torch.randn(1, 4, 32, 32))
     told = decoding_bytes(LARGE, in_tiles=True)
     assert told == pytest.approx(alive.peak, rel=0.1) and told < decoding_bytes(LARGE, in_tiles=False) / 3
+
+
+@pytest.mark.parametrize("in_tiles", [False, True])
+def test_what_caching_a_picture_passes_through_is_told(in_tiles: bool):
+    vae = open_base("tiny-sdxl", MODELS).vae(CPU)
+    set_tile(vae, encoding_tile_of(vae) if in_tiles else 0)
+    with torch.no_grad(), fused_attention(), Alive(vae) as alive:
+        vae.encode(torch.randn(1, 3, 256, 256))
+    told = encoding_bytes(LARGE, in_tiles=in_tiles)
+    assert told == pytest.approx(alive.peak, rel=0.1)
+    assert (told < encoding_bytes(LARGE, in_tiles=False) / 3) == in_tiles
+
+
+def test_what_reading_captions_takes_is_told():
+    encoders = open_base("tiny-sdxl", MODELS).text_encoders(CPU, torch.float32)
+    with torch.no_grad(), Alive(*encoders) as alive:
+        for encoder in encoders:
+            encoder(torch.zeros(1, 77, dtype=torch.long), output_hidden_states=True)
+    assert reading_bytes(SMALL) == pytest.approx(sum(weights_of(encoder) for encoder in encoders) + alive.peak, rel=0.02)

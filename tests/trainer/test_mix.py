@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import MODELS
-from tests.trainer.lora_samples import CONVOLUTION, FACTS, Place, write_lora
-from trainer import draw as drawing
+from tests.trainer.lora_samples import CONVOLUTION, FACTS, Place, drawn_by_the_base_alone, write_lora
 from trainer.errors import ConfigError, LoraFileError
 from trainer.lora_file.names import kohya_name
 from trainer.lora_file.open import attach_mix
@@ -80,10 +79,7 @@ def test_a_mix_at_strength_zero_is_the_base_to_the_bit(warm: WarmBase, places, t
     request = Request(prompts=("a cat",), strengths=(0.0, 1.0), steps=2)
     mixed = warm.draw(files, request)
     assert not warm.adapter_of([]).layers
-    alone = drawing.draw(
-        request, unet=warm.unet, vae=warm.vae, scheduler=warm.scheduler, adapter=None,
-        conditioning=lambda prompt, strength: next(iter(warm.known.values()))[prompt], size=(128, 128), latent_factor=8,
-    )  # fmt: skip
+    alone = drawn_by_the_base_alone(warm, request)
     assert np.array_equal(np.asarray(mixed[0].picture), np.asarray(alone[0].picture))
     assert not np.array_equal(np.asarray(mixed[1].picture), np.asarray(alone[1].picture))
 

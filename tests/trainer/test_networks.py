@@ -20,12 +20,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.conftest import MODELS
+from tests.trainer.lora_samples import changed_by_diffusers
 from tests.trainer.test_adapter import ask
 from trainer.adapter.lora import Adapter, Size
 from trainer.adapter.networks import magnitude, split
 from trainer.adapter.targets import conv_paths, layer_sizes, linear_paths
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
+from trainer.lora_file.check import check_file
 from trainer.lora_file.forms import ending, network_facts
 from trainer.lora_file.open import attach_lora, describe
 from trainer.lora_file.save import kohya_tensors, save_lora
@@ -297,8 +299,9 @@ def test_diffusers_reads_convolutions_and_mixed_ranks_with_the_same_effect(base,
         torch.testing.assert_close(ask(pipe.unet), ask(unet), rtol=2e-2, atol=2e-2)
 
 
-def test_all_lora_layers_of_a_part_are_written_with_one_alpha(base):
-    adapter, _ = in_unet(base, config_of("locon", block_ranks=MIXED, rank_stabilised=True))
+@pytest.mark.parametrize("network", ["locon", "dora"])
+def test_all_layers_of_a_part_are_written_with_one_alpha(base, network: str):
+    adapter, _ = in_unet(base, config_of(network, block_ranks=MIXED, rank_stabilised=True))
     stirred(adapter)
     tensors = kohya_tensors(adapter)
     assert len({layer.alpha for _, _, layer in adapter.walk()}) > 2
@@ -307,7 +310,28 @@ def test_all_lora_layers_of_a_part_are_written_with_one_alpha(base):
     for _, path, layer in adapter.walk():
         down, up = (tensors[f"{_kohya(path)}.lora_{side}.weight"].float() for side in ("down", "up"))
         change = (up.flatten(1) @ down.flatten(1)).reshape(layer.base.weight.shape) * alphas.copy().pop() / down.shape[0]
-        torch.testing.assert_close(change, layer.change(), rtol=5e-3, atol=1e-3)
+        torch.testing.assert_close(change, layer.product(), rtol=5e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_diffusers_adds_to_each_weight_what_was_trained_though_alphas_and_ranks_differ(base, tmp_path: Path, caplog):
+    adapter, _ = in_unet(base, config_of("locon", block_ranks=MIXED, rank_stabilised=True, conv_rank=4, conv_alpha=1.0))
+    stirred(adapter)
+    save_lora(tmp_path / "a.safetensors", adapter, {"ss_base_model_version": "sdxl_base_v1-0"})
+    changes = {(part, path): layer.change().detach() for part, path, layer in adapter.walk()}
+    assert len({layer.scale for _, _, layer in adapter.walk()}) > 3
+    found = changed_by_diffusers({tmp_path / "a.safetensors": 1.0}, changes, caplog)
+    for place, change in changes.items():
+        torch.testing.assert_close(found[place], change.flatten(1), rtol=0, atol=1e-4)
+
+
+def test_a_dora_of_several_ranks_opens_as_it_was_trained(base, tmp_path: Path):
+    adapter, _ = in_unet(base, config_of("dora", block_ranks=MIXED, rank_stabilised=True))
+    save_lora(tmp_path / "a.safetensors", stirred(adapter), {})
+    again = attach_lora(tmp_path / "a.safetensors", {"unet": open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)})
+    for (_, _, mine), (_, _, found) in zip(adapter.walk(), again.walk(), strict=True):
+        torch.testing.assert_close(found.change(), mine.change(), rtol=0, atol=1e-3)
+    assert not [line for line in check_file(tmp_path / "a.safetensors", bases=MODELS).warnings if "alphas of" in line]
 
 
 @pytest.mark.parametrize("network", ["dora", "loha", "lokr"])

@@ -18,7 +18,7 @@ from trainer.dataset.scan import scan
 from trainer.draw import Room
 from trainer.errors import MemoryShortError
 from trainer.memory import Need, Shape, caption_bytes, weights_of
-from trainer.plan import GB, Plan, SpillWatch, Way, as_before, own_bytes, plan, room_beside
+from trainer.plan import GB, Plan, Way, as_before, own_bytes, plan, room_beside, tile_before
 from trainer.prepare import planned_for
 from trainer.sdxl.base import ORIGINAL, open_base
 
@@ -84,6 +84,24 @@ def test_a_drawing_is_divided_only_where_it_must_be(kept: Path):
     assert "pictures drawn in several passes" in tight.line()
 
 
+def test_pictures_are_cached_in_tiles_only_where_the_whole_would_not_fit(kept: Path):
+    """Larger ones over a quantised base: no step of theirs takes as much as encoding one whole."""
+    large = dataclasses.replace(SDXL, width=1536, height=1536, drawn=(1024, 1024), drawn_rows=1)
+
+    def within(budget: float) -> Plan:
+        config = config_from({"batch": 1, "quantised_base": "nf4", "gradient_checkpointing": "all", "memory_budget": budget})
+        return plan(config, large, CPU, kept)
+
+    own = own_bytes(CPU) / GB + 0.07  # that bf16 takes on a CPU
+    wide = within(own + 20)
+    caching = wide.need.before / GB
+    assert wide.way.encoding_tile == 0 and wide.need.peak == wide.need.before and "encoded in tiles" not in wide.line()
+    tight = within(own + caching - 0.1)
+    assert tight.way.encoding_tile == 1024 and "pictures encoded in tiles to fit" in tight.line()
+    assert tight.peak <= tight.budget and tight.need.before < 0.6 * wide.need.before
+    assert tight.need.peak < wide.need.peak
+
+
 def test_a_preview_on_a_full_card_draws_in_parts(monkeypatch):
     def room(free: float) -> Room:
         monkeypatch.setattr("trainer.plan.free_bytes", lambda device: int(free))
@@ -144,22 +162,9 @@ def test_what_was_chosen_is_kept(planned):
     assert config_from({"gradient_checkpointing": True}).gradient_checkpointing == "all"  # as runs of version 0.1 wrote it
 
 
-def test_a_resumed_run_keeps_the_base_and_optimizer_that_it_began_with(tmp_path: Path):
+def test_a_resumed_run_keeps_the_base_optimizer_and_tiles_that_it_began_with(tmp_path: Path):
     made = run.create(tmp_path / "run", config_from({}), Manifest(folder="", items=()))
-    assert as_before(made) == made.config
-    made.say("planned", words="", level="all", optimizer="adamw8bit", quantised="int8")
-    assert (as_before(made).optimizer, as_before(made).quantised_base) == ("adamw8bit", "int8")
-
-
-def test_slow_steps_on_full_memory_are_told_once(monkeypatch):
-    watch = SpillWatch(CPU)
-    monkeypatch.setattr("trainer.plan.memory_is_full", lambda device: True)
-    said = [watch.look(seconds) for seconds in (1, 1, 1.2, 1, 1, 1, 30, 1, 30, 30, 30, 30)]
-    assert [bool(words) for words in said] == [False] * 10 + [True, False]
-    assert "30 times slower because memory is full" in (said[10] or "")
-
-
-def test_slow_steps_with_memory_to_spare_are_no_fault(monkeypatch):
-    watch = SpillWatch(CPU)
-    monkeypatch.setattr("trainer.plan.memory_is_full", lambda device: False)
-    assert not any(watch.look(seconds) for seconds in [1.0] * 5 + [60.0] * 10)
+    assert as_before(made) == made.config and tile_before(made) == 0
+    made.say("planned", words="", level="all", optimizer="adamw8bit", quantised="int8", tile=1024)
+    made.say("planned", words="", level="none", optimizer="adamw8bit", quantised="int8", tile=0)
+    assert (as_before(made).optimizer, as_before(made).quantised_base) == ("adamw8bit", "int8") and tile_before(made) == 1024

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import MODELS, trainer
+from tests.trainer.lora_samples import drawn_by_the_base_alone
 from trainer import draw as drawing
 from trainer.draw import Request
 from trainer.errors import LoraFileError
@@ -45,10 +46,7 @@ def test_strength_zero_is_the_base_models_own_picture(ink_run: Path):
     request = Request(prompts=("a cat",), strengths=(0.0, 1.0), seed=7, steps=4)
     with_adapter = warm.draw(ink_run / "ink.safetensors", request)
     assert not warm.adapter_of([]).layers
-    alone = drawing.draw(
-        request, unet=warm.unet, vae=warm.vae, scheduler=warm.scheduler, adapter=None,
-        conditioning=lambda prompt, strength: next(iter(warm.known.values()))[prompt], size=(128, 128), latent_factor=8,
-    )  # fmt: skip
+    alone = drawn_by_the_base_alone(warm, request)
     assert np.array_equal(np.asarray(with_adapter[0].picture), np.asarray(alone[0].picture))
     assert not np.array_equal(np.asarray(with_adapter[1].picture), np.asarray(alone[1].picture))
 

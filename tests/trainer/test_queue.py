@@ -114,7 +114,7 @@ def test_a_damaged_line_is_made_anew_from_its_folders(tmp_path: Path, harm: str)
 def test_a_killed_training_is_told_and_not_started_again_by_itself(tmp_path: Path):
     queue = Queue(tmp_path, MODELS, (Device(id="1", words="CUDA", visible="1"),))
     folder = submitted(queue, "run")
-    pid = queue._do(lambda db: db.execute("SELECT pid FROM job").fetchone()["pid"])
+    pid = queue._ledger.do(lambda db: db.execute("SELECT pid FROM job").fetchone()["pid"])
     assert psutil.Process(pid).environ()["CUDA_VISIBLE_DEVICES"] == "1"
     os.kill(pid, signal.SIGKILL)
     settled(queue)
@@ -128,7 +128,7 @@ def test_a_training_that_is_stuck_ends_at_the_second_stop_and_not_before(tmp_pat
     queue = Queue(tmp_path, MODELS, CPU)
     made = create(tmp_path / "run", config_from({"name": "run", "steps": 100_000, "base": "tiny-sdxl"}), [INK])
     queue.submit(made.path, "train", ["resume", str(made.path)])
-    worker = psutil.Process(queue._do(lambda db: db.execute("SELECT pid FROM job").fetchone()["pid"]))
+    worker = psutil.Process(queue._ledger.do(lambda db: db.execute("SELECT pid FROM job").fetchone()["pid"]))
     while not made.is_alive():
         time.sleep(0.05)
     worker.suspend()

@@ -76,6 +76,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "wrong size": (_header({"a": {"dtype": "F16", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 8]}}, bytes(8)), "damaged header"),
     "unknown dtype": (_header({f"{MIDDLE}.lora_up.weight": {"dtype": "F7", "shape": [2, 2], "data_offsets": [0, 8]}}, bytes(8)), "F7"),
     "metadata is a list": (_header({"__metadata__": [1], "a": {**_F16, "data_offsets": [0, 8]}}, bytes(8)), "damaged"),
+    "half a character": (_header({"__metadata__": {"ss_output_name": "\ud800"}, f"{MIDDLE}.lora_up.weight": {**_F16, "data_offsets": [0, 8]}}, bytes(8)), "not a .safetensors"),
     "no tensors": (_header({"__metadata__": {"format": "pt"}}), "holds no tensors"),
     "sd15 lora": (save(_lora("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", (4, 768), (1280, 4))), "Stable Diffusion 1.5"),
     "sd2 lora": (save(_lora("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", (4, 1024), (1280, 4))), "Stable Diffusion 2"),
@@ -140,6 +141,42 @@ def test_a_broken_lora_is_refused_in_a_sentence_and_reported_by_check(kind: str,
     status, told, err = by_command_line(["lora", "check", file], monkeypatch, capsys)
     assert "unexpected fault" not in err and (status == 1 or kind == "alpha of several numbers"), told
     assert told or err.count("\n") == 1
+
+
+PEFT = {f"unet.{ATTENTION}.lora_A.weight": torch.ones(2, 144), f"unet.{ATTENTION}.lora_B.weight": torch.ones(112, 2)}
+
+
+@pytest.mark.parametrize(
+    "told", ["[1]", '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": 2, "unet.alpha_pattern": [1]}', '{"unet.lora_alpha": 2, "unet.alpha_pattern": {"(": 1}}']
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["convert", "merge", "resize"])
+def test_what_peft_says_of_itself_may_be_damaged(command: str, told: str, tmp_path: Path, monkeypatch, capsys):
+    file, out = tmp_path / "a.safetensors", tmp_path / "out.safetensors"
+    file.write_bytes(save(PEFT, {"lora_adapter_metadata": told}))
+    arguments = {"convert": [file, out, "--to", "kohya"], "merge": [out, file], "resize": [file, out, "--rank", "1"]}[command]
+    status, _, err = by_command_line(["lora", command, *arguments], monkeypatch, capsys)
+    assert status == 1 and err == "impasto: a.safetensors has damaged lora_adapter_metadata in its header; save it again\n"
+    assert not out.exists()
+
+
+def test_a_change_beyond_all_numbers_is_not_resized(tmp_path: Path, monkeypatch, capsys):
+    huge = {key: tensor * 1e30 for key, tensor in _lora(MIDDLE, (2, 144), (112, 2), torch.float32).items()}
+    (tmp_path / "a.safetensors").write_bytes(save({**huge, f"{MIDDLE}.alpha": torch.tensor(1e30)}))
+    status, _, err = by_command_line(
+        ["lora", "resize", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--rank", "1"], monkeypatch, capsys
+    )
+    assert status == 1 and "are too large; use an earlier checkpoint" in err and err.count("\n") == 1
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "why"), [("x" * 300 + ".safetensors", "File name too long"), ("a.safetensors/b.safetensors", "a.safetensors")]
+)
+def test_a_name_that_can_not_be_written_asks_for_another(out: str, why: str, tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "a.safetensors").write_bytes(GOOD)
+    status, _, err = by_command_line(["lora", "convert", tmp_path / "a.safetensors", tmp_path / out, "--to", "kohya"], monkeypatch, capsys)
+    assert status == 1 and why in err and err.endswith("; choose another name or folder\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_a_folder_and_a_missing_file_are_said_to_be_that(tmp_path: Path, monkeypatch, capsys):

@@ -109,6 +109,7 @@ def convert(
 
     source = converted(file, out, to.value, overwrite=overwrite)
     typer.echo(f"{out}: {len(source.modules)} modules with the names of {to.value}")
+    _tell_left_out(file)
 
 
 @app.command()
@@ -128,6 +129,7 @@ def merge(
     modules = merged(out, terms, method=method.value, rank=rank, dtype=_dtype(precision), overwrite=overwrite)
     ranks = sorted({module.rank or 0 for module in modules})
     typer.echo(f"{out}: {len(modules)} modules of {len(terms)} files, rank {_span(ranks)}")
+    _tell_left_out(*(term.file for term in terms))
 
 
 @app.command()
@@ -143,6 +145,7 @@ def resize(
     from trainer.lora_file.resize import resize as resized
 
     _tell(out, resized(file, out, rank=rank, energy=energy, dtype=_dtype(precision), overwrite=overwrite))
+    _tell_left_out(file)
 
 
 @app.command()
@@ -183,6 +186,7 @@ def bake(
 
     changed = baked(file, out, _path(base, models), strength)
     typer.echo(f"{out}: {changed} weights of {base} changed, at strength {strength:g}")
+    _tell_left_out(file)
 
 
 def _path(reference: str, models: Path) -> Path:
@@ -200,6 +204,14 @@ def _dtype(precision: Precision | None) -> torch.dtype | None:
 
 def _span(values: list[int]) -> str:
     return str(values[0]) if values[0] == values[-1] else f"{values[0]}–{values[-1]}"
+
+
+def _tell_left_out(*files: Path) -> None:
+    from trainer.lora_header import bundled_notice, recognise
+
+    for file in files:
+        if notice := bundled_notice(file, recognise(file).tensors):
+            typer.echo(notice, err=True)
 
 
 def _tell(out: Path, kept: list[Kept]) -> None:

@@ -16,6 +16,7 @@ from trainer.lora_file.container import Container, open_lora
 from trainer.lora_file.keys import Entry, Keys, Verdict
 from trainer.lora_file.layout import Layout, names, sdxl
 from trainer.lora_file.modules import ALPHA, DORA, DOWN, PART_LABELS, UP, Module, split_key
+from trainer.lora_header import bundled_notice
 
 HEADER_LIMIT = 1 << 20  # beyond it ComfyUI shows no metadata
 HALF_LIMIT = float(torch.finfo(torch.float16).max)
@@ -163,6 +164,8 @@ def _faults(container: Container) -> list[str]:
 
 def _warnings(container: Container, keys: Keys, modules: list[Module]) -> list[str]:
     told = [*_scale_warnings(keys, modules)]
+    if notice := bundled_notice(container.path, container.tensors):
+        told.append(notice)
     if any(DORA in module.tensors for module in modules):
         by_input = all(module.tensors[DORA].shape[:1] == (1,) for module in modules if DORA in module.tensors)
         read = "ComfyUI, Forge, A1111 and InvokeAI read it as it was trained" if by_input else "others divide by norms along different axes"

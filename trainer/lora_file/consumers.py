@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from trainer.adapter.networks import split
 from trainer.lora_file.keys import Drop, Entry, Keys, Verdict
 from trainer.lora_file.modules import ALPHA, DORA, DOWN, UP
+from trainer.lora_header import BUNDLED
 
 FORGE_LIMIT = 12  # unmatched keys; with more it applies nothing
 
@@ -35,11 +36,12 @@ class Tool:
     reason: Callable[[Entry, Keys], str | None]  # to drop a key
     refusal: Callable[[Keys, int], str | None]  # of the file, given the number of dropped keys
     needs: Callable[[Keys], str] = lambda keys: ""
+    embeddings: str | None = "it reads no embedding out of a LoRA's file"  # reason to drop them
 
     def read(self, keys: Keys) -> Verdict:
         reasons: dict[str, list[str]] = {}
         for entry in keys.entries:
-            if reason := _missing(entry) or self.reason(entry, keys):
+            if reason := self.embeddings if entry.is_bundled else _missing(entry) or self.reason(entry, keys):
                 reasons.setdefault(reason, []).append(entry.key)
         dropped = sum(map(len, reasons.values()))
         refusal = self.refusal(keys, dropped)
@@ -176,7 +178,8 @@ def _invokeai(entry: Entry, keys: Keys) -> str | None:
 
 
 def _invokeai_refusal(keys: Keys, dropped: int) -> str | None:
-    odd = [entry.key for entry in keys.entries if not entry.key.startswith(("lora_unet_", "lora_te1_", "lora_te2_"))]
+    known = ("lora_unet_", "lora_te1_", "lora_te2_", BUNDLED)  # model_loaders/lora.py takes the last out before it looks
+    odd = [entry.key for entry in keys.entries if not entry.key.startswith(known)]
     if odd:
         return f"{odd[0]} starts with none of lora_unet_, lora_te1_ and lora_te2_; convert the file: lora convert --to kohya"
     if {"original", "diffusers"} <= keys.styles:
@@ -302,6 +305,8 @@ def _diffusers_refusal(keys: Keys, dropped: int) -> str | None:
             return f"{kept[0]} has no place in its conversion of kohya's names, which takes LoRA and nothing else"
         if any(entry.role == ALPHA for entry in keys.entries) and "lora_adapter_metadata" in keys.facts:
             return "both .alpha and the header's lora_adapter_metadata say the scale, which it does not allow"
+    elif odd := [entry.key for entry in keys.entries if "lora" not in entry.key and entry.is_bundled]:
+        return f"{odd[0]} does not have lora in its name, which it demands of every key; lora convert leaves it out"
     elif odd := [entry.key for entry in keys.entries if "lora" not in entry.key]:
         return f"{odd[0]} does not have lora in its name, which it demands of every key"
     second = {entry.style for entry in keys.entries if entry.place and entry.place[0] == "text_encoder_2"}
@@ -322,7 +327,7 @@ def _without_partner(keys: Keys) -> str | None:
 
 
 TOOLS = (
-    Tool("A1111 1.10", _a1111, _a1111_refusal),
+    Tool("A1111 1.10", _a1111, _a1111_refusal, embeddings=None),
     Tool("Forge", _forge, _forge_refusal),
     Tool("ComfyUI 0.3", _comfyui, _comfyui_refusal),
     Tool("InvokeAI 6.14", _invokeai, _invokeai_refusal),

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from trainer.lora_header import BUNDLED
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -41,6 +43,11 @@ class Entry:
         return "dotted" if whole else "dotted-flat"
 
     @property
+    def is_bundled(self) -> bool:
+        """Of an embedding that lies in the LoRA's file."""
+        return self.key.startswith(BUNDLED)
+
+    @property
     def kohya(self) -> bool:
         return self.style in ("original", "diffusers", "text", "short", "flat")
 
@@ -59,7 +66,8 @@ class Keys:
         """By module's name."""
         found: dict[str, set[str]] = {}
         for entry in self.entries:
-            found.setdefault(entry.name, set()).add(entry.role)
+            if not entry.is_bundled:
+                found.setdefault(entry.name, set()).add(entry.role)
         return found
 
     @functools.cached_property

@@ -21,6 +21,7 @@ from trainer.lora_file import forms
 from trainer.lora_file.container import Container, open_lora
 from trainer.lora_file.layout import names, sdxl
 from trainer.lora_file.open import LABELS
+from trainer.lora_header import BUNDLED
 
 DOWN, UP, ALPHA, DORA = "down", "up", "alpha", "dora_scale"  # roles of tensors, as forms.py names them
 PART_LABELS = {"unet": "UNet", "text_encoder": "text encoder 1", "text_encoder_2": "text encoder 2"}
@@ -144,10 +145,12 @@ class LoraFile:
 
 
 def read_modules(path: Path) -> LoraFile:
-    """A file of any spelling with every tensor accounted for. Raises LoraFileError."""
+    """A file of any spelling with every tensor accounted for, but for embeddings that it bundles. Raises LoraFileError."""
     container = open_lora(path)
     found: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
     for key, tensor in container.tensors.items():
+        if key.startswith(BUNDLED):
+            continue
         split = split_key(key)
         place = split and names().find(split[0])
         if split is None or place is None:
@@ -170,14 +173,14 @@ def _with_peft_alpha(module: Module, container: Container) -> Module:
         return module
     try:
         config = json.loads(text)
-    except ValueError:
+        alpha = config.get(f"{module.part}.lora_alpha")
+        if alpha is None:
+            return module
+        alpha = _of_pattern(config.get(f"{module.part}.alpha_pattern"), module.path, float(alpha))
+        if config.get(f"{module.part}.use_rslora") and module.rank:  # alpha / sqrt(R), Kalajdzievski 2023
+            alpha *= module.rank**0.5
+    except (ValueError, TypeError, AttributeError, RecursionError, re.error):
         raise LoraFileError(f"{container.path.name} has damaged lora_adapter_metadata in its header; save it again") from None
-    alpha = config.get(f"{module.part}.lora_alpha")
-    if alpha is None:
-        return module
-    alpha = _of_pattern(config.get(f"{module.part}.alpha_pattern"), module.path, float(alpha))
-    if config.get(f"{module.part}.use_rslora") and module.rank:  # alpha / sqrt(R), Kalajdzievski 2023
-        alpha *= module.rank**0.5
     return replace(module, tensors={**module.tensors, ALPHA: torch.tensor(alpha)})
 
 

@@ -19,7 +19,7 @@ from trainer.errors import LoraFileError
 from trainer.lora_file.forms import split_key
 from trainer.lora_file.matrices import Matrices, fitted, mixed, scale_of
 from trainer.lora_file.names import accepted_names
-from trainer.lora_header import MAX_HEADER
+from trainer.lora_header import BUNDLED, MAX_HEADER, bundled_notice
 from trainer.safetensors_header import read_header
 
 LABELS = {"lora": "LoRA", "locon": "LoCon", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "diff": "whole matrices"}
@@ -28,14 +28,18 @@ _LOKR = [first | second for first in ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"}) f
 
 
 def read_lora(path: Path) -> dict[str, Matrices]:
-    """Module name -> matrices. Raises LoraFileError when the file is no such network or does not hold together."""
+    """Module name -> matrices; embeddings that the file bundles are left out.
+
+    Raises LoraFileError when the file is no such network or does not hold together.
+    """
     read_header(path, LoraFileError, most=MAX_HEADER)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise LoraFileError(f"{path.name} can't be read ({error}); download or save it again") from None
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(BUNDLED)}
     if not tensors:
-        raise LoraFileError(f"{path.name} holds no tensors; save it again")
+        raise LoraFileError(f"{path.name} holds no tensors of a LoRA; save it again")
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         split = split_key(key)
@@ -188,10 +192,10 @@ def _copy(source: dict[str, torch.Tensor], target: dict[str, nn.Parameter]) -> N
         parameter.copy_(source[role])
 
 
-def start_from(path: Path, adapter: Adapter) -> None:
+def start_from(path: Path, adapter: Adapter) -> str:
     """Puts a file's matrices into the adapter, their scale folded into it; layers that the file lacks start as usual.
 
-    Raises LoraFileError where networks or ranks differ, or the file has a layer that the adapter lacks.
+    Returns what of the file is left out, in a sentence, or "". Raises LoraFileError where networks or ranks differ, or the file has a layer that the adapter lacks.
     """
     matrices = read_lora(path)
     for part, layer_path, layer in adapter.walk():
@@ -215,6 +219,7 @@ def start_from(path: Path, adapter: Adapter) -> None:
             f"{path.name} adapts {len(matrices)} layers that this training does not, such as {next(iter(matrices))}; "
             "adapt them too (network, train_feed_forward, train_text_encoder_1 and 2, include_layers)"
         )
+    return bundled_notice(path, read_header(path, LoraFileError, most=MAX_HEADER).tensors)
 
 
 def parts_of(path: Path) -> set[str]:
@@ -227,7 +232,7 @@ def parts_of(path: Path) -> set[str]:
 
 def describe(path: Path) -> Iterator[tuple[str, str]]:
     """(label, value) lines for `lora inspect`."""
-    matrices, facts = read_lora(path), read_header(path, LoraFileError, most=MAX_HEADER).metadata
+    matrices, header = read_lora(path), read_header(path, LoraFileError, most=MAX_HEADER)
     yield "file", f"{path.name}, {path.stat().st_size:,} bytes"
     kinds = Counter("locon" if m.network == "lora" and m.is_convolution else m.network for m in matrices.values())
     if {"lora", "locon"} == set(kinds):
@@ -244,7 +249,9 @@ def describe(path: Path) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{sum(t.numel() for m in matrices.values() for t in m.tensors.values()):,}"
     change = sum(_norm(path, name, m) for name, m in matrices.items()) / len(matrices)
     yield "mean change", f"{change:.4g} (Frobenius norm of alpha/rank B A)"
-    for key, value in facts.items():
+    if notice := bundled_notice(path, header.tensors):
+        yield "note", notice
+    for key, value in header.metadata.items():
         if key.startswith(("modelspec.", "sshs_", "ss_base", "ss_output", "ss_network_", "ss_sd_model_name")):
             yield key, value if len(value) <= 100 else f"{value[:60]}… ({len(value):,} characters)"
 

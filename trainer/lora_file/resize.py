@@ -49,7 +49,12 @@ def resize(
     file = read_modules(source)
     modules, kept = [], []
     for module in file.modules:
-        small, left = _resized(module, rank, energy, dtype or file.dtype)
+        try:
+            small, left = _resized(module, rank, energy, dtype or file.dtype)
+        except torch.linalg.LinAlgError:  # its product is infinite
+            raise LoraFileError(
+                f"{source.name}: the values of {module.part}.{module.path} are too large; use an earlier checkpoint"
+            ) from None
         modules.append(small)
         kept.append(left)
     facts = {**file.facts, **network_facts(modules, file.facts), "ss_network_module": "networks.lora", "ss_network_args": "{}"}

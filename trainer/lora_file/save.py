@@ -20,14 +20,14 @@ from trainer.run import write_atomically
 def kohya_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     """The matrices of every layer in fp16, its 0-dim alpha, and DoRA's magnitudes in fp32.
 
-    Within a part all LoRA layers get one alpha, the rest of their scale going into B: diffusers reads mixed alphas wrongly.
+    Within a part all layers with A and B get one alpha, the rest of their scale going into B: diffusers reads mixed alphas wrongly.
     """
     tensors, alphas = {}, _part_alphas(adapter)
     for part, path, layer in adapter.walk():
         name = kohya_name(part, path)
-        alpha = alphas[part] if layer.network == "lora" else layer.alpha
+        alpha = alphas[part] if layer.network in ("lora", "dora") else layer.alpha
         for role, matrix in layer.tensors().items():
-            folded = matrix * (layer.alpha / alpha) if role == layer.zero and alpha != layer.alpha else matrix
+            folded = matrix * (layer.alpha / alpha) if role == "up" and alpha != layer.alpha else matrix
             # fp16 would move every weight of the column by up to 0.05 %.
             tensors[name + ending(role)] = folded.detach().cpu().float().contiguous() if role == "dora_scale" else _half(folded)
         tensors[name + ending("alpha")] = _alpha(alpha)
@@ -35,7 +35,7 @@ def kohya_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 
 def _part_alphas(adapter: Adapter) -> dict[str, float]:
-    """The commonest alpha of each part's LoRA layers."""
+    """The commonest alpha of each part's layers."""
     counts: dict[str, Counter[float]] = {}
     for part, _, layer in adapter.walk():
         counts.setdefault(part, Counter())[layer.alpha] += 1

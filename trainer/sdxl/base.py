@@ -12,7 +12,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from transformers import CLIPTokenizer
 
-from trainer.bases import Checkpoint, folder_configs, found_bases, read_checkpoint
+from trainer.bases import Checkpoint, folder_config, folder_configs, found_bases, read_checkpoint
 from trainer.errors import BaseError
 from trainer.sdxl.weights import PARTS, FileWeights, FolderWeights, Weights, load, weight_files
 
@@ -50,7 +50,7 @@ class Base:
         return first, second
 
     def tokenizers(self) -> tuple[CLIPTokenizer, CLIPTokenizer]:
-        first, second = (CLIPTokenizer.from_pretrained(self.configs / t, local_files_only=True) for t in ("tokenizer", "tokenizer_2"))
+        first, second = (_tokenizer(self.configs / name) for name in ("tokenizer", "tokenizer_2"))
         return first, second
 
     def scheduler(self) -> Any:
@@ -60,6 +60,17 @@ class Base:
         if self.zero_terminal_snr:
             facts.update(rescale_betas_zero_snr=True, timestep_spacing="trailing")
         return EulerDiscreteScheduler.from_config(facts)
+
+
+def _tokenizer(folder: Path) -> CLIPTokenizer:
+    merges = folder / "merges.txt"
+    try:
+        if merges.is_file() and not merges.stat().st_size:  # would read every letter for itself, without a word
+            raise ValueError("merges.txt is empty")
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the libraries behind it raise what they like, plain Exception too
+        why = " ".join(str(error).split())[:150]
+        raise BaseError(f"{folder.parent.name} has a damaged {folder.name} ({why}); copy the whole folder again") from None
 
 
 def open_base(reference: str, models: Path) -> Base:
@@ -144,6 +155,8 @@ def open_folder(path: Path) -> Base:
     ]
     if gone:
         raise BaseError(f"{path.name} lacks {', '.join(gone)}; copy the whole folder again, with its .safetensors")
+    for part in ("text_encoder", "text_encoder_2"):
+        folder_config(path, f"{part}/config.json", ("hidden_size", "projection_dim"))
     factor = 2 ** (len(facts["vae"]["block_out_channels"]) - 1)
     return Base(
         path=path, configs=path, weights=FolderWeights(path), native_size=facts["unet"]["sample_size"] * factor, latent_factor=factor,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.bases import read_checkpoint
+from trainer.errors import BaseError
+from trainer.safetensors_header import read_header
 from trainer.sdxl.base import Base
 from trainer.sdxl.weights import PARTS, build, weight_files
 
@@ -29,7 +31,11 @@ def described(base: Base) -> Iterator[tuple[str, str]]:
         because = f"because of {found.said_by}" if found.prediction_type else "since nothing in the file says otherwise"
         yield "prediction", f"{base.prediction_type}, {because}"
     else:
-        size = sum(file.stat().st_size for part in PARTS for file in weight_files(base.path / part))
+        base.tokenizers()  # told now, not when a training reads its first caption
+        files = [file for part in PARTS for file in weight_files(base.path / part)]
+        for file in files:
+            read_header(file, BaseError)
+        size = sum(file.stat().st_size for file in files)
         yield "files", f"{size:,} bytes of weights"
         for part in PARTS:
             yield _NAMES[part], f"{sum(p.numel() for p in build(part, base.configs).parameters()):,} parameters"

@@ -15,8 +15,13 @@ def pixels(picture: Image.Image) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def posterior(vae: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and log-variance (1, C, H/8, W/8) on the CPU: kept apart, so that each epoch draws its own latents."""
+def posterior(vae: Any, pixels: torch.Tensor, tile: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and log-variance (1, C, H/8, W/8) on the CPU: kept apart, so that each epoch draws its own latents.
+
+    Args:
+        tile: see `set_tile`.
+    """
+    set_tile(vae, tile)
     distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
     return distribution.mean.float().cpu(), distribution.logvar.float().cpu()
 
@@ -26,8 +31,16 @@ def tile_of(vae: Any) -> int:
     return vae.config["sample_size"] // 2
 
 
+def encoding_tile_of(vae: Any) -> int:
+    """Side in px of the tiles that a picture is encoded in where memory is short: the side the VAE was made for.
+
+    SDXL's text encoders take as much memory as one such tile, and latents of half the side lie twice as far from whole ones.
+    """
+    return vae.config["sample_size"]
+
+
 def set_tile(vae: Any, side: int) -> None:
-    """Lets `vae` decode larger pictures in overlapping tiles of `side` px, blended into each other; 0 decodes them whole."""
+    """Lets `vae` take larger pictures in overlapping tiles of `side` px, blended into each other; 0 takes them whole."""
     vae.use_tiling = bool(side)
     if side:
         vae.tile_sample_min_size = side
