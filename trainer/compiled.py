@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trainer.adapter.attention import give_back
+from trainer.adapter.takeover import give_back
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import random
@@ -194,8 +195,8 @@ def cache_latents(
     if notice:
         run.say("problem", message=notice)
     found: list[tuple[Item, tuple[Shown, ...]]] = []
-    with Behind() as behind:
-        looked = ahead(lambda pair: _looked_at(config, cache, *pair), planned)
+    reading = ahead(lambda pair: _looked_at(config, cache, *pair), planned)
+    with contextlib.closing(reading) as looked, Behind() as behind:
         for number, ((item, _), future) in enumerate(looked, start=1):
             if stop.asked():
                 break
@@ -212,7 +213,6 @@ def cache_latents(
                 forms.append(Shown(item, variant, latents[0], latents[1], _mask_tensor(mask, variant, base, config)))
             found.append((item, tuple(forms)))
             run.say("stage", stage="caching pictures", done=number, total=len(planned))
-        looked.close()
     if not found and not stop.asked():
         raise DatasetError("none of the pictures can be read any more; put them back and start again")
     return Pictures(tuple(item for item, _ in found), tuple(forms for _, forms in found), base.latent_scaling)

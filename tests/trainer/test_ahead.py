@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -33,6 +34,16 @@ def test_a_picture_that_cannot_be_read_is_told_in_its_place_and_the_others_come(
 
     found = [future.exception() for _, future in ahead(read, [1, 0, 1])]
     assert [type(fault) for fault in found] == [type(None), ZeroDivisionError, type(None)]
+
+
+def test_no_thread_goes_on_reading_when_what_is_done_with_things_fails():
+    begun: list[int] = []
+    with pytest.raises(ZeroDivisionError), contextlib.closing(ahead(begun.append, range(100))) as things:
+        for _ in things:
+            raise ZeroDivisionError
+    so_far = len(begun)
+    assert so_far <= 3
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 def test_everything_is_written_before_the_block_ends_and_in_order():

@@ -131,6 +131,7 @@ def test_a_page_that_nobody_touches_asks_for_little(page: Any):
 
 
 def test_a_caption_is_saved_on_leaving_and_page_down_goes_on(page: Any, studio: Started, waits):
+    assert page.locator("#caption-list textarea.caption").count() == 0  # nobody has turned to it
     page.locator("#tabs [role=tab]").nth(1).click()
     fields = page.locator("#caption-list textarea.caption")
     fields.first.wait_for()
@@ -142,6 +143,24 @@ def test_a_caption_is_saved_on_leaving_and_page_down_goes_on(page: Any, studio: 
     page.keyboard.press("PageUp")
     assert page.evaluate("document.activeElement.dataset.place") == fields.nth(1).get_attribute("data-place")
     assert (project(studio) / "bell.txt").read_text() == "inkart, a bell\n"
+
+
+def test_a_tab_out_of_sight_is_not_drawn_anew_and_is_right_when_turned_to(page: Any, waits):
+    artwork, captions = page.locator("#tabs [role=tab]").nth(0), page.locator("#tabs [role=tab]").nth(1)
+    listed = page.locator("#caption-list textarea.caption")
+    artwork.click()
+    page.locator('#cards li[data-name="star.png"] button.remove').click()
+    waits("!document.querySelector('#cards li[data-name=\"star.png\"]')")
+    page.wait_for_timeout(2500)  # more than a poll
+    assert listed.count() == 6
+    captions.click()
+    waits("document.querySelectorAll('#caption-list textarea.caption').length === 5")
+    artwork.click()
+    page.locator("#removed summary").click()
+    page.locator("#removed button.restore").click()
+    page.wait_for_selector('#cards li[data-name="star.png"]')
+    captions.click()
+    waits("document.querySelectorAll('#caption-list textarea.caption').length === 6")
 
 
 def test_find_and_replace_counts_first_and_undo_survives_a_reload(page: Any, studio: Started, waits):

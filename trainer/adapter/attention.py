@@ -8,38 +8,23 @@ Shapes: N pictures, T tokens, S tokens of the source, C channels, H heads, D cha
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
-from torch import nn
 
 from trainer.adapter.grouped import Group
 
 _FEW = 256 * 256  # tokens times tokens of the source (benchmarks/NOTES.md)
 
 
-def take_over(model: nn.Module) -> None:
-    """Lets the attention modules of a model run in groups; `give_back` undoes it."""
-    for module in model.modules():
-        if isinstance(module, Attention) and _is_plain(module):
-            module.forward = partial(_attend, module, _Projections(module))
-
-
-def give_back(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.__dict__.pop("forward", None)
-
-
-def _is_plain(attention: Any) -> bool:
+def is_plain(attention: Any) -> bool:
+    """Whether an attention module is of the kind that SDXL's transformer blocks have."""
     extra = (attention.spatial_norm, attention.group_norm, attention.norm_cross, attention.norm_q, attention.norm_k)
     return not any(extra) and not attention.residual_connection and attention.rescale_output_factor == 1.0
 
 
-class _Projections:
+class Projections:
     """x, source -> q, k, v; the layers that read the same tensor together."""
 
     def __init__(self, attention: Any) -> None:
@@ -59,8 +44,8 @@ class _Projections:
         return [layer(x) for layer in layers]
 
 
-def _attend(
-    attention: Any, projections: _Projections, hidden_states: torch.Tensor,
+def attend(
+    attention: Any, projections: Projections, hidden_states: torch.Tensor,
     encoder_hidden_states: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **more: Any,
 ) -> torch.Tensor:  # fmt: skip
     """(N, T, C), as diffusers calls it."""
@@ -72,16 +57,16 @@ def _attend(
         (query,) = projections.of(("to_q",), hidden_states)
         key, value = projections.of(("to_k", "to_v"), encoder_hidden_states)
     rows, heads = len(query), attention.heads
+    dtype = attention_dtype(query, key)
     query_NHTD, key_NHSD, value_NHSD = (
-        tensor.view(rows, -1, heads, tensor.shape[-1] // heads).transpose(1, 2) for tensor in (query, key, value)
+        tensor.to(dtype).view(rows, -1, heads, tensor.shape[-1] // heads).transpose(1, 2) for tensor in (query, key, value)
     )
-    mixed = _mixed(query_NHTD, key_NHSD, value_NHSD)
-    mixed = attention.to_out[0](mixed.transpose(1, 2).reshape(rows, query.shape[1], -1))
+    mixed = F.scaled_dot_product_attention(query_NHTD, key_NHSD, value_NHSD).transpose(1, 2)
+    mixed = attention.to_out[0](mixed.reshape(rows, query.shape[1], -1).to(query.dtype))
     return attention.to_out[1](mixed) if attention.to_out[1].p else mixed
 
 
-def _mixed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Values weighted by attention. torch's kernel for bf16 on a CPU takes twice as long as that for fp32 where tokens are few."""
-    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] * key.shape[2] <= _FEW:
-        return F.scaled_dot_product_attention(query.float(), key.float(), value.float()).to(query.dtype)
-    return F.scaled_dot_product_attention(query, key, value)
+def attention_dtype(x: torch.Tensor, source: torch.Tensor) -> torch.dtype:
+    """Of q, k and v, made of x (N, T, ...) and source (N, S, ...): bf16 on a CPU takes twice as long as fp32 where tokens are few."""
+    is_small = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[1] * source.shape[1] <= _FEW
+    return torch.float32 if is_small else x.dtype

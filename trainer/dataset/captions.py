@@ -87,7 +87,9 @@ def without_trigger(caption: str, trigger: str) -> str:
 
 def one_line(text: str) -> str:
     """White space and control characters folded to single spaces."""
-    return " ".join((text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)).split())
+    if not text.isprintable():  # most are, and letter by letter is slow
+        text = "".join(letter if letter.isprintable() else " " for letter in text)
+    return " ".join(text.split())
 
 
 def _decoded(path: Path) -> str:

@@ -27,7 +27,7 @@ _BLURRED = 4  # half octaves without detail: more than any camera or enlargement
 
 # The set as a whole first, then by how much a picture harms a training.
 WORDS = {
-    "few": "pictures: {count}, few to teach a {preset}: add some, {fewest} or more do well",
+    "few": "pictures: {count}, few to teach a {preset}; add some, {fewest} or more do well",
     "copy": "the same file as {other}: remove one of them, or it counts twice",
     "alike": "looks like {other}: keep the better one, unless you want it to count twice",
     "small": "has {width} x {height} pixels and would be enlarged {times} times: use the original, or a larger scan",

@@ -198,6 +198,23 @@ def test_the_doctor_looks_at_each_picture_once(projects: Projects):
     assert set(projects.checkup.measured(projects, "art", projects.cards("art"))) == {"b.png"}
 
 
+def test_the_doctor_waits_until_a_drop_has_come_in(projects: Projects, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ui.artwork.checkup._HEAD_START", 0.05)
+    drop(projects, {"a.png": png(size=(80, 80))})
+    folder = projects.folder("art")
+    coming = projects.intake._arrivals[folder] = Arrivals(total=2)
+    projects.checkup.start(projects, "art", projects.cards("art"))
+    visit = projects.checkup.visit(folder)
+    assert visit
+    time.sleep(0.5)
+    assert (visit.done, visit.ended) == (0, False)
+    coming.ended = True
+    deadline = time.monotonic() + 30
+    while not visit.ended and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (visit.done, visit.ended) == (1, True)
+
+
 @settings(max_examples=40)
 @given(st.lists(st.tuples(st.text(min_size=1, max_size=30), st.sampled_from([".png", ".txt", ".mask.png", ".PNG", ""])), max_size=5))
 def test_any_names_become_safe_pictures(tmp_path_factory: pytest.TempPathFactory, names: list[tuple[str, str]]):
