@@ -19,7 +19,7 @@ import torch
 from benchmarks import BUNDLED
 from benchmarks.bases import random_part, write_wide
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import layer_sizes, parameter_groups
+from trainer.adapter.targets import layer_sizes, linear_paths, parameter_groups
 from trainer.compiled import compile_blocks
 from trainer.config import TrainConfig
 from trainer.device import dtype_of, find_device
@@ -39,6 +39,7 @@ class Case:
     precision: str = "fp32"
     level: str = "none"  # of recomputation
     compile: str = ""  # a mode of torch.compile; empty: none
+    feed_forward: bool = False  # adapted too: kohya's 722 modules in SDXL's layout, 560 without
     way: str = "impasto"  # or "peft": diffusers' UNet with PEFT's adapter, as diffusers' own training script makes a step
     steps: int = 5
     folder: str = "outputs/.cache/benchmarks"  # where a made base is kept
@@ -46,6 +47,7 @@ class Case:
     @property
     def words(self) -> str:
         more = [f"{self.level} recomputed"] * (self.level != "none") + [f"compiled {self.compile}"] * bool(self.compile)
+        more += ["feed-forward too"] * self.feed_forward
         more += ["by PEFT"] * (self.way == "peft")
         return ", ".join([f"{self.base} {self.resolution} px, batch {self.batch}, {self.precision}", *more])
 
@@ -58,7 +60,9 @@ class Case:
 
     @property
     def settings(self) -> TrainConfig:
-        return TrainConfig(batch=self.batch, rank=16, alpha=16.0, gradient_checkpointing=self.level)
+        return TrainConfig(
+            batch=self.batch, rank=16, alpha=16.0, gradient_checkpointing=self.level, train_feed_forward=self.feed_forward
+        )  # fmt: skip
 
 
 class Steps:
@@ -132,8 +136,8 @@ class PeftSteps(Steps):
 
         self.unet.requires_grad_(False)
         settings = self.case.settings
-        targets = ["to_k", "to_q", "to_v", "to_out.0"]
-        self.unet.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, init_lora_weights="gaussian", target_modules=targets))
+        targets = linear_paths("unet", self.unet, feed_forward=self.case.feed_forward)
+        self.unet.add_adapter(LoraConfig(r=settings.rank, lora_alpha=int(settings.alpha), init_lora_weights="gaussian", target_modules=targets))
         self.masters = [weight for weight in self.unet.parameters() if weight.requires_grad]
         for weight in self.masters:
             weight.data = weight.data.float()

@@ -35,6 +35,8 @@ BF16_CASES = (
     dataclasses.replace(_WIDE, batch=4),
     dataclasses.replace(_WIDE, way="peft"),
     dataclasses.replace(_WIDE, batch=4, way="peft"),
+    dataclasses.replace(_WIDE, feed_forward=True),
+    dataclasses.replace(_WIDE, feed_forward=True, way="peft"),
 )
 _CARD = Case(base="sdxl", resolution=1024, precision="bf16", steps=8)
 CARD_CASES = (

@@ -1,4 +1,4 @@
-"""The line of trainings: the small buttons beside each."""
+"""The line of trainings: the small buttons beside each, and Stop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from trainer.errors import TrainerError
 from ui.studio import Studio
+from ui.train.training import shown_run
 
 
 def add_routes(app: FastAPI, studio: Studio) -> None:
@@ -22,4 +23,13 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
                 return JSONResponse({"message": "not found"}, status_code=404)
         except TrainerError as error:
             return JSONResponse({"message": str(error)}, status_code=400)
+        return JSONResponse({"message": ""})
+
+    @app.post("/stop/{project}")
+    def stop(project: str, request: Request) -> JSONResponse:
+        """Stops what the Train tab shows of a project."""
+        desk = studio.of(request)
+        run = shown_run(desk, project)
+        if run:
+            desk.jobs.stop(run)
         return JSONResponse({"message": ""})

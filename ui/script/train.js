@@ -7,6 +7,15 @@ document.addEventListener('click', async (event) => {
     await fetch('/line/' + encodeURIComponent(button.dataset.run) + '/' + button.dataset.line, {method: 'POST'});
   } finally { button.disabled = false; }
 });
+// Stop is heard whatever has become of the page and of Gradio's connection.
+const stop = async (project, tries) => {
+  try {
+    await fetch('/stop/' + encodeURIComponent(project), {method: 'POST', keepalive: true});
+  } catch { if (tries) setTimeout(() => stop(project, tries - 1), 1500); }
+};
+document.addEventListener('click', (event) => {
+  if (event.target.closest && event.target.closest('#stop')) stop(document.querySelector('#project input').value, 10);
+});
 // A field of Advanced is kept when it is left; the estimate beside the button follows.
 let keeping = Promise.resolve(), open = 0;
 const tell = (field, message) => {

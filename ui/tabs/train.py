@@ -53,7 +53,7 @@ def build(shared: Shared) -> None:
     told = gr.HTML(elem_id="train-told")
     with gr.Row(elem_id="train-buttons"):
         train = gr.Button(label("train.train"), variant="primary", elem_id="train")
-        stop = gr.Button(label("train.stop"), elem_id="stop", visible=False)
+        stop = gr.Button(label("train.stop"), elem_id="stop", visible=False)  # `ui/script/train.js` hears it
         go_on = gr.Button(label("train.continue"), elem_id="continue", visible=False)
         retry = gr.Button("", elem_id="retry", visible=False)
         another = gr.Button(label("train.another"), elem_id="another", visible=False)
@@ -166,11 +166,6 @@ def build(shared: Shared) -> None:
         words = desk.words("train.line_resume" if paused else "train.line_pause")
         return training.line_html(desk, mine, others, desk.words), gr.update(visible=not desk.user, value=words), now
 
-    def halt(desk: Desk, chosen: str | None):
-        run = training.shown_run(desk, chosen)
-        if run:
-            desk.jobs.stop(run)
-
     def resume(desk: Desk, chosen: str | None):
         run = training.shown_run(desk, chosen)
         if run:
@@ -198,7 +193,6 @@ def build(shared: Shared) -> None:
     started = [told, token, train, stop]
     train.click(shared.on(start), everything, started, **QUIET)
     another.click(shared.on(start_another), everything, started, **QUIET)
-    stop.click(shared.on(halt), shared.project, None, **QUIET)
     go_on.click(shared.on(resume), shared.project, None, **QUIET)
     retry.click(shared.on(try_again), shared.project, None, **QUIET).then(shared.on(load), shared.project, brought, **QUIET)
     pause.click(shared.on(toggle), None, None, **QUIET)
