@@ -137,7 +137,9 @@ class PeftSteps(Steps):
         self.unet.requires_grad_(False)
         settings = self.case.settings
         targets = linear_paths("unet", self.unet, feed_forward=self.case.feed_forward)
-        self.unet.add_adapter(LoraConfig(r=settings.rank, lora_alpha=int(settings.alpha), init_lora_weights="gaussian", target_modules=targets))
+        self.unet.add_adapter(
+            LoraConfig(r=settings.rank, lora_alpha=int(settings.alpha), init_lora_weights="gaussian", target_modules=targets)
+        )
         self.masters = [weight for weight in self.unet.parameters() if weight.requires_grad]
         for weight in self.masters:
             weight.data = weight.data.float()
