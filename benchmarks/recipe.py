@@ -30,6 +30,7 @@ from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import posterior
 from trainer.stop import StopSignal
 
+_PLAIN = ("network=lora", "train_feed_forward=false")  # a preset may adapt more layers than another trainer does
 _README = ["-m", "trainer", "train", str(INK), "--preset", "style"]
 
 
@@ -142,7 +143,7 @@ def against(command: str, base: Path, *, steps: tuple[int, int], repeat: int, mo
 
     ways: dict[str, Callable[[Path, int], list[str]]] = {
         "theirs": theirs,
-        "ours": lambda out, count: own_command(INK, base, out, count, more),
+        "ours": lambda out, count: own_command(INK, base, out, count, [*_PLAIN, *more]),
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     peaks = dict.fromkeys(ways, 0)

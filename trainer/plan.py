@@ -29,7 +29,7 @@ from trainer.samples import PROMPTS, STRENGTHS, parsed
 from trainer.sdxl.weights import PARTS
 
 GB = 10**9
-VERSION = 5  # of how things are counted
+VERSION = 6  # of how things are counted
 # Of a matrix product's speed, what the operations of a training step reach; and what calling one of them takes, which a
 # card's host does while the card computes (benchmarks/NOTES.md).
 EFFICIENCY = 0.4

@@ -117,7 +117,7 @@ class _Middle(torch.autograd.Function):
     def forward(ctx: Any, attended: torch.Tensor, x: torch.Tensor, text: torch.Tensor, _: Any, block: Block, strength: float) -> Any:  # pyright: ignore
         attended_TC, text_TC, dtype = _rows(attended), text.flatten(0, 1), attention_dtype(x, text)
         (a_TC,) = block.own_out.outputs(attended_TC, strength)
-        a_TC.add_(x.view(a_TC.shape))
+        a_TC.add_(x.reshape(a_TC.shape))
         normed, *norm = _norm(block.norms[1], a_TC)
         made = [*block.query.outputs(normed, strength, dtype), *block.text.outputs(text_TC, strength, dtype)]
         kept = (attended_TC if block.own_out.reads_input else None, normed if block.query.reads_input else None)
@@ -133,7 +133,7 @@ class _Middle(torch.autograd.Function):
         query, key, value = (_rows(gradient) for gradient in gradients)
         text = block.text.backward(text_TC, [key, value], strength, dtype=text_TC.dtype if to_text else None)
         normed_gradient = block.query.backward(normed, [query], strength, dtype=a_TC.dtype)
-        stream_TC = _norm_backward(block.norms[1], normed_gradient, a_TC, mean, rstd).add_(stream.view(a_TC.shape))
+        stream_TC = _norm_backward(block.norms[1], normed_gradient, a_TC, mean, rstd).add_(stream.reshape(a_TC.shape))
         attended = block.own_out.backward(attended_TC, [stream_TC], strength, dtype=ctx.attends_in if to_attended else None)
         return (
             None if attended is None else _by_head(attended, ctx.shape[0], block.heads[0]),
@@ -148,7 +148,7 @@ class _End(torch.autograd.Function):
     def forward(ctx: Any, attended: torch.Tensor, a: torch.Tensor, _: Any, block: Block, strength: float) -> torch.Tensor:  # pyright: ignore
         attended_TC = _rows(attended)
         (b_TC,) = block.text_out.outputs(attended_TC, strength)
-        b_TC.add_(a.view(b_TC.shape))
+        b_TC.add_(a.reshape(b_TC.shape))
         normed, *norm = _norm(block.norms[2], b_TC)
         (wide,) = block.up.outputs(normed, strength)
         value, gate = wide.chunk(2, dim=1)
