@@ -4,7 +4,7 @@
     middle   a = x + out_1(attended);  q = of norm_2(a);  k, v = of the text
     end      b = a + out_2(attended);  y = b + down(value * gelu(gate)),  value, gate = up(norm_3(b))
 
-diffusers' own block is some forty nodes. Of its feed-forward layer only what `up` gave is kept here, and the rest computed
+diffusers' own block is some sixty nodes without LoRA. Of its feed-forward layer only what `up` gave is kept here, and the rest computed
 again; gradients of the stream x, a, b are added in place.
 
 Shapes: N pictures, T rows: the tokens of all pictures together, C channels, H heads, D channels of a head.
