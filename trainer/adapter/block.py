@@ -20,7 +20,7 @@ from diffusers.models.activations import GEGLU
 from torch import nn
 
 from trainer.adapter.attention import attention_dtype
-from trainer.adapter.grouped import Frozen, Group
+from trainer.adapter.grouped import PLAIN, Frozen, Group
 
 
 class Block:
@@ -82,7 +82,7 @@ def _is_lora(layer: Any) -> bool:
 
 def _together_in(layers: tuple[Any, ...]) -> Group | Frozen | None:
     """None where only some of the layers learn, or in another way."""
-    if all(type(layer) is nn.Linear or hasattr(layer, "codes") for layer in layers):
+    if all(type(layer) in PLAIN for layer in layers):
         return Frozen(layers)
     return Group(layers) if all(map(_is_lora, layers)) and Group.fits(layers) else None
 

@@ -26,6 +26,8 @@ from trainer.adapter.flat import Flat
 from trainer.adapter.layer import Layer
 from trainer.sdxl.quantised import QuantisedLinear
 
+PLAIN = (nn.Linear, QuantisedLinear)  # frozen layers whose products are made here
+
 
 class _Matrices(NamedTuple):
     """A of all members, and each one's B; each as it is and transposed. Or their gradients."""
@@ -54,7 +56,7 @@ class Group:
     @staticmethod
     def fits(members: Sequence[Any]) -> bool:
         """Whether these layers can be one group."""
-        if not all(type(member.base) in (nn.Linear, QuantisedLinear) and member.places for member in members):
+        if not all(type(member.base) in PLAIN and member.places for member in members):
             return False
         places = [member.places["down"] for member in members]
         follows = pairwise(places)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
@@ -31,5 +33,6 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
         desk = studio.of(request)
         run = shown_run(desk, project)
         if run:
-            desk.jobs.stop(run)
+            with contextlib.suppress(TrainerError):  # it has gone meanwhile
+                desk.jobs.stop(run)
         return JSONResponse({"message": ""})
