@@ -48,8 +48,8 @@ def main() -> int:
         return add_user(sys.argv[2:])
     options = arguments().parse_args()
     from ui.access.hosts import is_loopback
-    from ui.access.limits import Limits
     from ui.server import serve
+    from ui.store.limits import Limits
 
     if options.share:
         return refuse("--share is not offered: it would lead your pictures through another company's server. Serve on your own network with "

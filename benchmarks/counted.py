@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.adapter.lora import Adapter
 from trainer.config import TrainConfig
-from trainer.memory import Shape, attached, fused_attention, meta_unet
-from trainer.memory import _predicted as predicted
+from trainer.planning.memory import Shape, attached, fused_attention, meta_unet
+from trainer.planning.memory import _predicted as predicted
 
 # They make room and launch nothing.
 _ROOM = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}

@@ -15,9 +15,9 @@ from benchmarks.report import Figure
 from trainer.adapter.lora import Adapter
 from trainer.adapter.targets import layer_sizes
 from trainer.config import TrainConfig
-from trainer.lora_file.save import save_lora
-from trainer.preview import WarmBase
-from trainer.request import Request
+from trainer.lora_file.writer import save_lora
+from trainer.sampling.pipeline import WarmBase
+from trainer.sampling_config import Request
 from trainer.sdxl.base import open_base
 
 GROUP = "preview"

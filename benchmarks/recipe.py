@@ -19,16 +19,16 @@ from PIL import Image
 
 from benchmarks import BUNDLED, INK, ROOT
 from benchmarks.report import Figure
-from trainer import events
-from trainer.cache import Cache
 from trainer.config import TrainConfig
 from trainer.dataset.scan import scan
-from trainer.device import find_device
-from trainer.prepare import cache_latents
-from trainer.run import create
+from trainer.hardware.device import find_device
+from trainer.runs import events
+from trainer.runs.commands import StopSignal
+from trainer.runs.run import create
 from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import posterior
-from trainer.stop import StopSignal
+from trainer.training.caching import cache_latents
+from trainer.training.feature_cache import Cache
 
 _PLAIN = ("network=lora", "train_feed_forward=false")  # a preset may adapt more layers than another trainer does
 _README = ["-m", "trainer", "train", str(INK), "--preset", "style"]

@@ -35,8 +35,8 @@ def machine() -> str:
     """The processor or card that computes, in words."""
     import torch
 
-    from trainer.device import describe, find_device
-    from trainer.speed import multiplies_bf16
+    from trainer.hardware.device import describe, find_device
+    from trainer.hardware.precision import multiplies_bf16
 
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")

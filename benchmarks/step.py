@@ -20,13 +20,13 @@ from benchmarks import BUNDLED
 from benchmarks.bases import random_part, write_wide
 from trainer.adapter.lora import Adapter
 from trainer.adapter.targets import layer_sizes, linear_paths, parameter_groups
-from trainer.compiled import compile_blocks
 from trainer.config import TrainConfig
-from trainer.device import dtype_of, find_device
-from trainer.optim import build_optimizer
-from trainer.plan import matmul_rate, peak_bytes
-from trainer.recompute import recompute
+from trainer.hardware.activation_checkpointing import recompute
+from trainer.hardware.compile import compile_blocks
+from trainer.hardware.device import dtype_of, find_device
+from trainer.planning.plan import matmul_rate, peak_bytes
 from trainer.sdxl.base import ORIGINAL, open_base
+from trainer.training.optim import build_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from benchmarks import INK
 from benchmarks.report import Figure
 from benchmarks.served import Started, chromium, served
-from trainer import events
+from trainer.runs import events
 
 _PATIENCE = 90_000  # ms
 # Small steps until it is stopped, then a strip to slide along.

@@ -15,9 +15,9 @@ from benchmarks import ROOT
 from benchmarks.counted import flops_of_step
 from benchmarks.report import Figure
 from benchmarks.step import Case
-from trainer.device import dtype_of, find_device
-from trainer.memory import Shape
-from trainer.speed import multiplies_bf16
+from trainer.hardware.device import dtype_of, find_device
+from trainer.hardware.precision import multiplies_bf16
+from trainer.planning.memory import Shape
 
 GROUP = "training"
 

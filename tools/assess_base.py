@@ -24,8 +24,8 @@ from tools.make_sample_set import NAMES as SAMPLE_NAMES
 from tools.progress import load_state, save_state
 from tools.train_diffusion import caption
 from tools.train_vae import psnr
-from trainer.draw import Request
-from trainer.preview import WarmBase
+from trainer.sampling.pipeline import WarmBase
+from trainer.sampling.sampler import Request
 from trainer.sdxl.base import open_base
 
 CONCEPTS = 100

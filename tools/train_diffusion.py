@@ -28,7 +28,7 @@ from tools.learner import Learner, parser_of
 from tools.progress import join_processes, load_state
 from tools.recolour import recoloured
 from tools.train_vae import LATENT_CHANNELS, build_vae
-from trainer.noise import add_noise, target
+from trainer.training.noise import add_noise, target
 
 WIDTH_1, WIDTH_2 = 64, 80
 STYLES = {emoji.package: emoji.style for emoji in emoji_art.TRAINING_SETS}

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from trainer.bases import TEXT_1, TEXT_2
+from trainer.headers.base_model import TEXT_1, TEXT_2
 from trainer.sdxl.base import ORIGINAL
-from trainer.sdxl.original_names import Source, original_source
+from trainer.sdxl.ldm_names import Source, original_source
 from trainer.sdxl.weights import PARTS, FolderWeights, build
 
 CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}

@@ -17,12 +17,12 @@ from typing import Annotated, Any
 import typer
 
 from trainer import config as settings
-from trainer import events
-from trainer.commands import MODELS as DEFAULT_MODELS
-from trainer.commands import ModelsOption, dataset, lora
-from trainer.commands.base import app as base_command
+from trainer.cli import MODELS as DEFAULT_MODELS
+from trainer.cli import ModelsOption, dataset, lora
+from trainer.cli.base import app as base_command
 from trainer.errors import ConfigError, RunError, TrainerError
-from trainer.request import MOST_FILES, SAMPLERS, request_from, weighted
+from trainer.runs import events
+from trainer.sampling_config import MOST_FILES, SAMPLERS, request_from, weighted
 
 app = typer.Typer(
     help="Impasto's trainer: pictures in, a LoRA file out.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
@@ -71,10 +71,10 @@ def train(
     sample_prompt_file: Annotated[Path | None, typer.Option(help="Text file of sample prompts, one a line, with kohya's flags.")] = None,
 ) -> None:
     """Train a LoRA on a folder of pictures."""
-    from trainer import run as runs
-    from trainer.bases import is_small
     from trainer.dataset.sources import scan_all
+    from trainer.headers.base_model import is_small
     from trainer.presets import preset_values
+    from trainer.runs import run as runs
 
     if _rank() > 0:  # `torchrun`: the first process makes the run, the others join it
         _join(output, models)
@@ -99,7 +99,7 @@ def train(
     chosen = settings.config_from(preset_values(preset, sum(item.repeats for item in manifest.items), loose, small=small))
     for problem in manifest.problems:
         typer.echo(f"note: {problem}", err=True)
-    from trainer.prepare import preflight
+    from trainer.training.caching import preflight
 
     typer.echo(preflight(chosen, manifest, models, output.parent / ".cache").line())
     run = runs.create(output, chosen, manifest)
@@ -137,7 +137,7 @@ def resume(
     heard: Annotated[int | None, typer.Option(hidden=True, help="How far commands.jsonl has been read.")] = None,
 ) -> None:
     """Go on with a run that was stopped or killed."""
-    from trainer.run import open_run
+    from trainer.runs.run import open_run
 
     if _rank() > 0:
         _join(folder, models)
@@ -151,7 +151,7 @@ def _rank() -> int:
 
 def _join(folder: Path, models: Path) -> None:
     """A further process of `torchrun`: computes its share once the first one has made the run."""
-    from trainer.run import Run
+    from trainer.runs.run import Run
     from trainer.train import train as recipe
 
     while not (folder / "config.toml").exists():  # should the first one fail, torchrun ends this one
@@ -161,9 +161,9 @@ def _join(folder: Path, models: Path) -> None:
 
 def _work(run: Any, models: Path, heard: int | None = None) -> None:
     """Trains in this process, with bars on the terminal; how it ends is the run's last event."""
-    from trainer.remedies import failure
-    from trainer.run import claim, gather
-    from trainer.terminal import Bars
+    from trainer.cli.progress_bars import Bars
+    from trainer.runs.failures import failure
+    from trainer.runs.run import claim, gather
 
     with claim(run):
         # Stop may be pressed while the libraries still load: what is said from now on counts.
@@ -227,8 +227,8 @@ def preview(
     files = [(file, 1.0), *(weighted(text) for text in with_ or [])]
     if len(files) > MOST_FILES:
         raise ConfigError([f"at most {MOST_FILES} LoRAs are mixed; merge some into one first: lora merge"])
-    from trainer.lora_header import bundled_notice, recognise
-    from trainer.preview import draw_file
+    from trainer.headers.lora import bundled_notice, recognise
+    from trainer.sampling.pipeline import draw_file
 
     for path, _ in files:
         if notice := bundled_notice(path, recognise(path).tensors):
@@ -256,15 +256,15 @@ def _strengths(text: str) -> tuple[float, ...]:
 @app.command(hidden=True)
 def session(folder: Path, models: ModelsOption = DEFAULT_MODELS) -> None:
     """The page's warm drawing process."""
-    from trainer.session import serve
+    from trainer.workers.sampling import serve
 
     serve(folder, models)
 
 
 @app.command(hidden=True)
 def make(folder: Path, models: ModelsOption = DEFAULT_MODELS) -> None:
-    """The page's work on LoRA files (trainer/making.py)."""
-    from trainer.making import work
+    """The page's work on LoRA files (trainer/workers/lora_tools.py)."""
+    from trainer.workers.lora_tools import work
 
     if work(folder, models) != "finished":
         raise typer.Exit(1)
@@ -273,15 +273,15 @@ def make(folder: Path, models: ModelsOption = DEFAULT_MODELS) -> None:
 @app.command(hidden=True)
 def planner(folder: Path, models: ModelsOption = DEFAULT_MODELS) -> None:
     """The page's estimates, before a training begins."""
-    from trainer.planner import serve
+    from trainer.workers.planning import serve
 
     serve(folder, models)
 
 
 @app.command("caption-job", hidden=True)
 def caption_job(folder: Path, models: ModelsOption = DEFAULT_MODELS) -> None:
-    """The page's captioning: works on a job directory (trainer/captioning/job.py)."""
-    from trainer.captioning.work import work
+    """The page's captioning: works on a job directory (trainer/runs/captioning_job.py)."""
+    from trainer.workers.captioning import work
 
     if work(folder, models) != "finished":
         raise typer.Exit(1)
@@ -290,7 +290,7 @@ def caption_job(folder: Path, models: ModelsOption = DEFAULT_MODELS) -> None:
 @app.command()
 def device(json_: Annotated[bool, typer.Option("--json", hidden=True, help="Every device, for the queue.")] = False) -> None:
     """Say which device the training would use."""
-    from trainer.device import describe, every_device, find_device
+    from trainer.hardware.device import describe, every_device, find_device
 
     typer.echo(json.dumps(every_device()) if json_ else describe(find_device()))
 

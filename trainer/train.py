@@ -12,40 +12,40 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from trainer import state
 from trainer.adapter.lora import Adapter
 from trainer.adapter.targets import dropout_of, layer_sizes, parameter_groups, text_parameters
-from trainer.average import Average
-from trainer.batches import Batches
-from trainer.between import Between
-from trainer.cache import Cache
-from trainer.checked import check_saved
-from trainer.compiled import compile_blocks, compiles
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.dataset.pictures import open_picture
-from trainer.device import describe, find_device
 from trainer.errors import DatasetError, NotFiniteError
+from trainer.hardware.activation_checkpointing import recompute
+from trainer.hardware.compile import compile_blocks, compiles
+from trainer.hardware.device import describe, find_device
+from trainer.hardware.memory_watch import SpillWatch
+from trainer.hardware.precision import precision_for
+from trainer.lora_file.attach import start_from
 from trainer.lora_file.metadata import Training, metadata, thumbnail
-from trainer.lora_file.open import start_from
-from trainer.lora_file.save import save_lora
-from trainer.noise import seed_of
-from trainer.objective import objective_of
-from trainer.optim import build_optimizer, rate_factor, set_rate
-from trainer.plan import as_before, give_back_memory, peak_bytes, tile_before
-from trainer.prepare import cache_latents, cache_set_aside, cache_text, planned_for, resolution_of
-from trainer.prior import with_base_answers
-from trainer.progress import Progress, only_if_finite, sent
-from trainer.prompts import MAX_TEXTS, Texts, caption_reading, drawable_captions, sample_reading
-from trainer.recompute import recompute
-from trainer.run import Run, sweep
-from trainer.samples import Sampler, sample_is_due, sample_requests, sample_texts
+from trainer.lora_file.writer import save_lora
+from trainer.planning.plan import as_before, give_back_memory, peak_bytes, tile_before
+from trainer.runs.commands import StopSignal
+from trainer.runs.run import Run, sweep
 from trainer.sdxl.base import open_base
 from trainer.sdxl.text import Conditioning
-from trainer.speed import precision_for
-from trainer.spill import SpillWatch
-from trainer.stop import StopSignal
-from trainer.tracking import start_tracker, tracker_options
-from trainer.validate import Validation, save_step
+from trainer.training import checkpoint as state
+from trainer.training.batches import Batches
+from trainer.training.caching import cache_latents, cache_set_aside, cache_text, planned_for, resolution_of
+from trainer.training.ema import Average
+from trainer.training.feature_cache import Cache
+from trainer.training.live_preview import Between
+from trainer.training.metrics import Progress, only_if_finite, sent
+from trainer.training.noise import seed_of
+from trainer.training.objective import objective_of
+from trainer.training.optim import build_optimizer, rate_factor, set_rate
+from trainer.training.prior_preservation import with_base_answers
+from trainer.training.samples import Sampler, sample_is_due, sample_requests, sample_texts
+from trainer.training.text_conditioning import MAX_TEXTS, Texts, caption_reading, drawable_captions, sample_reading
+from trainer.training.trackers import start_tracker, tracker_options
+from trainer.training.validation import Validation, save_step
+from trainer.training.verify_saved import check_saved
 
 TEXT_STAYS = f"captions will be drawn in more than {MAX_TEXTS} ways, so the text encoders stay in memory and read them step by step"
 

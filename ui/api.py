@@ -19,12 +19,12 @@ import gradio as gr
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, TrainerError
-from ui.library.library import Library
-from ui.studio import Desk
+from ui.store.drawings import Drawings
+from ui.store.library import Library
 from ui.tabs import Shared
-from ui.train.form import FILES, FOLDERS, TERMINAL_ONLY
-from ui.train.views import picture_url
-from ui.try_it.drawing import Drawings
+from ui.views.html import picture_url
+from ui.views.settings_form import FILES, FOLDERS, TERMINAL_ONLY
+from ui.workspace import Desk
 
 PREVIEW_SECONDS = 1800
 

@@ -16,13 +16,13 @@ from typing import Any
 from fastapi import FastAPI
 
 from trainer.errors import RunError, TrainerError
-from trainer.queue import Queue
-from trainer.run import Run, claim, write_atomically
-from ui.access.guard import Guard
+from trainer.runs.queue import Queue
+from trainer.runs.run import Run, claim, write_atomically
 from ui.access.hosts import Hosts, url
-from ui.access.limits import Limits
-from ui.quick_start import without_editor_stubs
-from ui.studio import Studio
+from ui.gradio_startup import without_editor_stubs
+from ui.guard import Guard
+from ui.store.limits import Limits
+from ui.workspace import Studio
 
 _TIDY_SECONDS = 600
 _QUEUE: dict[str, Any] = {"max_size": 100, "default_concurrency_limit": 4}
@@ -39,8 +39,8 @@ def build_app(
     without_editor_stubs()
     import gradio as gr
 
-    from ui.access.doors import gradio_doors, own_doors
-    from ui.build import build_page, translations
+    from ui.access.allowlist import gradio_doors, own_doors
+    from ui.page import build_page, translations
     from ui.routes import add_routes
     from ui.routes.assets import Assets
     from ui.theme import CSS, HEAD, theme

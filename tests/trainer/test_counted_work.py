@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.counted import flops_of_step, launches_of_step
 from tests.conftest import INK, MODELS
-from trainer import events, run
 from trainer.config import TrainConfig, config_from
 from trainer.dataset.scan import scan
-from trainer.memory import Shape, step_of
+from trainer.planning.memory import Shape, step_of
 from trainer.presets import preset_values
+from trainer.runs import events, run
 from trainer.sdxl.base import ORIGINAL
 from trainer.train import train
 
@@ -85,7 +85,7 @@ def test_the_loop_waits_for_the_device_only_to_tell_steps(tmp_path: Path, monkey
         "sample_prompts": ("a star --w 64 --h 64 --s 1",),
     }
     made = run.create(tmp_path / "run", config_from({**values, "checkpoint_every": 100}), scan(INK))
-    monkeypatch.setattr("trainer.progress.Progress.is_due", property(lambda self: False))
+    monkeypatch.setattr("trainer.training.metrics.Progress.is_due", property(lambda self: False))
     seen: list[int] = []
     waits = Waits()
     begin = torch.optim.AdamW.step

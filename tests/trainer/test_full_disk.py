@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.lora_samples import ATTENTION, by_command_line, shape_of, write_lora
+from tests.trainer.lora_file.lora_samples import ATTENTION, by_command_line, shape_of, write_lora
 from trainer.config import config_from
-from trainer.remedies import failure
+from trainer.runs.failures import failure
 
 
 @contextmanager

@@ -19,13 +19,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.conftest import INK, MODELS, ROOT, SMALLEST, trainer
-from trainer import events, noise, run, state
 from trainer.config import config_from
 from trainer.dataset.scan import scan
 from trainer.errors import NotFiniteError, RunError
 from trainer.presets import preset_values
+from trainer.runs import events, run
 from trainer.sdxl.base import open_base
 from trainer.train import train
+from trainer.training import checkpoint as state
+from trainer.training import noise
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -243,7 +245,7 @@ def test_the_second_run_finds_pictures_and_captions_in_the_cache(whole: run.Run,
 
     again = make(whole.path.parent / "again", steps=1)
     monkeypatch.setattr(Base, "text_encoders", lambda *_: pytest.fail("text encoders were loaded"))
-    monkeypatch.setattr("trainer.prepare.posterior", lambda *_: pytest.fail("a picture was encoded again"))
+    monkeypatch.setattr("trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again"))
     train(again, MODELS)
 
 
@@ -325,7 +327,7 @@ def test_a_full_disk_for_samples_does_not_end_the_training(tmp_path: Path, monke
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.samples.save_picture", full)
+    monkeypatch.setattr("trainer.training.samples.save_picture", full)
     assert train(made, MODELS) == "finished" and made.lora_file.is_file()
     assert any("disk did not suffice" in e.get("message", "") for e in events.read(made.events)[0])
 
@@ -367,7 +369,7 @@ def test_text_read_as_it_comes_trains_to_the_same_bytes_as_text_prepared(tmp_pat
     drawn = {"steps": 3, "shuffle_tags": True, "tag_dropout": 0.2}
     prepared = make(tmp_path / "prepared", **drawn)
     train(prepared, MODELS)
-    monkeypatch.setattr("trainer.prompts.MAX_TEXTS", 3)
+    monkeypatch.setattr("trainer.training.text_conditioning.MAX_TEXTS", 3)
     as_it_comes = make(tmp_path / "as_it_comes", **drawn)
     train(as_it_comes, MODELS)
     assert weights(as_it_comes) == weights(prepared)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.served import CHROMIUM, Started, chromium, served
 from tests.conftest import INK
-from trainer import events
+from trainer.runs import events
 
 # On test modules that open a page: `pytestmark = BROWSER`.
 BROWSER = [

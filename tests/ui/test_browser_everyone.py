@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import INK, ROOT
 from tests.ui.conftest import BROWSER, Started, served
 from ui.text import sentences
-from ui.train.form import declared_sentences
+from ui.views.settings_form import declared_sentences
 
 pytestmark = BROWSER
 AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text(encoding="utf-8")

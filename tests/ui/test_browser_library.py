@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from tests.ui.conftest import BROWSER, Started
-from trainer.lora_header import recognise
+from trainer.headers.lora import recognise
 
 pytestmark = BROWSER
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.conftest import INK
 from tests.ui.conftest import BROWSER, Started, served
-from trainer import events
+from trainer.runs import events
 
 pytestmark = BROWSER
 PATIENCE = 90_000  # ms: a busy machine is not a fault

@@ -19,14 +19,14 @@ from starlette.routing import Match
 
 from tests.conftest import MODELS
 from tests.ui.conftest import sample_home
-from trainer import run
 from trainer.config import TrainConfig
 from trainer.dataset.scan import scan
+from trainer.runs import run
 from ui.access import accounts
-from ui.access.guard import Guard
-from ui.access.limits import Limits
 from ui.access.sessions import COOKIE
+from ui.guard import Guard
 from ui.server import build_app
+from ui.store.limits import Limits
 
 HERE = "http://127.0.0.1:7860"
 JSON = {"content-type": "application/json"}

@@ -10,7 +10,7 @@ import pytest
 
 import ui.text
 from ui.text import LANGUAGES, Words, preferred, sentences
-from ui.train.form import declared_sentences
+from ui.views.settings_form import declared_sentences
 
 HERE = Path(ui.text.__file__).parent
 

@@ -76,7 +76,7 @@ class Layer(nn.Module, ABC):
         self.base = base
         self.rank, self.alpha, self.strength = rank, alpha, strength
         self.dropout, self.name = dropout or Dropout(), name
-        self.places: dict[str, Any] = {}  # role -> where a `trainer.adapter.flat.Flat` holds it
+        self.places: dict[str, Any] = {}  # role -> where a `trainer.adapter.flat_parameters.Flat` holds it
 
     @property
     def scale(self) -> float:

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.adapter.flat import Flat
-from trainer.adapter.grouped import Group
+from trainer.adapter.flat_parameters import Flat
+from trainer.adapter.fused_linear import Group
 from trainer.adapter.layer import Dropout, Layer, Strength, draw, fan_in, keep
-from trainer.adapter.networks import MatrixLayer, Shapes, product, shapes_of
-from trainer.adapter.takeover import give_back, take_over
+from trainer.adapter.lycoris import MatrixLayer, Shapes, product, shapes_of
+from trainer.adapter.patching import give_back, take_over
 
 
 class LoraLinear(Layer):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.captioning.models import ONNX, TAGS, folder_of, kind_of_settings, read_kind
 from trainer.errors import CaptionerError
+from trainer.headers.captioner import ONNX, TAGS, folder_of, kind_of_settings, read_kind
 
 _SETTINGS = (".json", "vocab.txt", "merges.txt")
 

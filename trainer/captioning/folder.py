@@ -8,14 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.captioning.models import WD_TAGGER, Captioner
-from trainer.captioning.options import CaptionOptions
+from trainer.captioning_config import CaptionOptions
 from trainer.dataset.captions import metadata_captions, one_line, sidecar_lines
 from trainer.dataset.pictures import open_picture
 from trainer.dataset.scan import pictures_in, places
 from trainer.errors import DatasetError
-from trainer.run import Run, write_atomically
-from trainer.stop import StopSignal
+from trainer.headers.captioner import WD_TAGGER, Captioner
+from trainer.runs.commands import StopSignal
+from trainer.runs.run import Run, write_atomically
 
 Describe = Callable[[list[Image.Image]], list[str]]
 
@@ -90,10 +90,10 @@ def pictures_wanted(run: Run, work: Work) -> list[Path]:
 def load(captioner: Captioner, options: CaptionOptions) -> Describe:
     """The model, as a function from RGB pictures to texts. Raises CaptionerError."""
     if captioner.kind == WD_TAGGER:
-        from trainer.captioning.tag import load_tagger
+        from trainer.captioning.tags import load_tagger
 
         return load_tagger(captioner, options)
-    from trainer.captioning.describe import load_describer
+    from trainer.captioning.sentences import load_describer
 
     return load_describer(captioner, options)
 

@@ -8,8 +8,8 @@ import unicodedata
 from pathlib import Path
 
 from trainer.dataset.captions import Listed, kohya_folder, metadata_captions, sidecar_lines, with_trigger
-from trainer.dataset.choices import Choice, read_choices
 from trainer.dataset.manifest import Item, Manifest
+from trainer.dataset.overrides import Choice, read_choices
 from trainer.dataset.pictures import SUFFIXES, UNREAD, open_picture
 from trainer.errors import DatasetError
 

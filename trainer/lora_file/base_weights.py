@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from trainer.errors import BaseError
 from trainer.lora_file.layout import Layout, Shape, sdxl
-from trainer.sdxl.original_names import Source, original_source
+from trainer.sdxl.ldm_names import Source, original_source
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 

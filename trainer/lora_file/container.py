@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from trainer.errors import LoraFileError
-from trainer.lora_header import MATRIX, recognise
+from trainer.headers.lora import MATRIX, recognise
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 

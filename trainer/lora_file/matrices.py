@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from trainer.adapter.networks import is_whole, magnitude, product
+from trainer.adapter.lycoris import is_whole, magnitude, product
 from trainer.errors import LoraFileError
 
 
 @dataclass(frozen=True)
 class Matrices:
-    """What a file holds for one module, by role, fp32 (`trainer.adapter.networks` has roles and shapes)."""
+    """What a file holds for one module, by role, fp32 (`trainer.adapter.lycoris` has roles and shapes)."""
 
     network: str  # lora, dora, loha, lokr or diff
     tensors: dict[str, torch.Tensor]

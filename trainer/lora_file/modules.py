@@ -1,6 +1,6 @@
 """A LoRA file as modules of SDXL, whatever its spelling: what each one changes, and how it is written again.
 
-Roles, shapes and formulas of the networks are those of `trainer.adapter.networks`: O outputs, I inputs (times the
+Roles, shapes and formulas of the networks are those of `trainer.adapter.lycoris`: O outputs, I inputs (times the
 kernel's area for a convolution), R rank.
 """
 
@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from trainer.adapter.networks import is_whole, product
+from trainer.adapter.lycoris import is_whole, product
 from trainer.errors import LoraFileError
-from trainer.lora_file import forms
+from trainer.headers.lora import BUNDLED
+from trainer.lora_file import endings as forms
+from trainer.lora_file.attach import LABELS
 from trainer.lora_file.container import Container, open_lora
 from trainer.lora_file.layout import names, sdxl
-from trainer.lora_file.open import LABELS
-from trainer.lora_header import BUNDLED
 
 DOWN, UP, ALPHA, DORA = "down", "up", "alpha", "dora_scale"  # roles of tensors, as forms.py names them
 PART_LABELS = {"unet": "UNet", "text_encoder": "text encoder 1", "text_encoder_2": "text encoder 2"}

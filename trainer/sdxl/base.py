@@ -12,8 +12,8 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from transformers import CLIPTokenizer
 
-from trainer.bases import Checkpoint, folder_config, folder_configs, found_bases, read_checkpoint
 from trainer.errors import BaseError
+from trainer.headers.base_model import Checkpoint, folder_config, folder_configs, found_bases, read_checkpoint
 from trainer.sdxl.weights import PARTS, FileWeights, FolderWeights, Weights, load, weight_files
 
 ORIGINAL = Path(__file__).resolve().parent / "original"  # configuration and vocabulary of SDXL 1.0

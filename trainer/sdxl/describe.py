@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainer.bases import read_checkpoint
 from trainer.errors import BaseError
-from trainer.safetensors_header import read_header
+from trainer.headers.base_model import read_checkpoint
+from trainer.headers.safetensors import read_header
 from trainer.sdxl.base import Base
 from trainer.sdxl.weights import PARTS, build, weight_files
 

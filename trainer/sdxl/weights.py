@@ -17,8 +17,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from trainer.errors import BaseError
-from trainer.sdxl.mapped import MappedFile
-from trainer.sdxl.original_names import original_source
+from trainer.sdxl.ldm_names import original_source
+from trainer.sdxl.mmap_reader import MappedFile
 from trainer.sdxl.quantised import QuantisedLinear, quantisable
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")

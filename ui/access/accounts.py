@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.errors import TrainerError
-from trainer.run import write_atomically
+from trainer.runs.run import write_atomically
 
 _N, _R, _P = 2**15, 8, 3  # 32 MiB and a quarter of a second: OWASP's second choice, for small machines
 _NAME = re.compile(r"\w[\w.\-]{0,39}")

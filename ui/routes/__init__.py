@@ -1,12 +1,14 @@
-"""The studio's own routes. Each begins with `studio.of(request)`; one without a login is marked `public` (ui/access/doors.py)."""
+"""The studio's own routes. Each begins with `studio.of(request)`; one without a login is marked `public` (ui/access/allowlist.py)."""
 
 from __future__ import annotations
 
 from fastapi import FastAPI
 
-from ui.routes import assets, follow, line, login, pictures, results, static
+from ui.routes import assets, login, pictures, results, static
+from ui.routes import queue as line
+from ui.routes import updates as follow
 from ui.routes.assets import Assets
-from ui.studio import Studio
+from ui.workspace import Studio
 
 
 def add_routes(app: FastAPI, studio: Studio, frontend: Assets) -> None:

@@ -11,11 +11,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from ui.access.accounts import AccountError, user_name
-from ui.access.doors import public
+from ui.access.allowlist import public
 from ui.access.sessions import COOKIE, IDLE_SECONDS
-from ui.studio import Desk, Studio, token_of
 from ui.text import Words, preferred
 from ui.theme import LOGIN_HREF
+from ui.workspace import Desk, Studio, token_of
 
 _POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"

@@ -12,13 +12,13 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from trainer.dataset.choices import MAX_REPEATS, Choice, choice_of, read_choices
-from trainer.dataset.variants import mask_file
+from trainer.dataset.augmentations import mask_file
+from trainer.dataset.overrides import MAX_REPEATS, Choice, choice_of, read_choices
 from trainer.errors import DatasetError, TrainerError
-from ui.access.doors import takes
-from ui.artwork import masks
-from ui.captions.edits import save_caption
-from ui.studio import Desk, Studio
+from ui.access.allowlist import takes
+from ui.store import masks
+from ui.store.caption_edits import save_caption
+from ui.workspace import Desk, Studio
 
 _KEPT = {"Cache-Control": "private, max-age=3600"}
 

@@ -11,10 +11,10 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from trainer.errors import TrainerError
-from ui.library import share
-from ui.library.library import Library
-from ui.studio import Studio
-from ui.try_it.drawing import Drawings
+from ui.store import share
+from ui.store.drawings import Drawings
+from ui.store.library import Library
+from ui.workspace import Studio
 
 
 def add_result_routes(app: FastAPI, studio: Studio) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from ui.access.doors import public
+from ui.access.allowlist import public
 from ui.theme import ICON, LOGIN_CSS, SCRIPT
 
 _LONG = {"Cache-Control": "public, max-age=31536000, immutable"}  # their address changes with what they say

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui.studio import Studio, handler
+from ui.workspace import Studio, handler
 
 # An answer comes with the request that asks: on a busy machine Gradio's queue, which answers by a stream that it opens and
 # closes, now and then leaves a press without one. What takes long is done by child processes, so nothing waits in a queue.
@@ -36,7 +36,7 @@ class Shared:
     label: gr.I18n  # `label("artwork.drop")`: translated in the browser
     project: gr.Dropdown  # the chosen project's name; its `change` also fires when the page has loaded
     touched: gr.Textbox  # out of sight; a tab writes `touch()` when it has changed the project's pictures or captions
-    news: dict[str, gr.Button]  # by section of `ui/pulse.py`: pressed by the page's script when there is something new
+    news: dict[str, gr.Button]  # by section of `ui/updates.py`: pressed by the page's script when there is something new
     bells: gr.Column  # out of sight, in every tab
     tab: str = ""
     turned: gr.Button | None = None  # pressed by the page's script when the tab comes into sight and drawings are owed

@@ -6,17 +6,17 @@ from typing import Any
 
 import gradio as gr
 
-from ui.access.limits import MB
-from ui.artwork.cards import arrivals_html, cards_html, escaped, findings_html, removed_html
-from ui.artwork.checkup import told
-from ui.artwork.deletion import delete_project, trainings_of
-from ui.artwork.intake import dropped
-from ui.artwork.mask_dialog import mask_dialog_html
-from ui.artwork.projects import SAMPLES
-from ui.studio import Desk
+from ui.store.deletion import delete_project, trainings_of
+from ui.store.intake import dropped
+from ui.store.limits import MB
+from ui.store.picture_checks import told
+from ui.store.projects import SAMPLES
+from ui.store.training_goal import aims_of
 from ui.tabs import PRIVATE, QUIET, TOUCH, Shared
 from ui.text import Words
-from ui.train.aims import aims_of
+from ui.views.artwork import arrivals_html, cards_html, escaped, findings_html, removed_html
+from ui.views.mask_dialog import mask_dialog_html
+from ui.workspace import Desk
 
 
 def build(shared: Shared) -> None:

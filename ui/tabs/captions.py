@@ -7,17 +7,17 @@ from typing import Any
 import gradio as gr
 
 from trainer.errors import DatasetError
-from ui.artwork.cards import escaped
-from ui.artwork.checkup import told
-from ui.artwork.naming import MAX_CAPTION
-from ui.captions.captioning import Captioning
-from ui.captions.cards import captions_html, preview_html, progress_html, summary_html, tags_html, undone_words
-from ui.captions.edits import KINDS, Edit, apply, changes, last, undo
-from ui.pulse import arrived_mark
-from ui.studio import Desk
+from ui.store.caption_edits import KINDS, Edit, apply, changes, last, undo
+from ui.store.captioning import Captioning
+from ui.store.naming import MAX_CAPTION
+from ui.store.picture_checks import told
+from ui.store.training_goal import aims_of
 from ui.tabs import PRIVATE, QUIET, TOUCH, Shared, touch
 from ui.text import Words
-from ui.train.aims import aims_of
+from ui.updates import arrived_mark
+from ui.views.artwork import escaped
+from ui.views.captions import captions_html, preview_html, progress_html, summary_html, tags_html, undone_words
+from ui.workspace import Desk
 
 
 def build(shared: Shared) -> None:

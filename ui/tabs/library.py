@@ -8,12 +8,12 @@ from typing import Any
 import gradio as gr
 
 from trainer.errors import TrainerError
-from trainer.relabel import MAX_TEXT
-from ui.library.library import OUTSIDE, Library
-from ui.library.shelf import cards_html, size_words
-from ui.pulse import made_mark
-from ui.studio import Desk
+from trainer.headers.edit_metadata import MAX_TEXT
+from ui.store.library import OUTSIDE, Library
 from ui.tabs import PRIVATE, QUIET, Shared, rows_of_others
+from ui.updates import made_mark
+from ui.views.library import cards_html, size_words
+from ui.workspace import Desk
 
 _NO_QUESTION = "() => ['', {__type__: 'update', visible: false}, {__type__: 'update', visible: false}]"
 TEXTS = ("title", "author", "licence", "description", "tags", "trigger")

@@ -8,12 +8,12 @@ import gradio as gr
 
 from trainer.config import PACES, PRESET_NAMES
 from trainer.errors import TrainerError
-from ui.studio import Desk
 from ui.tabs import QUIET, Shared
-from ui.train import training
-from ui.train.comparison import comparison_html
-from ui.train.curves import curve_html
-from ui.train.progress import notes_html, remedy_words, samples_html
+from ui.views import training
+from ui.views.comparison import comparison_html
+from ui.views.curves import curve_html
+from ui.views.progress import notes_html, remedy_words, samples_html
+from ui.workspace import Desk
 
 
 def build(shared: Shared) -> None:

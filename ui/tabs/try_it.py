@@ -7,12 +7,12 @@ from typing import Any
 import gradio as gr
 
 from trainer.errors import TrainerError
-from trainer.request import SAMPLERS
-from ui.studio import Desk
+from trainer.sampling_config import SAMPLERS
+from ui.store.drawings import MOST_LETTERS, MOST_PROMPTS, SHAPES, Drawings
 from ui.tabs import PRIVATE, QUIET, Shared, rows_of_others
-from ui.try_it.drawing import MOST_LETTERS, MOST_PROMPTS, SHAPES, Drawings
-from ui.try_it.strips import compare_html, download_html, drawing_html, drawn_pictures, grid_html, run_pictures, strip_html
-from ui.try_it.trials import Wish, choices, entry_of, form_values, mixed_files, shown_strip
+from ui.views.strips import compare_html, download_html, drawing_html, drawn_pictures, grid_html, run_pictures, strip_html
+from ui.views.try_it import Wish, choices, entry_of, form_values, mixed_files, shown_strip
+from ui.workspace import Desk
 
 
 def build(shared: Shared) -> None:
@@ -140,7 +140,7 @@ def desk_choice(desk: Desk, key: str) -> dict[str, Any]:
 
 
 def _form(shared: Shared) -> dict[str, Any]:
-    """Setting -> component; `ui.try_it.trials.form_values` reads them."""
+    """Setting -> component; `ui.views.try_it.form_values` reads them."""
     label, jobs = shared.label, shared.studio.jobs
     form: dict[str, Any] = {
         "prompts": gr.Textbox(label=label("try_it.prompt"), lines=2, max_length=MOST_PROMPTS * (MOST_LETTERS + 1), elem_id="prompt"),

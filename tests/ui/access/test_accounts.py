@@ -25,14 +25,14 @@ from tests.conftest import MODELS, ROOT
 from trainer.errors import TrainerError
 from ui.access import accounts
 from ui.access.accounts import AccountError, Accounts, Tries, add_user, fits, hash_password, user_name
-from ui.access.doors import own_doors
-from ui.access.guard import Guard
+from ui.access.allowlist import own_doors
 from ui.access.hosts import Hosts
 from ui.access.sessions import COOKIE, IDLE_SECONDS, Sessions
+from ui.guard import Guard
 from ui.routes import login, static
 from ui.server import only_server
-from ui.studio import Studio
 from ui.text import LANGUAGES, Words
+from ui.workspace import Studio
 
 HERE = "http://127.0.0.1:7860"
 BROWSER = {"accept": "text/html,*/*", "origin": HERE, "sec-fetch-site": "same-origin"}

@@ -1,0 +1,241 @@
+"""A transformer block in this project's form: the numbers of diffusers' own block and of the plain formula, for less memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
+from torch import nn
+
+from tests.trainer.adapter.test_lora import stir
+from trainer.adapter.fused_block import Block
+from trainer.adapter.layer import Dropout
+from trainer.adapter.lora import Adapter, LoraLinear, Size
+from trainer.sdxl.quantised import QuantisedLinear
+
+ATTENTION = tuple(f"attn{number}.{leaf}" for number in (1, 2) for leaf in ("to_q", "to_k", "to_v", "to_out.0"))
+CHOICES = {
+    "attention": ATTENTION,
+    "attention and feed-forward": (*ATTENTION, "ff.net.0.proj", "ff.net.2"),
+    "the text's side": ("attn2.to_k", "attn2.to_v"),
+    "its last layer": ("ff.net.2",),
+    "nothing": (),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block = BasicTransformerBlock(32, 2, 16, cross_attention_dim=24).to(dtype)
+
+
+def learning(leaves: tuple[str, ...], dtype: torch.dtype = torch.float64, network: str = "lora", **more: Any) -> tuple[Adapter, Any]:
+    """(the adapter, the block), masters stirred and in vectors, at strength 0.7."""
+    model, adapter = Model(dtype), Adapter(**more)
+    sizes = {f"block.{leaf}": Size(rank=3 + number % 2, alpha=5.0, network=network) for number, leaf in enumerate(leaves)}
+    adapter.attach("unet", model, sizes)
+    adapter.start(1)
+    if network == "lora":
+        stir(adapter)
+    adapter.strength.value = 0.7
+    adapter.zero_grad()
+    return adapter, model.block
+
+
+def inputs(dtype: torch.dtype = torch.float64, tokens: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(2)
+    x, text = torch.randn(2, tokens, 32, generator=draw), torch.randn(2, 5, 24, generator=draw)
+    return x.to(dtype).requires_grad_(), text.to(dtype).requires_grad_()
+
+
+def diffusers_own(block: Any, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """By diffusers' code and W x + s B A x written out."""
+
+    def formula(layer: LoraLinear, x: torch.Tensor) -> torch.Tensor:
+        low = layer.up.to(x.dtype) @ layer.down.to(x.dtype) * layer.scale * layer.strength.value
+        return layer.base(x) + torch.nn.functional.linear(x, low)
+
+    kept = {}
+    for module in block.modules():
+        kept[module] = vars(module).pop("forward", None)
+        if isinstance(module, LoraLinear):
+            module.forward = partial(formula, module)
+    try:
+        return block(x, encoder_hidden_states=text)
+    finally:
+        for module, forward in kept.items():
+            vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[Block]:
+    """The blocks that were computed in this project's form."""
+    seen: list[Block] = []
+    call = Block.__call__
+    monkeypatch.setattr(Block, "__call__", lambda block, *given: seen.append(block) or call(block, *given))
+    return seen
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_block_and_its_gradients_are_diffusers_own(ran: list[Block], choice: str):
+    adapter, block = learning(CHOICES[choice])
+    x, text = inputs()
+    wanted = diffusers_own(block, x, text)
+    learned = dict(adapter.masters())
+    gradients = torch.autograd.grad(wanted.square().sum(), [x, text, *learned.values()])
+    made = block(x, encoder_hidden_states=text)
+    made.square().sum().backward()
+    assert len(ran) == 1
+    torch.testing.assert_close(made, wanted, rtol=1e-9, atol=1e-9)
+    for given, gradient in zip((x, text), gradients[:2], strict=True):
+        torch.testing.assert_close(given.grad, gradient, rtol=1e-9, atol=1e-9)
+    for (name, parameter), gradient in zip(learned.items(), gradients[2:], strict=True):  # masters are fp32
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()), msg=name)
+
+
+def test_nothing_is_computed_for_inputs_that_ask_for_no_gradient(ran: list[Block]):
+    adapter, block = learning(ATTENTION)
+    x, text = (given.detach() for given in inputs())
+    block(x, encoder_hidden_states=text).square().sum().backward()
+    assert len(ran) == 1 and x.grad is None and text.grad is None
+    assert all(bool(parameter.grad.any()) for parameter in adapter.parameters())
+
+
+def test_a_block_keeps_less_and_is_fewer_nodes_than_diffusers_own(ran: list[Block]):
+    """The wide products inside the feed-forward layer are what a step's memory is made of."""
+    _, block = learning(ATTENTION)
+
+    def kept(forward: Any) -> tuple[int, int]:
+        x, text = inputs(tokens=64)
+        storages: dict[int, int] = {}
+        weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            place = tensor.untyped_storage()
+            if place.data_ptr() not in weights:
+                storages[place.data_ptr()] = place.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            made = forward(x, text)
+        return sum(storages.values()), nodes(made)
+
+    (ours, ours_nodes), (theirs, theirs_nodes) = (
+        kept(lambda x, text: block(x, encoder_hidden_states=text)),
+        kept(partial(diffusers_own, block)),
+    )
+    assert len(ran) == 1
+    assert ours < 0.8 * theirs
+    assert ours_nodes < theirs_nodes / 4
+
+
+def nodes(made: torch.Tensor) -> int:
+    waiting, seen = [made.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return len(seen)
+
+
+def test_the_same_block_learns_on_after_its_masters_have_moved(ran: list[Block]):
+    """Settings may split masters into other vectors after the adapter is attached."""
+    adapter, block = learning(ATTENTION)
+    x, text = inputs()
+    block(x, encoder_hidden_states=text).square().sum().backward()
+    before = {name: parameter.grad.clone() for name, parameter in adapter.masters()}
+    layers = [layer for _, _, layer in adapter.walk()]
+    adapter.flatten([[(layer, "up") for layer in layers], [(layer, "down") for layer in layers]])
+    adapter.zero_grad()
+    block(x, encoder_hidden_states=text).square().sum().backward()
+    assert len(ran) == 2 and ran[0] is not ran[1]
+    for name, parameter in adapter.masters():
+        torch.testing.assert_close(parameter.grad, before[name])
+
+
+def recomputed(block: Any) -> None:
+    feed_forward = block.ff
+    assert isinstance(feed_forward, FeedForward)
+    feed_forward.forward = partial(torch.utils.checkpoint.checkpoint, feed_forward.forward, use_reentrant=False)
+
+
+UNUSUAL = {
+    "another network": {"network": "loha"},
+    "something left out": {"dropout": Dropout(rank=0.3, batch_seed=1)},
+    "a side of an attention": {"leaves": ("attn1.to_q", "attn2.to_v")},
+}
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_what_the_form_does_not_know_is_left_to_diffusers(ran: list[Block], case: str):
+    given = {"leaves": ATTENTION, **UNUSUAL[case]}
+    adapter, block = learning(**given)
+    x, text = inputs()
+    block(x, encoder_hidden_states=text).square().sum().backward()
+    assert not ran and x.grad is not None
+    assert any(bool(parameter.grad.any()) for parameter in adapter.parameters())
+
+
+def test_a_feed_forward_layer_that_is_computed_again_keeps_nothing_wide(ran: list[Block]):
+    _, block = learning(ATTENTION)
+    recomputed(block)
+    x, text = inputs()
+    block(x, encoder_hidden_states=text).square().sum().backward()
+    assert not ran and x.grad is not None
+
+
+def test_masks_and_pictures_are_left_to_diffusers(ran: list[Block]):
+    _, block = learning(ATTENTION)
+    x, text = inputs()
+    mask = torch.zeros(2, 1, 5, dtype=torch.float64)
+    masked = block(x, None, text, mask)
+    plain = block(x, encoder_hidden_states=text)
+    torch.testing.assert_close(masked, plain)
+    with torch.no_grad():
+        drawn = block(x, encoder_hidden_states=text)
+    torch.testing.assert_close(drawn, plain.detach())
+    assert len(ran) == 1
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_base_in_few_bits_learns_in_the_same_form(ran: list[Block], kind: str):
+    model, adapter = Model(torch.float32), Adapter()
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and layer.weight.numel() % 64 == 0:
+            model.set_submodule(path, QuantisedLinear(layer.weight.detach(), kind=kind, dtype=torch.float32, bias=layer.bias))
+    adapter.attach("unet", model, {f"block.{leaf}": Size(rank=4, alpha=4.0) for leaf in ATTENTION})
+    adapter.start(1)
+    stir(adapter)
+    adapter.zero_grad()
+    x, text = inputs(torch.float32)
+    wanted = diffusers_own(model.block, x, text)
+    (gradient,) = torch.autograd.grad(wanted.square().sum(), [x])
+    made = model.block(x, encoder_hidden_states=text)
+    made.square().sum().backward()
+    assert len(ran) == 1
+    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(x.grad, gradient, rtol=1e-3, atol=1e-3)
+
+
+def test_on_a_cpu_a_bf16_base_learns_through_fp32_masters_without_a_copy_of_them(ran: list[Block]):
+    adapter, block = learning(ATTENTION, torch.bfloat16)
+    exact, exact_block = learning(ATTENTION, torch.float32)
+    for one, model in ((adapter, block), (exact, exact_block)):
+        dtype = model.norm1.weight.dtype
+        x, text = inputs(dtype)
+        made = model(x, encoder_hidden_states=text)
+        assert made.dtype == dtype
+        made.float().square().sum().backward()
+        assert x.grad is not None and x.grad.dtype == dtype
+        assert all(vector.grad is not None and vector.grad.dtype == torch.float32 for vector in one.vectors())
+    assert len(ran) == 2
+    assert all(flat._copy is None and flat._low_gradient is None for flat in adapter.flats)
+    for (name, low), (_, high) in zip(adapter.masters(), exact.masters(), strict=True):
+        assert float((low.grad - high.grad).norm() / high.grad.norm()) < 0.03, name

@@ -1,0 +1,388 @@
+"""Captions by a model: written beside the pictures, an artist's own kept, and everything done so far kept when it is stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.conftest import MODELS, ROOT
+from tests.trainer.captioning.captioner_samples import SIDE, WORDS, WRONG_FOLDERS, blip, blip_2, florence_2, hub, many, texts, write_tagger
+from trainer.__main__ import main
+from trainer.captioning.fetch import wanted
+from trainer.captioning.folder import load
+from trainer.captioning.sentences import whole_sentences
+from trainer.captioning.tags import prepared, worded
+from trainer.captioning_config import CaptionOptions, options_for, options_from
+from trainer.dataset.captions import sidecar_caption
+from trainer.errors import CaptionerError, ConfigError, DatasetError, RunError
+from trainer.headers.base_model import found_bases
+from trainer.headers.captioner import BLIP, BLIP_2, FLORENCE_2, WD_TAGGER, found_captioners, open_captioner
+from trainer.runs import captioning_job as job
+from trainer.runs import events
+from trainer.workers.captioning import work
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A models folder with a captioner of each kind, one that is none, and a base beside them."""
+    models = tmp_path_factory.mktemp("models")
+    (models / "tiny-sdxl").symlink_to(MODELS / "tiny-sdxl")
+    captioners = models / "captioners"
+    write_tagger(captioners / "tagger")
+    for name, make in (("blip", blip), ("blip-2", blip_2), ("florence", florence_2)):
+        torch.manual_seed(2)
+        for part in make():
+            part.save_pretrained(captioners / name)
+    (captioners / "notes").mkdir()
+    (captioners / "notes" / "read.me").write_text("no model")
+    return models
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for colour in ("red", "blue"):
+        Image.new("RGB", (24, 24), colour).save(folder / f"{colour}.png")
+    return folder
+
+
+@pytest.fixture
+def caption(models: Path, monkeypatch, capsys):
+    """`python -m trainer dataset caption ...` in this process: its status, and what it said to whom."""
+
+    def call(folder: Path, *arguments: str | Path, model: str | Path = "tagger") -> tuple[int, str, str]:
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        command = ["dataset", "caption", folder, "--model", model, "--models", models, *arguments]
+        monkeypatch.setattr(sys, "argv", ["trainer", *map(str, command)])
+        capsys.readouterr()
+        try:
+            status = main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return call
+
+
+def test_a_picture_gets_the_tags_of_what_it_shows_surest_first_and_characters_before_them(caption, pictures: Path):
+    status, out, err = caption(pictures)
+    assert status == 0 and "2 captions" in out and "Traceback" not in err
+    assert texts(pictures) == {"red.txt": "ink (series), red, long hair, o_o", "blue.txt": "ink (series), blue, long hair, o_o"}
+
+
+def test_thresholds_prefix_suffix_trigger_and_tags_left_out_are_obeyed(caption, pictures: Path):
+    options = ["--general-threshold", "0.15", "--character-threshold", "0.79", "--exclude-tags", "o_o, Long Hair", "--exclude-tags", "blue"]
+    caption(pictures, *options, "--prefix", "drawing of", "--suffix", "on paper", "--trigger", "inkish")
+    assert texts(pictures) == {
+        "red.txt": "inkish, drawing of ink (series), nearly ink, red, faint on paper",
+        "blue.txt": "inkish, drawing of ink (series), nearly ink, faint on paper",
+    }
+
+
+@given(words=st.lists(st.from_regex(r"[a-z]{2,8}", fullmatch=True), min_size=1, max_size=4))
+def test_underscores_between_words_become_spaces(words: list[str]):
+    assert worded("_".join(words)) == " ".join(words)
+
+
+@pytest.mark.parametrize("face", ["0_0", "(o)_(o)", "+_+", "._.", "<|>_<|>", "=_=", ">_<", ">_o", "^_^", "|_|", "||_||", "u_u"])
+def test_faces_keep_their_underscore(face: str):
+    assert worded(face) == face
+
+
+def test_a_picture_is_put_on_a_white_square_in_blue_green_red():
+    taken = prepared(Image.new("RGB", (32, 16), (255, 10, 0)), 32)
+    assert taken.shape == (32, 32, 3) and taken.dtype == np.float32
+    assert (taken[:8] == 255).all() and (taken[24:] == 255).all()
+    assert (taken[8:24] == (0, 10, 255)).all()
+    assert prepared(Image.new("RGB", (30, 10), "red"), SIDE).shape == (SIDE, SIDE, 3)
+
+
+def test_a_tagger_that_takes_one_picture_at_a_time_is_given_one(caption, pictures: Path, tmp_path: Path):
+    status, *_ = caption(pictures, "--batch", "2", model=write_tagger(tmp_path / "old", batch=1))
+    assert status == 0 and len(texts(pictures)) == 2
+
+
+@pytest.mark.parametrize("name, kind", [("blip", BLIP), ("blip-2", BLIP_2), ("florence", FLORENCE_2)])
+def test_sentences_follow_the_picture_and_not_the_batch(models: Path, name: str, kind: str):
+    captioner = open_captioner(name, models)
+    describe = load(captioner, options_from({"max_length": 12}))
+    pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue", "white", "black")]
+    together = describe(pictures)
+    assert captioner.kind == kind
+    assert together == [describe([picture])[0] for picture in pictures] and len(set(together)) > 1
+    assert all(set(re.findall(r"[a-z]+", text)) <= set(WORDS) and not re.search(r"[<\[]", text) for text in together)
+
+
+def test_max_length_makes_sentences_shorter(models: Path):
+    red = [Image.new("RGB", (40, 30), "blue")]
+    short, long = (load(open_captioner("blip", models), options_from({"max_length": n}))(red)[0] for n in (5, 40))
+    assert len(short.split()) <= 5 < len(long.split())
+
+
+def test_detail_is_what_florence_2_is_asked_for(models: Path):
+    blue = [Image.new("RGB", (40, 30), "blue")]
+    short, detailed = (load(open_captioner("florence", models), options_from({"detail": d}))(blue)[0] for d in ("short", "detailed"))
+    assert short != detailed
+
+
+def test_a_caption_that_is_cut_ends_with_its_last_whole_sentence():
+    assert whole_sentences("A cat. It sits on the") == "A cat."
+    assert whole_sentences("A cat. It sits.") == "A cat. It sits."
+    assert whole_sentences("a cat that sits on the") == "a cat that sits on the"
+
+
+def test_sentences_are_written_beside_the_pictures(caption, pictures: Path):
+    status, out, _ = caption(pictures, "--trigger", "inkish", "--max-length", "12", model="florence")
+    assert status == 0 and "Florence-2" in out
+    assert set(texts(pictures)) == {"red.txt", "blue.txt"} and all(text.startswith("inkish, ") for text in texts(pictures).values())
+
+
+def test_captions_that_are_there_are_kept_unless_told_to_overwrite(caption, pictures: Path):
+    for name, colour in (("own", "red"), ("kohya", "red"), ("listed", "red"), ("empty", "red")):
+        Image.new("RGB", (24, 24), colour).save(pictures / f"{name}.png")
+    (pictures / "own.txt").write_text("my cat\n")
+    (pictures / "kohya.caption").write_text("my dog")
+    (pictures / "empty.txt").write_text(" \n")
+    (pictures / "metadata.jsonl").write_text(json.dumps({"file_name": "listed.png", "text": "my bird"}))
+    assert caption(pictures)[0] == 0
+    assert set(texts(pictures)) == {"own.txt", "empty.txt", "red.txt", "blue.txt"}
+    assert sidecar_caption(pictures / "own.png") == "my cat" and sidecar_caption(pictures / "kohya.png") == "my dog"
+    assert sidecar_caption(pictures / "empty.png") == "ink (series), red, long hair, o_o"
+    assert caption(pictures, "--only-missing")[1].startswith("0 captions")
+    assert caption(pictures, "--overwrite")[1].startswith("6 captions")
+    assert len(set(texts(pictures).values())) == 2 and sidecar_caption(pictures / "own.png") != "my cat"
+
+
+def test_bad_pictures_are_named_and_passed_over(caption, pictures: Path):
+    (pictures / "broken.png").write_bytes(b"\x89PNG no more")
+    Image.new("RGB", (24, 24), "red").save(pictures / "red.webp")
+    (pictures / "10_cats").mkdir()
+    Image.new("RGB", (24, 24), "red").save(pictures / "10_cats" / "tom.png")
+    status, _, err = caption(pictures)
+    told = " ".join(err.split())
+    assert status == 0 and "broken.png can't be read as a picture" in told
+    assert "red.webp would share its caption file with red.png" in told
+    assert set(texts(pictures)) == {"red.txt", "blue.txt", "10_cats/tom.txt"}
+
+
+def test_nothing_but_bad_pictures_is_a_failure(caption, tmp_path: Path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    status, _, err = caption(tmp_path)
+    assert status == 1 and "impasto: no picture of" in err and not texts(tmp_path)
+    (tmp_path / "broken.png").unlink()
+    assert "holds no picture to caption" in caption(tmp_path)[2]
+
+
+def test_a_picture_of_which_the_model_is_sure_of_nothing_stays_without_a_caption(caption, pictures: Path):
+    status, _, err = caption(pictures, "--general-threshold", "0.9", "--character-threshold", "1")
+    assert status == 0 and set(texts(pictures)) == {"red.txt", "blue.txt"}  # red and blue are certain
+    (pictures / "red.txt").unlink()
+    status, _, err = caption(pictures, "--general-threshold", "0.9", "--character-threshold", "1", "--exclude-tags", "red")
+    assert status == 1 and "lower the thresholds" in " ".join(err.split()) and set(texts(pictures)) == {"blue.txt"}
+
+
+def begun(path: Path, models: Path) -> threading.Thread:
+    """A job that is at work and has written a caption."""
+    worker = threading.Thread(target=work, args=(path, models))
+    worker.start()
+    while worker.is_alive() and not view_of(path).captions:
+        time.sleep(0.001)
+    return worker
+
+
+def made(tmp_path: Path, folder: Path, **options) -> Path:
+    return job.create(tmp_path / "job", folder, "tagger", options_from(options)).path
+
+
+def view_of(path: Path) -> job.View:
+    return job.fold(job.View(), events.read(path / "events.jsonl")[0])
+
+
+def test_a_job_says_each_caption_once_it_is_on_disk(models: Path, pictures: Path, tmp_path: Path):
+    path = made(tmp_path, pictures, trigger="inkish", exclude_tags=["o_o"])
+    assert work(path, models) == "finished"
+    view = view_of(path)
+    assert (view.done, view.total, view.ended, view.problems) == (2, 2, "finished", ())
+    assert view.captions == {"blue.png": "inkish, ink (series), blue, long hair", "red.png": "inkish, ink (series), red, long hair"}
+    assert texts(pictures) == {name.replace(".png", ".txt"): text for name, text in view.captions.items()}
+    with pytest.raises(RunError):
+        job.create(path, pictures, "tagger", CaptionOptions())
+
+
+def test_a_stopped_job_keeps_what_is_done_and_goes_on_with_the_rest(models: Path, tmp_path: Path):
+    folder = many(tmp_path, 200)
+    path = made(tmp_path, folder, overwrite=True, batch=1)
+    worker = begun(path, models)
+    events.append(path / "commands.jsonl", "stop", sync=True)
+    worker.join()
+    stopped = view_of(path)
+    assert stopped.ended == "stopped" and 0 < len(stopped.captions) < 200
+    assert len(texts(folder)) == len(stopped.captions)
+    assert work(path, models) == "finished"
+    said = [event["name"] for event in events.read(path / "events.jsonl")[0] if event["kind"] == "captioned"]
+    assert sorted(said) == [f"{number:03}.png" for number in range(200)]  # none twice
+    assert (view_of(path).done, view_of(path).ended) == (200, "finished")
+
+
+def test_a_caption_written_by_hand_meanwhile_is_kept(models: Path, tmp_path: Path):
+    folder = many(tmp_path, 100)
+    path = made(tmp_path, folder, batch=1)
+    worker = begun(path, models)
+    (folder / "099.txt").write_text("my own")
+    worker.join()
+    assert texts(folder)["099.txt"] == "my own" and len(texts(folder)) == 100 and view_of(path).ended == "finished"
+
+
+def test_a_caption_that_cannot_be_written_ends_the_job_in_a_sentence(models: Path, pictures: Path, tmp_path: Path):
+    (pictures / "red.txt").mkdir()
+    path = made(tmp_path, pictures)
+    with pytest.raises(DatasetError, match=r"red\.txt can't be written"):
+        work(path, models)
+    assert view_of(path).ended == "failed" and list(view_of(path).captions) == ["blue.png"]
+
+
+def test_a_job_that_fails_says_why_without_a_path(tmp_path: Path, models: Path, pictures: Path):
+    path = job.create(tmp_path / "job", pictures, "gone", CaptionOptions()).path
+    with pytest.raises(CaptionerError):
+        work(path, models)
+    view = view_of(path)
+    assert view.ended == "failed" and "gone" in view.message and str(tmp_path) not in view.message
+    (path / "job.json").write_text('{"folder": "x", "model": "y", "colour": 1}')
+    with pytest.raises(ConfigError, match="colour"):
+        work(path, models)
+    with pytest.raises(RunError, match=r"job\.json"):
+        work(tmp_path, models)
+
+
+def test_sigterm_ends_after_the_pictures_at_hand_and_keeps_them(models: Path, tmp_path: Path):
+    folder = many(tmp_path, 400)
+    command = [sys.executable, "-m", "trainer", "dataset", "caption", folder, "--model", models / "captioners" / "tagger", "--batch", "1"]
+    child = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while child.poll() is None and not texts(folder):
+        time.sleep(0.005)
+    child.send_signal(signal.SIGTERM)
+    err = child.communicate()[1]
+    assert child.returncode == 1 and "impasto: stopped;" in err and "Traceback" not in err
+    written = texts(folder)
+    assert 0 < len(written) < 400 and set(written.values()) == {"ink (series), red, long hair, o_o"}
+    assert not list(folder.glob(".tmp-*"))
+
+
+def test_the_list_of_models_tells_their_kinds_and_bases_are_found_beside_them(models: Path):
+    assert found_captioners(models) == {"blip": BLIP, "blip-2": BLIP_2, "florence": FLORENCE_2, "tagger": WD_TAGGER}
+    assert found_captioners(models / "nowhere") == {}
+    assert found_bases(models) == ["tiny-sdxl"]
+
+
+@pytest.mark.parametrize("make, words", WRONG_FOLDERS)
+def test_a_folder_that_is_no_such_model_is_refused_in_a_sentence(caption, pictures: Path, tmp_path: Path, make, words: str):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    make(folder)
+    status, _, err = caption(pictures, model=folder)
+    told = [line for line in err.splitlines() if line.startswith("impasto: ")]
+    assert status == 1 and len(told) == 1 and words in told[0] and "Traceback" not in err
+    assert not texts(pictures)
+
+
+def test_a_program_beside_a_model_is_not_run(caption, models: Path, pictures: Path, tmp_path: Path):
+    folder = shutil.copytree(models / "captioners" / "florence", tmp_path / "florence")
+    (folder / "own.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass Own: pass\n")
+    for file, part in (("processor_config", "AutoProcessor"), ("tokenizer_config", "AutoTokenizer"), ("generation_config", "AutoModel")):
+        facts = json.loads((folder / f"{file}.json").read_text())
+        named = ["own.Own", None] if part == "AutoTokenizer" else "own.Own"
+        (folder / f"{file}.json").write_text(json.dumps({**facts, "auto_map": {part: named, "AutoImageProcessor": named}}))
+    assert caption(pictures, model=folder)[0] == 0 and len(texts(pictures)) == 2
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_of_the_hub_is_never_fetched_unasked(caption, pictures: Path, monkeypatch):
+    def refuse(*arguments, **named):
+        pytest.fail("the network was touched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    status, _, err = caption(pictures, model="someone/a-tagger")
+    assert status == 1 and "add --fetch" in err and re.search(r"models\d*/captioners/a-tagger", err)
+
+
+def test_a_model_in_the_hub_s_local_cache_is_taken_from_there(models: Path, tmp_path: Path, monkeypatch):
+    import huggingface_hub.constants
+
+    commit = "0" * 40
+    stored = tmp_path / "models--someone--a-tagger"
+    write_tagger(stored / "snapshots" / commit)
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert open_captioner("someone/a-tagger", models).kind == WD_TAGGER
+
+
+def test_a_model_is_fetched_when_asked_and_only_what_is_read_of_it(pictures: Path, tmp_path: Path):
+    served = write_tagger(tmp_path / "hub")
+    (served / "weights.msgpack").write_bytes(b"not read")
+    with hub("someone/a-tagger", served) as address:
+        command = ["dataset", "caption", pictures, "--model", "someone/a-tagger", "--models", tmp_path / "models", "--fetch"]
+        surroundings = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer", *map(str, command)], cwd=ROOT, env=surroundings, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "models" / "captioners" / "someone--a-tagger"
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {"model.onnx", "selected_tags.csv"}
+    assert len(texts(pictures)) == 2 and "2 captions by someone--a-tagger" in done.stdout
+
+
+def test_of_a_repository_only_what_is_read_is_fetched():
+    tagger = ["README.md", "config.json", "model.msgpack", "model.onnx", "model.safetensors", "selected_tags.csv"]
+    assert wanted(tagger, "x/y") == ([], ["model.onnx", "selected_tags.csv"])
+    florence = ["README.md", "config.json", "tokenizer.json", "merges.txt", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx"]
+    assert wanted(florence, "x/y") == (["config.json", "tokenizer.json", "merges.txt"], ["model.safetensors"])
+    with pytest.raises(CaptionerError, match="no weights in"):
+        wanted(["config.json", "pytorch_model.bin"], "x/y")
+
+
+def test_every_option_can_be_given_on_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["trainer", "dataset", "caption", "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main() == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{declared.name.replace('_', '-')}" in shown for declared in dataclasses.fields(CaptionOptions))
+
+
+def test_each_kind_of_model_lists_the_options_it_listens_to():
+    names = {kind: {declared.name for declared in options_for(kind)} for kind in (BLIP, FLORENCE_2, WD_TAGGER)}
+    assert names[FLORENCE_2] - names[BLIP] == {"detail"}
+    assert names[WD_TAGGER] - names[BLIP] == {"general_threshold", "character_threshold", "exclude_tags"}
+
+
+@pytest.mark.parametrize("values", [{"batch": 0}, {"detail": "very"}, {"general_threshold": 2}, {"colour": 1}, {"exclude_tags": "red"}])
+def test_a_wrong_option_is_named(values: dict):
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        options_from(values)
+
+
+def test_a_folder_that_is_not_there_is_told(models: Path, tmp_path: Path):
+    path = job.create(tmp_path / "job", tmp_path / "gone", "tagger", CaptionOptions()).path
+    with pytest.raises(DatasetError, match="gone is not a folder"):
+        work(path, models)

@@ -1,0 +1,170 @@
+"""A training is made to fit the memory that there is, giving up least; and what it will take is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.conftest import INK, MODELS
+from trainer.config import config_from
+from trainer.dataset.manifest import Manifest
+from trainer.dataset.scan import scan
+from trainer.errors import MemoryShortError
+from trainer.planning import plan as planning
+from trainer.planning.memory import Need, Shape, caption_bytes, weights_of
+from trainer.planning.plan import GB, Plan, Way, as_before, own_bytes, plan, room_beside, tile_before
+from trainer.runs import run
+from trainer.sampling.sampler import Room
+from trainer.sdxl.base import ORIGINAL, open_base
+from trainer.training.caching import planned_for
+
+CPU, CARD = torch.device("cpu"), torch.device("cuda")
+SMALL = Shape(configs=MODELS / "tiny-sdxl", dtype=torch.float32, width=128, height=128)
+SDXL = Shape(configs=ORIGINAL, dtype=torch.bfloat16, width=1024, height=1024)
+CONTEXT = 0.6  # GB that a card's driver takes
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is counted once is kept, as between trainings."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def planned(kept: Path):
+    """Plans of the bundled base."""
+
+    def of(**settings) -> Plan:
+        return plan(config_from({"steps": 100, **settings}), SMALL, CPU, kept)
+
+    return of
+
+
+def test_the_cheapest_way_to_fit_is_taken(planned):
+    free = planned()
+    assert free.way == Way() and free.peak < free.budget
+    tight = planned(memory_budget=(own_bytes(CPU) + free.need.peak - 1e6) / GB)
+    assert tight.level == "feed-forward" and tight.peak <= tight.budget and "feed-forward layers again to fit" in tight.line()
+
+
+def test_text_encoders_that_stay_are_counted_whole(tmp_path: Path, monkeypatch):
+    """One that learns keeps the other beside it, and so do captions of more kinds than are remembered."""
+    base = open_base("tiny-sdxl", MODELS)
+    encoders = sum(weights_of(encoder) for encoder in base.text_encoders(CPU, torch.float32))
+    manifest = scan(INK)
+
+    def need(**settings) -> Need:
+        return planned_for(config_from({"steps": 100, "batch": 4, **settings}), manifest, base, CPU, tmp_path).need
+
+    plain, learning = need(), need(train_text_encoder_1=True)
+    assert learning.base - plain.base == encoders
+    varied = need(shuffle_tags=True)
+    assert varied.base == plain.base  # 24 captions in a few orders
+    assert varied.cached >= plain.cached > 24 * caption_bytes(SMALL)
+    monkeypatch.setattr("trainer.training.text_conditioning.MAX_TEXTS", 3)
+    assert need(wildcards=True).base - plain.base == encoders
+
+
+def test_a_drawing_is_divided_only_where_it_must_be(kept: Path):
+    shape = dataclasses.replace(SMALL, drawn_rows=20)
+
+    def within(spare: float) -> Plan:
+        settings = {"gradient_checkpointing": "all", "batch": 1, "quantised_base": "none"}
+        need = plan(config_from(settings), shape, CPU, kept).need
+        budget = (own_bytes(CPU) + need.base + need.adapter + need.drawing + spare) / GB
+        return plan(config_from({**settings, "memory_budget": budget}), shape, CPU, kept)
+
+    assert not within(+10e6).way.room.pixels
+    tight = within(-10e6)
+    assert 0 < tight.way.room.pixels < 20 * 128 * 128 and tight.peak <= tight.budget
+    assert "pictures drawn in several passes" in tight.line()
+
+
+def test_pictures_are_cached_in_tiles_only_where_the_whole_would_not_fit(kept: Path):
+    """Larger ones over a quantised base: no step of theirs takes as much as encoding one whole."""
+    large = dataclasses.replace(SDXL, width=1536, height=1536, drawn=(1024, 1024), drawn_rows=1)
+
+    def within(budget: float) -> Plan:
+        config = config_from({"batch": 1, "quantised_base": "nf4", "gradient_checkpointing": "all", "memory_budget": budget})
+        return plan(config, large, CPU, kept)
+
+    own = own_bytes(CPU) / GB + 0.07  # that bf16 takes on a CPU
+    wide = within(own + 20)
+    caching = wide.need.before / GB
+    assert wide.way.encoding_tile == 0 and wide.need.peak == wide.need.before and "encoded in tiles" not in wide.line()
+    tight = within(own + caching - 0.1)
+    assert tight.way.encoding_tile == 1024 and "pictures encoded in tiles to fit" in tight.line()
+    assert tight.peak <= tight.budget and tight.need.before < 0.6 * wide.need.before
+    assert tight.need.peak < wide.need.peak
+
+
+def test_a_preview_on_a_full_card_draws_in_parts(monkeypatch):
+    def room(free: float) -> Room:
+        monkeypatch.setattr("trainer.planning.plan.free_bytes", lambda device: int(free))
+        return room_beside(SMALL.configs, torch.float32, (256, 256), 5, CPU)
+
+    assert room(64e9) == Room() and room(100e6) == Room()
+    assert room(30e6).tile == 64 and 0 < room(30e6).pixels < 5 * 256 * 256
+
+
+def test_what_is_given_up_comes_in_order(monkeypatch):
+    """Time, then the optimizer's digits, then the base's."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace())
+    given = [(way.level, way.optimizer, way.quantised) for way in planning._ways(config_from({}), CARD)]
+    assert given[:4] == [(level, "adamw", "none") for level in ("none", "feed-forward", "deep", "all")]
+    assert list(dict.fromkeys((optimizer, base) for _, optimizer, base in given)) == [
+        ("adamw", "none"), ("adamw8bit", "none"), ("adamw8bit", "int8"), ("adamw8bit", "nf4"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "lion"}, {"optimizer_args": ("betas=(0.9, 0.99)",)}])
+def test_an_optimizer_that_was_chosen_is_kept(settings, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace())
+    assert {way.optimizer for way in planning._ways(config_from(settings), CARD)} == {settings.get("optimizer", "adamw")}
+
+
+def test_without_a_card_or_its_library_the_optimizer_stays(monkeypatch):
+    assert {way.optimizer for way in planning._ways(config_from({}), CPU)} == {"adamw"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert {way.optimizer for way in planning._ways(config_from({}), CARD)} == {"adamw"}
+
+
+def test_true_sdxl_trains_and_draws_in_8_gb_and_quantised_in_6(kept: Path):
+    """1024 px, batch 1, bf16, a strip of five pictures; beside a card's context."""
+
+    def within(budget: float, **settings) -> Plan:
+        config = config_from({"batch": 1, "gradient_checkpointing": "all", **settings})
+        mine = own_bytes(CPU) / GB - CONTEXT
+        found = plan(dataclasses.replace(config, memory_budget=budget + mine), SDXL, CPU, kept)
+        assert CONTEXT * GB + found.need.peak <= budget * GB
+        return found
+
+    in_8 = within(8)
+    assert in_8.way.quantised == "none" and in_8.way.room.tile == 512 and "decoded in tiles" in in_8.line()
+    assert within(6).way.quantised == "int8" and "the frozen base as int8" in within(6).line()
+    assert within(6, quantised_base="nf4").need.base < 2.0 * GB
+
+
+def test_a_training_that_cannot_fit_says_what_to_change(planned):
+    with pytest.raises(MemoryShortError, match=r"needs \d\.\d GB \(.* the base as nf4\) and 0\.1 are there; try .*a smaller resolution"):
+        planned(memory_budget=0.1)
+    with pytest.raises(MemoryShortError, match=r"batch 2 with accumulation 2, or gradient_checkpointing auto, or quantised_base auto"):
+        planned(memory_budget=0.1, gradient_checkpointing="none", quantised_base="none")
+
+
+def test_what_was_chosen_is_kept(planned):
+    chosen = planned(gradient_checkpointing="deep", quantised_base="fp8")
+    assert (chosen.level, chosen.way.quantised) == ("deep", "fp8")
+    assert config_from({"gradient_checkpointing": True}).gradient_checkpointing == "all"  # as runs of version 0.1 wrote it
+
+
+def test_a_resumed_run_keeps_the_base_optimizer_and_tiles_that_it_began_with(tmp_path: Path):
+    made = run.create(tmp_path / "run", config_from({}), Manifest(folder="", items=()))
+    assert as_before(made) == made.config and tile_before(made) == 0
+    made.say("planned", words="", level="all", optimizer="adamw8bit", quantised="int8", tile=1024)
+    made.say("planned", words="", level="none", optimizer="adamw8bit", quantised="int8", tile=0)
+    assert (as_before(made).optimizer, as_before(made).quantised_base) == ("adamw8bit", "int8") and tile_before(made) == 1024

@@ -1,0 +1,70 @@
+"""A preview samples as the file was trained, where training overrode what the base says of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import MODELS
+from trainer.config import TrainConfig
+from trainer.lora_file.writer import save_lora
+from trainer.planning.memory import attached
+from trainer.sampling import sampler as drawing
+from trainer.sampling.pipeline import WarmBase
+from trainer.sampling.sampler import Request
+from trainer.sdxl.base import open_base
+from trainer.training.objective import scheduler_of, scheduler_of_files
+
+BASE = open_base("tiny-sdxl", MODELS)
+OTHER = "v_prediction" if BASE.prediction_type == "epsilon" else "epsilon"
+SPEC = {"v_prediction": "v", "epsilon": "epsilon"}
+NAMED = {"ss_sd_model_name": "tiny-sdxl"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "prediction"),
+    [
+        ([], BASE.prediction_type),
+        ([{}], BASE.prediction_type),
+        ([{"modelspec.prediction_type": SPEC[OTHER]}], OTHER),
+        ([{**NAMED, "modelspec.prediction_type": SPEC[OTHER]}], OTHER),
+        ([{"ss_sd_model_name": "tiny-sdxl.safetensors", "ss_v_parameterization": str(OTHER == "v_prediction")}], OTHER),
+        ([{"ss_sd_model_name": "another-base", "modelspec.prediction_type": SPEC[OTHER]}], BASE.prediction_type),
+        ([{"modelspec.prediction_type": "epsilon"}, {"modelspec.prediction_type": "v"}], BASE.prediction_type),
+        ([{"modelspec.prediction_type": "nonsense"}], BASE.prediction_type),
+    ],
+)
+def test_files_trained_on_this_base_decide_and_others_leave_it(facts, prediction):
+    assert scheduler_of_files(facts, BASE).config.prediction_type == prediction
+
+
+def test_zero_terminal_snr_is_sampled_as_it_was_trained():
+    config = TrainConfig(prediction_type="v_prediction", zero_terminal_snr="on")
+    trained = scheduler_of(config, BASE)
+    shown = scheduler_of_files([{**NAMED, "modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}], BASE)
+    assert shown.config == trained.config and torch.equal(shown.alphas_cumprod, trained.alphas_cumprod)
+
+
+def test_a_preview_draws_what_the_trainings_own_strip_draws(tmp_path: Path):
+    warm = WarmBase(BASE)
+    adapter = attached(TrainConfig(rank=2), {"unet": warm.unet})
+    adapter.start(0)
+    save_lora(tmp_path / "x.safetensors", adapter, {**NAMED, "modelspec.prediction_type": SPEC[OTHER]})
+    adapter.detach("unet", warm.unet)
+    request = Request(prompts=("a cat",), strengths=(1.0,), steps=2)
+    (shown,) = warm.draw(tmp_path / "x.safetensors", request)
+    texts = next(iter(warm.known.values()))
+    expected, other = (
+        drawing.draw(
+            dataclasses.replace(request), unet=warm.unet, vae=warm.vae, scheduler=scheduler_of(TrainConfig(prediction_type=kind), BASE),
+            adapter=None, conditioning=lambda prompt, strength: texts[prompt], size=(128, 128), latent_factor=8,
+        )[0].picture
+        for kind in (OTHER, BASE.prediction_type)
+    )  # fmt: skip
+    # The adapter's B is zero: it draws the base's own picture.
+    assert np.abs(np.asarray(shown.picture, float) - np.asarray(expected, float)).max() <= 1
+    assert np.abs(np.asarray(shown.picture, float) - np.asarray(other, float)).mean() > 1

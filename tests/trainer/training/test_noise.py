@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from trainer.training import noise
+
+SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+LATENTS, NOISE = torch.randn(4, 8, 16, 16), torch.randn(4, 8, 16, 16)
+TIMESTEPS = torch.tensor([0, 10, 500, 999])
+
+
+def test_noising_equals_diffusers():
+    ours = noise.add_noise(LATENTS, NOISE, TIMESTEPS, SCHEDULER.alphas_cumprod)
+    torch.testing.assert_close(ours, SCHEDULER.add_noise(LATENTS, NOISE, TIMESTEPS))
+
+
+def test_targets_equal_diffusers():
+    assert noise.target("epsilon", LATENTS, NOISE, TIMESTEPS, SCHEDULER.alphas_cumprod) is NOISE
+    v = noise.target("v_prediction", LATENTS, NOISE, TIMESTEPS, SCHEDULER.alphas_cumprod)
+    torch.testing.assert_close(v, SCHEDULER.get_velocity(LATENTS, NOISE, TIMESTEPS))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weights_follow_the_paper(kind: str):
+    weights = noise.loss_weight(kind, TIMESTEPS, SCHEDULER.alphas_cumprod, 5.0)
+    a = SCHEDULER.alphas_cumprod[TIMESTEPS]
+    snr = a / (1 - a)
+    expected = torch.minimum(snr, torch.tensor(5.0)) / (snr if kind == "epsilon" else snr + 1)
+    torch.testing.assert_close(weights, expected)
+    assert torch.equal(noise.loss_weight(kind, TIMESTEPS, SCHEDULER.alphas_cumprod, 0), torch.ones(4))
+
+
+def test_noise_offset_shifts_whole_channels():
+    shape = torch.Size((64, 4, 32, 32))
+    still = noise.draw_noise(shape, 0.0, torch.Generator().manual_seed(0)).mean(dim=(2, 3)).std()
+    moved = noise.draw_noise(shape, 0.5, torch.Generator().manual_seed(0)).mean(dim=(2, 3)).std()
+    assert moved > 5 * still

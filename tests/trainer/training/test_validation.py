@@ -1,0 +1,139 @@
+"""What is measured on pictures set aside, and what is advised from it."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import INK, MODELS
+from tests.trainer.test_train import make
+from trainer.config import TrainConfig
+from trainer.dataset.scan import scan
+from trainer.dataset.sources import with_named
+from trainer.errors import ConfigError, DatasetError
+from trainer.runs import events, run
+from trainer.train import train
+from trainer.training import checkpoint as state
+from trainer.training.validation import WORST, overtrained_since
+from ui.store.runs import standing_of
+from ui.text import Words
+from ui.views.progress import status_words
+
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> run.Run:
+    """A training at so high a rate that it soon makes things worse, watched by TensorBoard."""
+    folder = tmp_path_factory.mktemp("measured")
+    (folder / ".cache").symlink_to(warm_cache)
+    made = make(
+        folder / "run",
+        steps=8, validation_share=0.1, validation_every=1, learning_rate=0.3, warmup_steps=4, keep_checkpoints=1, log_with="tensorboard",
+    )  # fmt: skip
+    assert train(made, MODELS) == "finished"
+    return made
+
+
+def told(made: run.Run, kind: str) -> list[dict]:
+    return [event for event in events.read(made.events)[0] if event["kind"] == kind]
+
+
+def test_pictures_set_aside_are_measured_from_the_base_on(measured: run.Run):
+    assert [event["step"] for event in told(measured, "validation")] == list(range(9))
+    assert len(measured.manifest.set_aside) == 2 and len(measured.manifest.trained) == 22
+
+
+def test_advice_agrees_with_what_was_measured(measured: run.Run):
+    curve = {event["step"]: event["loss"] for event in told(measured, "validation")}
+    (advice,) = told(measured, "advice")
+    assert advice["losses"]["0"] == pytest.approx(curve[0], rel=1e-6)  # strength 0 is the base
+    assert advice["losses"]["1"] == pytest.approx(curve[8], rel=1e-6)
+    assert advice["strength"] == float(min(advice["losses"], key=lambda s: advice["losses"][s]))
+    assert advice["step"] == min((step for step in curve if step), key=lambda step: curve[step])
+
+
+def test_the_page_is_given_the_curve_and_the_advice(measured: run.Run):
+    said = events.read(measured.events)[0]
+    view = events.fold(events.View(), [*said, {"kind": "ended", "how": "finished"}])
+    assert [step for step, _ in view.validation] == list(range(9))
+    assert "at strength" in view.advice and f"Advice: {view.advice}." in status_words(standing_of(view, False, None), Words())
+    again = events.fold(view, [{"kind": "validation", "step": 5, "loss": 0.5}])  # resumed from step 4
+    assert again.validation == (*view.validation[:5], (5, 0.5))
+
+
+def test_training_too_far_is_told_once_and_the_best_weights_are_kept(measured: run.Run):
+    best = told(measured, "advice")[0]["step"]
+    assert best < 8
+    warnings = [event["message"] for event in told(measured, "problem") if "learnt by heart" in event["message"]]
+    assert len(warnings) == 1 and f"step {best}:" in warnings[0]
+    assert {path.name for path in state.checkpoints(measured)} == {"step-8", f"step-{best}"}
+    kept = load_file(measured.path / f"lora-step-{best}.safetensors")
+    checkpoint = load_file(measured.checkpoints / f"step-{best}" / "adapter.safetensors")
+    ups = [tensor.half() for name, tensor in checkpoint.items() if name.endswith(".up")]
+    in_file = [tensor for name, tensor in kept.items() if name.endswith("lora_up.weight")]
+    assert len(ups) == len(in_file) and all(any(torch.equal(up, tensor) for tensor in in_file) for up in ups[:5])
+
+
+def test_tensorboard_shows_loss_rate_and_validation(measured: run.Run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = {
+        path.parent for path in measured.path.rglob("events.out.tfevents*") if len(path.parent.relative_to(measured.path).parts) == 1
+    }
+    shown = EventAccumulator(str(folder)).Reload()
+    losses = {event.step: event.value for event in shown.Scalars("loss")}
+    assert losses == pytest.approx({event["step"]: event["loss"] for event in told(measured, "step")}, rel=1e-5)
+    assert [event.step for event in shown.Scalars("validation_loss")] == list(range(1, 9))
+    assert len(shown.Scalars("learning_rate")) == 8
+
+
+@pytest.mark.parametrize(
+    "losses, since",
+    [
+        ([], None),
+        ([1.0, 0.9, 0.8, 0.7], None),
+        ([1.0, 0.8, 0.9, 0.9], None),
+        ([1.0, 0.8, 0.9, 0.9, 0.85], 1),
+        ([1.0, 0.8, 0.9, 0.803, 0.9], None),
+        ([0.5, 0.6, 0.7, 0.8], 0),
+    ],
+)
+def test_three_measurements_notably_above_the_lowest_mean_training_too_far(losses: list[float], since: int | None):
+    assert overtrained_since(dict(enumerate(losses))) == since
+
+
+@pytest.mark.parametrize("share, count", [(0.01, 1), (0.25, 6), (0.5, 12)])
+def test_a_share_is_set_aside_spread_over_the_set(share: float, count: int):
+    manifest = with_named(scan(INK), TrainConfig(validation_share=share))
+    aside = [number for number, item in enumerate(manifest.items) if item.role == "validation"]
+    assert len(aside) == len(manifest.set_aside) == count
+    assert max((b - a for a, b in itertools.pairwise(aside)), default=0) <= -(-24 // count)
+    assert with_named(manifest, TrainConfig(validation_share=share)) == manifest
+
+
+def test_a_folder_can_be_set_aside_instead(tmp_path: Path):
+    shutil.copy(INK / "owl.png", tmp_path)
+    manifest = with_named(scan(INK), TrainConfig(validation_folder=str(tmp_path), trigger="ink"))
+    assert [(item.name, item.caption) for item in manifest.set_aside] == [("owl.png", "ink")] and len(manifest.trained) == 24
+
+
+def test_what_can_not_be_set_aside_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="give one of them"):
+        TrainConfig(validation_share=0.1, validation_folder="x")
+    shutil.copy(INK / "owl.png", tmp_path)
+    with pytest.raises(DatasetError, match="can't be set aside"):
+        with_named(scan(tmp_path), TrainConfig(validation_share=0.1))
+
+
+def test_a_loss_that_is_no_number_counts_as_the_worst(tmp_path, monkeypatch):
+    """A rate far too high once ended the run with a fault of the event log."""
+    made = make(tmp_path / "run", steps=2, validation_share=0.1, validation_every=1)
+    monkeypatch.setattr("trainer.training.validation.Validation._error", lambda self, number: torch.tensor([float("inf")]))
+    assert train(made, MODELS) == "finished"
+    assert {event["loss"] for event in told(made, "validation")} == {WORST}

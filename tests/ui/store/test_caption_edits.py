@@ -1,0 +1,184 @@
+"""Many captions changed at once: counted first, made as shown, and taken back byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from trainer.errors import DatasetError
+from ui.store.caption_edits import KINDS, Edit, about_tokens, apply, changes, fused_tags, last, remember, save_caption, tag_counts, undo
+from ui.store.picture_checks import Told
+from ui.store.projects import Projects
+from ui.text import Words
+from ui.views.captions import captions_html, preview_html, tags_html
+
+WORDS = st.text(st.sampled_from("ab ,é猫\r\n\udcff"), max_size=12)
+SIDECAR = st.none() | st.tuples(
+    st.sampled_from([".txt", ".caption"]), st.binary(max_size=20) | WORDS.map(lambda t: t.encode("utf-8", "surrogateescape"))
+)
+
+
+def project(home: Path, captions: dict[str, bytes | None]) -> Projects:
+    """A project “art” with a picture for each sidecar file that is named, or for each name that has none."""
+    made = Projects(home / "datasets", home / "cache")
+    made.create("art")
+    for name, data in captions.items():
+        Image.new("RGB", (20, 20)).save(home / "datasets" / "art" / f"{Path(name).stem}.png")
+        if data is not None:
+            (home / "datasets" / "art" / name).write_bytes(data)
+    return made
+
+
+def texts(projects: Projects) -> dict[str, str]:
+    return {card.name.removesuffix(".png"): card.caption for card in projects.cards("art")}
+
+
+def sidecars(projects: Projects) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (projects.datasets / "art").iterdir() if path.suffix in (".txt", ".caption")}
+
+
+@pytest.mark.parametrize(
+    ("edit", "before", "after"),
+    [
+        (Edit("replace", "cat", "dog"), "a cat, cats", "a dog, dogs"),
+        (Edit("replace", "cat", ""), "a cat , ink", "a , ink"),
+        (Edit("prepend", text="ink"), "a cat", "ink, a cat"),
+        (Edit("prepend", text="A drawing:"), "a cat", "A drawing: a cat"),
+        (Edit("prepend", text="ink"), "", "ink"),
+        (Edit("append", text="ink"), "a cat", "a cat, ink"),
+        (Edit("append", text=", ink"), "a cat", "a cat , ink"),
+        (Edit("remove", "Ink"), "cat, ink, INK , inky", "cat, inky"),
+        (Edit("remove", "dog"), "cat,  ink", "cat,  ink"),
+        (Edit("apart", "inkstyle"), "inkstyle cat, a dog inkstyle, inkstyleowl", "inkstyle, cat, a dog, inkstyle, inkstyle, owl"),
+        (Edit("apart", "inkstyle"), "Inkstyle, a cat", "Inkstyle, a cat"),
+        (Edit("replace"), "a cat", "a cat"),
+        (Edit("apart"), "a cat", "a cat"),
+    ],
+)
+def test_each_edit_does_what_it_says(edit: Edit, before: str, after: str):
+    assert edit.of(before) == after
+
+
+def test_the_count_shown_before_is_what_changes(tmp_path: Path):
+    projects = project(tmp_path, {"one.txt": b"a cat\n", "two.txt": b"a dog\n", "three.caption": b"cat\ncat two\n", "four.txt": None})
+    edit = Edit("replace", "cat", "owl")
+    shown = changes(projects, "art", edit)
+    assert [change.name for change in shown] == ["one.png", "three.png"]
+    assert apply(projects, "art", edit) == 2 and changes(projects, "art", edit) == []
+    assert texts(projects) == {"one": "a owl", "two": "a dog", "three": "owl owl two", "four": ""}
+    assert sidecars(projects)["three.caption"] == b"owl\nowl two\n"  # a line stays a line
+
+
+def test_a_caption_from_a_list_becomes_a_file_and_undo_removes_it(tmp_path: Path):
+    projects = project(tmp_path, {"one.txt": None})
+    (tmp_path / "datasets" / "art" / "metadata.jsonl").write_text('{"file_name": "one.png", "text": "a cat"}\n')
+    assert apply(projects, "art", Edit("append", text="ink")) == 1
+    assert sidecars(projects) == {"one.txt": b"a cat, ink\n"}
+    undo(projects, "art")
+    assert sidecars(projects) == {} and texts(projects) == {"one": "a cat"}
+
+
+@settings(max_examples=50)
+@given(
+    st.dictionaries(st.sampled_from(["a", "b", "c"]), SIDECAR, min_size=1),
+    st.lists(
+        st.builds(Edit, st.sampled_from(KINDS), st.sampled_from(["a", "b,", "猫", ""]), st.sampled_from(["a", " x", "é,", ""])), max_size=4
+    ),
+)
+def test_undo_restores_every_byte_through_several_levels(tmp_path_factory: pytest.TempPathFactory, captions, edits: list[Edit]):
+    named = {f"{stem}{kept[0] if kept else '.txt'}": kept[1] if kept else None for stem, kept in captions.items()}
+    projects, states = project(tmp_path_factory.mktemp("undo"), named), []
+    for edit in edits:
+        before = sidecars(projects)
+        if apply(projects, "art", edit):
+            states.append(before)
+    for state in reversed(states):
+        undo(projects, "art")
+        assert sidecars(projects) == state
+    assert last(projects, "art") is None
+    with pytest.raises(DatasetError, match="no change"):
+        undo(projects, "art")
+
+
+def test_undo_survives_a_restart_and_spares_what_was_changed_since(tmp_path: Path):
+    projects = project(tmp_path, {"one.txt": b"cat", "two.txt": b"cat"})
+    apply(projects, "art", Edit("replace", "cat", "dog"))
+    (tmp_path / "datasets" / "art" / "two.txt").write_text("written elsewhere")
+    again = Projects(tmp_path / "datasets", tmp_path / "cache")
+    done = undo(again, "art")
+    assert (done.count, done.kept) == (1, 1)
+    assert sidecars(again) == {"one.txt": b"cat", "two.txt": b"written elsewhere"}
+
+
+def test_a_typed_caption_is_kept_as_one_line_and_taken_back(tmp_path: Path):
+    projects = project(tmp_path, {"one.txt": b"cat\r\n"})
+    assert save_caption(projects, "art", "one.png", "a wise\n\towl \x07") == 0
+    assert sidecars(projects) == {"one.txt": b"a wise owl\n"}
+    save_caption(projects, "art", "one.png", "a wise owl")  # nothing new to take back
+    assert undo(projects, "art").kind == "typed" and sidecars(projects) == {"one.txt": b"cat\r\n"}
+    with pytest.raises(DatasetError, match="at most 2000"):
+        save_caption(projects, "art", "one.png", "x" * 2001)
+
+
+def test_what_a_model_overwrites_comes_back(tmp_path: Path):
+    projects = project(tmp_path, {"one.txt": b"mine", "two.txt": None})
+    remember(projects, "art")
+    for name in ("one", "two"):
+        (tmp_path / "datasets" / "art" / f"{name}.txt").write_text("the model's")
+    assert undo(projects, "art").kind == "model" and sidecars(projects) == {"one.txt": b"mine"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"entries": 3}', '{"entries": [{}]}', "[[[[", '{"entries": [{"kind": "x", "find": "", "text": "", "files": [{"file": "../../out.txt", "before": "x", "after": null}]}]}'])  # fmt: skip
+def test_a_damaged_undo_file_undoes_nothing(tmp_path: Path, text: str):
+    projects = project(tmp_path, {"one.txt": b"cat"})
+    (tmp_path / "datasets" / "art" / ".impasto").mkdir()
+    (tmp_path / "datasets" / "art" / ".impasto" / "captions-undo.json").write_text(text)
+    with pytest.raises(DatasetError):
+        undo(projects, "art")
+    assert not (tmp_path / "out.txt").exists() and apply(projects, "art", Edit("append", text="ink")) == 1
+
+
+def test_captions_that_would_grow_too_long_are_refused_whole(tmp_path: Path):
+    projects = project(tmp_path, {"one.txt": b"cat", "two.txt": b"x" * 1999})
+    with pytest.raises(DatasetError, match=r"caption of two\.png"):
+        apply(projects, "art", Edit("append", text="ink"))
+    assert sidecars(projects)["one.txt"] == b"cat"
+
+
+def test_tags_are_counted_and_those_that_ran_into_the_trigger_are_told():
+    captions = ["inkstyle, a cat", "inkstyle cat, a cat", "inkstyledog", "a small drawing of a cat in inkstyle, on a table", "my_inkstyle"]
+    assert tag_counts(captions)[0] == ("a cat", 2)
+    assert [tag for tag, _ in fused_tags(captions, "InkStyle")] == ["inkstyle cat", "inkstyledog", "my_inkstyle"]
+    assert fused_tags(captions, "") == []
+
+
+@given(st.text(max_size=200))
+def test_tokens_are_estimated_for_any_text(text: str):
+    assert 0 <= about_tokens(text) <= 3 * len(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "counted"),  # by CLIP's own tokenizer, without start and end
+    [
+        ("a wise owl sitting on a branch, drawn in ink with bold outlines and fine hatching, on white paper, full moon behind it", 27),
+        ("1girl, solo, long hair, looking at viewer, masterpiece, best quality, absurdres, highres, outdoors, night sky, stars", 29),
+    ],
+)
+def test_the_estimate_of_tokens_is_near_what_clip_counts(text: str, counted: int):
+    assert abs(about_tokens(text) - counted) <= 0.2 * counted
+
+
+def test_markup_in_captions_and_names_is_shown_as_text(tmp_path: Path):
+    evil = '<img src=x onerror="alert(1)">'
+    projects = project(tmp_path, {"one.txt": f"{evil}, {evil[:12]}".encode()})
+    cards = projects.cards("art")
+    pages = [
+        captions_html(Words(), "art", cards, Told({}, {}, [])),
+        tags_html(Words(), [evil, f"ink{evil}"], "ink"),
+        preview_html(Words(), changes(projects, "art", Edit("append", text=evil)), True),
+    ]
+    assert all("<img src=x" not in page and "onerror=&quot;" in page for page in pages)

@@ -1,0 +1,254 @@
+"""What is dropped: good files become pictures, bad ones are named, nothing is overwritten and nothing stays behind."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from trainer.dataset.augmentations import mask_file
+from trainer.errors import DatasetError, TrainerError
+from ui.store.intake import Arrivals, Dropped, take_in
+from ui.store.limits import Limits
+from ui.store.masks import save_mask
+from ui.store.projects import Projects
+
+LIMITS = Limits(free_bytes=0)
+
+
+@pytest.fixture
+def projects(tmp_path: Path) -> Projects:
+    made = Projects(tmp_path / "datasets", tmp_path / "cache")
+    made.create("art")
+    return made
+
+
+def png(colour: str = "red", size: tuple[int, int] = (50, 40), form: str = "PNG") -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", size, colour).save(data, format=form)
+    return data.getvalue()
+
+
+def drop(projects: Projects, files: dict[str, bytes], limits: Limits = LIMITS) -> Arrivals:
+    """Files by the names that the artist gave them, from a place of their own."""
+    place = projects.datasets.parent / f"dropped-{time.time_ns()}"
+    place.mkdir()
+    came = []
+    for number, (name, data) in enumerate(files.items()):
+        path = place / f"{number}{Path(name.replace(chr(92), '/')).suffix[:20]}"
+        path.write_bytes(data)
+        came.append(Dropped(name, path))
+    arrivals = Arrivals(total=len(came))
+    take_in(projects, "art", came, limits, arrivals)
+    return arrivals
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return data.getvalue()
+
+
+def captions(projects: Projects) -> dict[str, str]:
+    return {card.name: card.caption for card in projects.cards("art")}
+
+
+def test_bad_files_are_named_with_their_reason_and_good_ones_stay(projects: Projects):
+    files = {
+        "good.png": png(), "good.txt": b"a red field", "bad.png": b"nothing", "empty.jpg": b"", "virus.exe": b"x", "photo.heic": b"x",
+        "old.rar": b"x", "cut.png": png(size=(400, 400), colour="blue")[:-30], "dot.png": png(size=(8, 8)),
+    }  # fmt: skip
+    arrivals = drop(projects, files)
+    assert captions(projects) == {"good.png": "a red field"} and arrivals.kept == 1
+    assert sorted(problem.split()[0] for problem in arrivals.problems) == ["bad.png", "cut.png", "dot.png", "empty.jpg", "old.rar", "photo.heic", "virus.exe"]  # fmt: skip
+    assert "is empty" in " ".join(arrivals.problems) and "make a zip" in " ".join(arrivals.problems)
+
+
+def test_a_drop_overwrites_nothing_and_captions_follow_their_pictures(projects: Projects):
+    one = {"IMG_1.png": png("red"), "IMG_1.txt": b"a red field"}
+    two = {"IMG_1.txt": b"a blue field", "IMG_1.png": png("blue")}
+    for files in (one, two, two):
+        drop(projects, files)
+    assert captions(projects) == {"IMG_1.png": "a red field", "IMG_1-2.png": "a blue field"}
+
+
+def test_captions_may_come_later_and_sooner_than_their_pictures(projects: Projects):
+    drop(projects, {"one.png": png()})
+    arrivals = drop(projects, {"one.txt": b"\xef\xbb\xbfone\r\nline two", "two.caption": b"two"})
+    assert "two.caption has no picture" in arrivals.problems[0]
+    drop(projects, {"two.png": png("blue")})
+    assert captions(projects) == {"one.png": "one line two", "two.png": "two"}
+
+
+def test_a_zip_is_taken_in_like_a_drop(projects: Projects):
+    files = {
+        "a/1.png": png("red"), "a/1.txt": b"one", "b/1.txt": b"other", "b/1.png": png("blue"), "../../evil.png": png(), "b/note.md": b"x",
+        "3_cats/tom.png": png("green"), "__MACOSX/a/._1.png": b"x", "inner.zip": b"PK",
+    }  # fmt: skip
+    arrivals = drop(projects, {"art.zip": zipped(files)})
+    assert captions(projects) == {"1.png": "one", "1-2.png": "other", "tom.png": ""}
+    assert len(arrivals.problems) == 3 and {problem.split()[0] for problem in arrivals.problems} == {
+        "../../evil.png",
+        "note.md",
+        "inner.zip",
+    }
+    assert next(card for card in projects.cards("art") if card.name == "tom.png").choice.repeats == 3
+    assert not list(projects.datasets.parent.rglob("evil*"))
+    assert sorted(path.name for path in (projects.datasets / "art" / ".impasto").iterdir()) == ["pictures.json"]
+
+
+def test_a_damaged_zip_is_told_and_leaves_nothing(projects: Projects):
+    arrivals = drop(projects, {"art.zip": b"PK\x03\x04 no zip", "good.png": png()})
+    assert list(captions(projects)) == ["good.png"] and "art.zip can't be read as a zip" in arrivals.problems[0]
+    assert not (projects.datasets / "art" / ".impasto").exists() or not list((projects.datasets / "art" / ".impasto").glob("arriving*"))
+
+
+def test_masks_come_with_their_pictures(projects: Projects):
+    mask = io.BytesIO()
+    Image.new("L", (50, 40), 0).save(mask, format="PNG")
+    files = {"art/one.png": png(), "art/masks/one.png": mask.getvalue(), "two.png": png("blue"), "two.mask.png": mask.getvalue()}
+    drop(projects, {"art.zip": zipped(files), "lone.mask.png": mask.getvalue()})
+    assert {card.name: bool(card.mask) for card in projects.cards("art")} == {"one.png": True, "two.png": True}
+
+
+def test_giant_pictures_are_refused_by_their_header(projects: Projects):
+    """A PNG that claims 30,000 x 30,000 pixels in 57 bytes: decoded, it would take 2.7 GB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">L", len(data)) + kind + data + struct.pack(">L", zlib.crc32(kind + data))
+
+    for side in (8000, 12_000, 30_000):
+        head = chunk(b"IHDR", struct.pack(">LLBBBBB", side, side, 8, 2, 0, 0, 0))
+        bomb = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+        arrivals = drop(projects, {"bomb.png": bomb})
+        assert "more than 50 megapixels" in arrivals.problems[0], arrivals.problems
+    assert captions(projects) == {}
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (Limits(free_bytes=0, project_pictures=2), "a project holds 2 pictures"),
+        (Limits(free_bytes=0, project_bytes=400), "a project holds 0 MB"),
+        (Limits(free_bytes=0, picture_bytes=100), "is larger than 0 MB"),
+        (Limits(free_bytes=1 << 60), "disk is nearly full"),
+    ],
+)
+def test_limits_hold_also_inside_zips(projects: Projects, limits: Limits, words: str):
+    files = {f"{n}.png": png(colour) for n, colour in enumerate(("red", "green", "blue", "black"))}
+    for dropped in (files, {"all.zip": zipped(files)}):
+        arrivals = drop(projects, dropped, limits)
+        assert any(words in problem or "send it in parts" in problem for problem in arrivals.problems)
+    assert len(captions(projects)) < 4
+
+
+def test_thumbnails_are_there_at_once_and_small(projects: Projects):
+    noise = Image.frombytes("RGB", (900, 700), random.Random(0).randbytes(900 * 700 * 3))
+    data = io.BytesIO()
+    noise.save(data, format="PNG")
+    drop(projects, {"noise.png": data.getvalue(), "photo.jpg": png(size=(2000, 1000), form="JPEG")})
+    kept = list((projects.cache / "thumbnails" / "art").iterdir())
+    assert len(kept) == 2 and all(path.stat().st_size <= 60_000 for path in kept)
+    assert projects.thumbnail("art", "noise.png") in kept
+    assert Image.open(projects.thumbnail("art", "photo.jpg")).size == (384, 192)
+
+
+def test_a_drop_goes_on_without_its_page_and_leaves_no_copy(projects: Projects, tmp_path: Path):
+    came = []
+    for number in range(12):
+        place = tmp_path / "uploads" / str(number)
+        place.mkdir(parents=True)
+        (place / "a.png").write_bytes(png(size=(60 + number, 50)))
+        came.append(Dropped(f"{number}.png", place / "a.png"))
+    folder = projects.folder("art")
+    projects.intake.start(projects, "art", came[:6], LIMITS)
+    projects.intake.start(projects, "art", came[6:], LIMITS)
+    for _ in range(2000):
+        arrivals = projects.intake.arrivals(folder)
+        if arrivals and arrivals.ended:
+            break
+        time.sleep(0.01)
+    assert len(captions(projects)) == 12 and not list((tmp_path / "uploads").iterdir())
+
+
+def test_the_doctor_looks_at_each_picture_once(projects: Projects):
+    drop(projects, {"a.png": png(size=(300, 200)), "b.png": png("blue", (200, 300))})
+    for expected in (2, 0):
+        projects.checkup.start(projects, "art", projects.cards("art"))
+        visit = projects.checkup.visit(projects.folder("art"))
+        for _ in range(2000):
+            if visit is None or visit.ended:
+                break
+            time.sleep(0.01)
+        assert set(projects.checkup.measured(projects, "art", projects.cards("art"))) == {"a.png", "b.png"}
+        assert len((projects.cache / "doctor" / "art.jsonl").read_text().splitlines()) == 2
+        del expected
+    (projects.datasets / "art" / "a.png").write_bytes(png("green", (80, 80)))
+    assert set(projects.checkup.measured(projects, "art", projects.cards("art"))) == {"b.png"}
+
+
+def test_the_doctor_waits_until_a_drop_has_come_in(projects: Projects, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ui.store.picture_checks._HEAD_START", 0.05)
+    drop(projects, {"a.png": png(size=(80, 80))})
+    folder = projects.folder("art")
+    coming = projects.intake._arrivals[folder] = Arrivals(total=2)
+    projects.checkup.start(projects, "art", projects.cards("art"))
+    visit = projects.checkup.visit(folder)
+    assert visit
+    time.sleep(0.5)
+    assert (visit.done, visit.ended) == (0, False)
+    coming.ended = True
+    deadline = time.monotonic() + 30
+    while not visit.ended and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (visit.done, visit.ended) == (1, True)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.text(min_size=1, max_size=30), st.sampled_from([".png", ".txt", ".mask.png", ".PNG", ""])), max_size=5))
+def test_any_names_become_safe_pictures(tmp_path_factory: pytest.TempPathFactory, names: list[tuple[str, str]]):
+    made = Projects(tmp_path_factory.mktemp("names") / "datasets", tmp_path_factory.mktemp("cache"))
+    made.create("art")
+    drop(made, {stem + suffix: png(size=(20, 20 + number)) for number, (stem, suffix) in enumerate(names)})
+    for path in (made.datasets / "art").iterdir():
+        assert not set(path.name) & set('/\\:*?"<>|\0\n')
+    for card in made.cards("art"):
+        assert made.picture("art", card.name).is_file()
+
+
+def test_drawn_masks_are_grey_and_of_the_pictures_shape(projects: Projects):
+    drop(projects, {"one.png": png(size=(60, 40))})
+    picture = projects.picture("art", "one.png")
+
+    def drawn(mode: str, size: tuple[int, int], colour) -> bytes:
+        data = io.BytesIO()
+        Image.new(mode, size, colour).save(data, format="PNG")
+        return data.getvalue()
+
+    save_mask(picture, drawn("RGBA", (30, 20), (0, 0, 0, 255)))
+    found = mask_file(picture)
+    assert found and Image.open(found).mode == "L" and Image.open(found).size == (60, 40)
+    wrong = [
+        b"no picture", drawn("RGB", (60, 40), (255, 0, 0)), drawn("RGBA", (60, 40), (0, 0, 0, 0)), drawn("L", (40, 60), 0), drawn("L", (61, 41), 0),
+    ]  # fmt: skip
+    for data in wrong:
+        with pytest.raises(DatasetError, match="a mask must be a grey PNG"):
+            save_mask(picture, data)
+    save_mask(picture, drawn("L", (60, 40), 255))  # all of it counts: no mask
+    assert mask_file(picture) is None
+
+
+def test_no_room_at_all_is_a_sentence(projects: Projects):
+    with pytest.raises(TrainerError, match="nearly full"):
+        Limits(free_bytes=1 << 60).check_room(projects.datasets)

@@ -1,0 +1,219 @@
+"""The Train tab without a browser: what is told before, what is kept, how a training stands, and what a click does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import INK, MODELS
+from trainer.config import config_from
+from trainer.dataset.manifest import Item
+from trainer.errors import BaseError, NotFiniteError, RunError, TrainerError
+from trainer.runs import events
+from trainer.runs.failures import failure, less_memory
+from ui.store.project_settings import whole_values, write_settings
+from ui.text import Words
+from ui.views import training
+from ui.views.comparison import comparison_html
+from ui.views.curves import curve_html, smoothed, trend
+from ui.views.preflight import checks, wish
+from ui.views.progress import nearest, samples_html
+from ui.workspace import Studio
+
+
+@pytest.fixture
+def desk(tmp_path: Path):
+    shutil.copytree(INK, tmp_path / "datasets" / "ink")
+    studio = Studio(tmp_path / "datasets", tmp_path / "outputs", MODELS)
+    studio.queue.devices = ()  # nothing starts
+    return studio.of(SimpleNamespace(headers={}, scope={}))
+
+
+def fields(desk, **changed) -> training.Fields:
+    kept = training.kept(desk, "ink")
+    above = {name: value for name, value in changed.items() if name in kept.above}
+    return training.Fields({**kept.above, **above}, {name: value for name, value in changed.items() if name not in above})
+
+
+def test_a_project_brings_its_own_settings_and_opening_it_changes_nothing(desk):
+    assert training.kept(desk, "ink").above["name"] == "ink"
+    training.keep(desk, "ink")
+    assert not (desk.projects.folder("ink") / ".impasto" / "settings.json").exists()
+    said = fields(desk, trigger="inkzz", preset="character", rank=8.0, sample_prompts="a cat\na dog")
+    assert training.keep(desk, "ink", above=said.above, advanced=said.advanced) == said
+    assert training.kept(desk, "ink") == said
+    desk.projects.create("other")
+    assert training.kept(desk, "other").above["trigger"] == "" and training.kept(desk, "other").advanced == {}
+
+
+@given(
+    st.dictionaries(st.text(max_size=8), st.none() | st.text(max_size=9) | st.floats() | st.lists(st.integers(), max_size=2), max_size=5)
+)
+def test_no_browser_can_make_a_project_unreadable(tmp_path_factory: pytest.TempPathFactory, said: dict):
+    from ui.store.project_settings import read_settings
+
+    folder = tmp_path_factory.getbasetemp()
+    write_settings(folder, said, said)
+    found = read_settings(folder)["advanced"]
+    assert all(value == said[name] and not (isinstance(value, float) and not math.isfinite(value)) for name, value in found.items())
+    json.loads((folder / ".impasto" / "settings.json").read_text())
+
+
+def test_a_name_that_leads_elsewhere_is_refused(desk):
+    for said in ({"base": "/etc"}, {"base": "../models/tiny-sdxl"}, {"prior_folder": "../.."}, {"start_from": "/etc/passwd"}, {"base": 5}):
+        with pytest.raises(TrainerError):
+            training.settings_of(desk, fields(desk, **said))
+
+
+def test_the_kind_and_the_pace_change_the_steps(desk):
+    def steps(**said) -> int:
+        return whole_values(desk.projects.folder("ink"), {"name": "x", **said}, MODELS)["steps"]
+
+    assert len({steps(preset=preset) for preset in ("style", "character", "concept")}) == 3
+    assert steps(pace="quick") * 2 == steps() and steps(pace="thorough") == 2 * steps() and steps(pace="thorough", steps=7) == 7
+
+
+def test_what_should_be_mended_is_told_before_a_minute_is_spent(desk):
+    folder = desk.projects.folder("ink")
+    (folder / "owl.txt").unlink()
+
+    def told(**said) -> dict[str, str]:
+        return {check.key: check.level for check in checks(wish(folder, {"name": "x", **said}, MODELS), MODELS)}
+
+    assert told()["check_trigger"] == "note" and told()["check_captions"] == "note"
+    assert told(trigger="Cat")["check_trigger_known"] == "note" and told(trigger="inkzzq")["check_trigger_fine"] == "fine"
+    assert told(resolution=1024)["check_small"] == "note"
+    assert told(rank=0)["check_refused"] == "fix"
+    refused = {"kind": "refused", "cause": "memory", "message": "needs 9 GB", "remedy": {"batch": 2}}
+    assert checks(wish(folder, {"name": "x"}, MODELS), MODELS, refused)[0].key == "check_memory"
+    planned = {"kind": "planned", "seconds": 60.0, "peak": 10**9, "budget": 2 * 10**9, "file": 10**15}
+    assert checks(wish(folder, {"name": "x"}, MODELS), MODELS, planned)[0].key == "check_disk"
+
+
+def test_one_click_makes_one_training_and_another_needs_to_be_asked_for(desk):
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda _: training.start(desk, "ink", fields(desk), token="click"), range(20)))
+    assert set(names) == {"ink"} and desk.jobs.names() == ["ink"] and desk.jobs.standing("ink").state == "waiting"
+    with pytest.raises(RunError, match="is training already"):
+        training.start(desk, "ink", fields(desk), token="a second window")
+    assert training.start(desk, "ink", fields(desk, rank=4.0), token="more", another=True) == "ink-2"
+    assert "number 2" in training.line_html(desk, desk.jobs.line(), 0, desk.words)
+    assert [job.place for job in desk.jobs.line()] == [1, 2]
+    desk.jobs.move("ink-2", -1)
+    assert [job.folder.name for job in desk.jobs.line()] == ["ink-2", "ink"]
+    desk.jobs.stop("ink-2")
+    assert desk.jobs.standing("ink-2").state == "stopped" and desk.jobs.active("ink") == "ink"
+
+
+def test_retry_trains_again_with_the_one_change_that_would_mend_it(desk):
+    run = desk.jobs.run(training.start(desk, "ink", fields(desk, batch=4.0), token="1"))
+    desk.jobs.stop("ink")
+    rate = run.config.learning_rate
+    run.say("ended", how="failed", **failure(NotFiniteError(3, ["owl.png"]), run.config))
+    assert training.change_of(desk, "ink") == {"learning_rate": rate / 2}
+    assert training.retry(desk, "ink", "ink") == "ink-2"
+    tried = desk.jobs.run("ink-2").config
+    assert {k for k, v in dataclasses.asdict(tried).items() if v != getattr(run.config, k)} == {"learning_rate"}
+    assert training.kept(desk, "ink").advanced["learning_rate"] == rate / 2
+    assert "learning_rate" in comparison_html(desk.jobs, "ink", "ink-2", desk.words)
+    run.say("ended", how="failed", **failure(BaseError("gone"), run.config))
+    with pytest.raises(TrainerError, match="another change"):
+        training.retry(desk, "ink", "ink")
+
+
+@pytest.mark.parametrize(
+    "said", [{"batch": 4}, {"batch": 1}, {"batch": 1, "gradient_checkpointing": "none"}, {"resolution": 768, "batch": 1}]
+)
+def test_every_remedy_for_memory_is_a_setting_that_can_be(said: dict):
+    config = config_from({"name": "x", **said})
+    for _ in range(12):  # retried again and again
+        change = less_memory(config)
+        if change == {"resolution": config.resolution}:
+            break
+        config = config_from({**dataclasses.asdict(config), **change})
+    assert config.batch == 1 and 64 <= config.resolution < 768
+
+
+def test_samples_stand_in_order_beside_the_artists_own_nearest_picture(desk):
+    run = desk.jobs.run(training.start(desk, "ink", fields(desk), token="1"))
+    (run.path / "sources.json").unlink()
+    from trainer.dataset.quick_scan import outline
+
+    manifest = outline(desk.projects.folder("ink"))
+    (run.path / "manifest.json").write_text(json.dumps(manifest.to_json()))
+    caption = next(item.caption for item in manifest.items if item.name == "owl.png")
+    for step in (0, 20, 10, 20):
+        run.say("sample", step=step, prompt=caption, file=f"s{step}.png", seed=7, made=step)
+    page = samples_html(run, desk.jobs.standing("ink"), desk.words, "ink")
+    assert "/thumb/ink/owl.png" in page and page.index("owl.png") < page.index("step 0, seed 7")
+    assert page.index("step 0, seed 7") < page.index("step 10, seed 7") < page.index("step 20, seed 7")
+    assert page.count("<figure") == 4  # a continued training draws some again
+
+
+def test_the_nearest_picture_shares_the_rarest_words():
+    items = [
+        Item(path=f"/{n}.png", caption=text, width=9, height=9, digest="")
+        for n, text in enumerate(("ink, a cat", "ink, a dog", "ink, a red cat"))
+    ]
+    found = [nearest(prompt, items) for prompt in ("ink, a dog in rain", "a RED cat", "ink, cat", "a ship")]
+    assert [item and item.name for item in found] == ["1.png", "2.png", "0.png", None]
+
+
+def curve(*spans: tuple[int, float, float]) -> list[tuple[int, float]]:
+    """Steps with a mean that moves along each (steps, from, to), and a saw of 10 % on it."""
+    losses: list[tuple[int, float]] = []
+    for steps, low, high in spans:
+        losses += [(len(losses) + 1 + n, (low + (high - low) * n / steps) * (1.1 if n % 2 else 0.9)) for n in range(steps)]
+    return losses
+
+
+def test_a_curve_is_told_in_words():
+    assert trend(curve((10, 1, 1)), ()).kind == "early"
+    assert trend(curve((600, 1, 0.1)), ()).kind == "falling"
+    levels = trend(curve((200, 1, 0.3), (400, 0.3, 0.3)), ())
+    assert levels.kind == "level" and 150 <= levels.step <= 301
+    assert trend((), ((0, 1.0), (50, 0.5), (100, 0.6), (150, 0.6), (200, 0.7))) == trend(
+        (), ((0, 1), (50, 0.5), (100, 0.6), (150, 0.6), (200, 0.9))
+    )
+    assert (
+        trend((), ((0, 1.0), (50, 0.5), (100, 0.6), (150, 0.6), (200, 0.7))).kind,
+        trend((), ((0, 1.0), (50, 0.5), (100, 0.4))).kind,
+    ) == ("rising", "falling")
+    assert trend((), ((0, 1.0), (50, 0.5), (100, 0.5), (150, 0.501), (200, 0.5))) == trend(
+        (), ((0, 2.0), (50, 0.5), (100, 0.5), (150, 0.5), (200, 0.5))
+    )
+    assert smoothed([(n, 0.5) for n in range(100)])[-1][1] == pytest.approx(0.5)
+
+
+def test_ten_thousand_steps_stay_a_small_curve_with_the_same_mean():
+    view = events.View()
+    for first in range(0, 10_000, 250):
+        said = [
+            {"kind": "step", "step": n + 1, "steps": 10_000, "loss": n / 10_000, "seconds_left": 1.0} for n in range(first, first + 250)
+        ]
+        view = events.fold(view, said)
+    assert len(view.losses) <= 2 * events.POINTS and view.losses[-1][0] == 10_000
+    assert sum(loss for _, loss in view.losses) / len(view.losses) == pytest.approx(0.5, abs=0.01)
+    assert len(curve_html(view, Words())) < 10_000
+    again = events.fold(view, [{"kind": "step", "step": 5001, "steps": 10_000, "loss": 9.0, "seconds_left": 1.0}])
+    assert again.losses[-1][0] == 5001 and again.losses[-1][1] > 0.6 and again.loss_span == view.loss_span
+
+
+def test_markup_in_names_and_prompts_is_shown_as_text(desk):
+    evil = "<img src=x onerror=alert(1)>"
+    run = desk.jobs.run(training.start(desk, "ink", fields(desk), token="1"))
+    run.say("sample", step=0, prompt=evil, file="a.png", made=1)
+    run.say("problem", message=evil)
+    from ui.views.progress import notes_html
+
+    standing = desk.jobs.standing("ink")
+    assert "<img src=x" not in samples_html(run, standing, desk.words) + notes_html(standing, desk.words) + training.alert_html(evil)

@@ -1,0 +1,55 @@
+"""Which modules of an adapted UNet run in this project's own forms: transformer blocks where they learn, attention elsewhere."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from trainer.adapter.fused_attention import Projections, attend, is_plain
+from trainer.adapter.fused_block import Block
+
+
+def take_over(model: nn.Module) -> None:
+    """To be called after layers are replaced; `give_back` undoes it."""
+    for module in model.modules():
+        if isinstance(module, Attention) and is_plain(module):
+            module.forward = partial(attend, module, Projections(module))
+        if isinstance(module, BasicTransformerBlock) and Block.is_plain(module):
+            module.forward = _Running(module)
+
+
+def give_back(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, Attention | BasicTransformerBlock):
+            module.__dict__.pop("forward", None)
+
+
+class _Running:
+    """A block's forward, called as diffusers calls it: in our form where it can be, in its own otherwise."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.block: Block | None = None  # made when first needed: masters move into vectors after layers are replaced
+
+    def __call__(
+        self, hidden_states: torch.Tensor, attention_mask: Any = None, encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: Any = None, *more: Any, **others: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        masked = attention_mask is not None or encoder_attention_mask is not None
+        if encoder_hidden_states is None or masked or not torch.is_grad_enabled() or not self._can_run():
+            given = (hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, *more)
+            return type(self.module).forward(self.module, *given, **others)
+        assert self.block is not None
+        return self.block(hidden_states, encoder_hidden_states)
+
+    def _can_run(self) -> bool:
+        if "forward" in vars(self.module.ff):  # what it keeps is computed again (`trainer.hardware.activation_checkpointing`)
+            return False
+        if self.block is None or self.block.is_outdated:
+            self.block = Block(self.module)
+        return self.block.can_run

@@ -1,0 +1,59 @@
+"""Bars on the terminal: the same events that the page reads, with rate and time left."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from trainer.runs import events
+from trainer.runs.run import Run
+
+
+class Bars:
+    """Follows a run's events in a thread while the work goes on."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        _, self.offset = events.read(run.events)
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+        self.tasks: dict[str, TaskID] = {}
+        self.progress = Progress(
+            TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(), console=Console(stderr=True),
+        )  # fmt: skip
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.done.set()
+        self.thread.join(timeout=5)
+        self._catch_up()
+        self.progress.stop()
+
+    def _follow(self) -> None:
+        while not self.done.wait(0.3):
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        fresh, self.offset = events.read(self.run.events, self.offset)
+        for event in fresh:
+            match event["kind"]:
+                case "problem" | "advice":
+                    self.progress.console.print(f"note: {event['message']}", markup=False, highlight=False)
+                case "stage" if event.get("total"):
+                    self._show(event["stage"], event["done"], event["total"], "")
+                case "step":
+                    self._show("training", event["step"], event["steps"], f"loss {event['loss']:.4f}")
+
+    def _show(self, name: str, done: int, total: int, note: str) -> None:
+        facts: dict[str, Any] = {"completed": done, "total": total, "note": note}
+        if name not in self.tasks:
+            self.tasks[name] = self.progress.add_task(name, **facts)
+        self.progress.update(self.tasks[name], **facts)

@@ -1,0 +1,1 @@
+"""Device, precision, compilation and memory of the machine that trains."""

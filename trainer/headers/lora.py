@@ -1,0 +1,124 @@
+"""What a file that is given as a LoRA is, told from its header alone and without torch; the page asks it of every upload.
+
+Only .safetensors is opened: a pickle (.ckpt, .pt, .bin) runs whatever code its maker put into it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from trainer.errors import LoraFileError
+from trainer.headers.safetensors import BITS, Header, read_header
+
+MAX_HEADER = 16 << 20  # bytes; with a thumbnail and captions, a LoRA of every layer of SDXL has a twentieth
+MAX_TENSORS = 20_000  # a LoKr of every layer of SDXL has a third
+_STARTS = (  # what other files begin with
+    (b"PK\x03\x04", "a zip archive (PyTorch's .pt and .ckpt are zips too)"),
+    (b"\x80", "a Python pickle (.ckpt, .pt, .bin), which could run code of its maker"),
+    (b"version https://git-lfs", "a Git LFS pointer, a note of where the real file lies"),
+    (b"GGUF", "a GGUF file of a quantized model"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"RIFF", "a WebP picture or a sound"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"<", "a web page, perhaps the login page of a download"),
+)
+
+BUNDLED = "bundle_emb."  # bundle_emb.NAME.clip_l: an embedding that OneTrainer puts into the file for A1111 (its pull request 13568)
+MATRIX = re.compile(r".*(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up)|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_blocks).*")
+_CONTEXT = re.compile(r".*attn2[._](processor[._])?to_[kv].*(lora_down|lora_A|lora\.down|hada_w1_b).*")
+
+
+def recognise(path: Path) -> Header:
+    """The header of an SDXL LoRA; nothing else of the file is read. Raises LoraFileError, which says what else it is."""
+    if path.is_dir():
+        raise LoraFileError(f"{path} is a folder; give the path of a .safetensors file")
+    try:
+        header = read_header(path, LoraFileError, most=MAX_HEADER)
+    except LoraFileError:
+        if path.is_file() and (kind := _kind_of_bytes(path)):
+            raise LoraFileError(f"{path.name} is {kind}; give a .safetensors file") from None
+        raise
+    if len(header.tensors) > MAX_TENSORS:
+        raise LoraFileError(f"{path.name} holds {len(header.tensors):,} tensors, more than any LoRA for SDXL; give a LoRA file")
+    for key, tensor in header.tensors.items():
+        if tensor.dtype not in BITS:
+            raise LoraFileError(f"{path.name} holds {key[:80]} in the type {tensor.dtype[:20]}, which is not read; save it as fp16")
+    if kind := kind_of({key: tensor.shape for key, tensor in header.tensors.items()}):
+        raise LoraFileError(f"{path.name} {kind}; give a LoRA file for SDXL")
+    return header
+
+
+def bundled_notice(path: Path, keys: Iterable[str]) -> str:
+    """A sentence for a LoRA that brings embeddings along; "" for others."""
+    names = list(dict.fromkeys(key.split(".")[1][:80] for key in keys if key.startswith(BUNDLED)))
+    if not names:
+        return ""
+    told = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{path.name} also holds an embedding ({told}), which is left out here; A1111 reads it where its name is in the prompt"
+
+
+def _kind_of_bytes(path: Path) -> str | None:
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "empty"
+    if start[4:9] == b"\0\0\0\0{":  # as .safetensors files begin; the length before it may look like anything
+        length = int.from_bytes(start[:8], "little")
+        return "only the beginning of a .safetensors file" if path.stat().st_size < 8 + length else None
+    for signature, kind in _STARTS:
+        if start.lstrip().startswith(signature):
+            return kind
+    try:
+        text = start[:500].decode()
+    except UnicodeDecodeError:
+        return None
+    return "a text file" if all(letter.isprintable() or letter.isspace() for letter in text) else None
+
+
+def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What a file with these tensors is, after its name in a sentence; None for a LoRA that may be for SDXL."""
+    if not shapes:
+        return "holds no tensors"
+    if any(MATRIX.fullmatch(key) or key.endswith((".w_norm", ".b_norm")) for key in shapes):
+        return _other_lora(shapes)
+
+    def has(*starts: str) -> bool:
+        return any(key.startswith(starts) for key in shapes)
+
+    if has("model.diffusion_model.", "conditioner.embedders.", "cond_stage_model."):
+        return "is a whole checkpoint, not a LoRA"
+    if has("control_model.", "controlnet_", "input_hint_block."):
+        return "is a ControlNet"
+    if has("first_stage_model.") or (has("encoder.conv_in", "encoder.down") and has("decoder.conv_in", "decoder.up")):
+        return "is a VAE"
+    if (
+        set(shapes) & {"emb_params", "clip_l", "clip_g", "string_to_param", "<placeholder>"}
+        or (len(shapes) == 1 and has("<"))
+        or has(BUNDLED)
+    ):
+        return "is an embedding (textual inversion), not a LoRA"
+    if has("down_blocks.", "diffusion_model.", "double_blocks.", "transformer_blocks."):
+        return "holds the weights of a whole UNet or transformer, not a LoRA"
+    if has("text_model.", "encoder.layers.", "transformer.text_model.", "shared.weight"):
+        return "holds the weights of a text encoder, not a LoRA"
+    return f"holds no part of a LoRA, but tensors such as {next(iter(shapes))[:80]!r}"
+
+
+def _other_lora(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    if any("lora_controlnet" in key or "input_hint" in key for key in shapes):
+        return "is a ControlNet of LoRA form"
+    if any(re.search(r"double_blocks|single_blocks|single_transformer_blocks", key) for key in shapes):
+        return "is a LoRA for Flux"
+    if any(key.startswith("transformer.") or "joint_blocks" in key for key in shapes):
+        return "is a LoRA for a model with a transformer (such as Stable Diffusion 3), not for SDXL's UNet"
+    contexts = {shape[1] for key, shape in shapes.items() if _CONTEXT.fullmatch(key) and len(shape) >= 2}
+    if contexts and contexts <= {768}:
+        return "is a LoRA for Stable Diffusion 1.5 (prompts of 768 channels)"
+    if contexts and contexts <= {1024}:
+        return "is a LoRA for Stable Diffusion 2 (prompts of 1024 channels)"
+    if any(re.search(r"(down_blocks[._]0[._]attentions|down_blocks[._]3|up_blocks[._]3)", key) for key in shapes):
+        return "is a LoRA for Stable Diffusion 1.5 or 2 (its UNet has other blocks)"
+    return None

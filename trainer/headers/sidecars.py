@@ -1,0 +1,12 @@
+"""What lies beside a LoRA file, written by work on files (trainer/workers/lora_tools.py) and read by the page.
+
+<folder of a file that was made or taken in>/
+  entry.json     {"origin": "merge", "of": ["a", "b"], "takes": ["ComfyUI 0.3", ...], "made": 1795500000.0, "problem": ""}
+<folder of a training>/
+  choice.json    {"step": 200, "strength": 0.8, "file": "ink-200.safetensors", "takes": [...], "made": 1795500000.0}
+"""
+
+from __future__ import annotations
+
+ENTRY, CHOICE = "entry.json", "choice.json"
+TOOLS = ("merge", "resize", "convert", "check", "choose")

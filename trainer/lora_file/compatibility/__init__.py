@@ -1,0 +1,1 @@
+"""What other tools accept of a LoRA file."""

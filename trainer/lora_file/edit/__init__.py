@@ -1,0 +1,1 @@
+"""New LoRA files made from existing ones: convert, merge, resize, extract, bake."""

@@ -1,0 +1,118 @@
+"""A base with a LoRA in its weights: W + strength * alpha / rank * up down, for tools that load no LoRA."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from trainer.adapter.lycoris import magnitude
+from trainer.errors import BaseError, LoraFileError
+from trainer.headers.safetensors import read_header
+from trainer.lora_file.base_weights import PartWeights, base_weights
+from trainer.lora_file.modules import DORA, LoraFile, Module, read_modules
+from trainer.runs.run import sync_folder
+
+
+def bake(source: Path, out: Path, base: Path, strength: float = 1.0) -> int:
+    """Writes a copy of `base`, a folder or a single file, with the LoRA in its weights, and says how many it changed.
+
+    One tensor is in memory at a time; dtypes and all other bytes stay as they are. `out` appears whole or not at all.
+
+    Raises:
+        BaseError: the base can't be opened.
+        LoraFileError: `out` is there already, or a module of the file does not fit the base.
+    """
+    if out.exists():
+        raise LoraFileError(f"{out} is there already; choose another name")
+    if base.is_file() and out.suffix != ".safetensors":
+        raise LoraFileError(f"{out.name} must end in .safetensors, as {base.name} does")
+    file, weights = read_modules(source), base_weights(base)
+    _expect_fit(file, weights, base.name)
+    used = {place.file for part in weights.values() for place in part.places.values()}
+    half_written = out.with_name(f".tmp-{os.getpid()}-{out.name}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if base.is_file():
+            shutil.copyfile(base, half_written)
+            _bake_file(half_written, base, file, weights, strength)
+        else:
+            shutil.copytree(base, half_written, ignore=lambda folder, names: _left_out(Path(folder), names, base, used))
+            for original in sorted(used):
+                _bake_file(half_written / original.relative_to(base), original, file, weights, strength)
+        half_written.replace(out)
+    except BaseException:
+        if half_written.is_dir():
+            shutil.rmtree(half_written, ignore_errors=True)
+        half_written.unlink(missing_ok=True)
+        raise
+    sync_folder(out.parent)
+    return len(file.modules)
+
+
+def _left_out(folder: Path, names: list[str], base: Path, used: set[Path]) -> set[str]:
+    """Other copies of the same weights (fp16 variants, pickles, a single file beside the folders) would stay unbaked."""
+    baked_parts = {"unet", "text_encoder", "text_encoder_2"}
+    if folder != base and folder.name not in baked_parts:
+        return set()
+    weights = {name for name in names if Path(name).suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".onnx", ".onnx_data")}
+    return {name for name in weights if folder / name not in used}
+
+
+def _expect_fit(file: LoraFile, weights: dict[str, PartWeights], base: str) -> None:
+    for module in file.modules:
+        shape = weights[module.part].shape(module.path)
+        if shape is None:
+            raise LoraFileError(f"{base} has no {module.part}.{module.path}, which {file.path.name} changes; choose its base")
+        if _sides(module) != (shape[0], torch.Size(shape[1:]).numel()):
+            raise LoraFileError(f"{file.path.name} was trained on a base of another shape than {base} ({module.path}); choose its base")
+
+
+def _sides(module: Module) -> tuple[int, int]:
+    """(O, I) of a module's change. Raises LoraFileError for a form whose change is unknown."""
+    if module.network in ("lora", "dora"):
+        up, down = module.matrices()
+        return up.shape[0], down.shape[1]
+    change = module.change()
+    return change.shape[0], change.shape[1]
+
+
+def _changed(module: Module, weight: torch.Tensor, strength: float, name: str) -> torch.Tensor:
+    """The new weight, in the dtype of the old one. Raises LoraFileError when it doesn't fit that."""
+    old = weight.float()
+    new = old + strength * (_decomposed(module, old) - old if module.network == "dora" else module.change().reshape(old.shape))
+    new = new.to(weight.dtype)
+    if not bool(torch.isfinite(new.float()).all()):
+        raise LoraFileError(f"{name} at strength {strength:g} does not fit {weight.dtype} in {module.path}; take a lower strength")
+    return new
+
+
+def _decomposed(module: Module, weight: torch.Tensor) -> torch.Tensor:
+    """m * V / |V| with V = W + alpha / R * up down   (Liu et al. 2024, eq. 5).
+
+    The length is of each row where m is (O, 1), and of each column (input channel) where m is (1, I).
+    """
+    up, down = module.matrices()
+    merged = weight + (module.scale * up @ down).reshape(weight.shape)
+    length = module.tensors[DORA].float()
+    length = length.reshape(*length.shape[:2], *[1] * (weight.dim() - 2))
+    return merged * (length / magnitude(merged, length.shape))
+
+
+def _bake_file(copy: Path, original: Path, file: LoraFile, weights: dict[str, PartWeights], strength: float) -> None:
+    """Overwrites the changed tensors of one weight file: same dtype and shape, so nothing else in it moves."""
+    header = read_header(original, BaseError)
+    copy.chmod(copy.stat().st_mode | 0o200)  # a hub's cache is read-only
+    with copy.open("r+b") as stream:
+        for module in file.modules:
+            place = weights[module.part].places[module.path]
+            if place.file != original:
+                continue
+            changed = _changed(module, weights[module.part].tensor(module.path), strength, file.path.name)
+            data = (changed.T if place.source.transposed else changed).contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            stream.seek(header.tensors[place.source.key].start + (place.source.third or 0) * len(data))
+            stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,90 @@
+"""From an adapter to a file, and the check that the file on disk is the adapter in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from trainer.adapter.lora import Adapter
+from trainer.errors import ConfigError, LoraFileError
+from trainer.lora_file.endings import ending
+from trainer.lora_file.metadata import with_hashes
+from trainer.lora_file.names import diffusers_name, kohya_name
+from trainer.runs.run import write_atomically
+
+
+def kohya_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """The matrices of every layer in fp16, its 0-dim alpha, and DoRA's magnitudes in fp32.
+
+    Within a part all layers with A and B get one alpha, the rest of their scale going into B: diffusers reads mixed alphas wrongly.
+    """
+    tensors, alphas = {}, _part_alphas(adapter)
+    for part, path, layer in adapter.walk():
+        name = kohya_name(part, path)
+        alpha = alphas[part] if layer.network in ("lora", "dora") else layer.alpha
+        for role, matrix in layer.tensors().items():
+            folded = matrix * (layer.alpha / alpha) if role == "up" and alpha != layer.alpha else matrix
+            # fp16 would move every weight of the column by up to 0.05 %.
+            tensors[name + ending(role)] = folded.detach().cpu().float().contiguous() if role == "dora_scale" else _half(folded)
+        tensors[name + ending("alpha")] = _alpha(alpha)
+    return tensors
+
+
+def _part_alphas(adapter: Adapter) -> dict[str, float]:
+    """The commonest alpha of each part's layers."""
+    counts: dict[str, Counter[float]] = {}
+    for part, _, layer in adapter.walk():
+        counts.setdefault(part, Counter())[layer.alpha] += 1
+    return {part: count.most_common(1)[0][0] for part, count in counts.items()}
+
+
+def _alpha(value: float) -> torch.Tensor:
+    """In fp16, or in fp32 where fp16 would round it."""
+    half = torch.tensor(value, dtype=torch.float16)
+    return half if float(half) == value else torch.tensor(value, dtype=torch.float32)
+
+
+def diffusers_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """`lora_A` and `lora_B` as `load_lora_weights` takes them. Raises ConfigError for other networks.
+
+    This form has no alpha, and its readers take alpha = rank: the scale is folded into B.
+    """
+    tensors = {}
+    for part, path, layer in adapter.walk():
+        if layer.network != "lora":
+            raise ConfigError([f"the diffusers format can't hold {layer.network} as it was trained; save it in the kohya format"])
+        name, matrices = diffusers_name(part, path), layer.tensors()
+        tensors[f"{name}.lora_A.weight"] = _half(matrices["down"])
+        tensors[f"{name}.lora_B.weight"] = _half(matrices["up"] * (layer.alpha / layer.rank))
+    return tensors
+
+
+def _half(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().to(torch.float16).contiguous()
+
+
+def save_lora(path: Path, adapter: Adapter, facts: dict[str, str], *, format: str = "kohya") -> None:
+    """Writes the file whole or not at all, reads it back and accounts for every tensor. Raises LoraFileError."""
+    tensors = kohya_tensors(adapter) if format == "kohya" else diffusers_tensors(adapter)
+    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise LoraFileError(
+            f"{len(broken)} matrices do not fit fp16 ({broken[0]}), so {path.name} was not written; lower the learning rate"
+        )
+    header = with_hashes(tensors, {"format": "pt", **facts})
+    write_atomically(path, save(tensors, header))
+    verify(path, tensors)
+
+
+def verify(path: Path, expected: dict[str, torch.Tensor]) -> None:
+    """Raises LoraFileError unless the file holds exactly `expected`."""
+    with safe_open(path, framework="pt") as file:
+        found = set(file.keys())
+        wrong = sorted(found ^ set(expected))
+        wrong += [name for name in sorted(found & set(expected)) if not torch.equal(file.get_tensor(name), expected[name])]
+    if wrong:
+        raise LoraFileError(f"{path.name} differs from what was trained ({wrong[0]}); check the disk and save again")

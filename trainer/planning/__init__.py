@@ -1,0 +1,1 @@
+"""Memory and time that a training will take, and the options that make it fit."""

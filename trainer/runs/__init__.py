@@ -1,0 +1,1 @@
+"""A run directory and its protocol: settings, events, commands, the job queue. No torch."""

@@ -1,0 +1,1 @@
+"""Image generation with an adapter at several strengths."""

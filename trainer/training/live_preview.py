@@ -1,0 +1,76 @@
+"""Pictures that the page asks for while a training runs, drawn between two steps with the adapter as it is then.
+
+The training's file is the same to the byte with and without them: all that is random in them has generators of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from trainer.errors import ConfigError
+from trainer.runs.commands import StopSignal
+from trainer.runs.draw_protocol import OnStep, answer
+from trainer.sampling.sampler import conditioner, draw, save_picture
+from trainer.sampling_config import Request, picture_name
+from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
+from trainer.training.ema import Average
+from trainer.training.objective import scheduler_of
+from trainer.training.samples import Sampler
+
+
+class Between:
+    """Answers the wishes that a training has heard, with the models that train."""
+
+    def __init__(self, sampler: Sampler, stop: StopSignal, average: Average) -> None:
+        self.sampler, self.stop, self.average = sampler, stop, average
+
+    def answer(self) -> None:
+        """To be called between two steps."""
+        wishes, self.stop.wishes = self.stop.wishes, []
+        for wish in wishes if self.sampler.run.speaks else ():
+            was_training = self.sampler.unet.training
+            self.sampler.unet.eval()
+            try:
+                with self.average.shown():
+                    answer(self.sampler.run, wish, self._is_cancelled, self._drawn)
+            finally:
+                self.sampler.unet.train(was_training)
+
+    def _is_cancelled(self, name: str) -> bool:
+        return self.stop.asked() or name in self.stop.cancelled
+
+    def _drawn(self, request: Request, out: Path, on_step: OnStep) -> list[Path]:
+        sampler, base = self.sampler, self.sampler.base
+        native, device = base.native_size, sampler.unet.device
+        size = (request.width or native, request.height or native)
+        if any(side % (4 * base.latent_factor) for side in size):
+            raise ConfigError([f"width and height must be multiples of {4 * base.latent_factor}, not {size[0]} x {size[1]}"])
+        cells = draw(
+            request, unet=sampler.unet, vae=base.vae(device), scheduler=scheduler_of(sampler.config, base), adapter=sampler.adapter,
+            conditioning=conditioner(
+                {}, self._encoder(request), sampler.adapter,
+                changes_text=sampler.texts.are_trained, zeros_for_empty=base.zeros_for_empty_prompt,
+            ),
+            size=size, latent_factor=base.latent_factor, room=sampler.room, on_step=on_step,
+        )  # fmt: skip
+        out.mkdir(parents=True, exist_ok=True)
+        paths = [out / picture_name(cell.prompt_index, cell.strength) for cell in cells]
+        for cell, path in zip(cells, paths, strict=True):
+            save_picture(cell, request, path, base=base.name, loras=[(sampler.config.name, 1.0)])
+        return paths
+
+    def _encoder(self, request: Request) -> Callable[[str], Conditioning]:
+        """Prompt -> conditioning; frozen encoders that have left memory are read again, on the CPU: no room of the training's is asked."""
+        texts, base = self.sampler.texts, self.sampler.base
+        tokenizers = texts.tokenizers or base.tokenizers()
+        encoders = texts.encoders or base.text_encoders(torch.device("cpu"), torch.float32)
+        windows = max(windows_of(prompt, tokenizers[0], weighted=True) for prompt in (*request.prompts, request.negative))
+        reading = Reading(windows=windows, clip_skip=request.clip_skip, weighted=True)
+
+        def encode_one(prompt: str) -> Conditioning:
+            return encode([prompt], tokenizers, encoders, reading)
+
+        return encode_one

@@ -1,0 +1,34 @@
+"""Prior preservation without class pictures: in some rows the adapter learns to leave the base's own answer as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from trainer.adapter.lora import Adapter
+from trainer.training.text_conditioning import Texts
+
+
+@torch.no_grad()
+def with_base_answers(
+    answer_NCHW: torch.Tensor, keeps_base: list[bool], prompts: list[str],
+    *, unet: Any, adapter: Adapter, texts: Texts, noisy_NCHW: torch.Tensor, timestep_N: torch.Tensor, time_ids: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """The target with the rows of `keeps_base` replaced by what the base says to them with the adapter switched off.
+
+    The prior term of Ruiz et al. 2023 (DreamBooth, section 3.3), with the base's answer in place of a picture that it drew.
+    """
+    rows = [row for row, keeps in enumerate(keeps_base) if keeps]
+    if not rows:
+        return answer_NCHW
+    previous, adapter.strength.value = adapter.strength.value, 0.0
+    try:
+        text = texts.of([prompts[row] for row in rows]).to(noisy_NCHW.device, noisy_NCHW.dtype)
+        added = {"text_embeds": text.pooled_NP, "time_ids": time_ids[rows]}
+        said = unet(noisy_NCHW[rows], timestep_N[rows].to(noisy_NCHW.device), text.text_NTD, added_cond_kwargs=added).sample
+    finally:
+        adapter.strength.value = previous
+    answer = answer_NCHW.clone()
+    answer[rows] = said.to(answer.dtype)
+    return answer

@@ -1,0 +1,1 @@
+"""Child processes of the page: sampling, planning, captioning and LoRA tools."""

@@ -1,1 +1,0 @@
-"""The words beside the pictures: changed by hand, many at once, or by a model."""

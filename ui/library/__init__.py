@@ -1,1 +1,0 @@
-"""Finished LoRAs: looked up, labelled, made into others and shared."""

@@ -1,0 +1,1 @@
+"""The data layer of the page: projects, captions, settings, runs and LoRAs on disk. No gradio."""

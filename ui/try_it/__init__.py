@@ -1,1 +1,0 @@
-"""Pictures that an artist asks of a LoRA, and strips of strengths."""
