@@ -99,7 +99,7 @@ def train(
     chosen = settings.config_from(preset_values(preset, sum(item.repeats for item in manifest.items), loose, small=small))
     for problem in manifest.problems:
         typer.echo(f"note: {problem}", err=True)
-    from trainer.training.caching import preflight
+    from trainer.training.preflight import preflight
 
     typer.echo(preflight(chosen, manifest, models, output.parent / ".cache").line())
     run = runs.create(output, chosen, manifest)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from PIL import Image
 
 from trainer.config import fitted, problem_with, setting
 from trainer.dataset.captions import with_trigger
 from trainer.errors import ConfigError
 from trainer.headers.captioner import BLIP, BLIP_2, FLORENCE_2, WD_TAGGER
 
+# A captioning model: images -> one text each.
+Describe = Callable[[list[Image.Image]], list[str]]
 DETAILS = ("short", "detailed", "paragraph")
 GROUPS = {
     BLIP: ("captions", "sentences"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,3 +123,49 @@ def sampler_words(sampler: str) -> str:
     """As A1111 writes it into a picture."""
     solver = SAMPLERS[sampler]
     return f"Sampler: {solver.label}" + (f", Schedule type: {solver.schedule}" if solver.schedule else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What memory allows a drawing; without limits when all is 0."""
+
+    pixels: int = 0  # of all pictures of one pass
+    tile: int = 0  # px, side of the tiles that a picture is decoded in
+
+
+NO_LIMITS = Room()
+
+
+PROMPTS = 4  # captions that are drawn where no prompts are given
+
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+_FLAG = re.compile(r"\s--(\w+)(?:\s+|$)")
+
+
+_NUMBERS: dict[str, tuple[str, type, float, float]] = {
+    "w": ("width", int, 64, 4096), "h": ("height", int, 64, 4096), "d": ("seed", int, 0, 2**31 - 1),
+    "l": ("guidance", float, 0, 50), "s": ("steps", int, 1, 200),
+}  # fmt: skip
+
+
+def parsed(line: str) -> tuple[str, dict[str, Any]]:
+    """The prompt of a line, and its flags as a Request names them. Raises ConfigError."""
+    text, *rest = _FLAG.split(f" {line}")
+    facts: dict[str, Any] = {}
+    for flag, value in zip(rest[::2], rest[1::2], strict=True):
+        if flag == "n":
+            facts["negative"] = value.strip()
+            continue
+        name, kind, low, high = _NUMBERS.get(flag, ("", str, 0, 0))
+        try:
+            number = kind(value.strip())
+        except ValueError:
+            number = None
+        if not name or number is None or not low <= number <= high:
+            known = ", ".join(f"--{key}" for key in ("n", *_NUMBERS))
+            raise ConfigError([f"sample prompt {line!r}: --{flag} {value.strip()} is not understood; there are {known}"])
+        facts[name] = number
+    return text.strip(), facts

@@ -32,14 +32,16 @@ from trainer.sdxl.base import open_base
 from trainer.sdxl.text import Conditioning
 from trainer.training import checkpoint as state
 from trainer.training.batches import Batches
-from trainer.training.caching import cache_latents, cache_set_aside, cache_text, planned_for, resolution_of
+from trainer.training.caching import cache_latents, cache_set_aside, cache_text
 from trainer.training.ema import Average
+from trainer.training.examples import resolution_of
 from trainer.training.feature_cache import Cache
 from trainer.training.live_preview import Between
 from trainer.training.metrics import Progress, only_if_finite, sent
 from trainer.training.noise import seed_of
 from trainer.training.objective import objective_of
 from trainer.training.optim import build_optimizer, rate_factor, set_rate
+from trainer.training.preflight import planned_for
 from trainer.training.prior_preservation import with_base_answers
 from trainer.training.samples import Sampler, sample_is_due, sample_requests, sample_texts
 from trainer.training.text_conditioning import MAX_TEXTS, Texts, caption_reading, drawable_captions, sample_reading

@@ -15,9 +15,10 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from trainer.atomic_files import write_atomically
 from trainer.errors import RunError, TrainerError
 from trainer.runs.queue import Queue
-from trainer.runs.run import Run, claim, write_atomically
+from trainer.runs.run import Run, claim
 from ui.access.hosts import Hosts, url
 from ui.gradio_startup import without_editor_stubs
 from ui.guard import Guard

@@ -14,8 +14,9 @@ from PIL import Image
 
 from tests.conftest import MODELS
 from trainer.errors import ConfigError
+from trainer.sampling.images import Drawn, save_picture
 from trainer.sampling.pipeline import WarmBase
-from trainer.sampling.sampler import Drawn, save_picture, scheduler_for
+from trainer.sampling.sampler import scheduler_for
 from trainer.sampling_config import SAMPLERS, Request, picture_name, request_from
 from trainer.sdxl.base import open_base
 

@@ -14,7 +14,7 @@ from trainer.adapter.layer import Dropout, Layer
 from trainer.adapter.lora import Adapter, Size
 from trainer.config import TrainConfig, block_values
 from trainer.errors import ConfigError
-from trainer.lora_file.names import sgm_path
+from trainer.sdxl.unet_names import sgm_path
 
 _UNET_ATTENTION = re.compile(r".*\.attn[12]\.to_(q|k|v|out\.0)")
 _UNET_MORE = re.compile(r".*\.ff\.net\.(0\.proj|2)|.*\.attentions\.\d+\.proj_(in|out)")

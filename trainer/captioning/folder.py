@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from trainer.captioning_config import CaptionOptions
+from trainer.atomic_files import write_atomically
+from trainer.captioning_config import CaptionOptions, Describe
 from trainer.dataset.captions import metadata_captions, one_line, sidecar_lines
 from trainer.dataset.pictures import open_picture
 from trainer.dataset.scan import pictures_in, places
 from trainer.errors import DatasetError
 from trainer.headers.captioner import WD_TAGGER, Captioner
 from trainer.runs.commands import StopSignal
-from trainer.runs.run import Run, write_atomically
-
-Describe = Callable[[list[Image.Image]], list[str]]
+from trainer.runs.run import Run
 
 
 @dataclass(frozen=True)

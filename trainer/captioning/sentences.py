@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from trainer.captioning.folder import Describe
 from trainer.captioning_config import DETAILS, CaptionOptions
 from trainer.errors import CaptionerError
 from trainer.hardware.device import dtype_of, find_device

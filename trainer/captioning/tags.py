@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainer.captioning.folder import Describe
-from trainer.captioning_config import CaptionOptions
+from trainer.captioning_config import CaptionOptions, Describe
 from trainer.errors import CaptionerError
 from trainer.headers.captioner import ONNX, TAGS, Captioner
 

@@ -40,7 +40,7 @@ def check(
     manifest = scan(folder)
     config = TrainConfig(base=base, resolution=resolution, bucket_step=bucket_step)
     from trainer.sdxl.base import open_base
-    from trainer.training.caching import bucket_plan
+    from trainer.training.examples import bucket_plan
 
     sizes, crops = [(item.width, item.height) for item in manifest.items], [item.crop for item in manifest.items]
     placements = bucket_plan(config, open_base(base, models)).place_all(sizes, crops)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from trainer.atomic_files import write_atomically
 from trainer.hardware.device import dtype_of
-from trainer.runs.run import write_atomically
 
 GAIN = 1.2  # bf16 must be so many times as fast as fp32: less is noise, and fp32 is the safer of the two
 _MOST_LATENTS = 32  # of a side: who trains on a CPU trains on small pictures

@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.atomic_files import sync_folder
 from trainer.config import is_text
 from trainer.errors import LoraFileError
 from trainer.headers.lora import recognise
 from trainer.headers.safetensors import Header
-from trainer.runs.run import sync_folder
 
 _CHUNK = 1 << 20
 MAX_TEXT = 2000  # characters of what is said of one thing

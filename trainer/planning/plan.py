@@ -19,15 +19,15 @@ from typing import Any
 import psutil
 import torch
 
+from trainer.atomic_files import write_atomically
 from trainer.config import RECOMPUTE, TrainConfig
 from trainer.errors import MemoryShortError
 from trainer.planning import memory
 from trainer.planning.memory import Need, Shape
 from trainer.runs import events
-from trainer.runs.run import Run, write_atomically
-from trainer.sampling.sampler import NO_LIMITS, Room
+from trainer.runs.run import Run
+from trainer.sampling_config import NO_LIMITS, PROMPTS, STRENGTHS, Room, parsed
 from trainer.sdxl.weights import PARTS
-from trainer.training.samples import PROMPTS, STRENGTHS, parsed
 
 GB = 10**9
 VERSION = 6  # of how things are counted

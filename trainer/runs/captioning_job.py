@@ -29,9 +29,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.atomic_files import write_atomically
 from trainer.captioning_config import CaptionOptions, options_from
 from trainer.errors import RunError
-from trainer.runs.run import Run, write_atomically
+from trainer.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainer.atomic_files import write_atomically
 from trainer.errors import RunError
 from trainer.runs.job import Job
-from trainer.runs.run import Run, write_atomically
+from trainer.runs.run import Run
 
 MARK = ".queue.json"
 USERS = "_users"  # where there are accounts: the folder of everyone's outputs

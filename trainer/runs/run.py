@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from trainer.atomic_files import write_atomically
 from trainer.config import TrainConfig, config_from, read_toml, to_toml
 from trainer.dataset.manifest import Manifest
 from trainer.dataset.sources import scan_all, with_named
@@ -191,33 +191,6 @@ def _lives(owner: dict[str, Any] | None) -> bool:
         return abs(process.create_time() - owner["started"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, KeyError, TypeError):
         return False
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or none of it, also after a power cut."""
-    # Of this thread alone: two may write the same file at once, and the last one wins.
-    half_written = path.with_name(f".tmp-{os.getpid()}-{threading.get_native_id()}")
-    try:
-        with half_written.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        half_written.replace(path)
-    except BaseException:
-        half_written.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Makes renames and new names in a folder survive a power cut (Windows does so by itself)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sweep(run: Run) -> None:

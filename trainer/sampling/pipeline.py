@@ -18,12 +18,13 @@ from trainer.headers.safetensors import read_header
 from trainer.lora_file.attach import attach_mix, parts_of, refill
 from trainer.planning.plan import room_beside
 from trainer.runs.draw_protocol import FRAME
+from trainer.sampling.images import save_picture, save_strip
 from trainer.sampling.latent_preview import Colours, fit_colours, frames
-from trainer.sampling.sampler import Request, Room, conditioner, draw, rows_of_pass, save_picture, save_strip
-from trainer.sampling_config import picture_name
+from trainer.sampling.sampler import Request, conditioner, draw, rows_of_pass
+from trainer.sampling_config import Room, picture_name
 from trainer.sdxl.base import Base, open_base
+from trainer.sdxl.schedulers import scheduler_of_files
 from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
-from trainer.training.objective import scheduler_of_files
 
 Mix = Sequence[tuple[Path, float]]  # files, and how much of each the whole strength means
 

@@ -7,40 +7,20 @@ is divided into several passes only where memory does not suffice for one.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import torch
-from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
 from trainer.adapter.lora import Adapter
-from trainer.sampling.deepcache import WORDS, Fast
-from trainer.sampling_config import SAMPLERS, Request, sampler_words
+from trainer.sampling.deepcache import Fast
+from trainer.sampling.images import Drawn
+from trainer.sampling_config import NO_LIMITS, SAMPLERS, Request, Room
 from trainer.sdxl.latents import pictures
 from trainer.sdxl.text import Conditioning
 
 MAX_PIXELS = 32 * 128 * 128  # of one pass over several prompts; one prompt's strip may be larger
-
-
-@dataclass(frozen=True, kw_only=True)
-class Room:
-    """What memory allows a drawing; without limits when all is 0."""
-
-    pixels: int = 0  # of all pictures of one pass
-    tile: int = 0  # px, side of the tiles that a picture is decoded in
-
-
-NO_LIMITS = Room()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    prompt_index: int
-    strength: float
-    picture: Image.Image
 
 
 def draw(
@@ -189,48 +169,3 @@ def _answer(unet, fast, step, scheduler, latents, timestep, text, added, guidanc
 def _generator(seed: int, prompt_index: int) -> torch.Generator:
     """On the CPU, so that a seed draws the same picture on every device."""
     return torch.Generator().manual_seed(seed + prompt_index)
-
-
-def save_picture(drawn: Drawn, request: Request, path: Path, *, base: str, loras: Sequence[tuple[str, float]]) -> None:
-    """A PNG that carries its parameters as A1111 writes them.
-
-    Args:
-        loras: names, and how much of each the whole strength means.
-    """
-    prompt = request.prompts[drawn.prompt_index]
-    width, height = drawn.picture.size
-    facts = PngImagePlugin.PngInfo()
-    negative = f"\nNegative prompt: {request.negative}" if request.negative else ""
-    call = "".join(f" <lora:{name}:{drawn.strength * weight:g}>" for name, weight in loras if drawn.strength * weight)
-    facts.add_itxt(
-        "parameters",
-        f"{prompt}{call}{negative}\nSteps: {request.steps}, {sampler_words(request.sampler)}, CFG scale: {request.guidance:g}, "
-        f"Seed: {request.seed + drawn.prompt_index}, Size: {width}x{height}, Model: {base}{f', {WORDS}' if request.fast else ''}",
-    )
-    half_written = path.with_name(f".tmp-{path.name}")
-    drawn.picture.save(half_written, format="PNG", pnginfo=facts)
-    half_written.replace(path)
-
-
-def save_strip(drawn: list[Drawn], request: Request, folder: Path) -> Path:
-    """`strip.png`, whole or not at all."""
-    half_written, target = folder / ".tmp-strip.png", folder / "strip.png"
-    strip(drawn, request).save(half_written, format="PNG")
-    half_written.replace(target)
-    return target
-
-
-def strip(drawn: list[Drawn], request: Request) -> Image.Image:
-    """One row a prompt, one column a strength, the strengths written above."""
-    width, height = drawn[0].picture.size
-    columns, margin, top = len(request.strengths), 6, 22
-    rows = len(drawn) // columns
-    sheet = Image.new("RGB", (columns * (width + margin) + margin, rows * (height + margin) + top), "white")
-    pen = ImageDraw.Draw(sheet)
-    for column, strength in enumerate(request.strengths):
-        pen.text((margin + column * (width + margin) + width // 2, 5), f"{strength:g}", fill="black", anchor="mt")
-    for index, cell in enumerate(drawn):
-        row, column = divmod(index, columns)
-        fitted = cell.picture if cell.picture.size == (width, height) else ImageOps.pad(cell.picture, (width, height), color="white")
-        sheet.paste(fitted, (margin + column * (width + margin), top + row * (height + margin)))
-    return sheet

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from trainer.headers.base_model import TEXT_1, TEXT_2, UNET, VAE
-from trainer.lora_file.names import sgm_path
+from trainer.sdxl.unet_names import sgm_path
 
 
 @dataclass(frozen=True)

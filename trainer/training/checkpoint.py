@@ -26,7 +26,8 @@ from safetensors.torch import load, save
 
 from trainer.adapter.flat_parameters import join_state, split_state
 from trainer.adapter.lora import Adapter
-from trainer.runs.run import Run, sync_folder
+from trainer.atomic_files import sync_folder
+from trainer.runs.run import Run
 from trainer.training.ema import Average
 
 Scaler = torch.amp.GradScaler

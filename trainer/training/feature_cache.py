@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from trainer.atomic_files import write_atomically
 from trainer.dataset.augmentations import Variant
 from trainer.dataset.manifest import Item
-from trainer.runs.run import write_atomically
 from trainer.sdxl.text import PLAIN, Conditioning, Reading
 
 Latents = tuple[torch.Tensor, torch.Tensor]  # of one picture: mean and log-variance

@@ -13,11 +13,12 @@ import torch
 from trainer.errors import ConfigError
 from trainer.runs.commands import StopSignal
 from trainer.runs.draw_protocol import OnStep, answer
-from trainer.sampling.sampler import conditioner, draw, save_picture
+from trainer.sampling.images import save_picture
+from trainer.sampling.sampler import conditioner, draw
 from trainer.sampling_config import Request, picture_name
+from trainer.sdxl.schedulers import scheduler_of
 from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
 from trainer.training.ema import Average
-from trainer.training.objective import scheduler_of
 from trainer.training.samples import Sampler
 
 

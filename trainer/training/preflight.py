@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import layer_sizes, part_sizes
+from trainer.adapter.targets import layer_sizes, part_rates, part_sizes
 from trainer.config import TrainConfig
+from trainer.dataset.augmentations import mask_of, variants_of
+from trainer.dataset.caption_rules import CaptionRules
+from trainer.dataset.manifest import Item, Manifest
+from trainer.errors import DatasetError
+from trainer.hardware.compile import check_compiler
+from trainer.hardware.device import dtype_of, find_device
+from trainer.hardware.precision import precision_for
 from trainer.lora_file.attach import start_from
-from trainer.sdxl.base import Base
+from trainer.planning.memory import Shape, caption_bytes, latent_bytes
+from trainer.planning.plan import Plan, plan
+from trainer.sdxl.base import Base, open_base
 from trainer.sdxl.weights import build
+from trainer.training.batches import Batches
+from trainer.training.examples import placements
+from trainer.training.objective import objective_of
+from trainer.training.optim import build_optimizer
+from trainer.training.samples import largest_drawing, sample_requests
+from trainer.training.text_conditioning import MAX_TEXTS, drawable_captions
+from trainer.training.trackers import check_tracker
 
 
 def rehearse(config: TrainConfig, base: Base) -> None:
@@ -21,3 +39,58 @@ def rehearse(config: TrainConfig, base: Base) -> None:
         adapter.attach(part, models[part], sizes)
     if config.start_from:
         start_from(Path(config.start_from), adapter)
+
+
+def planned_for(config: TrainConfig, manifest: Manifest, base: Base, device: torch.device, kept: Path) -> Plan:
+    """What this training will take. Raises ConfigError when the device has not enough memory for it."""
+    placed = placements(config, base, manifest.items)
+    width, height = max((placement.bucket for _, placement in placed), key=lambda bucket: bucket[0] * bucket[1])
+    learnt = [(item, placement.bucket) for item, placement in placed if item.role != "validation"]
+    batches = Batches(tuple(item for item, _ in learnt), tuple(bucket for _, bucket in learnt), config.batch, config.seed)
+    trains_text = config.train_text_encoder_1 or config.train_text_encoder_2
+    drawable = set() if trains_text else drawable_captions(CaptionRules(config), batches, config.steps * config.accumulation)
+    drawn, rows = largest_drawing(sample_requests(config, manifest, base), base)
+    shape = Shape(
+        configs=base.configs, dtype=precision_for(config.precision, device, base.configs, kept), width=width, height=height,
+        windows=config.caption_windows, reads_text=trains_text or drawable is None, drawn=drawn, drawn_rows=rows,
+    )  # fmt: skip
+    cached = MAX_TEXTS * caption_bytes(shape) if drawable is None else 0
+    if device.type == "cpu":  # what comes from disk stays in main memory
+        forms = sum(len(variants_of(config, item, placement)) for item, placement in placed)
+        cached += len(drawable or ()) * caption_bytes(shape) + forms * latent_bytes(shape)
+    return plan(config, shape, device, kept, cached=cached)
+
+
+def preflight(config: TrainConfig, manifest: Manifest, models: Path, kept: Path) -> Plan:
+    """What the training will take. Raises the TrainerError that would end it at once, before the run is written.
+
+    Args:
+        kept: the folder of caches.
+    """
+    base = open_base(config.base, models)
+    device = find_device()
+    dtype_of(config.precision, device)
+    placements(config, base, manifest.items)
+    objective_of(config, base)
+    sample_requests(config, manifest, base)
+    check_masks(config, manifest.trained)
+    check_tracker(config)
+    check_compiler(config, device)
+    rehearse(config, base)
+    rates = part_rates(config)
+    build_optimizer(config, [{"params": [torch.zeros(1, requires_grad=True)], "lr": rates[part]} for part in part_sizes(config)], device)
+    return planned_for(config, manifest, base, device, kept)
+
+
+def check_masks(config: TrainConfig, items: tuple[Item, ...]) -> None:
+    """Raises DatasetError when masks are asked for and no picture has one."""
+    if config.mask != "none" and not any(_has_mask(config, item) for item in items):
+        where = "a file like art.mask.png beside art.png" if config.mask == "file" else "a picture with transparency"
+        raise DatasetError(f"no picture has a mask; give {where}, or set mask to none")
+
+
+def _has_mask(config: TrainConfig, item: Item) -> bool:
+    try:
+        return mask_of(config, item) is not None
+    except DatasetError:  # told when the picture itself is read
+        return False

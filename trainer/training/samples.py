@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -20,19 +19,12 @@ from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
 from trainer.errors import ConfigError, lacks_memory
 from trainer.runs.run import Run
-from trainer.sampling.sampler import NO_LIMITS, Drawn, Request, Room, conditioner, draw, rows_of_pass, save_picture, save_strip
-from trainer.sampling_config import picture_name
+from trainer.sampling.images import Drawn, save_picture, save_strip
+from trainer.sampling.sampler import Request, conditioner, draw, rows_of_pass
+from trainer.sampling_config import NO_LIMITS, PROMPTS, STRENGTHS, Room, parsed, picture_name
 from trainer.sdxl.base import Base
-from trainer.training.objective import scheduler_of
+from trainer.sdxl.schedulers import scheduler_of
 from trainer.training.text_conditioning import Texts
-
-PROMPTS = 4  # captions that are drawn where no prompts are given
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_FLAG = re.compile(r"\s--(\w+)(?:\s+|$)")
-_NUMBERS: dict[str, tuple[str, type, float, float]] = {
-    "w": ("width", int, 64, 4096), "h": ("height", int, 64, 4096), "d": ("seed", int, 0, 2**31 - 1),
-    "l": ("guidance", float, 0, 50), "s": ("steps", int, 1, 200),
-}  # fmt: skip
 
 
 def sample_requests(config: TrainConfig, manifest: Manifest, base: Base) -> list[tuple[int, Request]]:
@@ -73,26 +65,6 @@ def largest_drawing(requests: list[tuple[int, Request]], base: Base) -> tuple[tu
         passes.append(areas[size] * rows_of_pass(len(request.prompts), len(STRENGTHS), size))
     largest = max(areas, key=lambda size: areas[size])
     return largest, -(-max(passes) // areas[largest])
-
-
-def parsed(line: str) -> tuple[str, dict[str, Any]]:
-    """The prompt of a line, and its flags as a Request names them. Raises ConfigError."""
-    text, *rest = _FLAG.split(f" {line}")
-    facts: dict[str, Any] = {}
-    for flag, value in zip(rest[::2], rest[1::2], strict=True):
-        if flag == "n":
-            facts["negative"] = value.strip()
-            continue
-        name, kind, low, high = _NUMBERS.get(flag, ("", str, 0, 0))
-        try:
-            number = kind(value.strip())
-        except ValueError:
-            number = None
-        if not name or number is None or not low <= number <= high:
-            known = ", ".join(f"--{key}" for key in ("n", *_NUMBERS))
-            raise ConfigError([f"sample prompt {line!r}: --{flag} {value.strip()} is not understood; there are {known}"])
-        facts[name] = number
-    return text.strip(), facts
 
 
 def _check_size(request: Request, base: Base) -> None:

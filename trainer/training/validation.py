@@ -16,7 +16,7 @@ from trainer.runs import events
 from trainer.runs.run import Run
 from trainer.training import checkpoint as state
 from trainer.training import noise
-from trainer.training.caching import Pictures
+from trainer.training.examples import Pictures
 from trainer.training.objective import Objective
 from trainer.training.text_conditioning import Texts
 

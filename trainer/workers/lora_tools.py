@@ -19,11 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trainer.atomic_files import write_atomically
 from trainer.errors import LoraFileError, TrainerError
 from trainer.headers.edit_metadata import Label, relabel
 from trainer.headers.lora import bundled_notice, recognise
 from trainer.headers.sidecars import CHOICE, ENTRY
-from trainer.runs.run import Run, claim, write_atomically
+from trainer.runs.run import Run, claim
 
 
 def work(folder: Path, models: Path) -> str:

@@ -22,7 +22,7 @@ from trainer.errors import DatasetError, TrainerError
 from trainer.runs import events
 from trainer.runs.failures import failure
 from trainer.runs.run import Run, claim
-from trainer.training.caching import preflight
+from trainer.training.preflight import preflight
 
 IDLE_SECONDS = 60.0
 

@@ -22,8 +22,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.atomic_files import write_atomically
 from trainer.errors import TrainerError
-from trainer.runs.run import write_atomically
 
 _N, _R, _P = 2**15, 8, 3  # 32 MiB and a quarter of a second: OWASP's second choice, for small machines
 _NAME = re.compile(r"\w[\w.\-]{0,39}")

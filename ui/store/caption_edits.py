@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.atomic_files import write_atomically
 from trainer.dataset.captions import SIDECARS, Listed, metadata_captions, one_line, sidecar_lines
 from trainer.dataset.overrides import OURS
 from trainer.dataset.scan import pictures_in, places
 from trainer.errors import DatasetError
-from trainer.runs.run import write_atomically
 from ui.store.naming import MAX_CAPTION
 from ui.store.projects import Projects, locked
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.atomic_files import write_atomically
 from trainer.captioning_config import options_from
 from trainer.errors import CaptionerError, RunError
 from trainer.headers.captioner import found_captioners
 from trainer.runs import captioning_job as job
 from trainer.runs import events
-from trainer.runs.run import Run, write_atomically
+from trainer.runs.run import Run
 from ui.store.caption_edits import remember
 from ui.store.projects import Projects
 from ui.store.runs import Jobs

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.atomic_files import write_atomically
 from trainer.errors import BaseError, RunError, TrainerError
 from trainer.headers.base_model import folder_configs
 from trainer.runs import events
 from trainer.runs.draw_protocol import ANSWERS, FRAME
-from trainer.runs.run import Run, write_atomically
+from trainer.runs.run import Run
 from trainer.sampling_config import MOST_FILES, Request, checked_weight, picture_name, request_from
 from ui.store.library import OUTSIDE, Library
 from ui.store.runs import Jobs

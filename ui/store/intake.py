@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from trainer.atomic_files import write_atomically
 from trainer.dataset.archives import ARCHIVES, Bounds, members, shown_name
 from trainer.dataset.captions import SIDECARS, kohya_folder, one_line
 from trainer.dataset.overrides import MAX_REPEATS, OURS, Choice
 from trainer.dataset.pictures import UNREAD, small_picture
 from trainer.dataset.scan import is_picture_name
 from trainer.errors import TrainerError
-from trainer.runs.run import write_atomically
 from ui.store.limits import MB, Limits, size_bytes
 from ui.store.masks import save_mask
 from ui.store.naming import MAX_CAPTION, clean_name, free_stem, numbered

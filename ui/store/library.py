@@ -25,13 +25,13 @@ from typing import Any
 
 from PIL import Image
 
+from trainer.atomic_files import write_atomically
 from trainer.errors import LoraFileError, RunError, TrainerError
 from trainer.headers.edit_metadata import Label, checked, relabel
 from trainer.headers.lora import recognise
 from trainer.headers.sidecars import CHOICE, ENTRY, TOOLS
 from trainer.runs import run as runs
 from trainer.runs.queue import FILES
-from trainer.runs.run import write_atomically
 from trainer.sampling_config import checked_weight
 from ui.store.naming import clean_name, new_folder
 from ui.store.runs import Jobs

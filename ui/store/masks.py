@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from trainer.atomic_files import write_atomically
 from trainer.dataset.augmentations import mask_file
 from trainer.dataset.pictures import open_picture
 from trainer.errors import DatasetError
-from trainer.runs.run import write_atomically
 
 MAX_BYTES = 24_000_000  # of a PNG that a browser draws
 _SHAPE = "a mask must be a grey PNG of the picture's shape; draw it again"

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from trainer.atomic_files import write_atomically
 from trainer.config import PRESET_NAMES, TrainConfig, config_from
 from trainer.dataset.augmentations import mask_file
 from trainer.dataset.overrides import OURS
@@ -17,7 +18,6 @@ from trainer.dataset.quick_scan import outline
 from trainer.errors import DatasetError
 from trainer.headers.base_model import is_small
 from trainer.presets import preset_values
-from trainer.runs.run import write_atomically
 
 FEWEST = 3  # of one or two pictures, everything is learnt by heart: the subject can't be told from what is around it
 ABOVE = ("name", "trigger", "preset", "pace", "base")  # beside the button; everything else is under Advanced

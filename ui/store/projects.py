@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trainer.atomic_files import write_atomically
 from trainer.dataset.augmentations import mask_file
 from trainer.dataset.captions import SIDECARS, Listed, kohya_folder, metadata_captions, sidecar_caption
 from trainer.dataset.overrides import OURS, Choice, read_choices
 from trainer.dataset.scan import is_picture_name, is_shown, pictures_in, places
 from trainer.errors import DatasetError
-from trainer.runs.run import write_atomically
 from ui.store.intake import Intake
 from ui.store.naming import clean_name, free_stem, numbered
 from ui.store.picture_checks import Checkup

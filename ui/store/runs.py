@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.atomic_files import write_atomically
 from trainer.config import TrainConfig, config_from
 from trainer.errors import RunError
 from trainer.headers.base_model import found_bases
 from trainer.runs import events, run
 from trainer.runs.queue import Job, Queue
-from trainer.runs.run import write_atomically
 from ui.store.estimates import Estimates
 from ui.store.naming import new_folder
 from ui.store.project_settings import whole_values

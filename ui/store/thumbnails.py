@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from trainer.atomic_files import write_atomically
 from trainer.dataset.pictures import small_picture
-from trainer.runs.run import write_atomically
 
 THUMBNAIL, LARGE = 384, 1280  # px: longer side
 THUMBNAIL_BYTES = 60_000

@@ -18,9 +18,9 @@ from trainer.planning import plan as planning
 from trainer.planning.memory import Need, Shape, caption_bytes, weights_of
 from trainer.planning.plan import GB, Plan, Way, as_before, own_bytes, plan, room_beside, tile_before
 from trainer.runs import run
-from trainer.sampling.sampler import Room
+from trainer.sampling_config import Room
 from trainer.sdxl.base import ORIGINAL, open_base
-from trainer.training.caching import planned_for
+from trainer.training.preflight import planned_for
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
 SMALL = Shape(configs=MODELS / "tiny-sdxl", dtype=torch.float32, width=128, height=128)

@@ -20,7 +20,8 @@ from trainer.errors import LoraFileError
 from trainer.headers.safetensors import read_header
 from trainer.presets import preset_values
 from trainer.runs import events, run
-from trainer.sampling.sampler import Request, Room, draw, rows_of_pass
+from trainer.sampling.sampler import Request, draw, rows_of_pass
+from trainer.sampling_config import Room
 from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import pictures, pixels, posterior, tile_of
 from trainer.sdxl.text import Conditioning

@@ -17,7 +17,7 @@ from trainer.sampling import sampler as drawing
 from trainer.sampling.pipeline import WarmBase
 from trainer.sampling.sampler import Request
 from trainer.sdxl.base import open_base
-from trainer.training.objective import scheduler_of, scheduler_of_files
+from trainer.sdxl.schedulers import scheduler_of, scheduler_of_files
 
 BASE = open_base("tiny-sdxl", MODELS)
 OTHER = "v_prediction" if BASE.prediction_type == "epsilon" else "epsilon"

@@ -23,8 +23,9 @@ from trainer.dataset.sources import with_named
 from trainer.errors import ConfigError, DatasetError
 from trainer.presets import preset_values
 from trainer.sdxl.base import open_base
+from trainer.sdxl.schedulers import scheduler_of
 from trainer.training import noise
-from trainer.training.objective import Objective, objective_of, scheduler_of
+from trainer.training.objective import Objective, objective_of
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 ALPHAS = SCHEDULER.alphas_cumprod

@@ -10,8 +10,9 @@ from tests.conftest import INK, MODELS, trainer
 from trainer.config import TrainConfig
 from trainer.dataset.scan import scan
 from trainer.errors import ConfigError
+from trainer.sampling_config import parsed
 from trainer.sdxl.base import open_base
-from trainer.training.samples import parsed, sample_is_due, sample_requests, sample_texts
+from trainer.training.samples import sample_is_due, sample_requests, sample_texts
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 

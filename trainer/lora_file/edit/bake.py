@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from trainer.adapter.lycoris import magnitude
+from trainer.atomic_files import sync_folder
 from trainer.errors import BaseError, LoraFileError
 from trainer.headers.safetensors import read_header
 from trainer.lora_file.base_weights import PartWeights, base_weights
 from trainer.lora_file.modules import DORA, LoraFile, Module, read_modules
-from trainer.runs.run import sync_folder
 
 
 def bake(source: Path, out: Path, base: Path, strength: float = 1.0) -> int:

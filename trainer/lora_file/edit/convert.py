@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from trainer.atomic_files import write_atomically
 from trainer.errors import LoraFileError
 from trainer.lora_file.metadata import with_hashes
 from trainer.lora_file.modules import ALPHA, DORA, DOWN, UP, LoraFile, Module, read_modules, with_one_alpha, written_key
 from trainer.lora_file.names import PREFIX, diffusers_name, kohya_name
-from trainer.runs.run import write_atomically
 
 FORMS = ("kohya", "kohya-diffusers", "diffusers")
 
