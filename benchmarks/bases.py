@@ -34,7 +34,12 @@ def write_wide(folder: Path, width: int = 64) -> Path:
     unet: Any = UNet2DConditionModel.from_config({**_facts("unet"), **wide_unet(width)})  # pyright: ignore
     unet.save_pretrained(half_written / "unet")
     for part, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
-        facts = {**_facts(part), "hidden_size": _TEXT_WIDTH, "intermediate_size": 4 * _TEXT_WIDTH, "num_attention_heads": 1}
+        facts = {
+            **_facts(part),
+            "hidden_size": _TEXT_WIDTH,
+            "intermediate_size": 4 * _TEXT_WIDTH,
+            "num_attention_heads": 1,
+        }
         encoder: Any = kind(CLIPTextConfig.from_dict({**facts, "projection_dim": _TEXT_WIDTH}))
         encoder.save_pretrained(half_written / part)
     shutil.copytree(BUNDLED / "vae", half_written / "vae")
@@ -48,10 +53,12 @@ def write_wide(folder: Path, width: int = 64) -> Path:
 def wide_unet(width: int) -> dict[str, Any]:
     """What of SDXL's configuration is changed; heads stay 64 wide."""
     return {
-        "sample_size": 32, "block_out_channels": [width, 2 * width, 4 * width],
-        "attention_head_dim": [max(1, width * times // 64) for times in (1, 2, 4)], "cross_attention_dim": 2 * _TEXT_WIDTH,
+        "sample_size": 32,
+        "block_out_channels": [width, 2 * width, 4 * width],
+        "attention_head_dim": [max(1, width * times // 64) for times in (1, 2, 4)],
+        "cross_attention_dim": 2 * _TEXT_WIDTH,
         "projection_class_embeddings_input_dim": 6 * 256 + _TEXT_WIDTH,
-    }  # fmt: skip
+    }
 
 
 def _facts(part: str) -> dict[str, Any]:
@@ -70,5 +77,7 @@ def random_part(part: str, configs: Path, device: torch.device, dtype: torch.dty
             tensor.normal_(0, 0.02, generator=generator)
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
-            module.register_buffer(name, torch.arange(buffer.shape[-1], device=device).expand(buffer.shape), persistent=False)
+            module.register_buffer(
+                name, torch.arange(buffer.shape[-1], device=device).expand(buffer.shape), persistent=False
+            )
     return model.requires_grad_(False).eval()

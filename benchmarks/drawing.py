@@ -26,7 +26,9 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def figures(folder: Path, *, base: Path = BUNDLED, quick: bool = False, repeat: int = 3) -> list[Figure]:
     warm = WarmBase(open_base(base.name, base.parent))
-    files = [random_lora(warm, folder / f"{name}.safetensors", seed) for seed, name in enumerate(("one", "other"))]
+    files = [
+        random_lora(warm, folder / f"{name}.safetensors", seed) for seed, name in enumerate(("one", "other"))
+    ]
     steps, repeat = (2, 1) if quick else (16, repeat)
     request = Request(prompts=("a cat",), strengths=STRENGTHS, steps=steps)
     warm.draw(files[0], request)  # reads the prompt
@@ -36,15 +38,27 @@ def figures(folder: Path, *, base: Path = BUNDLED, quick: bool = False, repeat: 
             warm.draw(files[0], dataclasses.replace(request, strengths=(strength,)))
 
     strip, single, fast = timed(
-        [lambda: warm.draw(files[0], request), one_by_one, lambda: warm.draw(files[0], dataclasses.replace(request, fast=True))], repeat
+        [
+            lambda: warm.draw(files[0], request),
+            one_by_one,
+            lambda: warm.draw(files[0], dataclasses.replace(request, fast=True)),
+        ],
+        repeat,
     )
     words = f"{base.name}, strip of {len(STRENGTHS)}, {steps} steps"
     return [
         Figure(group=GROUP, what=f"{words}: one run for each strength", value=single, unit="s"),
         Figure(group=GROUP, what=f"{words}: one pass", value=strip, unit="s", floor=single),
         Figure(group=GROUP, what=f"{words}: fast preview", value=fast, unit="s", floor=strip),
-        Figure(group=GROUP, what="another strength", value=1000 * strength_seconds(warm, files[0]), unit="ms"),
-        Figure(group=GROUP, what="another LoRA of the same shape", value=1000 * swap_seconds(warm, files), unit="ms"),
+        Figure(
+            group=GROUP, what="another strength", value=1000 * strength_seconds(warm, files[0]), unit="ms"
+        ),
+        Figure(
+            group=GROUP,
+            what="another LoRA of the same shape",
+            value=1000 * swap_seconds(warm, files),
+            unit="ms",
+        ),
     ]
 
 
@@ -54,7 +68,10 @@ def random_lora(warm: WarmBase, path: Path, seed: int) -> Path:
     adapter.start(seed)
     with torch.no_grad():
         for vector in adapter.vectors():
-            vector.add_(torch.randn(vector.shape, generator=torch.Generator().manual_seed(seed)).to(vector.device), alpha=0.01)
+            vector.add_(
+                torch.randn(vector.shape, generator=torch.Generator().manual_seed(seed)).to(vector.device),
+                alpha=0.01,
+            )
     save_lora(path, adapter, {})
     adapter.detach("unet", warm.unet)
     return path
@@ -84,4 +101,6 @@ def strength_seconds(warm: WarmBase, file: Path) -> float:
 def swap_seconds(warm: WarmBase, files: list[Path]) -> float:
     """From one file to another of the same shape: reading it, and putting its matrices in place."""
     warm.adapter_of([(files[0], 1.0)])
-    return statistics.mean(timed([lambda: warm.adapter_of([(files[1], 1.0)]), lambda: warm.adapter_of([(files[0], 1.0)])], 3))
+    return statistics.mean(
+        timed([lambda: warm.adapter_of([(files[1], 1.0)]), lambda: warm.adapter_of([(files[0], 1.0)])], 3)
+    )

@@ -30,7 +30,10 @@ from trainer.sdxl.latents import posterior
 from trainer.training.caching import cache_latents
 from trainer.training.feature_cache import Cache
 
-_PLAIN = ("network=lora", "train_feed_forward=false")  # a preset may adapt more layers than another trainer does
+_PLAIN = (
+    "network=lora",
+    "train_feed_forward=false",
+)  # a preset may adapt more layers than another trainer does
 _README = ["-m", "trainer", "train", str(INK), "--preset", "style"]
 
 
@@ -48,19 +51,40 @@ def watched(command: list[str], folder: Path = ROOT) -> Watched:
     child = psutil.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while child.poll() is None:
         with contextlib.suppress(psutil.Error):
-            peak = max(peak, sum(process.memory_info().rss for process in (child, *child.children(recursive=True))))
+            peak = max(
+                peak, sum(process.memory_info().rss for process in (child, *child.children(recursive=True)))
+            )
         with contextlib.suppress(psutil.TimeoutExpired):
             child.wait(0.05)
     if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, command, stderr=child.stderr.read() if child.stderr else b"")
+        raise subprocess.CalledProcessError(
+            child.returncode, command, stderr=child.stderr.read() if child.stderr else b""
+        )
     return Watched(time.monotonic() - begun, peak)
 
 
 def own_command(folder: Path, base: Path, output: Path, steps: int, more: list[str]) -> list[str]:
     """A training that only trains: no pictures, one checkpoint."""
-    quiet = [f"steps={steps}", "sample_steps=1", f"checkpoint_every={steps}", "log_with=none", "thumbnail=none"]
+    quiet = [
+        f"steps={steps}",
+        "sample_steps=1",
+        f"checkpoint_every={steps}",
+        "log_with=none",
+        "thumbnail=none",
+    ]
     options = [word for setting in (*quiet, *more) for word in ("--set", setting)]
-    return [sys.executable, "-m", "trainer", "train", str(folder), "--output", str(output), "--base", str(base), *options]
+    return [
+        sys.executable,
+        "-m",
+        "trainer",
+        "train",
+        str(folder),
+        "--output",
+        str(output),
+        "--base",
+        str(base),
+        *options,
+    ]
 
 
 def start(folder: Path, *, repeat: int = 3) -> list[Figure]:
@@ -71,32 +95,74 @@ def start(folder: Path, *, repeat: int = 3) -> list[Figure]:
         watched(own_command(INK, BUNDLED, output, 2, []))
         first = next(event for event in events.read(output / "events.jsonl")[0] if event["kind"] == "step")
         found.append(first["time"] - begun)
-    whole = [watched([sys.executable, *_README, "--output", str(folder / f"whole-{number}" / "ink")]) for number in range(repeat)]
-    help_seconds = statistics.median(watched([sys.executable, "-m", "trainer", "--help"]).seconds for _ in range(repeat))
+    whole = [
+        watched([sys.executable, *_README, "--output", str(folder / f"whole-{number}" / "ink")])
+        for number in range(repeat)
+    ]
+    help_seconds = statistics.median(
+        watched([sys.executable, "-m", "trainer", "--help"]).seconds for _ in range(repeat)
+    )
     return [
-        Figure(group="start", what="first step after the command, nothing cached", value=statistics.median(found), unit="s", floor=12.0, all=tuple(found)),
         Figure(
-            group="start", what="README's training, from nothing to file and strip", value=statistics.median(run.seconds for run in whole),
-            unit="s", floor=120.0, all=tuple(run.seconds for run in whole),
+            group="start",
+            what="first step after the command, nothing cached",
+            value=statistics.median(found),
+            unit="s",
+            floor=12.0,
+            all=tuple(found),
         ),
-        Figure(group="start", what="README's training, most memory held", value=max(run.peak for run in whole) / 1e9, unit="GB", floor=1.5),
+        Figure(
+            group="start",
+            what="README's training, from nothing to file and strip",
+            value=statistics.median(run.seconds for run in whole),
+            unit="s",
+            floor=120.0,
+            all=tuple(run.seconds for run in whole),
+        ),
+        Figure(
+            group="start",
+            what="README's training, most memory held",
+            value=max(run.peak for run in whole) / 1e9,
+            unit="GB",
+            floor=1.5,
+        ),
         Figure(group="start", what="python -m trainer --help", value=help_seconds, unit="s", floor=0.5),
-    ]  # fmt: skip
+    ]
 
 
 def caching(folder: Path, pictures: int) -> list[Figure]:
     """Pictures a second into the cache, against the VAE alone on pictures that are in memory."""
-    made, base, device = some_pictures(folder / "pictures", pictures), open_base(BUNDLED.name, BUNDLED.parent), find_device()
+    made, base, device = (
+        some_pictures(folder / "pictures", pictures),
+        open_base(BUNDLED.name, BUNDLED.parent),
+        find_device(),
+    )
     run = create(folder / "run", TrainConfig(), scan(made))
     begun = time.perf_counter()
-    cache_latents(run, run.manifest.items, run.config, base, Cache(folder / "cache", base.fingerprint), device, StopSignal(run))
+    cache_latents(
+        run,
+        run.manifest.items,
+        run.config,
+        base,
+        Cache(folder / "cache", base.fingerprint),
+        device,
+        StopSignal(run),
+    )
     cached = pictures / (time.perf_counter() - begun)
     vae, picture = base.vae(device), torch.rand(1, 3, 128, 128) * 2 - 1
     begun = time.perf_counter()
     for _ in range(pictures):
         posterior(vae, picture)
     alone = pictures / (time.perf_counter() - begun)
-    return [Figure(group="caching", what=f"{pictures} pictures of 128 px", value=cached, unit="pictures/s", floor=alone)]
+    return [
+        Figure(
+            group="caching",
+            what=f"{pictures} pictures of 128 px",
+            value=cached,
+            unit="pictures/s",
+            floor=alone,
+        )
+    ]
 
 
 def growth(folder: Path, counts: tuple[int, ...]) -> list[Figure]:
@@ -108,8 +174,18 @@ def growth(folder: Path, counts: tuple[int, ...]) -> list[Figure]:
         watched(own_command(made, BUNDLED, output / "first", 1, ["batch=4"]))
         again = watched(own_command(made, BUNDLED, output / "again", 2, ["batch=4"]))
         found += [
-            Figure(group="growth", what=f"{count:,} pictures, cached: command to end", value=again.seconds, unit="s"),
-            Figure(group="growth", what=f"{count:,} pictures, cached: peak memory", value=again.peak / 1e9, unit="GB"),
+            Figure(
+                group="growth",
+                what=f"{count:,} pictures, cached: command to end",
+                value=again.seconds,
+                unit="s",
+            ),
+            Figure(
+                group="growth",
+                what=f"{count:,} pictures, cached: peak memory",
+                value=again.peak / 1e9,
+                unit="GB",
+            ),
         ]
     return found
 
@@ -120,12 +196,16 @@ def some_pictures(folder: Path, count: int) -> Path:
     for number in range(count):
         draw = torch.Generator().manual_seed(number)
         coarse = torch.randint(0, 256, (8, 8, 3), generator=draw, dtype=torch.uint8)
-        Image.fromarray(coarse.numpy()).resize((128, 128), Image.Resampling.BICUBIC).save(folder / f"{number:05d}.png")
+        Image.fromarray(coarse.numpy()).resize((128, 128), Image.Resampling.BICUBIC).save(
+            folder / f"{number:05d}.png"
+        )
         (folder / f"{number:05d}.txt").write_text(f"pattern {number % 20}")
     return folder
 
 
-def against(command: str, base: Path, *, steps: tuple[int, int], repeat: int, more: list[str]) -> list[Figure]:
+def against(
+    command: str, base: Path, *, steps: tuple[int, int], repeat: int, more: list[str]
+) -> list[Figure]:
     """Another trainer's seconds a step and ours, in turns on the same pictures and base.
 
     Args:
@@ -155,9 +235,28 @@ def against(command: str, base: Path, *, steps: tuple[int, int], repeat: int, mo
             peaks[name] = max(peaks[name], *(run.peak for run in runs))
     theirs_seconds, ours = (statistics.median(taken[name]) for name in ("theirs", "ours"))
     return [
-        Figure(group="against", what="seconds a step: the other", value=theirs_seconds, unit="s", all=tuple(taken["theirs"])),
-        Figure(group="against", what="seconds a step: Impasto", value=ours, unit="s", floor=theirs_seconds, all=tuple(taken["ours"])),
+        Figure(
+            group="against",
+            what="seconds a step: the other",
+            value=theirs_seconds,
+            unit="s",
+            all=tuple(taken["theirs"]),
+        ),
+        Figure(
+            group="against",
+            what="seconds a step: Impasto",
+            value=ours,
+            unit="s",
+            floor=theirs_seconds,
+            all=tuple(taken["ours"]),
+        ),
         Figure(group="against", what="times as fast", value=theirs_seconds / ours, unit="x"),
         Figure(group="against", what="peak memory: the other", value=peaks["theirs"] / 1e9, unit="GB"),
-        Figure(group="against", what="peak memory: Impasto", value=peaks["ours"] / 1e9, unit="GB", floor=peaks["theirs"] / 1e9),
+        Figure(
+            group="against",
+            what="peak memory: Impasto",
+            value=peaks["ours"] / 1e9,
+            unit="GB",
+            floor=peaks["theirs"] / 1e9,
+        ),
     ]

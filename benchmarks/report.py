@@ -41,16 +41,29 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        model = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")), model)
+        model = next(
+            (
+                line.split(":")[1].strip()
+                for line in cpuinfo.read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            model,
+        )
     memory = psutil.virtual_memory().total / 2**30
-    wide = torch.backends.cpu.get_cpu_capability() + " BF16" * multiplies_bf16()  # two of one name can differ in it
+    wide = (
+        torch.backends.cpu.get_cpu_capability() + " BF16" * multiplies_bf16()
+    )  # two of one name can differ in it
     return f"{describe(find_device())}, {model} {wide}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def file_stem(words: str) -> str:
     """`cpu-amd-epyc-2-cores`: one set of files for a machine."""
     device, model, cores = words.split(", ")[:3]
-    return re.sub(r"[^a-z0-9]+", "-", f"{device.split(' (')[0] if device.startswith('CPU') else device} {model} {cores}".lower()).strip("-")
+    return re.sub(
+        r"[^a-z0-9]+",
+        "-",
+        f"{device.split(' (')[0] if device.startswith('CPU') else device} {model} {cores}".lower(),
+    ).strip("-")
 
 
 def save(figures: list[Figure], words: str, folder: Path) -> Path:
@@ -60,7 +73,9 @@ def save(figures: list[Figure], words: str, folder: Path) -> Path:
     now = {figure.group for figure in figures}
     figures = [*figures, *(figure for figure in _saved(stem.with_suffix(".json")) if figure.group not in now)]
     rows = [{**dataclasses.asdict(figure), "ratio": figure.ratio} for figure in figures]
-    stem.with_suffix(".json").write_text(json.dumps({"machine": words, "figures": rows}, indent=1) + "\n", encoding="utf-8")
+    stem.with_suffix(".json").write_text(
+        json.dumps({"machine": words, "figures": rows}, indent=1) + "\n", encoding="utf-8"
+    )
     stem.with_suffix(".md").write_text(f"{words}\n\n{table(figures)}", encoding="utf-8")
     picture(figures).save(stem.with_suffix(".png"))
     return stem.with_suffix(".md")
@@ -71,7 +86,10 @@ def _saved(path: Path) -> list[Figure]:
     if not path.exists():
         return []
     rows = json.loads(path.read_text(encoding="utf-8"))["figures"]
-    return [Figure(**{**row, "all": tuple(row["all"])}) for row in ({k: v for k, v in row.items() if k != "ratio"} for row in rows)]
+    return [
+        Figure(**{**row, "all": tuple(row["all"])})
+        for row in ({k: v for k, v in row.items() if k != "ratio"} for row in rows)
+    ]
 
 
 def table(figures: list[Figure]) -> str:
@@ -99,7 +117,13 @@ def picture(figures: list[Figure]) -> Image.Image:
     for number, figure in enumerate(shown, start=1):
         top, ratio = number * line, figure.ratio or 0
         length = int((width - left - 150) * ratio / longest)
-        pen.text((left - 8, top + line // 2), f"{figure.group}: {figure.what}"[:60], fill="black", anchor="rm", font=font)
+        pen.text(
+            (left - 8, top + line // 2),
+            f"{figure.group}: {figure.what}"[:60],
+            fill="black",
+            anchor="rm",
+            font=font,
+        )
         pen.rectangle((left, top + 4, left + length, top + line - 4), fill="#4455aa")
         words = f"{ratio:.2f}  ({short(figure.value)} {figure.unit})"
         pen.text((left + length + 6, top + line // 2), words, fill="black", anchor="lm", font=font)

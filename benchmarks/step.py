@@ -46,7 +46,9 @@ class Case:
 
     @property
     def words(self) -> str:
-        more = [f"{self.level} recomputed"] * (self.level != "none") + [f"compiled {self.compile}"] * bool(self.compile)
+        more = [f"{self.level} recomputed"] * (self.level != "none") + [f"compiled {self.compile}"] * bool(
+            self.compile
+        )
         more += ["feed-forward too"] * self.feed_forward
         more += ["by PEFT"] * (self.way == "peft")
         return ", ".join([f"{self.base} {self.resolution} px, batch {self.batch}, {self.precision}", *more])
@@ -56,13 +58,21 @@ class Case:
         """Of the base, which is made when it is not there."""
         if self.base == "sdxl":
             return ORIGINAL
-        return BUNDLED if self.base == "bundled" else write_wide(Path(self.folder), int(self.base.removeprefix("wide")))
+        return (
+            BUNDLED
+            if self.base == "bundled"
+            else write_wide(Path(self.folder), int(self.base.removeprefix("wide")))
+        )
 
     @property
     def settings(self) -> TrainConfig:
         return TrainConfig(
-            batch=self.batch, rank=16, alpha=16.0, gradient_checkpointing=self.level, train_feed_forward=self.feed_forward
-        )  # fmt: skip
+            batch=self.batch,
+            rank=16,
+            alpha=16.0,
+            gradient_checkpointing=self.level,
+            train_feed_forward=self.feed_forward,
+        )
 
 
 class Steps:
@@ -99,10 +109,11 @@ class Steps:
             return torch.randn(shape, generator=draw).to(self.device, self.dtype)
 
         return {
-            "sample": random(rows, 4, side, side), "timestep": torch.full((rows,), 500, device=self.device),
+            "sample": random(rows, 4, side, side),
+            "timestep": torch.full((rows,), 500, device=self.device),
             "encoder_hidden_states": random(rows, 77, facts.cross_attention_dim),
             "added_cond_kwargs": {"text_embeds": random(rows, pooled), "time_ids": random(rows, 6)},
-        }  # fmt: skip
+        }
 
     def step(self) -> torch.Tensor:
         if self.case.compile == "reduce-overhead":
@@ -138,7 +149,12 @@ class PeftSteps(Steps):
         settings = self.case.settings
         targets = linear_paths("unet", self.unet, feed_forward=self.case.feed_forward)
         self.unet.add_adapter(
-            LoraConfig(r=settings.rank, lora_alpha=int(settings.alpha), init_lora_weights="gaussian", target_modules=targets)
+            LoraConfig(
+                r=settings.rank,
+                lora_alpha=int(settings.alpha),
+                init_lora_weights="gaussian",
+                target_modules=targets,
+            )
         )
         self.masters = [weight for weight in self.unet.parameters() if weight.requires_grad]
         for weight in self.masters:
@@ -166,7 +182,13 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def case_from(text: str) -> Case:
-    return Case(**{name: value for name, value in json.loads(text).items() if name in {f.name for f in dataclasses.fields(Case)}})
+    return Case(
+        **{
+            name: value
+            for name, value in json.loads(text).items()
+            if name in {f.name for f in dataclasses.fields(Case)}
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ _WATCH_STATUS = """() => {
   }).observe(document.querySelector('#status'), {childList: true, subtree: true, characterData: true});
 }"""
 # The page's question, and the events of Gradio that its answers raise.
-_TAKEN = "part => performance.getEntriesByType('resource').filter(e => e.name.includes(part)).map(e => e.duration)"
+_TAKEN = (
+    "part => performance.getEntriesByType('resource').filter(e => e.name.includes(part)).map(e => e.duration)"
+)
 # From a step of the slider to the picture decoded and painted.
 _PRESS = """async (key) => {
   const slider = document.querySelector('#strip input[type=range]'), image = document.querySelector('#strip .strip img');
@@ -68,7 +70,9 @@ def figures(folder: Path, *, quick: bool) -> list[Figure]:
         page.wait_for_selector("#cards .picture")
         first = time.monotonic() - begun
         return [
-            Figure(group="studio", what="the command to the first answer", value=answered, unit="s", floor=4.0),
+            Figure(
+                group="studio", what="the command to the first answer", value=answered, unit="s", floor=4.0
+            ),
             Figure(group="studio", what="the command to the first page drawn", value=first, unit="s"),
             *_drop(page, started, folder / "drop", many),
             *_open_large(browser, started, large),
@@ -97,15 +101,17 @@ def _drop(page: Any, started: Started, folder: Path, count: int) -> list[Figure]
     folder.mkdir()
     for number in range(count):
         noise = Image.effect_noise((512, 384), 40 + number % 40).resize((2048, 1536))
-        Image.merge("RGB", (noise, noise.rotate(number), noise.transpose(Image.Transpose.FLIP_TOP_BOTTOM))).save(
-            folder / f"{number:03d}.jpg"
-        )
+        Image.merge(
+            "RGB", (noise, noise.rotate(number), noise.transpose(Image.Transpose.FLIP_TOP_BOTTOM))
+        ).save(folder / f"{number:03d}.jpg")
     page.locator("#new-name input, #new-name textarea").fill("drop")
     page.locator("#create").click()
     page.wait_for_function("document.querySelector('#project input').value === 'drop'")
     page.wait_for_function("!document.querySelector('#cards .picture')")
     begun = time.monotonic()
-    page.locator("#upload input[type=file]").first.set_input_files([str(path) for path in sorted(folder.iterdir())])
+    page.locator("#upload input[type=file]").first.set_input_files(
+        [str(path) for path in sorted(folder.iterdir())]
+    )
     page.wait_for_selector("#cards .picture")
     first = time.monotonic() - begun
     page.wait_for_function(f"document.querySelectorAll('#cards .picture').length === {count}")
@@ -114,9 +120,19 @@ def _drop(page: Any, started: Started, folder: Path, count: int) -> list[Figure]
     left = [path for path in (started.home / "outputs" / ".cache" / "uploads").rglob("*") if path.is_file()]
     shutil.rmtree(folder)
     return [
-        Figure(group="studio", what=f"{count} pictures of 3 megapixels to the first card", value=first, unit="s"),
-        Figure(group="studio", what=f"{count} pictures of 3 megapixels to their cards", value=whole, unit="s", floor=20.0),
-        Figure(group="studio", what="copies of them left in the upload folder", value=len(left), unit="files"),
+        Figure(
+            group="studio", what=f"{count} pictures of 3 megapixels to the first card", value=first, unit="s"
+        ),
+        Figure(
+            group="studio",
+            what=f"{count} pictures of 3 megapixels to their cards",
+            value=whole,
+            unit="s",
+            floor=20.0,
+        ),
+        Figure(
+            group="studio", what="copies of them left in the upload folder", value=len(left), unit="files"
+        ),
     ]
 
 
@@ -139,11 +155,21 @@ def _open_large(browser: Any, started: Started, count: int) -> list[Figure]:
         _wait_for_doctor(page)
         context.close()
     return [
-        Figure(group="studio", what=f"a project of {count:,} pictures opens the first time", value=taken[0], unit="s"),
         Figure(
-            group="studio", what=f"a project of {count:,} pictures opens again", value=statistics.median(taken[1:]), unit="s", floor=2.0, all=tuple(taken)
+            group="studio",
+            what=f"a project of {count:,} pictures opens the first time",
+            value=taken[0],
+            unit="s",
         ),
-    ]  # fmt: skip
+        Figure(
+            group="studio",
+            what=f"a project of {count:,} pictures opens again",
+            value=statistics.median(taken[1:]),
+            unit="s",
+            floor=2.0,
+            all=tuple(taken),
+        ),
+    ]
 
 
 def _train(page: Any, started: Started, seconds: int) -> list[Figure]:
@@ -165,11 +191,33 @@ def _train(page: Any, started: Started, seconds: int) -> list[Figure]:
     stale = _stale([(event["step"], event["time"]) for event in said if event["kind"] == "step"], seen)
     return [
         Figure(group="studio", what="Train pressed to Stop shown", value=pressed, unit="s", floor=1.0),
-        Figure(group="studio", what=f"status behind what was written, worst of {len(stale)}", value=max(stale), unit="s", floor=2.0),
-        Figure(group="studio", what=f"page poll during training, 95th of 100 of {len(polls)}", value=polls[int(len(polls) * 0.95)], unit="ms", floor=50.0),
-        Figure(group="studio", what="page poll during training, median", value=statistics.median(polls), unit="ms"),
-        Figure(group="studio", what=f"drawing the tab anew, median of {len(drawn)}", value=statistics.median(drawn), unit="ms"),
-    ]  # fmt: skip
+        Figure(
+            group="studio",
+            what=f"status behind what was written, worst of {len(stale)}",
+            value=max(stale),
+            unit="s",
+            floor=2.0,
+        ),
+        Figure(
+            group="studio",
+            what=f"page poll during training, 95th of 100 of {len(polls)}",
+            value=polls[int(len(polls) * 0.95)],
+            unit="ms",
+            floor=50.0,
+        ),
+        Figure(
+            group="studio",
+            what="page poll during training, median",
+            value=statistics.median(polls),
+            unit="ms",
+        ),
+        Figure(
+            group="studio",
+            what=f"drawing the tab anew, median of {len(drawn)}",
+            value=statistics.median(drawn),
+            unit="ms",
+        ),
+    ]
 
 
 def _stale(written: list[tuple[int, float]], seen: list[tuple[int, float]]) -> list[float]:
@@ -197,5 +245,10 @@ def _slide(page: Any) -> Figure:
             raise AssertionError("the slider moved and the picture did not")
         taken.append(milliseconds)
     return Figure(
-        group="studio", what="slider step to picture painted, worst of 8", value=max(taken), unit="ms", floor=100.0, all=tuple(taken)
+        group="studio",
+        what="slider step to picture painted, worst of 8",
+        value=max(taken),
+        unit="ms",
+        floor=100.0,
+        all=tuple(taken),
     )

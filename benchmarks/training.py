@@ -22,12 +22,16 @@ from trainer.planning.memory import Shape
 GROUP = "training"
 
 CPU_CASES = (
-    Case(base="bundled", resolution=128, batch=1), Case(base="bundled", resolution=128, batch=4),
+    Case(base="bundled", resolution=128, batch=1),
+    Case(base="bundled", resolution=128, batch=4),
     Case(base="bundled", resolution=128, batch=4, level="all"),
-    Case(base="wide64", resolution=256, batch=1), Case(base="wide64", resolution=256, batch=4),
-    Case(base="wide64", resolution=256, batch=1, level="all"), Case(base="wide64", resolution=256, batch=1, compile="default"),
-    Case(base="wide64", resolution=256, batch=1, way="peft"), Case(base="wide64", resolution=256, batch=4, way="peft"),
-)  # fmt: skip
+    Case(base="wide64", resolution=256, batch=1),
+    Case(base="wide64", resolution=256, batch=4),
+    Case(base="wide64", resolution=256, batch=1, level="all"),
+    Case(base="wide64", resolution=256, batch=1, compile="default"),
+    Case(base="wide64", resolution=256, batch=1, way="peft"),
+    Case(base="wide64", resolution=256, batch=4, way="peft"),
+)
 # Where the processor multiplies bf16 by itself.
 _WIDE = Case(base="wide64", resolution=256, precision="bf16")
 BF16_CASES = (
@@ -40,11 +44,19 @@ BF16_CASES = (
 )
 _CARD = Case(base="sdxl", resolution=1024, precision="bf16", steps=8)
 CARD_CASES = (
-    _CARD, dataclasses.replace(_CARD, batch=4), dataclasses.replace(_CARD, level="all"), dataclasses.replace(_CARD, level="feed-forward"),
-    dataclasses.replace(_CARD, compile="default"), dataclasses.replace(_CARD, batch=4, compile="default"),
-    dataclasses.replace(_CARD, compile="reduce-overhead"), dataclasses.replace(_CARD, resolution=512, batch=8),
-)  # fmt: skip
-QUICK_CASES = (Case(base="bundled", resolution=64, batch=1, steps=1), Case(base="bundled", resolution=64, batch=2, steps=1))
+    _CARD,
+    dataclasses.replace(_CARD, batch=4),
+    dataclasses.replace(_CARD, level="all"),
+    dataclasses.replace(_CARD, level="feed-forward"),
+    dataclasses.replace(_CARD, compile="default"),
+    dataclasses.replace(_CARD, batch=4, compile="default"),
+    dataclasses.replace(_CARD, compile="reduce-overhead"),
+    dataclasses.replace(_CARD, resolution=512, batch=8),
+)
+QUICK_CASES = (
+    Case(base="bundled", resolution=64, batch=1, steps=1),
+    Case(base="bundled", resolution=64, batch=2, steps=1),
+)
 
 
 def cases(*, quick: bool, card: bool) -> tuple[Case, ...]:
@@ -76,8 +88,16 @@ def _against_peft(found: dict[Case, list[dict[str, Any]]]) -> list[Figure]:
         peaks = [max(run["peak"] for run in side) / 1e9 for side in (ours, runs)]
         words = theirs.words.removesuffix(", by PEFT")
         compared += [
-            Figure(group="against PEFT", what=f"times as fast, {words}", value=statistics.median(times), unit="x", all=tuple(times)),
-            Figure(group="against PEFT", what=f"peak memory, {words}", value=peaks[0], unit="GB", floor=peaks[1]),
+            Figure(
+                group="against PEFT",
+                what=f"times as fast, {words}",
+                value=statistics.median(times),
+                unit="x",
+                all=tuple(times),
+            ),
+            Figure(
+                group="against PEFT", what=f"peak memory, {words}", value=peaks[0], unit="GB", floor=peaks[1]
+            ),
         ]
     return compared
 
@@ -101,8 +121,20 @@ def _figures(case: Case, runs: list[dict[str, Any]]) -> list[Figure]:
     _, flops = flops_of_step(case.settings, shape)
     floor = flops / rate
     return [
-        Figure(group=GROUP, what=case.words, value=case.batch / seconds, unit="pictures/s", floor=case.batch / floor, all=tuple(times)),
-        Figure(group="memory", what=f"peak, {case.words}", value=max(run["peak"] for run in runs) / 1e9, unit="GB"),
+        Figure(
+            group=GROUP,
+            what=case.words,
+            value=case.batch / seconds,
+            unit="pictures/s",
+            floor=case.batch / floor,
+            all=tuple(times),
+        ),
+        Figure(
+            group="memory",
+            what=f"peak, {case.words}",
+            value=max(run["peak"] for run in runs) / 1e9,
+            unit="GB",
+        ),
     ]
 
 

@@ -16,7 +16,9 @@ from filelock import FileLock  # torch and huggingface_hub bring it
 from hypothesis import HealthCheck, settings
 
 # No test is timed: a busy machine is not a fault.
-settings.register_profile("studio", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "studio", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("studio")
 
 # Two processes with a thread each do more than one with two; trainings that a test starts inherit it.
@@ -28,7 +30,16 @@ ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
 INK = ROOT / "datasets" / "ink-emoji"
 # Of a training that is only to happen: the least that still is one.
-SMALLEST = ("--batch", "2", "--resolution", "64", "--precision", "fp32", "--sample-prompt", "a star --w 64 --h 64 --s 1")
+SMALLEST = (
+    "--batch",
+    "2",
+    "--resolution",
+    "64",
+    "--precision",
+    "fp32",
+    "--sample-prompt",
+    "a star --w 64 --h 64 --s 1",
+)
 
 
 def trainer(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -87,11 +98,27 @@ def ink_run(common_folder: Path, warm_cache: Path) -> Path:
 
 
 LONGEST = (
-    "test_browser_everyone.py", "test_train.py", "test_browser_train.py", "test_network_training.py", "test_browser.py", "test_style.py",
-    "test_browser_try_it.py", "test_plan.py", "test_browser_library.py", "test_tight_memory.py", "test_counted_work.py",
-    "test_browser_pictures.py", "test_lora_file.py", "test_bases.py", "test_preview.py", "test_validate.py", "test_memory.py",
-    "test_compiled.py", "test_between.py", "test_benchmarks.py",
-)  # fmt: skip
+    "test_browser_everyone.py",
+    "test_train.py",
+    "test_browser_train.py",
+    "test_network_training.py",
+    "test_browser.py",
+    "test_style.py",
+    "test_browser_try_it.py",
+    "test_plan.py",
+    "test_browser_library.py",
+    "test_tight_memory.py",
+    "test_counted_work.py",
+    "test_browser_pictures.py",
+    "test_lora_file.py",
+    "test_bases.py",
+    "test_preview.py",
+    "test_validate.py",
+    "test_memory.py",
+    "test_compiled.py",
+    "test_between.py",
+    "test_benchmarks.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -26,7 +26,9 @@ def commands() -> set[str]:
 
 
 def test_where_a_kohya_option_is_here_is_a_setting_or_a_command():
-    rows = re.findall(r"^\|(.+?)\|(.+?)\|.*\|$", (ROOT / "docs" / "kohya.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\|(.+?)\|(.+?)\|.*\|$", (ROOT / "docs" / "kohya.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     named = [name for _, here in rows for name in re.findall(r"`([^`]+)`", here)]
     assert len(rows) > 100 and len(named) > 80
     assert [name for name in named if name not in SETTINGS | commands()] == []

@@ -38,8 +38,26 @@ def probe_concepts(art: emoji_art.Art, ink: emoji_art.Art) -> list[str]:
     drawn: dict[str, set[str]] = {}
     for name, owner in zip(art.names, art.sets, strict=True):
         drawn.setdefault(name, set()).add(owner)
-    unwanted = ("square", "circle", "diamond", "heart", "moon", "button", "face", "man", "woman", "black", "white", "japanese", "oncoming")
-    shared = [n for n in sorted(drawn) if drawn[n] == sets and n in set(ink.names) and not any(w in n for w in unwanted)]
+    unwanted = (
+        "square",
+        "circle",
+        "diamond",
+        "heart",
+        "moon",
+        "button",
+        "face",
+        "man",
+        "woman",
+        "black",
+        "white",
+        "japanese",
+        "oncoming",
+    )
+    shared = [
+        n
+        for n in sorted(drawn)
+        if drawn[n] == sets and n in set(ink.names) and not any(w in n for w in unwanted)
+    ]
     return [shared[i * len(shared) // CONCEPTS] for i in range(CONCEPTS)]
 
 
@@ -87,8 +105,13 @@ def _changed(batch: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     scale = 0.85 + 0.35 * torch.rand(count, generator=draw)
     mirror = torch.where(torch.rand(count, generator=draw) < 0.5, -1.0, 1.0)
     shift = (torch.rand(count, 2, generator=draw) - 0.5) * 0.2
-    turn = torch.stack([torch.stack([angle.cos() * scale * mirror, -angle.sin() * scale, shift[:, 0]], 1),
-                        torch.stack([angle.sin() * scale * mirror, angle.cos() * scale, shift[:, 1]], 1)], 1)  # fmt: skip
+    turn = torch.stack(
+        [
+            torch.stack([angle.cos() * scale * mirror, -angle.sin() * scale, shift[:, 0]], 1),
+            torch.stack([angle.sin() * scale * mirror, angle.cos() * scale, shift[:, 1]], 1),
+        ],
+        1,
+    )
     grid = F.affine_grid(turn, list(batch.shape), align_corners=False)
     batch = F.grid_sample(batch - 1, grid, align_corners=False) + 1  # white outside
     kind = torch.rand(count, 1, 1, 1, generator=draw)
@@ -115,7 +138,9 @@ def saturation(pictures: np.ndarray) -> float:
     return float(((high - low) / np.maximum(high, 1)).mean())
 
 
-def generate(warm: WarmBase, prompts: list[str], seed: int, lora: Path | None = None, strengths=(0.0,)) -> dict[float, np.ndarray]:
+def generate(
+    warm: WarmBase, prompts: list[str], seed: int, lora: Path | None = None, strengths=(0.0,)
+) -> dict[float, np.ndarray]:
     """Pictures by strength; without a LoRA, the base's own."""
     request = Request(prompts=tuple(prompts), strengths=tuple(strengths), seed=seed, steps=20)
     drawn = warm.draw(lora, request)
@@ -123,7 +148,9 @@ def generate(warm: WarmBase, prompts: list[str], seed: int, lora: Path | None = 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("build/base"))
     parser.add_argument("--base", type=Path, default=Path("models/tiny-sdxl"))
     parser.add_argument("--sheet", type=Path)
@@ -132,7 +159,9 @@ def main() -> None:
     art = emoji_art.load(options.work / "art")
     ink = emoji_art.load(options.work / "art", (emoji_art.SAMPLE_SET,))
     warm = WarmBase(open_base(str(options.base), options.base.parent))
-    print(f"VAE on held-out pictures: {psnr(warm.vae, art.pictures[art.held_out()]):.2f} dB PSNR (wanted: 26)")
+    print(
+        f"VAE on held-out pictures: {psnr(warm.vae, art.pictures[art.held_out()]):.2f} dB PSNR (wanted: 26)"
+    )
     print(f"VAE on ink pictures: {psnr(warm.vae, ink.pictures[::8]):.2f} dB PSNR (wanted: 22.5)")
     concepts = probe_concepts(art, ink)
     probe = train_probe(options.work, art, concepts)
@@ -140,7 +169,9 @@ def main() -> None:
     seen = named(probe, ink.pictures[rows], list(range(CONCEPTS)))
     print(f"probe on real pictures of a style it never saw: {np.mean(seen):.0%} top-5 (chance 5%)")
     pictures = generate(warm, [caption(name, None) for name in concepts], seed=1)[0.0]
-    print(f"probe on generated pictures: {np.mean(named(probe, pictures, list(range(CONCEPTS)))):.0%} top-5 (wanted: 50%)")
+    print(
+        f"probe on generated pictures: {np.mean(named(probe, pictures, list(range(CONCEPTS)))):.0%} top-5 (wanted: 50%)"
+    )
     if options.sheet:
         contact_sheet(pictures[:: CONCEPTS // 40][:40]).save(options.sheet, optimize=True)
     if options.lora:
@@ -151,10 +182,14 @@ def _style_arrives(warm: WarmBase, lora: Path, probe: nn.Module, concepts: list[
     others = [name for name in concepts if name not in SAMPLE_NAMES][::4][:20]
     labels = [concepts.index(name) for name in others]
     strengths = (0.0, 0.25, 0.5, 0.75, 1.0)
-    drawn = generate(warm, [f"{caption(name, None)}, ink style" for name in others], seed=1, lora=lora, strengths=strengths)
+    drawn = generate(
+        warm, [f"{caption(name, None)}, ink style" for name in others], seed=1, lora=lora, strengths=strengths
+    )
     for strength in strengths:
         kept = sum(named(probe, drawn[strength], labels))
-        print(f"strength {strength}: saturation {saturation(drawn[strength]):.3f}, probe names {kept} of {len(others)}")
+        print(
+            f"strength {strength}: saturation {saturation(drawn[strength]):.3f}, probe names {kept} of {len(others)}"
+        )
 
 
 def contact_sheet(pictures: np.ndarray, columns: int = 10) -> Image.Image:

@@ -50,6 +50,10 @@ def _merges(cache: Path) -> list[str]:
 
 def _byte_symbols() -> list[str]:
     """The 256 printable stand-ins for bytes: printable ones first, as themselves, then the rest shifted past 255."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(others))]

@@ -37,19 +37,55 @@ class EmojiSet:
 
 
 TRAINING_SETS = (
-    EmojiSet(package="noto", version="1.2.9", licence="Apache-2.0", author="Google Inc",
-             source="https://github.com/googlefonts/noto-emoji", style="noto style"),
-    EmojiSet(package="noto-v1", version="1.2.5", licence="Apache-2.0", author="Google Inc",
-             source="https://github.com/googlefonts/noto-emoji", style="blob style"),
-    EmojiSet(package="fxemoji", version="1.2.2", licence="Apache-2.0", author="Mozilla",
-             source="https://github.com/mozilla/fxemoji", style="firefox style"),
-    EmojiSet(package="fluent-emoji", version="1.2.7", licence="MIT", author="Microsoft Corporation",
-             source="https://github.com/microsoft/fluentui-emoji", style="glossy style"),
-    EmojiSet(package="fluent-emoji-flat", version="1.2.6", licence="MIT", author="Microsoft Corporation",
-             source="https://github.com/microsoft/fluentui-emoji", style="flat style"),
-)  # fmt: skip
-SAMPLE_SET = EmojiSet(package="fluent-emoji-high-contrast", version="1.2.6", licence="MIT", author="Microsoft Corporation",
-                      source="https://github.com/microsoft/fluentui-emoji", style="ink style")  # fmt: skip
+    EmojiSet(
+        package="noto",
+        version="1.2.9",
+        licence="Apache-2.0",
+        author="Google Inc",
+        source="https://github.com/googlefonts/noto-emoji",
+        style="noto style",
+    ),
+    EmojiSet(
+        package="noto-v1",
+        version="1.2.5",
+        licence="Apache-2.0",
+        author="Google Inc",
+        source="https://github.com/googlefonts/noto-emoji",
+        style="blob style",
+    ),
+    EmojiSet(
+        package="fxemoji",
+        version="1.2.2",
+        licence="Apache-2.0",
+        author="Mozilla",
+        source="https://github.com/mozilla/fxemoji",
+        style="firefox style",
+    ),
+    EmojiSet(
+        package="fluent-emoji",
+        version="1.2.7",
+        licence="MIT",
+        author="Microsoft Corporation",
+        source="https://github.com/microsoft/fluentui-emoji",
+        style="glossy style",
+    ),
+    EmojiSet(
+        package="fluent-emoji-flat",
+        version="1.2.6",
+        licence="MIT",
+        author="Microsoft Corporation",
+        source="https://github.com/microsoft/fluentui-emoji",
+        style="flat style",
+    ),
+)
+SAMPLE_SET = EmojiSet(
+    package="fluent-emoji-high-contrast",
+    version="1.2.6",
+    licence="MIT",
+    author="Microsoft Corporation",
+    source="https://github.com/microsoft/fluentui-emoji",
+    style="ink style",
+)
 
 _SKIN = re.compile(r"skin-tone|-tone\d|(^|-)(medium-light|medium-dark|medium)(-|$)")
 _SKIN_SUFFIX = re.compile(r"-(light|dark|default)$")
@@ -146,7 +182,11 @@ def _rendered(emoji: EmojiSet, cache: Path, size: int) -> tuple[list[str], np.nd
             drawn = list(pool.map(_render_one, [(svg, size) for svg in drawings.values()], chunksize=32))
         kept = [(name, picture) for name, picture in zip(drawings, drawn, strict=True) if picture is not None]
         part = store.with_suffix(".part.npz")
-        np.savez(part, names=np.array([name for name, _ in kept]), pictures=np.stack([picture for _, picture in kept]))
+        np.savez(
+            part,
+            names=np.array([name for name, _ in kept]),
+            pictures=np.stack([picture for _, picture in kept]),
+        )
         part.rename(store)
     with np.load(store) as saved:
         return [str(name) for name in saved["names"]], saved["pictures"]
@@ -158,7 +198,9 @@ def _fetched(emoji: EmojiSet, cache: Path) -> dict:
     if not store.exists():
         cache.mkdir(parents=True, exist_ok=True)
         name = f"@iconify-json/{emoji.package}@{emoji.version}"
-        packed = subprocess.run(["npm", "pack", "--silent", name], cwd=cache, check=True, capture_output=True, text=True)
+        packed = subprocess.run(
+            ["npm", "pack", "--silent", name], cwd=cache, check=True, capture_output=True, text=True
+        )
         archive = cache / packed.stdout.strip().splitlines()[-1]
         with tarfile.open(archive) as tar:
             member = tar.extractfile("package/icons.json")

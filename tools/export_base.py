@@ -24,26 +24,40 @@ from tools.train_vae import build_vae
 def export(work: Path, out: Path) -> None:
     art = emoji_art.load(work / "art")
     vae, generator = build_vae(), Generator()
-    steps = {"vae": load_state(work / "vae.pt", average=vae), "diffusion": load_state(work / "diffusion.pt", average=generator)}
+    steps = {
+        "vae": load_state(work / "vae.pt", average=vae),
+        "diffusion": load_state(work / "diffusion.pt", average=generator),
+    }
     if (work / "decoder.pt").exists():  # of tools.train_decoder; encoder and latents are the same
         steps["decoder"] = load_state(work / "decoder.pt", model=vae)
     scale = scaling_factor(*encode_latents(work, art.pictures))
     vae.register_to_config(scaling_factor=round(scale, 5))
     write_tokenizers(out, work / "art")
-    for name, model in (("vae", vae), ("unet", generator.unet), ("text_encoder", generator.text_encoder),
-                        ("text_encoder_2", generator.text_encoder_2)):  # fmt: skip
+    for name, model in (
+        ("vae", vae),
+        ("unet", generator.unet),
+        ("text_encoder", generator.text_encoder),
+        ("text_encoder_2", generator.text_encoder_2),
+    ):
         shutil.rmtree(out / name, ignore_errors=True)
         half: Any = model
         half.to(torch.float16).save_pretrained(out / name, safe_serialization=True)
     noise_scheduler().save_pretrained(out / "scheduler")
     index = {
-        "_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.42.1", "force_zeros_for_empty_prompt": False,
-        "add_watermarker": None, "feature_extractor": [None, None], "image_encoder": [None, None],
-        "scheduler": ["diffusers", "EulerDiscreteScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"], "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+        "_class_name": "StableDiffusionXLPipeline",
+        "_diffusers_version": "0.42.1",
+        "force_zeros_for_empty_prompt": False,
+        "add_watermarker": None,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
-    }  # fmt: skip
+    }
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (out / "README.md").write_text(_card(steps, len(art.names)))
     StableDiffusionXLPipeline.from_pretrained(out, local_files_only=True)
@@ -54,7 +68,8 @@ def export(work: Path, out: Path) -> None:
 
 def _card(steps: dict[str, int], pictures: int) -> str:
     rows = "\n".join(
-        f"| `@iconify-json/{e.package}` {e.version} | {e.author} | {e.licence} | {e.source} |" for e in emoji_art.TRAINING_SETS
+        f"| `@iconify-json/{e.package}` {e.version} | {e.author} | {e.licence} | {e.source} |"
+        for e in emoji_art.TRAINING_SETS
     )
     trained = ", ".join(f"{part} {count} steps" for part, count in steps.items())
     return f"""# tiny-sdxl
@@ -71,7 +86,9 @@ The vocabulary and merges are OpenAI CLIP's (MIT). The weights are under Apache-
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("build/base"))
     parser.add_argument("--out", type=Path, default=Path("models/tiny-sdxl"))
     options = parser.parse_args()

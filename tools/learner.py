@@ -13,7 +13,9 @@ from tools.muon import Muon, set_rates, split
 from tools.progress import average_gradients, load_state, save_state
 
 
-def parser_of(doc: str | None, *, steps: int, muon_rate: float, adam_rate: float, save_every: int) -> argparse.ArgumentParser:
+def parser_of(
+    doc: str | None, *, steps: int, muon_rate: float, adam_rate: float, save_every: int
+) -> argparse.ArgumentParser:
     """What every teaching tool asks, with this one's usual answers."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/base"))
@@ -27,7 +29,9 @@ def parser_of(doc: str | None, *, steps: int, muon_rate: float, adam_rate: float
 class Learner:
     """Goes on from `store` where that exists."""
 
-    def __init__(self, model: nn.Module, store: Path, options: argparse.Namespace, average: nn.Module | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, store: Path, options: argparse.Namespace, average: nn.Module | None = None
+    ) -> None:
         """
         Args:
             average: starts as the model and follows it.
@@ -37,7 +41,9 @@ class Learner:
             average.load_state_dict(model.state_dict())
         self.matrices, self.others = split(model)
         self.muon = Muon(self.matrices, options.muon_rate)
-        self.adam = torch.optim.AdamW(self.others, lr=options.adam_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        self.adam = torch.optim.AdamW(
+            self.others, lr=options.adam_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        )
         self.first = load_state(store, **self.parts)
 
     @property
@@ -57,7 +63,9 @@ class Learner:
             optimizer.zero_grad()
         if self.average is not None:
             with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+                torch._foreach_lerp_(
+                    list(self.average.parameters()), list(self.model.parameters()), 1 - decay
+                )
 
     def keep(self, done: int) -> None:
         """Writes the state after every `--save-every` steps and the last one."""

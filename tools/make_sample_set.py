@@ -13,14 +13,37 @@ from PIL import Image
 from tools import emoji_art
 
 NAMES = (
-    "airplane", "anchor", "balloon", "bell", "bicycle", "cactus", "cherries", "crown", "dolphin", "elephant", "guitar",
-    "house", "ice cream", "key", "light bulb", "mushroom", "octopus", "owl", "rocket", "sailboat", "star", "turtle",
-    "umbrella", "violin",
-)  # fmt: skip
+    "airplane",
+    "anchor",
+    "balloon",
+    "bell",
+    "bicycle",
+    "cactus",
+    "cherries",
+    "crown",
+    "dolphin",
+    "elephant",
+    "guitar",
+    "house",
+    "ice cream",
+    "key",
+    "light bulb",
+    "mushroom",
+    "octopus",
+    "owl",
+    "rocket",
+    "sailboat",
+    "star",
+    "turtle",
+    "umbrella",
+    "violin",
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("datasets/ink-emoji"))
     parser.add_argument("--work", type=Path, default=Path("build/base"))
     options = parser.parse_args()

@@ -58,8 +58,14 @@ class Muon(torch.optim.Optimizer):
 def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(for Muon, for AdamW): weights of linear layers and convolutions, and the rest (norms, biases, embeddings)."""
     layers = (nn.Linear, nn.Conv2d)
-    weights = [module.weight for module in model.modules() if isinstance(module, layers) and module.weight.requires_grad]
-    matrices: list[Any] = [weight for weight in weights if min(weight.shape[0], weight[0].numel()) >= SMALLEST_SIDE]
+    weights = [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, layers) and module.weight.requires_grad
+    ]
+    matrices: list[Any] = [
+        weight for weight in weights if min(weight.shape[0], weight[0].numel()) >= SMALLEST_SIDE
+    ]
     chosen = {id(weight) for weight in matrices}
     return matrices, [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
 

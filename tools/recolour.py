@@ -9,9 +9,16 @@ from __future__ import annotations
 import numpy as np
 
 COLOURS = {
-    "red": (214, 40, 40), "orange": (240, 140, 20), "yellow": (235, 200, 30), "green": (50, 160, 60),
-    "teal": (20, 150, 150), "blue": (40, 90, 210), "purple": (130, 60, 180), "pink": (235, 100, 160), "brown": (120, 75, 40),
-}  # fmt: skip
+    "red": (214, 40, 40),
+    "orange": (240, 140, 20),
+    "yellow": (235, 200, 30),
+    "green": (50, 160, 60),
+    "teal": (20, 150, 150),
+    "blue": (40, 90, 210),
+    "purple": (130, 60, 180),
+    "pink": (235, 100, 160),
+    "brown": (120, 75, 40),
+}
 
 
 def recoloured(picture: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, str]:

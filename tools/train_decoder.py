@@ -38,7 +38,9 @@ def main() -> None:
     started = time.monotonic()
     for step in range(learner.first, options.steps):
         generator = torch.Generator().manual_seed(9_000_011 + step * world + rank)
-        batch = crops(pictures, options.batch // world, emoji_art.SIZE, generator).to(memory_format=torch.channels_last)
+        batch = crops(pictures, options.batch // world, emoji_art.SIZE, generator).to(
+            memory_format=torch.channels_last
+        )
         with torch.no_grad():
             latents = vae.encode(batch).latent_dist.mean
             latents = latents + WRONG * torch.rand(len(batch), 1, 1, 1, generator=generator) * torch.randn(
@@ -47,12 +49,18 @@ def main() -> None:
         loss = squared_error(vae.decode(latents).sample, batch, beyond=BEYOND)
         learner.step(step, loss)
         if rank == 0 and (step + 1) % 10 == 0:
-            print(f"step {step + 1}/{options.steps}  loss {loss.item():.4f}  {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"step {step + 1}/{options.steps}  loss {loss.item():.4f}  {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
         if rank == 0:
             learner.keep(step + 1)
     if rank == 0:
         ink = emoji_art.load(options.work / "art", (emoji_art.SAMPLE_SET,)).pictures[::16]
-        print(f"PSNR held out {psnr(vae, art.pictures[art.held_out()][:96]):.2f} dB, ink {psnr(vae, ink):.2f} dB", flush=True)
+        print(
+            f"PSNR held out {psnr(vae, art.pictures[art.held_out()][:96]):.2f} dB, ink {psnr(vae, ink):.2f} dB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

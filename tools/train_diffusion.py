@@ -42,14 +42,22 @@ class Generator(nn.Module):
         self.text_encoder = CLIPTextModel(_text_config(WIDTH_1, layers=2, act="quick_gelu"))
         self.text_encoder_2 = CLIPTextModelWithProjection(_text_config(WIDTH_2, layers=3, act="gelu"))
         shape: dict[str, Any] = dict(
-            sample_size=16, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=2,
-            block_out_channels=(48, 96, 112), norm_num_groups=16, use_linear_projection=True,
+            sample_size=16,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            layers_per_block=2,
+            block_out_channels=(48, 96, 112),
+            norm_num_groups=16,
+            use_linear_projection=True,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=(1, 2, 4), transformer_layers_per_block=(1, 1, 2), cross_attention_dim=WIDTH_1 + WIDTH_2,
-            addition_embed_type="text_time", addition_time_embed_dim=32,
+            attention_head_dim=(1, 2, 4),
+            transformer_layers_per_block=(1, 1, 2),
+            cross_attention_dim=WIDTH_1 + WIDTH_2,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=32,
             projection_class_embeddings_input_dim=WIDTH_2 + 6 * 32,
-        )  # fmt: skip
+        )
         self.unet = UNet2DConditionModel(**shape)
         for encoder in (self.text_encoder, self.text_encoder_2):
             # CLIP's own start (0.02) would whisper to a UNet that has minutes to listen.
@@ -69,10 +77,18 @@ class Generator(nn.Module):
 
 def _text_config(width: int, *, layers: int, act: str) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=49408, hidden_size=width, intermediate_size=4 * width, projection_dim=width, hidden_act=act,
-        num_hidden_layers=layers, num_attention_heads=width // 32, max_position_embeddings=77,
-        bos_token_id=49406, eos_token_id=49407, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        hidden_act=act,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        max_position_embeddings=77,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=1,
+    )
 
 
 def noise_scheduler() -> EulerDiscreteScheduler:
@@ -82,9 +98,13 @@ def noise_scheduler() -> EulerDiscreteScheduler:
     still 0.095 at step 980 of 1000, where the input is nearly the answer.
     """
     return EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
-        timestep_spacing="leading", steps_offset=1,
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
 
 
 def caption(name: str, style: str | None) -> str:
@@ -97,7 +117,19 @@ def sampling_weights(art: emoji_art.Art) -> np.ndarray:
     for name in art.names:
         drawn_by[name] = drawn_by.get(name, 0) + 1
     weights = np.array([float(drawn_by[name]) ** 1.5 for name in art.names])
-    seldom = ("man ", "woman ", "person ", "men ", "women ", "people ", "family ", "kiss ", "couple ", "japanese ", "keycap ")
+    seldom = (
+        "man ",
+        "woman ",
+        "person ",
+        "men ",
+        "women ",
+        "people ",
+        "family ",
+        "kiss ",
+        "couple ",
+        "japanese ",
+        "keycap ",
+    )
     for row, name in enumerate(art.names):
         if name.startswith(seldom) or name.endswith((" button", " oclock", " thirty")):
             weights[row] *= 0.2
@@ -112,12 +144,18 @@ def micro_conditions(count: int, generator: torch.Generator) -> torch.Tensor:
     side = float(emoji_art.SIZE)
     sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]]).repeat(count, 1)
     named = torch.rand(count, generator=generator) < 0.5
-    sizes[:, :2] = torch.where(named[:, None], (32 * 2 ** (6 * torch.rand(count, 2, generator=generator))).round(), sizes[:, :2])
-    sizes[:, 2:4] = torch.where(named[:, None], (32 * torch.rand(count, 2, generator=generator)).round(), sizes[:, 2:4])
+    sizes[:, :2] = torch.where(
+        named[:, None], (32 * 2 ** (6 * torch.rand(count, 2, generator=generator))).round(), sizes[:, :2]
+    )
+    sizes[:, 2:4] = torch.where(
+        named[:, None], (32 * torch.rand(count, 2, generator=generator)).round(), sizes[:, 2:4]
+    )
     return sizes
 
 
-def encode_latents(work: Path, pictures: np.ndarray, kind: str = "latents") -> tuple[torch.Tensor, torch.Tensor]:
+def encode_latents(
+    work: Path, pictures: np.ndarray, kind: str = "latents"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(n, 4, 16, 16) means and deviations of every picture, kept in `work`; each process encodes its share."""
     store = work / f"{kind}.pt"
     if not store.exists():
@@ -126,14 +164,20 @@ def encode_latents(work: Path, pictures: np.ndarray, kind: str = "latents") -> t
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         parts: list[Any] = [None] * world
         with torch.inference_mode():
-            mine = [_encoded(vae, pictures[start : start + 32]) for start in range(32 * rank, len(pictures), 32 * world)]
+            mine = [
+                _encoded(vae, pictures[start : start + 32])
+                for start in range(32 * rank, len(pictures), 32 * world)
+            ]
         if world > 1:
             dist.all_gather_object(parts, mine)
         else:
             parts = [mine]
         batches = [parts[number % world][number // world] for number in range(sum(map(len, parts)))]
         if rank == 0:
-            torch.save(dict(zip(("means", "deviations"), map(torch.cat, zip(*batches, strict=True)), strict=True)), store)
+            torch.save(
+                dict(zip(("means", "deviations"), map(torch.cat, zip(*batches, strict=True)), strict=True)),
+                store,
+            )
         if world > 1:
             dist.barrier()
     saved = torch.load(store, weights_only=True)
@@ -159,7 +203,9 @@ def recoloured_art(art: emoji_art.Art) -> tuple[np.ndarray, list[str]]:
 
 def main() -> None:
     parser = parser_of(__doc__, steps=3500, muon_rate=4e-3, adam_rate=1.5e-3, save_every=100)
-    parser.add_argument("--recoloured", type=float, default=0.3, help="share of pictures that are shown in other colours")
+    parser.add_argument(
+        "--recoloured", type=float, default=0.3, help="share of pictures that are shown in other colours"
+    )
     parser.add_argument("--batch", type=int, default=64, help="pictures a step, over all processes")
     options = parser.parse_args()
     rank, world = join_processes()
@@ -173,9 +219,13 @@ def main() -> None:
         pictures, words = recoloured_art(art)
         more = encode_latents(options.work, pictures, "recoloured")
         means, deviations = torch.cat([means, more[0]]), torch.cat([deviations, more[1]])
-        captions += [(f"{plain}, {w}", f"{styled}, {w}") for (plain, styled), w in zip(captions, words, strict=True)]
+        captions += [
+            (f"{plain}, {w}", f"{styled}, {w}") for (plain, styled), w in zip(captions, words, strict=True)
+        ]
     write_tokenizers(options.work / "tokenizers", options.work / "art")
-    tokenizers = [CLIPTokenizer.from_pretrained(options.work / "tokenizers" / t) for t in ("tokenizer", "tokenizer_2")]
+    tokenizers = [
+        CLIPTokenizer.from_pretrained(options.work / "tokenizers" / t) for t in ("tokenizer", "tokenizer_2")
+    ]
     ids = [[tokenize(tokenizer, [pair[k] for pair in captions]) for k in (0, 1)] for tokenizer in tokenizers]
     empty = [tokenize(tokenizer, [""])[0] for tokenizer in tokenizers]
     weights = torch.from_numpy(sampling_weights(art))
@@ -196,7 +246,9 @@ def main() -> None:
         spread = torch.randn(options.batch, LATENT_CHANNELS, 16, 16, generator=draw)[mine]
         sizes = micro_conditions(options.batch, draw)[mine]
         if options.recoloured:
-            rows = torch.where(torch.rand(options.batch, generator=draw) < options.recoloured, rows + len(art.names), rows)
+            rows = torch.where(
+                torch.rand(options.batch, generator=draw) < options.recoloured, rows + len(art.names), rows
+            )
         rows, kind = rows[mine], kind[mine]
         latents = (means[rows] + spread * deviations[rows]) * scale
         noisy = add_noise(latents, noise, timesteps, alphas).to(memory_format=torch.channels_last)
@@ -212,14 +264,19 @@ def main() -> None:
         recent.append(loss.item())
         if rank == 0 and (step + 1) % 50 == 0:
             speed = (step + 1 - learner.first) * options.batch / (time.monotonic() - started)
-            print(f"step {step + 1}/{options.steps}  loss {np.mean(recent[-50:]):.4f}  {speed:.1f} pictures/s", flush=True)
+            print(
+                f"step {step + 1}/{options.steps}  loss {np.mean(recent[-50:]):.4f}  {speed:.1f} pictures/s",
+                flush=True,
+            )
         if rank == 0:
             learner.keep(step + 1)
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     """(n, 77) token ids, padded as SDXL's pipeline pads."""
-    return tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 if __name__ == "__main__":

@@ -33,10 +33,16 @@ LATENT_CHANNELS = 4  # as in SDXL
 def build_vae() -> Any:
     """An AutoencoderKL with factor 8."""
     shape: dict[str, Any] = dict(
-        in_channels=3, out_channels=3, latent_channels=LATENT_CHANNELS, sample_size=emoji_art.SIZE,
-        block_out_channels=(32, 64, 96, 128), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
+        in_channels=3,
+        out_channels=3,
+        latent_channels=LATENT_CHANNELS,
+        sample_size=emoji_art.SIZE,
+        block_out_channels=(32, 64, 96, 128),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
     vae: Any = AutoencoderKL(**shape)
     # Start with little noise on the latents: with a deviation of 1 the decoder learns to ignore them.
     torch.nn.init.constant_(vae.quant_conv.bias[LATENT_CHANNELS:], -5.0)
@@ -52,13 +58,17 @@ def crops(pictures: torch.Tensor, count: int, side: int, generator: torch.Genera
     # Corners are mostly white paper: crops keep 8 px away from every edge.
     margin = 8 if side < emoji_art.SIZE else 0
     corner = torch.randint(margin, emoji_art.SIZE - side - margin + 1, (count, 2), generator=generator)
-    chosen = torch.stack([pictures[i, y : y + side, x : x + side] for i, (y, x) in zip(index, corner, strict=True)])
+    chosen = torch.stack(
+        [pictures[i, y : y + side, x : x + side] for i, (y, x) in zip(index, corner, strict=True)]
+    )
     batch = chosen.permute(0, 3, 1, 2).float() / 127.5 - 1
     kinds = torch.rand(count, generator=generator)
     gains = 0.6 + 0.8 * torch.rand(count, generator=generator)
     thresholds = 1.2 * torch.rand(count, generator=generator) - 0.4
     for row in range(count):
-        batch[row] = _varied(batch[row], float(kinds[row]), float(gains[row]), float(thresholds[row]), generator)
+        batch[row] = _varied(
+            batch[row], float(kinds[row]), float(gains[row]), float(thresholds[row]), generator
+        )
     return batch
 
 
@@ -125,7 +135,9 @@ def main() -> None:
     for step in range(learner.first, options.steps):
         generator = torch.Generator().manual_seed(1_000_003 + step * world + rank)
         whole = step >= options.steps * (1 - WHOLE_SHARE)
-        side, count = (emoji_art.SIZE, max(1, mine // 4)) if whole else (CROP, mine)  # the same number of pixels
+        side, count = (
+            (emoji_art.SIZE, max(1, mine // 4)) if whole else (CROP, mine)
+        )  # the same number of pixels
         batch = crops(pictures, count, side, generator).to(memory_format=torch.channels_last)
         posterior = vae.encode(batch).latent_dist
         drawn = vae.decode(posterior.sample(generator)).sample
@@ -134,11 +146,16 @@ def main() -> None:
         learner.step(step, loss, decay=min(0.99, (step + 1) / (step + 10)))
         if rank == 0 and (step + 1) % 50 == 0:
             rate = (step + 1 - learner.first) * options.batch / (time.monotonic() - started)
-            print(f"step {step + 1}/{options.steps}  loss {loss.item():.4f}  kl {kl.item():.2f}  {rate:.1f} crops/s", flush=True)
+            print(
+                f"step {step + 1}/{options.steps}  loss {loss.item():.4f}  kl {kl.item():.2f}  {rate:.1f} crops/s",
+                flush=True,
+            )
         if rank == 0:
             learner.keep(step + 1)
         if rank == 0 and ((step + 1) % (2 * options.save_every) == 0 or step + 1 == options.steps):
-            print(f"  PSNR held out {psnr(average, check):.2f} dB, ink {psnr(average, ink):.2f} dB", flush=True)
+            print(
+                f"  PSNR held out {psnr(average, check):.2f} dB, ink {psnr(average, ink):.2f} dB", flush=True
+            )
 
 
 if __name__ == "__main__":

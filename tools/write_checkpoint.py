@@ -25,8 +25,16 @@ CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", tor
 Lookup = Callable[[str, str, torch.Size], torch.Tensor]  # part, name, shape -> the weight
 
 
-def write(path: Path, configs: Path, lookup: Lookup, *, dtype: torch.dtype, parts: Iterable[str] = PARTS, markers: Iterable[str] = (),
-          metadata: dict[str, str] | None = None) -> None:  # fmt: skip
+def write(
+    path: Path,
+    configs: Path,
+    lookup: Lookup,
+    *,
+    dtype: torch.dtype,
+    parts: Iterable[str] = PARTS,
+    markers: Iterable[str] = (),
+    metadata: dict[str, str] | None = None,
+) -> None:
     """The chosen parts, and empty marker tensors such as `v_pred`."""
     weights = {part: _by_key(part, build(part, configs)) for part in parts}
     plan = {key: (part, pieces) for part, keys in weights.items() for key, pieces in keys.items()}
@@ -43,7 +51,10 @@ def write(path: Path, configs: Path, lookup: Lookup, *, dtype: torch.dtype, part
         header[key], at = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [at, end]}, end
     for key, tensor in extra.items():
         end = at + tensor.numel() * tensor.element_size()
-        header[key], at = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}, end
+        header[key], at = (
+            {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]},
+            end,
+        )
     text = json.dumps(header).encode()
     half_written = path.with_name(f".tmp-{path.name}")
     with half_written.open("wb") as file:
@@ -113,7 +124,9 @@ def folder_weights(folder: Path) -> Lookup:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--of", type=Path, help="a diffusers folder; without it, SDXL's own shape at random")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
@@ -123,7 +136,14 @@ def main() -> None:
     options = parser.parse_args()
     parts = [part for part in PARTS if not (options.without_vae and part == "vae")]
     lookup = folder_weights(options.of) if options.of else random_weights(options.seed)
-    write(options.out, options.of or ORIGINAL, lookup, dtype=getattr(torch, options.dtype), parts=parts, markers=options.marker)
+    write(
+        options.out,
+        options.of or ORIGINAL,
+        lookup,
+        dtype=getattr(torch, options.dtype),
+        parts=parts,
+        markers=options.marker,
+    )
     print(f"{options.out}: {options.out.stat().st_size:,} bytes")
 
 

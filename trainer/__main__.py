@@ -25,7 +25,10 @@ from trainer.runs import events
 from trainer.sampling_config import MOST_FILES, SAMPLERS, request_from, weighted
 
 app = typer.Typer(
-    help="Impasto's trainer: pictures in, a LoRA file out.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+    help="Impasto's trainer: pictures in, a LoRA file out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
 )
 app.add_typer(lora.app, name="lora")
 app.add_typer(dataset.app, name="dataset")
@@ -34,25 +37,51 @@ app.add_typer(base_command, name="base")
 
 # Every setting not named below is reachable as `--set name=value` and by --config.
 _NAMED = (
-    "name", "trigger", "base", "pace", "steps", "batch", "resolution", "rank", "alpha", "precision", "seed", "learning_rate",
-    "optimizer", "schedule", "format", "train_text_encoder_1", "train_text_encoder_2",
-)  # fmt: skip
+    "name",
+    "trigger",
+    "base",
+    "pace",
+    "steps",
+    "batch",
+    "resolution",
+    "rank",
+    "alpha",
+    "precision",
+    "seed",
+    "learning_rate",
+    "optimizer",
+    "schedule",
+    "format",
+    "train_text_encoder_1",
+    "train_text_encoder_2",
+)
 
 
 @app.command()
 def train(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DATASET...", help="Folders of pictures, captions beside them; or TOML files that list folders.")
+        list[Path],
+        typer.Argument(
+            metavar="DATASET...",
+            help="Folders of pictures, captions beside them; or TOML files that list folders.",
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Folder of the run; must not hold one yet.")],
-    preset: Annotated[str | None, typer.Option(help="style, character or concept; style unless the TOML file says another.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="style, character or concept; style unless the TOML file says another.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings, laid over the preset.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of docs/settings.md.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of docs/settings.md."),
+    ] = None,
     models: ModelsOption = DEFAULT_MODELS,
     name: str | None = None,
     trigger: str | None = None,
     base: str | None = None,
-    pace: Annotated[str | None, typer.Option(help="quick, balanced or thorough: half, all or twice the preset's steps.")] = None,
+    pace: Annotated[
+        str | None, typer.Option(help="quick, balanced or thorough: half, all or twice the preset's steps.")
+    ] = None,
     steps: int | None = None,
     batch: int | None = None,
     resolution: int | None = None,
@@ -64,11 +93,18 @@ def train(
     optimizer: str | None = None,
     schedule: str | None = None,
     format: str | None = None,
-    vram: Annotated[float | None, typer.Option("--vram", metavar="GB", help="Memory to stay within; the device's own otherwise.")] = None,
+    vram: Annotated[
+        float | None,
+        typer.Option("--vram", metavar="GB", help="Memory to stay within; the device's own otherwise."),
+    ] = None,
     train_text_encoder_1: bool | None = None,
     train_text_encoder_2: bool | None = None,
-    sample_prompt: Annotated[list[str] | None, typer.Option(help="Prompt of the strip; may be given again.")] = None,
-    sample_prompt_file: Annotated[Path | None, typer.Option(help="Text file of sample prompts, one a line, with kohya's flags.")] = None,
+    sample_prompt: Annotated[
+        list[str] | None, typer.Option(help="Prompt of the strip; may be given again.")
+    ] = None,
+    sample_prompt_file: Annotated[
+        Path | None, typer.Option(help="Text file of sample prompts, one a line, with kohya's flags.")
+    ] = None,
 ) -> None:
     """Train a LoRA on a folder of pictures."""
     from trainer.dataset.sources import scan_all
@@ -80,14 +116,23 @@ def train(
         _join(output, models)
         return
     if (output / "config.toml").exists():
-        raise RunError(f"{output} already holds a run; choose another --output, or go on with it: python -m trainer resume {output}")
+        raise RunError(
+            f"{output} already holds a run; choose another --output, or go on with it: python -m trainer resume {output}"
+        )
     given = locals()
     said = {key: given[key] for key in _NAMED if given[key] is not None}
     if vram is not None:
         said["memory_budget"] = vram
     if sample_prompt or sample_prompt_file:
-        said["sample_prompts"] = (*(sample_prompt or ()), *(_lines(sample_prompt_file) if sample_prompt_file else ()))
-    loose = {**(settings.read_toml(config) if config else {}), **said, **dict(_pair(text) for text in set_ or [])}
+        said["sample_prompts"] = (
+            *(sample_prompt or ()),
+            *(_lines(sample_prompt_file) if sample_prompt_file else ()),
+        )
+    loose = {
+        **(settings.read_toml(config) if config else {}),
+        **said,
+        **dict(_pair(text) for text in set_ or []),
+    }
     loose.setdefault("name", output.resolve().name)
     preset = str(preset or loose.pop("preset", "style"))
     loose.pop("preset", None)
@@ -96,7 +141,9 @@ def train(
     settings.config_from({**loose, "preset": preset})  # before the pictures are read
     manifest = scan_all(folders, trigger=str(loose.get("trigger", "")))
     small = is_small(str(loose.get("base", settings.TrainConfig.base)), models)
-    chosen = settings.config_from(preset_values(preset, sum(item.repeats for item in manifest.items), loose, small=small))
+    chosen = settings.config_from(
+        preset_values(preset, sum(item.repeats for item in manifest.items), loose, small=small)
+    )
     for problem in manifest.problems:
         typer.echo(f"note: {problem}", err=True)
     from trainer.training.preflight import preflight
@@ -134,7 +181,9 @@ def _pair(text: str) -> tuple[str, Any]:
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run.")],
     models: ModelsOption = DEFAULT_MODELS,
-    heard: Annotated[int | None, typer.Option(hidden=True, help="How far commands.jsonl has been read.")] = None,
+    heard: Annotated[
+        int | None, typer.Option(hidden=True, help="How far commands.jsonl has been read.")
+    ] = None,
 ) -> None:
     """Go on with a run that was stopped or killed."""
     from trainer.runs.run import open_run
@@ -205,25 +254,47 @@ def preview(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA .safetensors.")],
     prompt: Annotated[list[str], typer.Option(help="May be given again.")],
     out_dir: Annotated[Path, typer.Option(help="Where the pictures go.")],
-    with_: Annotated[list[str] | None, typer.Option("--with", metavar="FILE=WEIGHT", help="A further LoRA; up to four are mixed.")] = None,
-    strengths: Annotated[str, typer.Option(help="Of all LoRAs together, from -1 to 2, with commas.")] = "0,0.25,0.5,0.75,1",
+    with_: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="FILE=WEIGHT", help="A further LoRA; up to four are mixed."),
+    ] = None,
+    strengths: Annotated[
+        str, typer.Option(help="Of all LoRAs together, from -1 to 2, with commas.")
+    ] = "0,0.25,0.5,0.75,1",
     seed: int = 0,
     steps: int = 16,
     guidance: float = 5.0,
     sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")] = "euler",
-    size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="In px; the base's native size when not said.")] = "",
-    clip_skip: Annotated[int, typer.Option(help="Layer of the text encoders, from the end; 2 is SDXL's own.")] = 2,
+    size: Annotated[
+        str, typer.Option(metavar="WIDTHxHEIGHT", help="In px; the base's native size when not said.")
+    ] = "",
+    clip_skip: Annotated[
+        int, typer.Option(help="Layer of the text encoders, from the end; 2 is SDXL's own.")
+    ] = 2,
     negative: str = "",
-    fast: Annotated[bool, typer.Option("--fast", help="About the same pictures for a third of the work, and marked so.")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="About the same pictures for a third of the work, and marked so.")
+    ] = False,
     base: str = "tiny-sdxl",
     models: ModelsOption = DEFAULT_MODELS,
 ) -> None:
     """Draw prompts at several strengths: one PNG each, and strip.png."""
     width, height = _size(size)
-    request = request_from({
-        "prompts": tuple(prompt), "strengths": _strengths(strengths), "seed": seed, "steps": steps, "guidance": guidance,
-        "sampler": sampler, "width": width, "height": height, "clip_skip": clip_skip, "negative": negative, "fast": fast,
-    })  # fmt: skip
+    request = request_from(
+        {
+            "prompts": tuple(prompt),
+            "strengths": _strengths(strengths),
+            "seed": seed,
+            "steps": steps,
+            "guidance": guidance,
+            "sampler": sampler,
+            "width": width,
+            "height": height,
+            "clip_skip": clip_skip,
+            "negative": negative,
+            "fast": fast,
+        }
+    )
     files = [(file, 1.0), *(weighted(text) for text in with_ or [])]
     if len(files) > MOST_FILES:
         raise ConfigError([f"at most {MOST_FILES} LoRAs are mixed; merge some into one first: lora merge"])
@@ -250,7 +321,9 @@ def _strengths(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError([f"strengths must be numbers with commas between, like 0,0.5,1, not {text!r}"]) from None
+        raise ConfigError(
+            [f"strengths must be numbers with commas between, like 0,0.5,1, not {text!r}"]
+        ) from None
 
 
 @app.command(hidden=True)
@@ -288,7 +361,9 @@ def caption_job(folder: Path, models: ModelsOption = DEFAULT_MODELS) -> None:
 
 
 @app.command()
-def device(json_: Annotated[bool, typer.Option("--json", hidden=True, help="Every device, for the queue.")] = False) -> None:
+def device(
+    json_: Annotated[bool, typer.Option("--json", hidden=True, help="Every device, for the queue.")] = False,
+) -> None:
     """Say which device the training would use."""
     from trainer.hardware.device import describe, every_device, find_device
 
@@ -305,7 +380,9 @@ def _in_words(error: OSError) -> str:
     if isinstance(error, shutil.Error):  # of a folder that was copied: a list of (from, to, why)
         return f"{len(error.args[0])} files can't be copied, such as {error.args[0][0][0]} ({error.args[0][0][2]})"
     return (
-        f"{error.strerror or error}: {error.filename}" if error.filename else f"a file can't be written or read ({error.strerror or error})"
+        f"{error.strerror or error}: {error.filename}"
+        if error.filename
+        else f"a file can't be written or read ({error.strerror or error})"
     )
 
 
@@ -322,7 +399,9 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    logging.getLogger("xformers").setLevel(logging.ERROR)  # its kernels are for CUDA; without one it says so at length
+    logging.getLogger("xformers").setLevel(
+        logging.ERROR
+    )  # its kernels are for CUDA; without one it says so at length
     try:
         ended = app(standalone_mode=False)
         return ended if isinstance(ended, int) else 0  # typer.Exit comes back as its status
@@ -341,7 +420,10 @@ def main() -> int:
             return 2
         if os.environ.get("IMPASTO_DEBUG"):
             raise
-        print(f"impasto: an unexpected fault ({type(error).__name__}: {error}); set IMPASTO_DEBUG=1 to see where", file=sys.stderr)
+        print(
+            f"impasto: an unexpected fault ({type(error).__name__}: {error}); set IMPASTO_DEBUG=1 to see where",
+            file=sys.stderr,
+        )
     return 1
 
 

@@ -34,7 +34,7 @@ PACES = ("quick", "balanced", "thorough")
 def setting(
     default: Any, label: str, *, group: str, help: str, unit: str = "",
     low: float | None = None, high: float | None = None, choices: tuple[str, ...] = (),
-) -> Any:  # fmt: skip
+) -> Any:
     """A dataclass field that carries what the form, the command line and the docs need."""
     facts = {"label": label, "group": group, "help": help, "unit": unit, "low": low, "high": high, "choices": choices}
     return field(default=default, metadata=facts)

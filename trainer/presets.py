@@ -25,9 +25,16 @@ class Preset:
 
 PRESETS = {
     "style": Preset(
-        exposures=60, steps_low=200, steps_high=3000,
+        exposures=60,
+        steps_low=200,
+        steps_high=3000,
         settings={
-            "rank": 16, "alpha": 16.0, "learning_rate": 1e-4, "batch": 2, "caption_dropout": 0.1, "min_snr_gamma": 5.0,
+            "rank": 16,
+            "alpha": 16.0,
+            "learning_rate": 1e-4,
+            "batch": 2,
+            "caption_dropout": 0.1,
+            "min_snr_gamma": 5.0,
             "train_feed_forward": True,
         },
         small={"learning_rate": 3e-3, "batch": 4, "min_snr_gamma": 0.0, "network": "locon"},
@@ -37,20 +44,38 @@ PRESETS = {
         "where it decides on colour, and does so at the high ones.",
     ),
     "character": Preset(
-        exposures=80, steps_low=200, steps_high=2500,
-        settings={"rank": 16, "alpha": 8.0, "learning_rate": 2e-4, "batch": 2, "caption_dropout": 0.05, "min_snr_gamma": 5.0},
+        exposures=80,
+        steps_low=200,
+        steps_high=2500,
+        settings={
+            "rank": 16,
+            "alpha": 8.0,
+            "learning_rate": 2e-4,
+            "batch": 2,
+            "caption_dropout": 0.05,
+            "min_snr_gamma": 5.0,
+        },
         small={"learning_rate": 1e-3, "batch": 4},
         small_exposures=80,
         reason="One being in many poses: half the scale, so that the base's other knowledge stays.",
     ),
     "concept": Preset(
-        exposures=70, steps_low=200, steps_high=2500,
-        settings={"rank": 8, "alpha": 8.0, "learning_rate": 1e-4, "batch": 2, "caption_dropout": 0.05, "min_snr_gamma": 5.0},
+        exposures=70,
+        steps_low=200,
+        steps_high=2500,
+        settings={
+            "rank": 8,
+            "alpha": 8.0,
+            "learning_rate": 1e-4,
+            "batch": 2,
+            "caption_dropout": 0.05,
+            "min_snr_gamma": 5.0,
+        },
         small={"learning_rate": 8e-4, "batch": 4},
         small_exposures=70,
         reason="A thing, a pose, a garment: a small rank is enough and mixes well.",
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,20 +88,28 @@ class Pace:
 
 PACES = {
     "quick": Pace(
-        exposures=0.5, rate=1.0, large={"resolution": 768},
+        exposures=0.5,
+        rate=1.0,
+        large={"resolution": 768},
         reason="A first look, to see whether pictures and captions say what you mean: half the steps, and on SDXL three quarters of its side, "
         "where a step costs about half.",
     ),
-    "balanced": Pace(exposures=1.0, rate=1.0, large={}, reason="The preset as it was measured, or as peers' guides agree."),
+    "balanced": Pace(
+        exposures=1.0, rate=1.0, large={}, reason="The preset as it was measured, or as peers' guides agree."
+    ),
     "thorough": Pace(
-        exposures=2.0, rate=0.7, large={},
+        exposures=2.0,
+        rate=0.7,
+        large={},
         reason="Twice the steps at 0.7 of the rate: what is learnt grows with rate times the square root of steps (the noise of batches), "
         "so it goes about as far, with less noise of single batches. Reckoned, not yet measured.",
     ),
-}  # fmt: skip
+}
 
 
-def preset_values(name: str, pictures: int, said: dict[str, Any] | None = None, *, small: bool = True) -> dict[str, Any]:
+def preset_values(
+    name: str, pictures: int, said: dict[str, Any] | None = None, *, small: bool = True
+) -> dict[str, Any]:
     """Loose settings for `config_from`: the preset's, what follows from `said` (the user's own), and `said` over all.
 
     Args:

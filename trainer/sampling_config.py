@@ -31,30 +31,60 @@ SAMPLERS: dict[str, Solver] = {
     "euler": Solver("Euler", "", "EulerDiscreteScheduler", {}),
     "euler_a": Solver("Euler a", "", "EulerAncestralDiscreteScheduler", {}, draws_noise=True),
     "dpmpp_2m": Solver("DPM++ 2M", "", "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpmpp_2m_karras": Solver("DPM++ 2M", "Karras", "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
-    "dpmpp_2m_sde_karras": Solver("DPM++ 2M SDE", "Karras", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}, draws_noise=True),
+    "dpmpp_2m_karras": Solver(
+        "DPM++ 2M",
+        "Karras",
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
+    ),
+    "dpmpp_2m_sde_karras": Solver(
+        "DPM++ 2M SDE",
+        "Karras",
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+        draws_noise=True,
+    ),
     "ddim": Solver("DDIM", "", "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
     "unipc": Solver("UniPC", "", "UniPCMultistepScheduler", {}),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """Prompts x strengths, at one seed."""
 
-    prompts: tuple[str, ...] = setting((), "Prompts", group="draw", help="One picture each at every strength.")
-    negative: str = setting("", "Negative prompt", group="draw", help="What the pictures are steered away from.")
+    prompts: tuple[str, ...] = setting(
+        (), "Prompts", group="draw", help="One picture each at every strength."
+    )
+    negative: str = setting(
+        "", "Negative prompt", group="draw", help="What the pictures are steered away from."
+    )
     strengths: tuple[float, ...] = setting(
         (0.0, 0.25, 0.5, 0.75, 1.0), "Strengths", group="draw", help="0 is the base model's own picture."
     )
-    seed: int = setting(0, "Seed", group="draw", low=0, high=2**31 - 1, help="Of the first prompt; each further one adds 1.")
+    seed: int = setting(
+        0, "Seed", group="draw", low=0, high=2**31 - 1, help="Of the first prompt; each further one adds 1."
+    )
     steps: int = setting(16, "Steps", group="draw", low=1, high=200, help="Denoising steps.")
-    guidance: float = setting(5.0, "Guidance", group="draw", low=0.0, high=50.0, help="How closely the prompt is followed.")
-    sampler: str = setting("euler", "Sampler", group="draw", choices=tuple(SAMPLERS), help="How noise becomes a picture.")
-    width: int = setting(0, "Width", unit="px", group="draw", low=0, high=4096, help="0 is the base's native size.")
-    height: int = setting(0, "Height", unit="px", group="draw", low=0, high=4096, help="0 is the base's native size.")
+    guidance: float = setting(
+        5.0, "Guidance", group="draw", low=0.0, high=50.0, help="How closely the prompt is followed."
+    )
+    sampler: str = setting(
+        "euler", "Sampler", group="draw", choices=tuple(SAMPLERS), help="How noise becomes a picture."
+    )
+    width: int = setting(
+        0, "Width", unit="px", group="draw", low=0, high=4096, help="0 is the base's native size."
+    )
+    height: int = setting(
+        0, "Height", unit="px", group="draw", low=0, high=4096, help="0 is the base's native size."
+    )
     clip_skip: int = setting(
-        2, "Clip skip", group="draw", low=2, high=12, help="Layer of the text encoders, from the end; 2 is SDXL's own."
+        2,
+        "Clip skip",
+        group="draw",
+        low=2,
+        high=12,
+        help="Layer of the text encoders, from the end; 2 is SDXL's own.",
     )
     fast: bool = setting(
         False,
@@ -75,11 +105,15 @@ def request_from(values: dict[str, Any]) -> Request:
         if name not in declared:
             raise ConfigError([f"{name!r} is nothing that can be asked of a drawing"])
         if name == "strengths" and isinstance(value, list | tuple):
-            value = tuple(float(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in value)
+            value = tuple(
+                float(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in value
+            )
         elif name == "guidance" and type(value) is int:
             value = float(value)
         said[name] = tuple(value) if isinstance(value, list) else value
-    problems = [problem for name, value in said.items() if (problem := problem_with(declared[name], value, _HINTS))]
+    problems = [
+        problem for name, value in said.items() if (problem := problem_with(declared[name], value, _HINTS))
+    ]
     problems += [] if problems else _contradictions(Request(**said))
     if problems:
         raise ConfigError(problems)
@@ -88,9 +122,13 @@ def request_from(values: dict[str, Any]) -> Request:
 
 def _contradictions(request: Request) -> list[str]:
     problems = []
-    if not 1 <= len(request.prompts) <= MOST_PROMPTS or any(not 0 < len(p.strip()) <= MOST_LETTERS for p in request.prompts):
+    if not 1 <= len(request.prompts) <= MOST_PROMPTS or any(
+        not 0 < len(p.strip()) <= MOST_LETTERS for p in request.prompts
+    ):
         problems.append(f"write 1 to {MOST_PROMPTS} prompts of at most {MOST_LETTERS} characters")
-    if not 1 <= len(request.strengths) <= MOST_STRENGTHS or any(not -1 <= value <= 2 for value in request.strengths):
+    if not 1 <= len(request.strengths) <= MOST_STRENGTHS or any(
+        not -1 <= value <= 2 for value in request.strengths
+    ):
         problems.append(f"strengths must be 1 to {MOST_STRENGTHS} numbers from -1 to 2")
     if any(0 < side < 64 for side in (request.width, request.height)):
         problems.append("width and height must be 0 or at least 64")
@@ -146,9 +184,12 @@ _FLAG = re.compile(r"\s--(\w+)(?:\s+|$)")
 
 
 _NUMBERS: dict[str, tuple[str, type, float, float]] = {
-    "w": ("width", int, 64, 4096), "h": ("height", int, 64, 4096), "d": ("seed", int, 0, 2**31 - 1),
-    "l": ("guidance", float, 0, 50), "s": ("steps", int, 1, 200),
-}  # fmt: skip
+    "w": ("width", int, 64, 4096),
+    "h": ("height", int, 64, 4096),
+    "d": ("seed", int, 0, 2**31 - 1),
+    "l": ("guidance", float, 0, 50),
+    "s": ("steps", int, 1, 200),
+}
 
 
 def parsed(line: str) -> tuple[str, dict[str, Any]]:
@@ -166,6 +207,8 @@ def parsed(line: str) -> tuple[str, dict[str, Any]]:
             number = None
         if not name or number is None or not low <= number <= high:
             known = ", ".join(f"--{key}" for key in ("n", *_NUMBERS))
-            raise ConfigError([f"sample prompt {line!r}: --{flag} {value.strip()} is not understood; there are {known}"])
+            raise ConfigError(
+                [f"sample prompt {line!r}: --{flag} {value.strip()} is not understood; there are {known}"]
+            )
         facts[name] = number
     return text.strip(), facts

@@ -44,7 +44,13 @@ from trainer.training.optim import build_optimizer, rate_factor, set_rate
 from trainer.training.preflight import planned_for
 from trainer.training.prior_preservation import with_base_answers
 from trainer.training.samples import Sampler, sample_is_due, sample_requests, sample_texts
-from trainer.training.text_conditioning import MAX_TEXTS, Texts, caption_reading, drawable_captions, sample_reading
+from trainer.training.text_conditioning import (
+    MAX_TEXTS,
+    Texts,
+    caption_reading,
+    drawable_captions,
+    sample_reading,
+)
 from trainer.training.trackers import start_tracker, tracker_options
 from trainer.training.validation import Validation, save_step
 from trainer.training.verify_saved import check_saved
@@ -74,7 +80,9 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     base = open_base(config.base, models)
     dtype = precision_for(config.precision, device, base.configs, run.path.parent / ".cache")
     mixed = "fp16" if dtype == torch.float16 else "no"
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed, **tracker_options(config, run.path))
+    accelerator = Accelerator(
+        cpu=device.type == "cpu", mixed_precision=mixed, **tracker_options(config, run.path)
+    )
     start_tracker(accelerator, config)
     run.say("stage", stage="opening the base", device=describe(device))
     objective = objective_of(config, base)
@@ -97,8 +105,12 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     sample_text: dict[str, Conditioning] = {}
     drawable: set[str] | None = set()
     if not trains_text and pictures.items:
-        drawable = drawable_captions(captions, batches, config.steps * config.accumulation * accelerator.num_processes)
-        text = cache_text(run, {*(drawable or ()), *aside_captions, ""}, caption_reading(config), base, cache, device, stop)
+        drawable = drawable_captions(
+            captions, batches, config.steps * config.accumulation * accelerator.num_processes
+        )
+        text = cache_text(
+            run, {*(drawable or ()), *aside_captions, ""}, caption_reading(config), base, cache, device, stop
+        )
         sample_text = cache_text(run, sample_texts(samples), reading, base, cache, device, stop)
     if drawable is None:
         run.say("problem", message=TEXT_STAYS)
@@ -114,7 +126,10 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     texts = Texts(text, encoders, tokenizers, caption_reading(config), are_trained=trains_text)
     sample_texts_of = Texts(sample_text, encoders, tokenizers, reading, are_trained=trains_text)
     adapter = Adapter(dropout_of(config))
-    models_of = {"unet": unet, **({"text_encoder": encoders[0], "text_encoder_2": encoders[1]} if trains_text else {})}
+    models_of = {
+        "unet": unet,
+        **({"text_encoder": encoders[0], "text_encoder_2": encoders[1]} if trains_text else {}),
+    }
     for part, sizes in layer_sizes(config, models_of).items():
         adapter.attach(part, models_of[part], sizes)
     adapter.start(config.seed)
@@ -171,7 +186,9 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         loss_sum = torch.zeros((), device=device)
         for micro in range(config.accumulation):
             # Each process takes its own batch of the same order.
-            position = (step * config.accumulation + micro) * accelerator.num_processes + accelerator.process_index
+            position = (
+                step * config.accumulation + micro
+            ) * accelerator.num_processes + accelerator.process_index
             batch = pictures.draw(batches.at(position), config.seed, position)
             draw_from = torch.Generator().manual_seed(seed_of(config.seed, position))
             adapter.dropout.batch_seed = (config.seed << 32) + position
@@ -181,30 +198,48 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
             dropped = torch.rand(len(batch.shown), generator=draw_from) < config.caption_dropout
             drawn = captions.at(batch.items, position)
             base_prior = [keeps_base for _, keeps_base in drawn]
-            prompts = ["" if drop and not keeps else prompt for (prompt, keeps), drop in zip(drawn, dropped.tolist(), strict=True)]
+            prompts = [
+                "" if drop and not keeps else prompt
+                for (prompt, keeps), drop in zip(drawn, dropped.tolist(), strict=True)
+            ]
             wanted = (texts.of(prompts) if step < text_stops else texts.settled(prompts)).to(device, dtype)
 
             noisy = sent(objective.noisy(latents, noise_NCHW, timesteps, draw_from), device, dtype)
             answer = sent(objective.target(latents, noise_NCHW, timesteps), device)
-            weights = sent(objective.weight(timesteps) * batch.weights(base_prior, config.prior_weight), device)
+            weights = sent(
+                objective.weight(timesteps) * batch.weights(base_prior, config.prior_weight), device
+            )
             mask = batch.masks(base_prior)
             time_ids = sent(batch.time_ids(), device, dtype)
             answer = with_base_answers(
-                answer, base_prior, prompts,
-                unet=unet, adapter=adapter, texts=texts, noisy_NCHW=noisy, timestep_N=timesteps, time_ids=time_ids,
-            )  # fmt: skip
+                answer,
+                base_prior,
+                prompts,
+                unet=unet,
+                adapter=adapter,
+                texts=texts,
+                noisy_NCHW=noisy,
+                timestep_N=timesteps,
+                time_ids=time_ids,
+            )
 
             added = {"text_embeds": wanted.pooled_NP, "time_ids": time_ids}
             predicted = unet(noisy, sent(timesteps, device), wanted.text_NTD, added_cond_kwargs=added).sample
-            error_N = objective.error(predicted.float(), answer, timesteps, None if mask is None else sent(mask, device))
+            error_N = objective.error(
+                predicted.float(), answer, timesteps, None if mask is None else sent(mask, device)
+            )
             # A bucket's last batch may be smaller: its pictures count as much as all others.
             loss = (weights * error_N).sum() / (config.batch * config.accumulation)
             accelerator.backward(loss)
             loss_sum += loss.detach()
         average_over_processes(accelerator, vectors)
         norm = accelerator.clip_grad_norm_(vectors, config.max_grad_norm or math.inf)
-        norm = norm if accelerator.scaler is None else None  # a step that overflows in fp16 is left out by the scaler
-        progress.add(step + 1, loss=loss_sum, norm=norm, rate=optimizer.param_groups[0]["lr"], names=batch.names)
+        norm = (
+            norm if accelerator.scaler is None else None
+        )  # a step that overflows in fp16 is left out by the scaler
+        progress.add(
+            step + 1, loss=loss_sum, norm=norm, rate=optimizer.param_groups[0]["lr"], names=batch.names
+        )
         told = []
         if progress.is_due or step + 1 == config.steps or (step + 1) % config.checkpoint_every == 0:
             try:
@@ -231,15 +266,23 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
             if slow:
                 run.say("problem", message=slow)
             run.say("step", **facts)
-            accelerator.log({"loss": facts["loss"], "learning_rate": facts["learning_rate"]}, step=facts["step"])
+            accelerator.log(
+                {"loss": facts["loss"], "learning_rate": facts["learning_rate"]}, step=facts["step"]
+            )
         if run.speaks and validation.is_on and (step % config.validation_every == 0 or step == config.steps):
             with average.shown():
                 validation.measure(step)
             accelerator.log({"validation_loss": validation.curve[step]}, step=step)
-        if run.speaks and (step % config.checkpoint_every == 0 or step in (config.steps, validation.best_step)):
+        if run.speaks and (
+            step % config.checkpoint_every == 0 or step in (config.steps, validation.best_step)
+        ):
             keep(step)
         batches_seen = (config.accumulation * accelerator.num_processes * done for done in (step - 1, step))
-        if run.speaks and step < config.steps and sample_is_due(config, step, *(seen // batches.per_epoch for seen in batches_seen)):
+        if (
+            run.speaks
+            and step < config.steps
+            and sample_is_due(config, step, *(seen // batches.per_epoch for seen in batches_seen))
+        ):
             with average.shown():
                 sampler.at_step(step)
 
@@ -255,12 +298,21 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     run.say("stage", stage="saving")
     average.settle()
     training = Training(
-        base_name=base.name, prediction_type=objective.prediction_type, zero_terminal_snr=objective.zero_terminal_snr, resolution=resolution_of(config, base),
-        precision=str(dtype).removeprefix("torch."), gradient_checkpointing=chosen.gradient_checkpointing != "none", started=started, finished=time.time(), steps=step,
-        pictures=sum(item.repeats for item in pictures.items if item.role == "train") // max(1, len(config.resolutions)),
-        epochs=-(-step * config.accumulation // batches.per_epoch), batches_per_epoch=batches.per_epoch,
+        base_name=base.name,
+        prediction_type=objective.prediction_type,
+        zero_terminal_snr=objective.zero_terminal_snr,
+        resolution=resolution_of(config, base),
+        precision=str(dtype).removeprefix("torch."),
+        gradient_checkpointing=chosen.gradient_checkpointing != "none",
+        started=started,
+        finished=time.time(),
+        steps=step,
+        pictures=sum(item.repeats for item in pictures.items if item.role == "train")
+        // max(1, len(config.resolutions)),
+        epochs=-(-step * config.accumulation // batches.per_epoch),
+        batches_per_epoch=batches.per_epoch,
         bucket_counts=pictures.bucket_counts(),
-    )  # fmt: skip
+    )
     facts = metadata(chosen, manifest, training)
     if config.thumbnail == "picture":
         with contextlib.suppress(DatasetError):  # moved away since the start: no reason to lose the file
@@ -297,7 +349,9 @@ def average_over_processes(accelerator: Accelerator, vectors: list[torch.nn.Para
             vector.grad.copy_(accelerator.reduce(vector.grad, reduction="mean"))  # pyright: ignore
 
 
-def keep_good_weights(run: Run, step: int, first: int, adapter: Adapter, keep: Callable[[int], object]) -> None:
+def keep_good_weights(
+    run: Run, step: int, first: int, adapter: Adapter, keep: Callable[[int], object]
+) -> None:
     """Before a failure is told: a checkpoint of the last step whose loss was a number."""
     finite = all(bool(torch.isfinite(vector).all()) for vector in adapter.vectors())
     if run.speaks and finite and step > first:

@@ -36,7 +36,11 @@ def build(shared: Shared) -> None:
         """Trains on a project's pictures, as soon as the device is free; settings as in docs/settings.md."""
         with told("start_training"):
             desk = studio.of(request)
-            return {"run": desk.jobs.start(desk.projects.folder(text(project)), checked(desk, text(project), settings), another=True)}
+            return {
+                "run": desk.jobs.start(
+                    desk.projects.folder(text(project)), checked(desk, text(project), settings), another=True
+                )
+            }
 
     def status(run: str, request: gr.Request) -> dict:
         """How a training stands."""
@@ -44,10 +48,18 @@ def build(shared: Shared) -> None:
             standing = studio.of(request).jobs.standing(text(run))
             view = standing.view
             return {
-                "run": run, "state": standing.state, "place": standing.place, "stage": view.stage, "step": view.step, "steps": view.steps,
-                "loss": view.loss, "seconds_left": view.seconds_left, "message": view.message, "remedy": view.remedy,
+                "run": run,
+                "state": standing.state,
+                "place": standing.place,
+                "stage": view.stage,
+                "step": view.step,
+                "steps": view.steps,
+                "loss": view.loss,
+                "seconds_left": view.seconds_left,
+                "message": view.message,
+                "remedy": view.remedy,
                 "samples": [{**facts, "url": picture_url(run, facts)} for facts in view.samples],
-            }  # fmt: skip
+            }
 
     async def preview(run: str, prompt: str, strengths: list[float], seed: int, request: gr.Request) -> dict:
         """Pictures of one prompt at several strengths, 0 being the base model's own; answers when they are drawn."""
@@ -62,7 +74,11 @@ def build(shared: Shared) -> None:
                 await asyncio.sleep(1)
             if found.state != "drawn":
                 raise TrainerError(found.message or "the pictures were not drawn in time; ask again")
-            return {"pictures": [{**facts, "url": f"/drawn/{asked}/{quote(facts['file'])}"} for facts in found.pictures()]}
+            return {
+                "pictures": [
+                    {**facts, "url": f"/drawn/{asked}/{quote(facts['file'])}"} for facts in found.pictures()
+                ]
+            }
 
     def download(run: str, request: gr.Request) -> dict:
         """Where the LoRA file of a training is fetched."""
@@ -85,7 +101,9 @@ def told(name: str) -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from None
     except Exception:
         logging.exception("the endpoint %s failed", name)
-        raise gr.Error("something failed in the studio; its terminal says what", print_exception=False) from None
+        raise gr.Error(
+            "something failed in the studio; its terminal says what", print_exception=False
+        ) from None
 
 
 def text(value: Any) -> str:
@@ -103,8 +121,12 @@ def checked(desk: Desk, project: str, settings: Any) -> dict[str, Any]:
     if closed:
         raise ConfigError([f"{closed[0]} can only be set on the command line"])
     said = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-    said.update({name: str(desk.projects.folder(text(said[name])).resolve()) for name in FOLDERS if said.get(name)})
+    said.update(
+        {name: str(desk.projects.folder(text(said[name])).resolve()) for name in FOLDERS if said.get(name)}
+    )
     said.update({name: Library(desk.jobs).path(text(said[name])) for name in FILES if said.get(name)})
     if said.get("base", TrainConfig.base) not in desk.jobs.bases():
-        raise ConfigError([f"there is no base model {said['base']!r}; there are {', '.join(desk.jobs.bases())}"])
+        raise ConfigError(
+            [f"there is no base model {said['base']!r}; there are {', '.join(desk.jobs.bases())}"]
+        )
     return {"name": project, "base": desk.jobs.bases()[0], **said}

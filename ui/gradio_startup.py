@@ -24,7 +24,9 @@ def without_editor_stubs() -> None:
 class _Quiet(MetaPathFinder):
     """Loads one module as Python would and takes its stub writer away."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != _MODULE:
             return None
         sys.meta_path.remove(self)

@@ -45,7 +45,14 @@ _FILE_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
 
 class Guard:
-    def __init__(self, app: ASGIApp, studio: Studio, doors: Sequence[Door], hosts: Hosts, links: Callable[[], str] = str) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        studio: Studio,
+        doors: Sequence[Door],
+        hosts: Hosts,
+        links: Callable[[], str] = str,
+    ) -> None:
         self.app, self.studio, self.doors, self.hosts = app, studio, doors, hosts
         self.links = links  # elements for the head of the page
         self._secret = secrets.token_bytes(32)
@@ -80,7 +87,9 @@ class Guard:
             error = refused[0]
             refused.clear()
             sentence = Words(preferred(Headers(scope=scope).get("accept-language", "")))(error.key)
-            await JSONResponse({"message": sentence, "detail": sentence}, error.status)(scope, receive, hardened)
+            await JSONResponse({"message": sentence, "detail": sentence}, error.status)(
+                scope, receive, hardened
+            )
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, refused: list[Refused]) -> None:
         method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
@@ -101,7 +110,9 @@ class Guard:
         receive = counted(receive, door.body_bytes, refused, look)
         await self._pass(door, match, user or "", scope, receive, send)
 
-    async def _pass(self, door: Door, match: re.Match[str], user: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _pass(
+        self, door: Door, match: re.Match[str], user: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """By a door, with what the user's browser calls its own made the user's own."""
         named = match.groupdict()
         if door.ids:
@@ -125,12 +136,16 @@ class Guard:
         if method in _SAFE:
             return
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        if site not in (None, "same-origin", "none") or (origin is not None and _netloc(origin) != host.lower()):
+        if site not in (None, "same-origin", "none") or (
+            origin is not None and _netloc(origin) != host.lower()
+        ):
             raise Refused(403, "refused.site")
 
     def _own(self, user: str, name: str) -> str:
         """A name that only this user can have made: another's is as good as none."""
-        return hmac.new(self._secret, f"{user}\0{name}".encode(errors="replace"), hashlib.sha256).hexdigest()[:32]
+        return hmac.new(self._secret, f"{user}\0{name}".encode(errors="replace"), hashlib.sha256).hexdigest()[
+            :32
+        ]
 
     def _own_names(self, scope: Scope, ids: tuple[str, ...], named: dict[str, str], user: str) -> Scope:
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
@@ -232,14 +247,20 @@ def _netloc(origin: str) -> str | None:
 
 
 def _with_length(scope: Scope, length: int) -> Scope:
-    headers = [(key, value) for key, value in scope["headers"] if key not in (b"content-length", b"transfer-encoding")]
+    headers = [
+        (key, value)
+        for key, value in scope["headers"]
+        if key not in (b"content-length", b"transfer-encoding")
+    ]
     return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}
 
 
 def _script_hashes(page: bytes) -> str:
     """Of the inline scripts that Gradio's page begins with, so that no other one runs."""
     found = _INLINE_SCRIPT.findall(page.decode("utf-8"))
-    return "".join(f" 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in found)
+    return "".join(
+        f" 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in found
+    )
 
 
 def _harden(headers: MutableHeaders, has_accounts: bool) -> None:

@@ -31,12 +31,23 @@ def build_page(studio: Studio, label: gr.I18n) -> gr.Blocks:
     with gr.Blocks(title="Impasto", analytics_enabled=False) as page:
         with gr.Row(elem_id="head"):
             gr.Markdown("# Impasto", elem_id="impasto")
-            project = gr.Dropdown([], label=label("page.project"), elem_id="project", scale=2, allow_custom_value=True)
-            new_name = gr.Textbox(label=label("page.project_new"), placeholder="my-style", max_length=80, elem_id="new-name", scale=2)
+            project = gr.Dropdown(
+                [], label=label("page.project"), elem_id="project", scale=2, allow_custom_value=True
+            )
+            new_name = gr.Textbox(
+                label=label("page.project_new"),
+                placeholder="my-style",
+                max_length=80,
+                elem_id="new-name",
+                scale=2,
+            )
             create = gr.Button(label("page.project_create"), elem_id="create", scale=1)
             account = gr.HTML(elem_id="account", visible=bool(studio.accounts))
         gr.HTML('<div role="status"></div>', elem_id="status")  # filled by the script
-        news = {section: gr.Button(section, elem_id=f"news-{section}", elem_classes="unseen") for section in SECTIONS}
+        news = {
+            section: gr.Button(section, elem_id=f"news-{section}", elem_classes="unseen")
+            for section in SECTIONS
+        }
         shared = Shared(
             studio=studio,
             label=label,
@@ -63,7 +74,9 @@ def build_page(studio: Studio, label: gr.I18n) -> gr.Blocks:
             names, asked = desk.projects.names(), dict(request.query_params)
             chosen = asked.get("project") if asked.get("project") in names else desk.projects.latest()
             known = [tab.__name__.rsplit(".", 1)[-1] for tab in TABS]
-            return gr.update(choices=names, value=chosen), gr.update(selected=asked["tab"]) if asked.get("tab") in known else gr.skip()
+            return gr.update(choices=names, value=chosen), gr.update(selected=asked["tab"]) if asked.get(
+                "tab"
+            ) in known else gr.skip()
 
         def new_project(desk: Desk, wanted: str):
             made = desk.projects.create(wanted)

@@ -30,9 +30,15 @@ _QUEUE: dict[str, Any] = {"max_size": 100, "default_concurrency_limit": 4}
 
 
 def build_app(
-    *, host: str, datasets: Path, outputs: Path, models: Path,
-    limits: Limits | None = None, users: Path | None = None, names: tuple[str, ...] = (),
-) -> Guard:  # fmt: skip
+    *,
+    host: str,
+    datasets: Path,
+    outputs: Path,
+    models: Path,
+    limits: Limits | None = None,
+    users: Path | None = None,
+    names: tuple[str, ...] = (),
+) -> Guard:
     """The whole application as ASGI, guard included; `names` are host names that it answers to besides its own."""
     studio = Studio(datasets, outputs, models, limits, users)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -53,14 +59,34 @@ def build_app(
     label = translations()
     page = build_page(studio, label).queue(**_QUEUE)
     gr.mount_gradio_app(
-        app, page, path="/", server_name=host, i18n=label, theme=theme(), css=CSS, head=HEAD, show_error=False, run_history=False,
-        enable_monitoring=False, footer_links=[], ssr_mode=False, max_file_size=studio.limits.file_bytes,
-    )  # fmt: skip
+        app,
+        page,
+        path="/",
+        server_name=host,
+        i18n=label,
+        theme=theme(),
+        css=CSS,
+        head=HEAD,
+        show_error=False,
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=[],
+        ssr_mode=False,
+        max_file_size=studio.limits.file_bytes,
+    )
     return Guard(app, studio, doors, Hosts.of(host, names), frontend.links)
 
 
 def serve(
-    *, host: str, port: int, datasets: Path, outputs: Path, models: Path, limits: Limits, users: Path | None, names: tuple[str, ...]
+    *,
+    host: str,
+    port: int,
+    datasets: Path,
+    outputs: Path,
+    models: Path,
+    limits: Limits,
+    users: Path | None,
+    names: tuple[str, ...],
 ) -> int:
     """Serves until stopped; the exit status. Says the address and the device on the terminal."""
     import uvicorn
@@ -70,12 +96,29 @@ def serve(
             folder.mkdir(parents=True, exist_ok=True)
         with only_server(outputs, url(host, port)):
             if not _is_free(host, port):
-                raise TrainerError(f"{url(host, port)} can't be used; another program may hold it: try --port {port + 1}")
-            app = build_app(host=host, datasets=datasets, outputs=outputs, models=models, limits=limits, users=users, names=names)
+                raise TrainerError(
+                    f"{url(host, port)} can't be used; another program may hold it: try --port {port + 1}"
+                )
+            app = build_app(
+                host=host,
+                datasets=datasets,
+                outputs=outputs,
+                models=models,
+                limits=limits,
+                users=users,
+                names=names,
+            )
             print(f"Impasto is at {url(host, port)}  (Ctrl-C ends it)", flush=True)
             threading.Thread(target=_say_devices, args=(app.studio.queue,), daemon=True).start()
             threading.Thread(target=_keep_tidy, args=(app.studio,), daemon=True).start()
-            uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=3)
+            uvicorn.run(
+                app,
+                host=host,
+                port=port,
+                log_level="warning",
+                server_header=False,
+                timeout_graceful_shutdown=3,
+            )
     except (TrainerError, OSError) as error:
         print(f"impasto: {error}", file=sys.stderr)
         return 1
@@ -91,8 +134,12 @@ def only_server(outputs: Path, address: str) -> Iterator[None]:
         try:
             held.enter_context(claim(place))
         except RunError:
-            raise TrainerError(f"{outputs} is served already{_by_whom(place.path)}; open that one, or stop it first") from None
-        write_atomically(place.path / "address.json", json.dumps({"pid": os.getpid(), "address": address}).encode())
+            raise TrainerError(
+                f"{outputs} is served already{_by_whom(place.path)}; open that one, or stop it first"
+            ) from None
+        write_atomically(
+            place.path / "address.json", json.dumps({"pid": os.getpid(), "address": address}).encode()
+        )
         yield
 
 

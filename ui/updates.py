@@ -34,7 +34,9 @@ def pulse(desk: Desk, project: str) -> dict[str, Any]:
         "made": made,
         "arrived": _arrived(desk, chosen),
     }
-    of = {section: "" if section == "made" else chosen for section in SECTIONS}  # what was made is every project's
+    of = {
+        section: "" if section == "made" else chosen for section in SECTIONS
+    }  # what was made is every project's
     marks = {section: _mark(of[section], seen[section]) for section in SECTIONS}
     return {"project": chosen, "status": head_html(desk, chosen), "marks": marks}
 
@@ -83,7 +85,14 @@ def _artwork(desk: Desk, chosen: str) -> Any:
 
 def _captions(desk: Desk, chosen: str) -> Any:
     stands = Captioning(desk.projects, desk.jobs).standing(chosen) if chosen else None
-    return stands and (len(stands.view.captions), stands.alive, stands.waits, stands.view.ended, stands.view.done, stands.view.stage)
+    return stands and (
+        len(stands.view.captions),
+        stands.alive,
+        stands.waits,
+        stands.view.ended,
+        stands.view.done,
+        stands.view.stage,
+    )
 
 
 def _train(desk: Desk, chosen: str) -> Any:

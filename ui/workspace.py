@@ -54,7 +54,14 @@ class Studio:
     their own, `datasets/_users/ana/` and `outputs/_users/ana/`, which begin with a copy of the sample set.
     """
 
-    def __init__(self, datasets: Path, outputs: Path, models: Path, limits: Limits | None = None, users: Path | None = None) -> None:
+    def __init__(
+        self,
+        datasets: Path,
+        outputs: Path,
+        models: Path,
+        limits: Limits | None = None,
+        users: Path | None = None,
+    ) -> None:
         self.datasets, self.outputs, self.models = datasets, outputs, models
         self.limits = limits or Limits()
         self.uploads = Uploads(outputs / ".cache" / "uploads")
@@ -101,10 +108,15 @@ class Studio:
     def _room(self, user: str) -> tuple[Projects, Jobs]:
         with self._lock:
             if user not in self._rooms:
-                datasets, outputs = (place / "_users" / user if user else place for place in (self.datasets, self.outputs))
+                datasets, outputs = (
+                    place / "_users" / user if user else place for place in (self.datasets, self.outputs)
+                )
                 if user and not user.startswith(".") and not datasets.exists():
                     _furnish(datasets, [self.datasets / name for name in SAMPLES])
-                self._rooms[user] = Projects(datasets, outputs / ".cache"), Jobs(outputs, self.models, self.queue)
+                self._rooms[user] = (
+                    Projects(datasets, outputs / ".cache"),
+                    Jobs(outputs, self.models, self.queue),
+                )
             return self._rooms[user]
 
 
@@ -136,7 +148,11 @@ def handler(studio: Studio, callback: Callable[..., Any]) -> Callable[..., Any]:
 
     def is_of_its_kind(value: Any, kind: tuple[type, ...] | None) -> bool:
         if kind is None and isinstance(value, dict):  # of components
-            return all(said is None or isinstance(said, str) for part, said in value.items() if isinstance(part, worded))
+            return all(
+                said is None or isinstance(said, str)
+                for part, said in value.items()
+                if isinstance(part, worded)
+            )
         return kind is None or isinstance(value, kind)
 
     def handle(request: gr.Request, *values: Any) -> Any:

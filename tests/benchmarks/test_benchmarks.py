@@ -27,7 +27,9 @@ def test_a_case_is_measured_beside_its_floor():
     steps = Steps(case)
     before = [vector.detach().clone() for vector in steps.adapter.vectors()]
     found = steps.seconds()
-    assert any(not torch.equal(vector, kept) for vector, kept in zip(steps.adapter.vectors(), before, strict=True))  # it learns
+    assert any(
+        not torch.equal(vector, kept) for vector, kept in zip(steps.adapter.vectors(), before, strict=True)
+    )  # it learns
     speed, memory = training._figures(case, [{**found, "peak": 3e9, "rate": 1e11}])
     assert speed.unit == "pictures/s" and speed.value == pytest.approx(1 / found["seconds"], rel=1e-6)
     assert speed.floor is not None and speed.ratio == pytest.approx(speed.value / speed.floor)
@@ -61,9 +63,9 @@ def test_the_wide_base_has_sdxls_layout():
         ours = UNet2DConditionModel.from_config(facts)
     true = build("unet", ORIGINAL)
     assert [name for name, _ in ours.named_modules()] == [name for name, _ in true.named_modules()]
-    assert ours.config["block_out_channels"] == [64, 128, 256] and sum(p.numel() for p in ours.parameters()) == pytest.approx(
-        94e6, rel=0.01
-    )
+    assert ours.config["block_out_channels"] == [64, 128, 256] and sum(
+        p.numel() for p in ours.parameters()
+    ) == pytest.approx(94e6, rel=0.01)
 
 
 def test_results_are_saved_as_numbers_a_table_and_a_picture(tmp_path: Path):
@@ -74,26 +76,41 @@ def test_results_are_saved_as_numbers_a_table_and_a_picture(tmp_path: Path):
     ]
     written = save(figures, words, tmp_path)
     assert written.name == "cpu-amd-epyc-2-cores.md" and file_stem(words) == written.stem
-    assert "| a | 2 pictures/s | 8 pictures/s | 0.25 |" in written.read_text() and table(figures) in written.read_text()
+    assert (
+        "| a | 2 pictures/s | 8 pictures/s | 0.25 |" in written.read_text()
+        and table(figures) in written.read_text()
+    )
     kept = json.loads(written.with_suffix(".json").read_text())
     assert kept["machine"] == words and [row["ratio"] for row in kept["figures"]] == [0.25, None]
     assert Image.open(written.with_suffix(".png")).size[0] == 900
     # Another day, one group alone: it is renewed, the other stays.
     save([Figure(group="training", what="a", value=4.0, unit="pictures/s", floor=8.0)], words, tmp_path)
-    assert "| a | 4 pictures/s | 8 pictures/s | 0.50 |" in written.read_text() and "| b | 1.5 GB |" in written.read_text()
+    assert (
+        "| a | 4 pictures/s | 8 pictures/s | 0.50 |" in written.read_text()
+        and "| b | 1.5 GB |" in written.read_text()
+    )
 
 
 def test_another_trainer_is_timed_by_the_difference_of_two_lengths(monkeypatch, tmp_path: Path):
     """Each step of this one sleeps for 0.02 s after a start of 0.2 s that must not count."""
     script = tmp_path / "other.py"
-    script.write_text("import sys, time\ntime.sleep(0.2 + 0.02 * int(sys.argv[1]))\nassert sys.argv[2].endswith('ink-emoji')\n")
+    script.write_text(
+        "import sys, time\ntime.sleep(0.2 + 0.02 * int(sys.argv[1]))\nassert sys.argv[2].endswith('ink-emoji')\n"
+    )
     ours = "import time; time.sleep(0.2 + 0.01 * {steps})"
-    monkeypatch.setattr(recipe, "own_command", lambda folder, base, out, steps, more: [sys.executable, "-c", ours.format(steps=steps)])
+    monkeypatch.setattr(
+        recipe,
+        "own_command",
+        lambda folder, base, out, steps, more: [sys.executable, "-c", ours.format(steps=steps)],
+    )
     command = f"{sys.executable} {script} {{steps}} {{folder}}"
     found = recipe.against(command, Path("base"), steps=(5, 45), repeat=1, more=[])
     by_name = {figure.what: figure for figure in found}
     assert by_name["seconds a step: the other"].value == pytest.approx(0.02, rel=0.5)
-    assert by_name["times as fast"].value == pytest.approx(2, rel=0.5) and by_name["peak memory: the other"].value > 0.001
+    assert (
+        by_name["times as fast"].value == pytest.approx(2, rel=0.5)
+        and by_name["peak memory: the other"].value > 0.001
+    )
 
 
 def test_a_command_that_fails_is_an_error(tmp_path: Path):

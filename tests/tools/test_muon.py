@@ -20,7 +20,9 @@ def test_an_orthogonal_move_has_singular_values_near_one_and_the_same_directions
 
 def test_muon_moves_matrices_and_convolutions_and_leaves_the_rest_to_adamw():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.GroupNorm(4, 32), nn.Flatten(), nn.Linear(32 * 4, 32), nn.Embedding(4, 32))
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.GroupNorm(4, 32), nn.Flatten(), nn.Linear(32 * 4, 32), nn.Embedding(4, 32)
+    )
     matrices, others = split(model)
     assert [tuple(p.shape) for p in matrices] == [(32, 3, 3, 3), (32, 128)]
     assert {id(p) for p in (*matrices, *others)} == {id(p) for p in model.parameters()}

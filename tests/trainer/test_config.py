@@ -85,7 +85,10 @@ def test_numbers_in_a_refusal_are_written_out():
         config_from({"learning_rate": 1e30})
 
 
-@pytest.mark.parametrize("setting", [{"trigger": "a\0b"}, {"trigger": "ink\udcff"}, {"name": "x\udcff"}, {"sample_prompts": ("a\udcff",)}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"trigger": "a\0b"}, {"trigger": "ink\udcff"}, {"name": "x\udcff"}, {"sample_prompts": ("a\udcff",)}],
+)
 def test_letters_that_no_file_can_hold_are_refused(setting):
     """A shell gives half characters for bytes that are no UTF-8; the run's files could not be written with them."""
     (name,) = setting

@@ -30,17 +30,28 @@ def files_of_at_most(size_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("command", ["convert", "merge", "resize", "bake", "label"])
-def test_a_tool_that_runs_out_of_disk_says_so_and_leaves_the_folder_as_it_was(command: str, tmp_path: Path, monkeypatch, capsys):
+def test_a_tool_that_runs_out_of_disk_says_so_and_leaves_the_folder_as_it_was(
+    command: str, tmp_path: Path, monkeypatch, capsys
+):
     file, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     write_lora(file, {("unet", ATTENTION): shape_of(ATTENTION)}, rank=lambda n: 16)
     before = file.read_bytes()
     arguments = {
-        "convert": [file, out, "--to", "kohya"], "merge": [out, file], "resize": [file, out, "--rank", "9"], "bake": [file, tmp_path / "base"],
+        "convert": [file, out, "--to", "kohya"],
+        "merge": [out, file],
+        "resize": [file, out, "--rank", "9"],
+        "bake": [file, tmp_path / "base"],
         "label": [file, "--title", "x"],
-    }[command]  # fmt: skip
+    }[command]
     with files_of_at_most(4096):
         status, _, err = by_command_line(["lora", command, *arguments], monkeypatch, capsys)
-    assert status == 1 and "File too large" in err and err.count("\n") == 1 and len(err) < 400 and "unexpected fault" not in err
+    assert (
+        status == 1
+        and "File too large" in err
+        and err.count("\n") == 1
+        and len(err) < 400
+        and "unexpected fault" not in err
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"] and file.read_bytes() == before
 
 
@@ -49,10 +60,18 @@ def test_a_tool_that_runs_out_of_disk_says_so_and_leaves_the_folder_as_it_was(co
     [
         (errno.ENOSPC, "disk", "the disk is full; free some space"),
         (errno.EFBIG, "disk", "takes no file as large as this one; choose another disk"),
-        (errno.EROFS, "fault", "a file can't be written or read (Read-only file system: /runs/ink/events.jsonl); mend that"),
+        (
+            errno.EROFS,
+            "fault",
+            "a file can't be written or read (Read-only file system: /runs/ink/events.jsonl); mend that",
+        ),
         (errno.EIO, "fault", "(Input/output error: /runs/ink/events.jsonl); mend that"),
     ],
 )
 def test_a_training_that_its_disk_ends_says_what_to_do(number: int, cause: str, words: str):
     told = failure(OSError(number, os.strerror(number), "/runs/ink/events.jsonl"), config_from({}))
-    assert told["cause"] == cause and words in told["message"] and told["message"].endswith("the last checkpoint is kept")
+    assert (
+        told["cause"] == cause
+        and words in told["message"]
+        and told["message"].endswith("the last checkpoint is kept")
+    )

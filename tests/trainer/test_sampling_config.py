@@ -49,7 +49,10 @@ def test_a_sampler_ends_at_the_picture_that_the_base_predicts(sampler: str, pred
     facts = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     euler = EulerDiscreteScheduler(prediction_type=prediction_type, **facts)
     scheduler = scheduler_for(sampler, euler)
-    assert scheduler.config.prediction_type == prediction_type and scheduler.config.beta_schedule == "scaled_linear"
+    assert (
+        scheduler.config.prediction_type == prediction_type
+        and scheduler.config.beta_schedule == "scaled_linear"
+    )
     scheduler.set_timesteps(20)
     clean = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
     draws = torch.Generator().manual_seed(0)
@@ -66,16 +69,25 @@ def test_a_sampler_ends_at_the_picture_that_the_base_predicts(sampler: str, pred
 
 def test_rows_of_a_prompt_draw_the_same_noise_also_in_later_steps():
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
-    request = Request(prompts=("a cat",), strengths=(0.0, 1.0), sampler="euler_a", steps=2)  # without a LoRA a strength means nothing
+    request = Request(
+        prompts=("a cat",), strengths=(0.0, 1.0), sampler="euler_a", steps=2
+    )  # without a LoRA a strength means nothing
     first, second = (cell.picture for cell in warm.draw(None, request))
     assert first.tobytes() == second.tobytes()
-    assert first.tobytes() != warm.draw(None, Request(prompts=("a cat",), strengths=(0.0, 1.0), steps=2))[0].picture.tobytes()
+    assert (
+        first.tobytes()
+        != warm.draw(None, Request(prompts=("a cat",), strengths=(0.0, 1.0), steps=2))[0].picture.tobytes()
+    )
 
 
 def test_a_picture_names_its_sampler_and_every_lora_as_a1111_does(tmp_path: Path):
-    request = Request(prompts=("a cat",), negative="blurry", sampler="dpmpp_2m_karras", steps=7, guidance=4.5, seed=3)
+    request = Request(
+        prompts=("a cat",), negative="blurry", sampler="dpmpp_2m_karras", steps=7, guidance=4.5, seed=3
+    )
     cell = Drawn(prompt_index=0, strength=0.5, picture=Image.new("RGB", (64, 64)))
-    save_picture(cell, request, tmp_path / "a.png", base="tiny", loras=[("ink", 1.0), ("wash", 0.5), ("none", 0.0)])
+    save_picture(
+        cell, request, tmp_path / "a.png", base="tiny", loras=[("ink", 1.0), ("wash", 0.5), ("none", 0.0)]
+    )
     assert Image.open(tmp_path / "a.png").text["parameters"] == (
         "a cat <lora:ink:0.5> <lora:wash:0.25>\nNegative prompt: blurry\n"
         "Steps: 7, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4.5, Seed: 3, Size: 64x64, Model: tiny"

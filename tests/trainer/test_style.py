@@ -23,7 +23,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> dict[fl
     home = tmp_path_factory.mktemp("style")
     (home / ".cache").symlink_to(warm_cache)
     # All that is not learning is left out.
-    least = ("--sample-prompt", "a star --w 64 --h 64 --s 1", "--set", "checkpoint_every=1000", "--set", "thumbnail=none")
+    least = (
+        "--sample-prompt",
+        "a star --w 64 --h 64 --s 1",
+        "--set",
+        "checkpoint_every=1000",
+        "--set",
+        "thumbnail=none",
+    )
     trainer("train", INK, "--preset", "style", "--precision", "fp32", "--output", home / "ink", *least)
     prompts = [word for concept in CONCEPTS for word in ("--prompt", f"{concept}, ink style")]
     trainer("preview", home / "ink" / "ink.safetensors", *prompts, "--seed", "7", "--out-dir", home / "drawn")

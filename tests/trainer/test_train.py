@@ -33,9 +33,17 @@ pytestmark = pytest.mark.usefixtures("shared_cache")
 
 # The smallest pictures, and settings that all tests share, so that memory is counted and pictures are cached once for all.
 QUICK = {
-    "network": "lora", "steps": 5, "batch": 2, "resolution": 64, "precision": "fp32", "rank": 4, "checkpoint_every": 2, "sample_steps": 1,
-    "warmup_steps": 2, "sample_prompts": ("a star, ink style --w 64 --h 64",),
-}  # fmt: skip
+    "network": "lora",
+    "steps": 5,
+    "batch": 2,
+    "resolution": 64,
+    "precision": "fp32",
+    "rank": 4,
+    "checkpoint_every": 2,
+    "sample_steps": 1,
+    "warmup_steps": 2,
+    "sample_prompts": ("a star, ink style --w 64 --h 64",),
+}
 
 
 def make(path: Path, pictures: Path = INK, **settings) -> run.Run:
@@ -79,11 +87,29 @@ def test_another_seed_gives_other_bytes(whole: run.Run, tmp_path: Path):
 
 
 EVERYTHING_RANDOM = {
-    "accumulation": 2, "ema_decay": 0.8, "snr_weighting": "soft_min_snr", "loss": "huber", "noise_offset": 0.1, "noise_offset_random": True,
-    "multires_noise_iterations": 3, "input_perturbation": 0.1, "timestep_distribution": "logit_normal", "timestep_max": 900,
-    "shuffle_tags": True, "tag_dropout": 0.3, "caption_dropout": 0.2, "caption_lines": True, "wildcards": True, "base_prior_share": 0.3,
-    "flip": True, "random_crop": True, "colour_jitter": 0.1, "variants": 2, "resolutions": (64, 96), "sample_every": 2,
-}  # fmt: skip
+    "accumulation": 2,
+    "ema_decay": 0.8,
+    "snr_weighting": "soft_min_snr",
+    "loss": "huber",
+    "noise_offset": 0.1,
+    "noise_offset_random": True,
+    "multires_noise_iterations": 3,
+    "input_perturbation": 0.1,
+    "timestep_distribution": "logit_normal",
+    "timestep_max": 900,
+    "shuffle_tags": True,
+    "tag_dropout": 0.3,
+    "caption_dropout": 0.2,
+    "caption_lines": True,
+    "wildcards": True,
+    "base_prior_share": 0.3,
+    "flip": True,
+    "random_crop": True,
+    "colour_jitter": 0.1,
+    "variants": 2,
+    "resolutions": (64, 96),
+    "sample_every": 2,
+}
 SETTINGS_OF = {
     "adamw": {},
     "prodigy": {"optimizer": "prodigy", "learning_rate": 1.0},
@@ -94,9 +120,13 @@ SETTINGS_OF = {
 
 
 @pytest.mark.parametrize("kind", SETTINGS_OF)
-def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(whole: run.Run, tmp_path: Path, kind: str, monkeypatch):
+def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(
+    whole: run.Run, tmp_path: Path, kind: str, monkeypatch
+):
     settings = SETTINGS_OF[kind]
-    pictures = own_set(tmp_path, ("owl", "star", "key")) if kind == "everything random" else INK  # each in sixteen forms
+    pictures = (
+        own_set(tmp_path, ("owl", "star", "key")) if kind == "everything random" else INK
+    )  # each in sixteen forms
     unbroken = whole
     if kind != "adamw":
         unbroken = make(tmp_path / "unbroken", pictures, **settings)
@@ -120,7 +150,9 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(whole: run.Run, tmp_
 
 
 @pytest.mark.parametrize(
-    "settings", [{"ema_decay": 0.8}, {"optimizer": "schedulefree", "schedule": "constant"}], ids=["ema", "schedulefree"]
+    "settings",
+    [{"ema_decay": 0.8}, {"optimizer": "schedulefree", "schedule": "constant"}],
+    ids=["ema", "schedulefree"],
 )
 def test_the_file_holds_the_average_and_the_checkpoint_both(tmp_path: Path, settings: dict):
     made = make(tmp_path / "run", steps=3, **settings)
@@ -129,7 +161,11 @@ def test_the_file_holds_the_average_and_the_checkpoint_both(tmp_path: Path, sett
     trained, averaged = load_file(newest / "adapter.safetensors"), load_file(newest / "average.safetensors")
     in_file = load_file(made.lora_file)
     name = next(name for name in sorted(trained) if name.endswith(".up") and "to_q" in name)
-    up = next(t for key, t in in_file.items() if key.endswith("lora_up.weight") and torch.equal(t, averaged[name].half()))
+    up = next(
+        t
+        for key, t in in_file.items()
+        if key.endswith("lora_up.weight") and torch.equal(t, averaged[name].half())
+    )
     assert not torch.equal(up, trained[name].half())
 
 
@@ -152,7 +188,9 @@ main()
 
 def test_a_killed_run_resumes_to_the_same_bytes(whole: run.Run, tmp_path: Path):
     broken = make(tmp_path / "run")
-    died = subprocess.run([sys.executable, "-c", DIES_AT_THREE, "resume", str(broken.path)], cwd=ROOT, capture_output=True)
+    died = subprocess.run(
+        [sys.executable, "-c", DIES_AT_THREE, "resume", str(broken.path)], cwd=ROOT, capture_output=True
+    )
     assert died.returncode == -signal.SIGKILL and not broken.is_alive() and not broken.lora_file.exists()
     trainer("resume", broken.path)
     assert weights(broken) == weights(whole)
@@ -198,30 +236,60 @@ def test_a_loss_that_is_no_number_stops_and_names_the_pictures(tmp_path: Path, m
         train(made, MODELS)
     assert told.value.step == 4 and all(name.endswith(".png") for name in told.value.pictures)
     assert state.checkpoints(made)[0].name == "step-3"
-    assert all(bool(torch.isfinite(t).all()) for t in load_file(state.checkpoints(made)[0] / "adapter.safetensors").values())
+    assert all(
+        bool(torch.isfinite(t).all())
+        for t in load_file(state.checkpoints(made)[0] / "adapter.safetensors").values()
+    )
 
 
 def test_text_encoders_learn_when_asked(tmp_path: Path):
-    made = make(tmp_path / "run", steps=2, train_text_encoder_1=True, train_text_encoder_2=True, text_encoder_1_rank=2)
+    made = make(
+        tmp_path / "run", steps=2, train_text_encoder_1=True, train_text_encoder_2=True, text_encoder_1_rank=2
+    )
     train(made, MODELS)
     tensors = load_file(made.lora_file)
-    for prefix, rank in (("lora_te1_text_model_encoder_layers_", 2), ("lora_te2_text_model_encoder_layers_", 8)):
-        downs = [t for name, t in tensors.items() if name.startswith(prefix) and name.endswith("lora_down.weight")]
+    for prefix, rank in (
+        ("lora_te1_text_model_encoder_layers_", 2),
+        ("lora_te2_text_model_encoder_layers_", 8),
+    ):
+        downs = [
+            t for name, t in tensors.items() if name.startswith(prefix) and name.endswith("lora_down.weight")
+        ]
         assert downs and all(t.shape[0] == rank for t in downs)
-        ups = [t for name, t in tensors.items() if name.startswith(prefix) and name.endswith("lora_up.weight")]
+        ups = [
+            t for name, t in tensors.items() if name.startswith(prefix) and name.endswith("lora_up.weight")
+        ]
         assert any(float(t.abs().max()) > 0 for t in ups)
 
 
 # Several controls in each training; none makes another idle.
 CONTROLS = (
-    {"gradient_checkpointing": True, "accumulation": 2, "noise_offset": 0.1, "min_snr_gamma": 0.0,
-     "schedule": "cosine_with_restarts", "resolution": 96},
+    {
+        "gradient_checkpointing": True,
+        "accumulation": 2,
+        "noise_offset": 0.1,
+        "min_snr_gamma": 0.0,
+        "schedule": "cosine_with_restarts",
+        "resolution": 96,
+    },
     {"precision": "bf16", "train_feed_forward": True, "optimizer": "came", "batch": 1},
-    {"zero_terminal_snr": "on", "snr_weighting": "debiased", "schedule": "wsd",
-     "prior_folder": str(INK), "prior_weight": 0.5, "prior_caption": "a drawing"},
-    {"prediction_type": "epsilon", "loss": "smooth_l1", "huber_schedule": "exponential",
-     "base_prior_share": 0.5, "train_text_encoder_1": True, "trigger": "ink"},
-)  # fmt: skip
+    {
+        "zero_terminal_snr": "on",
+        "snr_weighting": "debiased",
+        "schedule": "wsd",
+        "prior_folder": str(INK),
+        "prior_weight": 0.5,
+        "prior_caption": "a drawing",
+    },
+    {
+        "prediction_type": "epsilon",
+        "loss": "smooth_l1",
+        "huber_schedule": "exponential",
+        "base_prior_share": 0.5,
+        "train_text_encoder_1": True,
+        "trigger": "ink",
+    },
+)
 
 
 @pytest.mark.parametrize("settings", CONTROLS, ids="+".join)
@@ -245,7 +313,9 @@ def test_the_second_run_finds_pictures_and_captions_in_the_cache(whole: run.Run,
 
     again = make(whole.path.parent / "again", steps=1)
     monkeypatch.setattr(Base, "text_encoders", lambda *_: pytest.fail("text encoders were loaded"))
-    monkeypatch.setattr("trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again"))
+    monkeypatch.setattr(
+        "trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again")
+    )
     train(again, MODELS)
 
 
@@ -258,7 +328,9 @@ def test_training_leaves_every_byte_of_the_base_as_it_was(tmp_path: Path, monkey
     trained = {name.replace(".base.", "."): tensor for name, tensor in opened[0].state_dict().items()}
     fresh = honest(open_base("tiny-sdxl", MODELS), torch.device("cpu"), torch.float32).state_dict()
     assert all(torch.equal(trained[name], tensor) for name, tensor in fresh.items())
-    assert any(name.endswith(".up") and bool(tensor.any()) for name, tensor in trained.items())  # and it did learn
+    assert any(
+        name.endswith(".up") and bool(tensor.any()) for name, tensor in trained.items()
+    )  # and it did learn
 
 
 def test_a_run_has_one_worker(whole: run.Run):
@@ -269,11 +341,21 @@ def test_a_run_has_one_worker(whole: run.Run):
 
 def test_a_run_directory_is_what_the_picture_says(ink_run: Path):
     names = {path.name for path in ink_run.iterdir()}
-    assert {"config.toml", "manifest.json", "events.jsonl", "checkpoints", "samples", "ink.safetensors"} <= names
+    assert {
+        "config.toml",
+        "manifest.json",
+        "events.jsonl",
+        "checkpoints",
+        "samples",
+        "ink.safetensors",
+    } <= names
     said = [e["kind"] for e in events.read(ink_run / "events.jsonl")[0]]
     assert said.index("saved") < said.index("strip") < said.index("ended")
     assert not list(ink_run.rglob(".tmp-*"))
-    assert json.loads((ink_run / "manifest.json").read_text())["items"][0]["caption"].startswith("ink, ") is False
+    assert (
+        json.loads((ink_run / "manifest.json").read_text())["items"][0]["caption"].startswith("ink, ")
+        is False
+    )
 
 
 def test_an_output_that_holds_a_run_is_not_overwritten(ink_run: Path):
@@ -311,7 +393,16 @@ def test_a_picture_replaced_since_the_start_is_left_out(tmp_path: Path):
 
 def test_two_processes_share_a_training_and_one_of_them_speaks(tmp_path: Path):
     options = ["--steps", "2", "--rank", "4", *SMALLEST, "--set", "network=lora"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainer"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "trainer",
+    ]
     command = [*launch, "train", str(INK), "--output", str(tmp_path / "two"), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -352,14 +443,27 @@ def test_a_mistake_leaves_no_run_behind(tmp_path: Path, arguments: list[str], wo
     assert not (tmp_path / "run").exists()
 
 
-SMALLEST_TOML = 'batch = 2\nresolution = 64\nprecision = "fp32"\nsample_prompts = ["a star --w 64 --h 64 --s 1"]\n'
+SMALLEST_TOML = (
+    'batch = 2\nresolution = 64\nprecision = "fp32"\nsample_prompts = ["a star --w 64 --h 64 --s 1"]\n'
+)
 
 
 def test_a_toml_file_names_the_run_and_flags_come_first(tmp_path: Path):
     shutil.copytree(INK, tmp_path / "art")
     (tmp_path / "art" / "broken.png").write_text("nothing")
-    (tmp_path / "a.toml").write_text('name = "mine"\npreset = "concept"\nrank = 2\nsteps = 1\n' + SMALLEST_TOML)
-    done = trainer("train", tmp_path / "art", "--output", tmp_path / "run", "--config", tmp_path / "a.toml", "--preset", "character")
+    (tmp_path / "a.toml").write_text(
+        'name = "mine"\npreset = "concept"\nrank = 2\nsteps = 1\n' + SMALLEST_TOML
+    )
+    done = trainer(
+        "train",
+        tmp_path / "art",
+        "--output",
+        tmp_path / "run",
+        "--config",
+        tmp_path / "a.toml",
+        "--preset",
+        "character",
+    )
     config = run.Run(tmp_path / "run").config
     assert (config.name, config.preset, config.rank, config.steps) == ("mine", "character", 2, 1)
     assert "broken.png can't be read" in done.stderr
@@ -373,8 +477,13 @@ def test_text_read_as_it_comes_trains_to_the_same_bytes_as_text_prepared(tmp_pat
     as_it_comes = make(tmp_path / "as_it_comes", **drawn)
     train(as_it_comes, MODELS)
     assert weights(as_it_comes) == weights(prepared)
-    told = [[e["message"] for e in events.read(r.events)[0] if e["kind"] == "problem"] for r in (prepared, as_it_comes)]
-    assert not any("stay in memory" in text for text in told[0]) and any("stay in memory" in text for text in told[1])
+    told = [
+        [e["message"] for e in events.read(r.events)[0] if e["kind"] == "problem"]
+        for r in (prepared, as_it_comes)
+    ]
+    assert not any("stay in memory" in text for text in told[0]) and any(
+        "stay in memory" in text for text in told[1]
+    )
 
 
 def test_what_a_mask_leaves_out_teaches_nothing(tmp_path: Path):
@@ -385,12 +494,21 @@ def test_what_a_mask_leaves_out_teaches_nothing(tmp_path: Path):
         made = make(tmp_path / colour, folder, steps=2, mask="file")
         train(made, MODELS)
         learned = load_file(state.checkpoints(made)[0] / "adapter.safetensors")
-        assert any(bool(tensor.any()) for name, tensor in learned.items() if name.endswith(".up")) is (colour == "white")
+        assert any(bool(tensor.any()) for name, tensor in learned.items() if name.endswith(".up")) is (
+            colour == "white"
+        )
 
 
 def test_samples_follow_their_flags_and_begin_with_the_base(tmp_path: Path):
     prompts = ("a star --w 64 --h 96 --s 1", "an owl --d 5 --w 64 --h 64")
-    made = make(tmp_path / "run", steps=2, sample_every=1, sample_at_start=True, sample_prompts=prompts, sample_steps=2)
+    made = make(
+        tmp_path / "run",
+        steps=2,
+        sample_every=1,
+        sample_at_start=True,
+        sample_prompts=prompts,
+        sample_steps=2,
+    )
     assert train(made, MODELS) == "finished"
     star = Image.open(made.samples / "step-000000_p00_s1.00.png")
     assert star.size == (64, 96) and "Steps: 1," in star.info["parameters"]
@@ -398,17 +516,34 @@ def test_samples_follow_their_flags_and_begin_with_the_base(tmp_path: Path):
     assert facts.startswith("an owl <lora:lora:1>") and "Seed: 5," in facts and "Steps: 2," in facts
     strip_base = Image.open(made.samples / "p01_s0.00.png")
     at_start = Image.open(made.samples / "step-000000_p01_s1.00.png")
-    assert np.abs(np.asarray(strip_base).astype(int) - np.asarray(at_start)).max() <= 2  # B = 0: the base, in a batch of another size
+    assert (
+        np.abs(np.asarray(strip_base).astype(int) - np.asarray(at_start)).max() <= 2
+    )  # B = 0: the base, in a batch of another size
     told = [e for e in events.read(made.events)[0] if e["kind"] == "sample"]
-    assert [(e["step"], e["prompt"]) for e in told] == [(0, "a star"), (0, "an owl"), (1, "a star"), (1, "an owl")]
+    assert [(e["step"], e["prompt"]) for e in told] == [
+        (0, "a star"),
+        (0, "an owl"),
+        (1, "a star"),
+        (1, "an owl"),
+    ]
 
 
 def test_several_folders_train_from_the_command_line(tmp_path: Path):
     folder = own_set(tmp_path)
     (tmp_path / "set.toml").write_text(f'[[folder]]\npath = "{INK}"\nrepeats = 2\n')
-    (tmp_path / "prompts.txt").write_text("# first\na star --w 64 --h 64 --s 1\n\nan owl --w 64 --h 64 --s 1\n")
+    (tmp_path / "prompts.txt").write_text(
+        "# first\na star --w 64 --h 64 --s 1\n\nan owl --w 64 --h 64 --s 1\n"
+    )
     least = ["--batch", "2", "--resolution", "64", "--rank", "4", "--set", "network=lora"]
-    options = ["--output", tmp_path / "run", "--steps", "1", *least, "--sample-prompt-file", tmp_path / "prompts.txt"]
+    options = [
+        "--output",
+        tmp_path / "run",
+        "--steps",
+        "1",
+        *least,
+        "--sample-prompt-file",
+        tmp_path / "prompts.txt",
+    ]
     trainer("train", folder, tmp_path / "set.toml", *options)
     made = run.Run(tmp_path / "run")
     assert sum(item.repeats for item in made.manifest.items) == 2 + 48

@@ -17,7 +17,9 @@ from trainer.runs import events
 # On test modules that open a page: `pytestmark = BROWSER`.
 BROWSER = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="browser tests need a Chromium on the PATH"),
+    pytest.mark.skipif(
+        CHROMIUM is None and not os.environ.get("CI"), reason="browser tests need a Chromium on the PATH"
+    ),
 ]
 
 
@@ -56,7 +58,9 @@ def pytest_runtest_makereport(item: pytest.Item):
     if report.failed and opened is not None:
         for page in (page for context in opened.contexts for page in context.pages):
             with contextlib.suppress(Exception):  # a page that is stuck tells nothing
-                report.sections.append((f"page at {page.url}", page.locator("body").inner_text(timeout=5000)[:5000]))
+                report.sections.append(
+                    (f"page at {page.url}", page.locator("body").inner_text(timeout=5000)[:5000])
+                )
 
 
 @pytest.fixture(scope="module")  # Playwright holds the thread's event loop as long as it lives

@@ -28,9 +28,13 @@ def address(tmp_path_factory: pytest.TempPathFactory, ink_run: Path):
     users = home / "users.toml"
     for name in ("ana", "ben"):
         add_user(users, name, "a long enough password")
-    app = build_app(host="127.0.0.1", datasets=home / "datasets", outputs=home / "outputs", models=MODELS, users=users)
+    app = build_app(
+        host="127.0.0.1", datasets=home / "datasets", outputs=home / "outputs", models=MODELS, users=users
+    )
     app.studio.queue.devices = ()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -46,8 +50,14 @@ def client_of(address: str, name: str) -> Client:
     return Client(address, headers={"Cookie": cookies}, verbose=False)
 
 
-def test_the_script_of_the_readme_works_with_an_account(address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    script = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8").split("## From a script")[1], re.DOTALL)
+def test_the_script_of_the_readme_works_with_an_account(
+    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    script = re.search(
+        r"```python\n(.*?)```",
+        (ROOT / "README.md").read_text(encoding="utf-8").split("## From a script")[1],
+        re.DOTALL,
+    )
     assert script
     monkeypatch.chdir(tmp_path)
     text = script[1].replace("http://127.0.0.1:7860", address)
@@ -67,9 +77,15 @@ def test_only_four_endpoints_are_named(address: str):
 def test_what_a_script_sends_is_checked_like_everything_else(address: str):
     client = client_of(address, "ana")
     wrong = [
-        ("../ana", {}), ("ink-emoji", {"rank": 5000}), ("ink-emoji", {"optimizer_class": "os.system"}), ("ink-emoji", {"unknown": 1}),
-        ("ink-emoji", {"base": "/etc"}), ("ink-emoji", {"start_from": "/etc/passwd"}), ("ink-emoji", {"name": "a/b"}), ("ink-emoji", {"learning_rate": True}),
-    ]  # fmt: skip
+        ("../ana", {}),
+        ("ink-emoji", {"rank": 5000}),
+        ("ink-emoji", {"optimizer_class": "os.system"}),
+        ("ink-emoji", {"unknown": 1}),
+        ("ink-emoji", {"base": "/etc"}),
+        ("ink-emoji", {"start_from": "/etc/passwd"}),
+        ("ink-emoji", {"name": "a/b"}),
+        ("ink-emoji", {"learning_rate": True}),
+    ]
     for project, settings in wrong:
         with pytest.raises(AppError) as told:
             client.predict(project, settings, api_name="/start_training")

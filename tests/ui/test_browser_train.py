@@ -20,7 +20,15 @@ from trainer.runs import events
 pytestmark = BROWSER
 PATIENCE = 90_000  # ms: a busy machine is not a fault
 # A training of an hour that is begun in a moment.
-LONG = {"steps": 5000, "resolution": 64, "batch": 1, "sample_steps": 1, "sample_every": 5000, "network": "lora", "checkpoint_every": 5000}
+LONG = {
+    "steps": 5000,
+    "resolution": 64,
+    "batch": 1,
+    "sample_steps": 1,
+    "sample_every": 5000,
+    "network": "lora",
+    "checkpoint_every": 5000,
+}
 
 
 def settle(project: Path, **settings: Any) -> None:
@@ -61,7 +69,9 @@ def opened(browser: Any, house: Started):
         page.set_default_timeout(PATIENCE)
         page.goto(f"{house.address}/?project={project}&tab=train")
         page.locator("#train").wait_for()
-        page.wait_for_function(f"document.querySelector('#name textarea, #name input')?.value === '{project}'")
+        page.wait_for_function(
+            f"document.querySelector('#name textarea, #name input')?.value === '{project}'"
+        )
         return page
 
     yield opened
@@ -79,14 +89,20 @@ def until(page: Any, pattern: str) -> str:
 
 
 def step(page: Any) -> int:
-    found = re.search(r"step (\d+) of 5000 \(\d+ %\), (?:about \S+ \S+ left|time left)", until(page, "step [0-9]+ of 5000 .*left"))
+    found = re.search(
+        r"step (\d+) of 5000 \(\d+ %\), (?:about \S+ \S+ left|time left)",
+        until(page, "step [0-9]+ of 5000 .*left"),
+    )
     assert found, told(page)
     return int(found[1])
 
 
 def kill_server(house: Started) -> int:
     """As the system would; the port that is free again."""
-    os.kill(json.loads((house.home / "outputs" / ".cache" / "server" / "owner.json").read_text())["pid"], signal.SIGKILL)
+    os.kill(
+        json.loads((house.home / "outputs" / ".cache" / "server" / "owner.json").read_text())["pid"],
+        signal.SIGKILL,
+    )
     return int(house.address.rsplit(":", 1)[1])
 
 
@@ -113,16 +129,22 @@ def test_a_fault_is_told_with_its_cause_and_loses_nothing(house: Started, opened
     assert (house.home / "datasets" / "damaged" / "0.txt").read_text() == "a noise\n"
 
 
-def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_the_server(house: Started, opened):
+def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_the_server(
+    house: Started, opened
+):
     page = opened("ink")
-    page.wait_for_function("/5000 steps · about .* GB of memory · a file of .* MB/.test(document.querySelector('#estimate')?.innerText)")
+    page.wait_for_function(
+        "/5000 steps · about .* GB of memory · a file of .* MB/.test(document.querySelector('#estimate')?.innerText)"
+    )
     page.locator("#train").click()
     page.locator("#stop").wait_for()
     assert page.locator("#train").is_disabled()
     before = step(page)
     for tab in ("artwork", "captions", "try_it", "library", "train"):
         page.locator(f"#tab-{tab}-button").click()
-        assert page.locator("#status [role=status]").is_visible() and page.locator("#status progress").get_attribute("aria-label")
+        assert page.locator("#status [role=status]").is_visible() and page.locator(
+            "#status progress"
+        ).get_attribute("aria-label")
 
     page.reload()
     page.locator("#stop").wait_for()  # on the same tab
@@ -131,7 +153,10 @@ def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_
     assert step(page) >= before
     pictures = page.locator("#samples figure")
     pictures.first.wait_for()
-    assert "Yours" in pictures.first.inner_text() and "step 0, seed 0" in page.locator("#samples figure.sample").first.inner_text()
+    assert (
+        "Yours" in pictures.first.inner_text()
+        and "step 0, seed 0" in page.locator("#samples figure.sample").first.inner_text()
+    )
 
     other = opened("ink")
     other.locator("#stop").wait_for()
@@ -143,7 +168,9 @@ def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_
 
     with served(house.home, port=kill_server(house)):
         before = step(page)
-        page.wait_for_function(f"+(/step ([0-9]+) of/.exec((document.querySelector('#status')?.innerText || '')) || [0, 0])[1] > {before}")
+        page.wait_for_function(
+            f"+(/step ([0-9]+) of/.exec((document.querySelector('#status')?.innerText || '')) || [0, 0])[1] > {before}"
+        )
         assert [path.parent.name for path in (house.home / "outputs").glob("ink*/config.toml")] == ["ink"]
         page.locator("#stop").click()
         until(page, "Stopped at step [0-9]+ of 5000")
@@ -152,7 +179,9 @@ def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_
         page.locator("#continue").click()
         page.locator("#stop").wait_for()
         reached = step(page)
-        page.route("**/gradio_api/**", lambda route: route.abort())  # Stop does not hang on Gradio's connection
+        page.route(
+            "**/gradio_api/**", lambda route: route.abort()
+        )  # Stop does not hang on Gradio's connection
         page.locator("#stop").click()
         until(page, "Stopped at step")
         page.unroute("**/gradio_api/**")
@@ -160,5 +189,7 @@ def test_a_training_is_followed_through_reload_a_second_window_and_the_death_of_
         # What was being written in the other window has outlived all of it; if that had asked the server when it was away,
         # Gradio has loaded its page anew.
         place, text = writing
-        other.wait_for_function(f"document.activeElement.dataset.place === {place!r} && document.activeElement.value === {text!r}")
+        other.wait_for_function(
+            f"document.activeElement.dataset.place === {place!r} && document.activeElement.value === {text!r}"
+        )
         until(other, "Stopped at step")

@@ -26,11 +26,17 @@ def test_strengths_pictures_and_checkpoints_are_tried_and_one_is_chosen(ready: S
     slider, first = page.locator("#strip input[type=range]"), page.locator("#strip .strip img").first
     slider.focus()
     page.keyboard.press("Home")
-    assert slider.get_attribute("aria-valuetext") == "0: the base model" and "p00_s0.00.png" in first.get_attribute("src")
+    assert slider.get_attribute(
+        "aria-valuetext"
+    ) == "0: the base model" and "p00_s0.00.png" in first.get_attribute("src")
     page.keyboard.press("ArrowRight")
-    assert slider.get_attribute("aria-valuetext") == "Strength 0.25" and "p00_s0.25.png" in first.get_attribute("src")
+    assert slider.get_attribute(
+        "aria-valuetext"
+    ) == "Strength 0.25" and "p00_s0.25.png" in first.get_attribute("src")
     # The next picture is in memory before it is asked for: no request is made for it any more.
-    page.wait_for_function("performance.getEntriesByType('resource').filter(e => e.name.includes('p00_s0.75.png')).length > 0")
+    page.wait_for_function(
+        "performance.getEntriesByType('resource').filter(e => e.name.includes('p00_s0.75.png')).length > 0"
+    )
 
     # Before and after, by keyboard alone.
     page.get_by_role("button", name="Before and after").press("Enter")
@@ -38,7 +44,12 @@ def test_strengths_pictures_and_checkpoints_are_tried_and_one_is_chosen(ready: S
     reveal.focus()
     page.keyboard.press("End")
     assert reveal.get_attribute("aria-valuetext") == "100 %"
-    assert page.evaluate("getComputedStyle(document.querySelector('#compare .compare')).getPropertyValue('--reveal')") == "100%"
+    assert (
+        page.evaluate(
+            "getComputedStyle(document.querySelector('#compare .compare')).getPropertyValue('--reveal')"
+        )
+        == "100%"
+    )
     page.locator("#compare select.after").select_option("2")
     assert "p00_s0.50.png" in page.locator("#compare .over").get_attribute("src")
 
@@ -48,7 +59,9 @@ def test_strengths_pictures_and_checkpoints_are_tried_and_one_is_chosen(ready: S
     page.locator("#draw").click()
     page.wait_for_selector("#own .tryout")
     assert page.locator("#own .strip img").count() == 2
-    page.wait_for_function("[...document.querySelectorAll('#own .strip img')].every(i => i.complete && i.naturalWidth === 128)")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#own .strip img')].every(i => i.complete && i.naturalWidth === 128)"
+    )
     page.reload()  # what was drawn is found again
     page.get_by_role("tab", name="Try it").click()
     page.wait_for_selector("#own .tryout")
@@ -67,11 +80,17 @@ def test_strengths_pictures_and_checkpoints_are_tried_and_one_is_chosen(ready: S
     assert downloading.value.suggested_filename == "ink-10.safetensors"
     with safe_open(downloading.value.path(), framework="pt") as file:
         facts = file.metadata()
-    assert facts["modelspec.lora_default_weight"] == "0.75" and facts["modelspec.trigger_phrase"] == "ink" and facts["ss_steps"] == "10"
+    assert (
+        facts["modelspec.lora_default_weight"] == "0.75"
+        and facts["modelspec.trigger_phrase"] == "ink"
+        and facts["ss_steps"] == "10"
+    )
     page.context.close()
 
 
-def test_a_training_that_ends_is_at_hand_though_no_other_tab_was_opened(studio: Started, browser, ink_run: Path):
+def test_a_training_that_ends_is_at_hand_though_no_other_tab_was_opened(
+    studio: Started, browser, ink_run: Path
+):
     page = browser.new_context().new_page()
     page.set_default_timeout(60_000)
     with page.expect_response(lambda answer: "/pulse" in answer.url):

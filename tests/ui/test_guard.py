@@ -30,7 +30,13 @@ JSON = {"content-type": "application/json"}
 @pytest.fixture(scope="module")
 def guard(tmp_path_factory: pytest.TempPathFactory) -> Guard:
     home = sample_home(tmp_path_factory.mktemp("guarded"))
-    return build_app(host="127.0.0.1", datasets=home / "datasets", outputs=home / "outputs", models=MODELS, limits=Limits(free_bytes=0))
+    return build_app(
+        host="127.0.0.1",
+        datasets=home / "datasets",
+        outputs=home / "outputs",
+        models=MODELS,
+        limits=Limits(free_bytes=0),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,33 +47,62 @@ def client(guard: Guard) -> TestClient:
 # who -----------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "LOCALHOST:7860", "LocalHost", "[::1]:7860"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:7860", "localhost:7860", "LOCALHOST:7860", "LocalHost", "[::1]:7860"]
+)
 def test_the_studio_answers_to_its_own_names_in_any_spelling(client: TestClient, host: str):
     assert client.get("/healthz", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "127.0.0.1.evil.com", "127.0.0.1.", "localhost.evil.com:7860", "evil.example:7860", "127.0.0.1@evil.com", "", "[::1",
-     "127.0.0.1:x", "127.0.0.1/evil.com", "2130706433", "0x7f.1"],
-)  # fmt: skip
+    [
+        "evil.example",
+        "127.0.0.1.evil.com",
+        "127.0.0.1.",
+        "localhost.evil.com:7860",
+        "evil.example:7860",
+        "127.0.0.1@evil.com",
+        "",
+        "[::1",
+        "127.0.0.1:x",
+        "127.0.0.1/evil.com",
+        "2130706433",
+        "0x7f.1",
+    ],
+)
 def test_another_name_that_leads_here_is_refused(client: TestClient, host: str):
     answer = client.get("/", headers={"host": host})
     assert answer.status_code == 403 and "gradio" not in answer.text
 
 
 def test_what_is_turned_away_is_told_in_the_visitors_language(client: TestClient):
-    answers = {tag: client.get("/nowhere", headers={"accept-language": tag}) for tag in ("en", "de", "ja", "xx")}
+    answers = {
+        tag: client.get("/nowhere", headers={"accept-language": tag}) for tag in ("en", "de", "ja", "xx")
+    }
     assert {answer.status_code for answer in answers.values()} == {404}
     told = {tag: answer.json()["message"] for tag, answer in answers.items()}
-    assert told == {"en": "That is not here.", "de": "Das gibt es hier nicht.", "ja": "ここにはありません。", "xx": "That is not here."}
+    assert told == {
+        "en": "That is not here.",
+        "de": "Das gibt es hier nicht.",
+        "ja": "ここにはありません。",
+        "xx": "That is not here.",
+    }
 
 
-@pytest.mark.parametrize("origin", [None, HERE, "https://evil.example", "null", "http://127.0.0.1:1", "http://[", "file://"])
+@pytest.mark.parametrize(
+    "origin", [None, HERE, "https://evil.example", "null", "http://127.0.0.1:1", "http://[", "file://"]
+)
 @pytest.mark.parametrize("site", [None, "same-origin", "none", "same-site", "cross-site"])
-@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/run/predict", "/logout"])
-def test_only_the_studios_own_pages_may_post(client: TestClient, origin: str | None, site: str | None, path: str):
-    headers = {name: value for name, value in (("origin", origin), ("sec-fetch-site", site)) if value is not None}
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/run/predict", "/logout"]
+)
+def test_only_the_studios_own_pages_may_post(
+    client: TestClient, origin: str | None, site: str | None, path: str
+):
+    headers = {
+        name: value for name, value in (("origin", origin), ("sec-fetch-site", site)) if value is not None
+    }
     answer = client.post(path, content=b"{}", headers=headers, follow_redirects=False)
     allowed = origin in (None, HERE) and site in (None, "same-origin", "none")
     assert (answer.status_code != 403) == allowed
@@ -77,9 +112,19 @@ def test_only_the_studios_own_pages_may_post(client: TestClient, origin: str | N
 def test_bound_to_every_address_the_studio_answers_to_numbers_and_named_names_only():
     hosts = Hosts.of("0.0.0.0", ("Studio.Example.com",))
     assert all(
-        hosts.knows(host) for host in ("192.168.1.5:7860", "studio.example.com", "STUDIO.EXAMPLE.COM:443", "[fe80::1]:7860", "localhost")
+        hosts.knows(host)
+        for host in (
+            "192.168.1.5:7860",
+            "studio.example.com",
+            "STUDIO.EXAMPLE.COM:443",
+            "[fe80::1]:7860",
+            "localhost",
+        )
     )
-    assert not any(hosts.knows(host) for host in ("evil.example", "192.168.1.5.evil.com", "studio.example.com.evil.com", ""))
+    assert not any(
+        hosts.knows(host)
+        for host in ("evil.example", "192.168.1.5.evil.com", "studio.example.com.evil.com", "")
+    )
 
 
 def test_addresses_are_printed_as_a_browser_takes_them():
@@ -100,24 +145,62 @@ def test_no_host_header_is_a_fault(text: str):
 
 @pytest.mark.parametrize(
     "path",
-    ["/pwa_icon", "/pwa_icon/4000", "/monitoring", "/monitoring/summary", "/gradio_api/deep_link?session_hash=x", "/gradio_api/proxy=http://x.hf.space/",
-     "/gradio_api/runs", "/gradio_api/run-history/records", "/gradio_api/token", "/gradio_api/user", "/gradio_api/openapi.json",
-     "/gradio_api/dev/reload", "/gradio_api/vibe-code", "/gradio_api/queue/status", "/gradio_api/file/etc/passwd", "/svelte/x.js", "/docs", "/openapi.json",
-     "/gradio_api/custom_component/1/client/component/index.js", "/logout", "/gradio_api/profiling/traces", "/login_check", "/.env"],
-)  # fmt: skip
+    [
+        "/pwa_icon",
+        "/pwa_icon/4000",
+        "/monitoring",
+        "/monitoring/summary",
+        "/gradio_api/deep_link?session_hash=x",
+        "/gradio_api/proxy=http://x.hf.space/",
+        "/gradio_api/runs",
+        "/gradio_api/run-history/records",
+        "/gradio_api/token",
+        "/gradio_api/user",
+        "/gradio_api/openapi.json",
+        "/gradio_api/dev/reload",
+        "/gradio_api/vibe-code",
+        "/gradio_api/queue/status",
+        "/gradio_api/file/etc/passwd",
+        "/svelte/x.js",
+        "/docs",
+        "/openapi.json",
+        "/gradio_api/custom_component/1/client/component/index.js",
+        "/logout",
+        "/gradio_api/profiling/traces",
+        "/login_check",
+        "/.env",
+    ],
+)
 def test_gradios_other_routes_are_not_there(client: TestClient, path: str):
     assert client.get(path, follow_redirects=False).status_code == 404
 
 
 @pytest.mark.parametrize(
-    "path", ["/gradio_api/component_server", "/gradio_api/process_recording", "/gradio_api/vibe-edit", "/gradio_api/stream/x"]
+    "path",
+    [
+        "/gradio_api/component_server",
+        "/gradio_api/process_recording",
+        "/gradio_api/vibe-edit",
+        "/gradio_api/stream/x",
+    ],
 )
 def test_gradios_other_posts_are_not_there(client: TestClient, path: str):
     assert client.post(path, content=b"{}", headers=JSON).status_code == 404
 
 
 def spellings() -> Iterator[str]:
-    for up in ("..", "%2e%2e", "..%2f..", "%2e%2e%2f%2e%2e", "....//", "..%5c..", "..;", "%252e%252e", "..%00", "%c0%ae%c0%ae"):
+    for up in (
+        "..",
+        "%2e%2e",
+        "..%2f..",
+        "%2e%2e%2f%2e%2e",
+        "....//",
+        "..%5c..",
+        "..;",
+        "%252e%252e",
+        "..%00",
+        "%c0%ae%c0%ae",
+    ):
         yield f"{up}/{up}/{up}/etc/passwd"
         yield f"{up}/{up}/config.toml"
         yield f"x/{up}/{up}/{up}/etc/passwd"
@@ -148,7 +231,11 @@ def test_no_spelling_of_a_path_leads_out(guard: Guard, client: TestClient):
             "/assets/",
         ):
             answer = client.get(route + spelling, follow_redirects=False)
-            if answer.status_code == 200 or b"root:" in answer.content or str(folder).encode() in answer.content:
+            if (
+                answer.status_code == 200
+                or b"root:" in answer.content
+                or str(folder).encode() in answer.content
+            ):
                 wrong.append(route + spelling)
     (folder / "leak.png").unlink()
     assert not wrong
@@ -165,20 +252,34 @@ def pieces(size: int) -> Iterator[bytes]:
 @pytest.mark.parametrize("times", [2, 10, 100])
 def test_a_body_is_counted_not_believed(client: TestClient, times: int):
     assert client.put("/caption/ink-emoji/owl.png", content=pieces(times * 64_000)).status_code == 413
-    assert client.post("/gradio_api/queue/join", content=pieces(times * 1_000_000), headers=JSON).status_code == 413
+    assert (
+        client.post("/gradio_api/queue/join", content=pieces(times * 1_000_000), headers=JSON).status_code
+        == 413
+    )
 
 
 def test_a_length_that_lies_gains_nothing(guard: Guard):
     said, _ = asyncio.run(
-        ask(guard, "POST", "/gradio_api/queue/join", {"content-length": "10"}, [b"x" * 900_000, b"x" * 900_000, b"x" * 900_000])
+        ask(
+            guard,
+            "POST",
+            "/gradio_api/queue/join",
+            {"content-length": "10"},
+            [b"x" * 900_000, b"x" * 900_000, b"x" * 900_000],
+        )
     )
     assert said == 413
-    said, taken = asyncio.run(ask(guard, "POST", "/gradio_api/queue/join", {"content-length": "99999999999"}, [b"x"]))
+    said, taken = asyncio.run(
+        ask(guard, "POST", "/gradio_api/queue/join", {"content-length": "99999999999"}, [b"x"])
+    )
     assert (said, taken) == (413, 0)  # refused before a byte is read
 
 
 def multipart(*parts: tuple[str, bytes]) -> tuple[dict[str, str], bytes]:
-    body = b"".join(b"--b\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + data + b"\r\n" for head, data in parts)
+    body = b"".join(
+        b"--b\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + data + b"\r\n"
+        for head, data in parts
+    )
     return {"content-type": "multipart/form-data; boundary=b"}, body + b"--b--\r\n"
 
 
@@ -193,7 +294,10 @@ def test_text_within_an_upload_is_limited(client: TestClient):
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "multipart/form-data", "multipart/form-data; boundary="])
 def test_an_upload_that_is_none_is_refused(client: TestClient, kind: str):
-    assert client.post("/gradio_api/upload", content=b"x" * 100, headers={"content-type": kind}).status_code == 400
+    assert (
+        client.post("/gradio_api/upload", content=b"x" * 100, headers={"content-type": kind}).status_code
+        == 400
+    )
 
 
 @given(st.binary(max_size=300))
@@ -229,7 +333,9 @@ def test_the_studio_takes_no_more_than_its_limit(tmp_path: Path):
 
     small = Studio(tmp_path, tmp_path, MODELS, Limits(free_bytes=0, studio_bytes=1000))
     app = Guard(None, small, build_doors(), Hosts.of("127.0.0.1"))  # pyright: ignore[reportArgumentType]
-    answer = TestClient(app, base_url=HERE).post("/gradio_api/upload", files={"files": ("a.png", b"x" * 2000)})
+    answer = TestClient(app, base_url=HERE).post(
+        "/gradio_api/upload", files={"files": ("a.png", b"x" * 2000)}
+    )
     assert answer.status_code == 507 and "no room for that" in answer.json()["message"]
 
 
@@ -258,9 +364,18 @@ async def ask(
 
     said = {"host": "127.0.0.1:7860", **JSON, **headers}
     scope = {
-        "type": "http", "http_version": "1.1", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
-        "scheme": "http", "client": ("127.0.0.1", 9), "server": ("127.0.0.1", 7860), "headers": [(k.encode(), v.encode()) for k, v in said.items()],
-    }  # fmt: skip
+        "type": "http",
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "client": ("127.0.0.1", 9),
+        "server": ("127.0.0.1", 7860),
+        "headers": [(k.encode(), v.encode()) for k, v in said.items()],
+    }
     try:
         await guard(scope, receive, send)
     except Exception as error:  # what a server makes of an aborted request
@@ -272,13 +387,28 @@ async def ask(
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/healthz", "/thumb/ink-emoji/owl.png", "/config", "/gone", "/login", "/gradio_api/info", "/studio.js"]
+    "path",
+    [
+        "/",
+        "/healthz",
+        "/thumb/ink-emoji/owl.png",
+        "/config",
+        "/gone",
+        "/login",
+        "/gradio_api/info",
+        "/studio.js",
+    ],
 )
 def test_every_answer_says_how_it_must_be_treated(client: TestClient, path: str):
     headers = client.get(path, headers={"origin": "https://evil.example"}, follow_redirects=False).headers
     assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
-    assert headers["referrer-policy"] == "no-referrer" and headers["cross-origin-opener-policy"] == "same-origin"
-    assert headers["cross-origin-resource-policy"] == "same-origin" and "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert (
+        headers["referrer-policy"] == "no-referrer" and headers["cross-origin-opener-policy"] == "same-origin"
+    )
+    assert (
+        headers["cross-origin-resource-policy"] == "same-origin"
+        and "frame-ancestors 'none'" in headers["content-security-policy"]
+    )
     assert not [name for name in headers if name.startswith("access-control")]
 
 
@@ -286,22 +416,34 @@ def test_the_page_runs_no_script_but_the_studios_own(client: TestClient):
     answer = client.get("/")
     policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
     scripts = policy["script-src"].split()
-    assert policy["default-src"] == "'none'" and "'unsafe-inline'" not in scripts and "*" not in answer.headers["content-security-policy"]
+    assert (
+        policy["default-src"] == "'none'"
+        and "'unsafe-inline'" not in scripts
+        and "*" not in answer.headers["content-security-policy"]
+    )
     inline = re.findall(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", answer.text, re.DOTALL)
-    hashed = {f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in inline}
+    hashed = {
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in inline
+    }
     assert hashed and hashed == {source for source in scripts if source.startswith("'sha256-")}
     assert not re.search(r"<[^>]+\son\w+\s*=", answer.text.split("<body")[1])
 
 
 def test_nothing_is_told_to_anybody(guard: Guard, client: TestClient):
     config = client.get("/config").json()
-    assert config["analytics_enabled"] is False and config["show_error"] is False and not config["footer_links"]
+    assert (
+        config["analytics_enabled"] is False and config["show_error"] is False and not config["footer_links"]
+    )
     assert not config.get("run_history") and not config.get("is_space")
-    page = next(route for route in guard.app.routes if hasattr(route, "app") and hasattr(route.app, "get_blocks")).app.get_blocks()
+    page = next(
+        route for route in guard.app.routes if hasattr(route, "app") and hasattr(route.app, "get_blocks")
+    ).app.get_blocks()
     assert page._queue.max_size == 100 and not page.enable_monitoring
 
 
-def test_a_private_call_with_values_of_any_kind_tells_no_path(guard: Guard, client: TestClient, caplog: pytest.LogCaptureFixture):
+def test_a_private_call_with_values_of_any_kind_tells_no_path(
+    guard: Guard, client: TestClient, caplog: pytest.LogCaptureFixture
+):
     functions = client.get("/config").json()["dependencies"]
     for junk in (None, True, "x" * 10_000, -1, 1e308, ["a"], {"a": 1}, "../../etc", "\0", "<script>"):
         for function in functions:
@@ -309,4 +451,6 @@ def test_a_private_call_with_values_of_any_kind_tells_no_path(guard: Guard, clie
             call = {"fn_index": function["id"], "data": data, "session_hash": "junk"}
             answer = client.post("/gradio_api/run/predict", content=json.dumps(call), headers=JSON)
             assert "Traceback" not in answer.text and str(guard.studio.outputs.parent) not in answer.text
-    assert not [record.getMessage() for record in caplog.records if "the page's" in record.getMessage()]  # each was refused in words
+    assert not [
+        record.getMessage() for record in caplog.records if "the page's" in record.getMessage()
+    ]  # each was refused in words

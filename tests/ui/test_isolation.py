@@ -31,7 +31,17 @@ from ui.store.limits import Limits
 HERE = "http://127.0.0.1:7860"
 JSON = {"content-type": "application/json"}
 PROJECT, PICTURE, TRAINING, WORDS = "anas-project", "anas-picture", "anas-training", "anas own words"
-PUBLIC = {"/healthz", "/studio.js", "/login.css", "/icon.svg", "/favicon.ico", "/manifest.json", "/robots.txt", "/login", "/logout"}
+PUBLIC = {
+    "/healthz",
+    "/studio.js",
+    "/login.css",
+    "/icon.svg",
+    "/favicon.ico",
+    "/manifest.json",
+    "/robots.txt",
+    "/login",
+    "/logout",
+}
 
 
 class House(NamedTuple):
@@ -52,13 +62,20 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         for name in ("ana", "ben"):
             accounts.add_user(home / "users.toml", name, "a long password")
         guard = build_app(
-            host="127.0.0.1", datasets=home / "datasets", outputs=home / "outputs", models=MODELS,
-            limits=Limits(free_bytes=0), users=home / "users.toml",
-        )  # fmt: skip
+            host="127.0.0.1",
+            datasets=home / "datasets",
+            outputs=home / "outputs",
+            models=MODELS,
+            limits=Limits(free_bytes=0),
+            users=home / "users.toml",
+        )
         studio = guard.studio
         assert studio.accounts and studio.sessions
         fill(home / "datasets" / "_users" / "ana" / PROJECT, home / "outputs" / "_users" / "ana" / TRAINING)
-        tokens = {name: studio.sessions.open(name, studio.accounts.fingerprint(name) or "") for name in ("ana", "ben")}
+        tokens = {
+            name: studio.sessions.open(name, studio.accounts.fingerprint(name) or "")
+            for name in ("ana", "ben")
+        }
 
         def client(cookies: dict[str, str]) -> TestClient:
             return TestClient(guard, base_url=HERE, cookies=cookies, follow_redirects=False)
@@ -78,9 +95,17 @@ def fill(project: Path, training: Path) -> None:
     Image.new("RGB", (64, 64), "purple").save(made.samples / "p00_s1.00.png")
     made.say("sample", step=1, prompt=WORDS, file="p00_s1.00.png", strength=1.0, made=1)
     made.say("finished")
-    rank = {"ss_network_dim": "1", "ss_network_alpha": "1", "ss_output_name": TRAINING, "modelspec.title": WORDS}
+    rank = {
+        "ss_network_dim": "1",
+        "ss_network_alpha": "1",
+        "ss_output_name": TRAINING,
+        "modelspec.title": WORDS,
+    }
     stem = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
-    weights = {f"{stem}.lora_down.weight": np.zeros((1, 8), np.float16), f"{stem}.lora_up.weight": np.zeros((8, 1), np.float16)}
+    weights = {
+        f"{stem}.lora_down.weight": np.zeros((1, 8), np.float16),
+        f"{stem}.lora_up.weight": np.zeros((8, 1), np.float16),
+    }
     save_file({**weights, f"{stem}.alpha": np.array(1, np.float16)}, made.lora_file, metadata=rank)
 
 
@@ -96,9 +121,11 @@ def all_routes(routes: Any, seen: set[int] | None = None) -> Iterator[tuple[str,
         if id(route) in seen:
             continue
         seen.add(id(route))
-        inner = getattr(getattr(route, "app", None), "routes", None) or getattr(route, "routes", None) or getattr(
-            getattr(route, "original_router", None), "routes", None
-        )  # fmt: skip
+        inner = (
+            getattr(getattr(route, "app", None), "routes", None)
+            or getattr(route, "routes", None)
+            or getattr(getattr(route, "original_router", None), "routes", None)
+        )
         if inner:
             yield from all_routes(inner, seen)
         elif hasattr(route, "path"):
@@ -122,8 +149,12 @@ def test_who_is_not_logged_in_gets_nothing(house: House):
         asked = re.sub(r"{[^}]*}", "x", path)
         for method in methods | {"GET"}:
             for spelled in {asked, asked + "/"}:
-                answer = house.nobody.request(method, spelled, content=b"{}" if method in ("POST", "PUT") else None, headers=JSON)
-                if answer.status_code in (401, 403, 404) or (answer.headers.get("location") == "/login" and path == "/"):
+                answer = house.nobody.request(
+                    method, spelled, content=b"{}" if method in ("POST", "PUT") else None, headers=JSON
+                )
+                if answer.status_code in (401, 403, 404) or (
+                    answer.headers.get("location") == "/login" and path == "/"
+                ):
                     refused += 1
                 else:
                     open_to_all.add(path)
@@ -153,11 +184,17 @@ def test_the_one_can_open_what_is_hers(house: House):
 
 def test_no_route_tells_the_other_whether_a_thing_is_there(house: House):
     home = house.guard.studio.datasets.parent
-    before = fingerprint(home / "datasets" / "_users" / "ana") + fingerprint(home / "outputs" / "_users" / "ana")
+    before = fingerprint(home / "datasets" / "_users" / "ana") + fingerprint(
+        home / "outputs" / "_users" / "ana"
+    )
     asked, wrong = 0, []
     for method, path in own_routes(house.guard):
         holes = re.findall(r"{[^}]*}", path)
-        pairs = zip(itertools.product(names(), repeat=len(holes)), itertools.product(names(absent=True), repeat=len(holes)), strict=True)
+        pairs = zip(
+            itertools.product(names(), repeat=len(holes)),
+            itertools.product(names(absent=True), repeat=len(holes)),
+            strict=True,
+        )
         for hers, nobodys in pairs:
             if not any("anas-" in name for name in hers):
                 continue
@@ -169,83 +206,142 @@ def test_no_route_tells_the_other_whether_a_thing_is_there(house: House):
                 answer = house.ben.request(method, place, content=content, headers=JSON if content else {})
                 answers.append((answer.status_code, answer.text.replace("anas-", "gone-")))
                 asked += 1
-            if answers[0] != answers[1] or (answers[0][0] == 200 and "standing" not in path and method == "GET" and "/making/" not in path):
+            if answers[0] != answers[1] or (
+                answers[0][0] == 200 and "standing" not in path and method == "GET" and "/making/" not in path
+            ):
                 wrong.append((method, path, hers, answers))
     assert asked > 250 and not wrong, wrong[:3]
-    assert before == fingerprint(home / "datasets" / "_users" / "ana") + fingerprint(home / "outputs" / "_users" / "ana")
+    assert before == fingerprint(home / "datasets" / "_users" / "ana") + fingerprint(
+        home / "outputs" / "_users" / "ana"
+    )
 
 
 def test_no_handler_tells_the_other_whether_a_thing_is_there(house: House):
     """Every function behind the page, by its number and by its name, with ana's names in every place of its arguments."""
     home = house.guard.studio.datasets.parent
-    before = fingerprint(home / "datasets" / "_users" / "ana") + fingerprint(home / "outputs" / "_users" / "ana")
+    before = fingerprint(home / "datasets" / "_users" / "ana") + fingerprint(
+        home / "outputs" / "_users" / "ana"
+    )
     config = house.ben.get("/config").json()
     wrong, asked = [], 0
     for function in config["dependencies"]:
         count, name = len(function["inputs"]), function["api_name"]
         if name == "new_project":  # ben may call a project of his own as ana calls hers
             continue
-        for hers in (TRAINING if asked % 3 else PROJECT, {"project": PROJECT, "run": TRAINING, "names": [f"{PICTURE}.png"]}):
+        for hers in (
+            TRAINING if asked % 3 else PROJECT,
+            {"project": PROJECT, "run": TRAINING, "names": [f"{PICTURE}.png"]},
+        ):
             said = []
             for value in (hers, json.loads(json.dumps(hers).replace("anas-", "gone-"))):
                 session = f"bens-{len(said)}"  # two that have seen the same: a poll says nothing when nothing has changed
-                call: dict[str, Any] = {"data": [value] * count, "session_hash": session, "fn_index": function["id"]}
+                call: dict[str, Any] = {
+                    "data": [value] * count,
+                    "session_hash": session,
+                    "fn_index": function["id"],
+                }
                 if asked % 2 and isinstance(name, str):
                     answer = house.ben.post(f"/gradio_api/run/{name}", content=json.dumps(call), headers=JSON)
                 else:
                     answer = house.ben.post("/gradio_api/run/predict", content=json.dumps(call), headers=JSON)
-                said.append((answer.status_code, re.sub(r'"(average_)?duration":[\d.]+', "", answer.text.replace("anas-", "gone-"))))
+                said.append(
+                    (
+                        answer.status_code,
+                        re.sub(r'"(average_)?duration":[\d.]+', "", answer.text.replace("anas-", "gone-")),
+                    )
+                )
             asked += 1
             if said[0] != said[1] or WORDS in said[0][1]:
                 wrong.append((function["id"], name, hers, said))
     assert asked > 30 and not wrong, wrong[:2]
-    assert before == fingerprint(home / "datasets" / "_users" / "ana") + fingerprint(home / "outputs" / "_users" / "ana")
+    assert before == fingerprint(home / "datasets" / "_users" / "ana") + fingerprint(
+        home / "outputs" / "_users" / "ana"
+    )
 
 
 def test_the_page_itself_names_nobodys_things(house: House):
     for place in ("/", "/config", "/gradio_api/info"):
         for client in (house.ana, house.ben):
             text = client.get(place).text
-            assert "anas-" not in text and "_users" not in text and str(house.guard.studio.outputs) not in text
+            assert (
+                "anas-" not in text and "_users" not in text and str(house.guard.studio.outputs) not in text
+            )
 
 
 def test_an_upload_is_its_senders_and_of_no_use_to_others(house: House):
-    (path,) = house.ana.post("/gradio_api/upload?upload_id=u", files={"files": ("a.png", b"anas own bytes")}).json()
+    (path,) = house.ana.post(
+        "/gradio_api/upload?upload_id=u", files={"files": ("a.png", b"anas own bytes")}
+    ).json()
     assert house.ana.get(f"/gradio_api/file={path}").content == b"anas own bytes"
-    for spelled in (path, path.replace("/a.png", "/./a.png"), path.replace("/a.png", "/../" + Path(path).parent.name + "/a.png")):
+    for spelled in (
+        path,
+        path.replace("/a.png", "/./a.png"),
+        path.replace("/a.png", "/../" + Path(path).parent.name + "/a.png"),
+    ):
         assert house.ben.get(f"/gradio_api/file={spelled}").status_code == 404
         assert house.nobody.get(f"/gradio_api/file={spelled}").status_code == 401
     upload = {"path": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
     for function in house.ben.get("/config").json()["dependencies"]:
-        call = {"data": [[upload]] * len(function["inputs"]), "session_hash": "bens", "fn_index": function["id"]}
-        assert "anas own bytes" not in house.ben.post("/gradio_api/run/predict", content=json.dumps(call), headers=JSON).text
+        call = {
+            "data": [[upload]] * len(function["inputs"]),
+            "session_hash": "bens",
+            "fn_index": function["id"],
+        }
+        assert (
+            "anas own bytes"
+            not in house.ben.post("/gradio_api/run/predict", content=json.dumps(call), headers=JSON).text
+        )
     assert Path(path).read_bytes() == b"anas own bytes"
     assert not list((house.guard.studio.datasets / "_users" / "ben").rglob("a.png"))
     # The same file sent by both is both's.
-    assert house.ben.post("/gradio_api/upload", files={"files": ("a.png", b"anas own bytes")}).json() == [path]
-    assert house.ben.get(f"/gradio_api/file={path}").status_code == house.ana.get(f"/gradio_api/file={path}").status_code == 200
+    assert house.ben.post("/gradio_api/upload", files={"files": ("a.png", b"anas own bytes")}).json() == [
+        path
+    ]
+    assert (
+        house.ben.get(f"/gradio_api/file={path}").status_code
+        == house.ana.get(f"/gradio_api/file={path}").status_code
+        == 200
+    )
 
 
 def test_a_handler_reads_no_path_that_a_browser_makes_up(house: House):
     home = house.guard.studio.datasets.parent
-    places = ["users.toml", f"datasets/_users/ana/{PROJECT}/{PICTURE}.png", f"outputs/_users/ana/{TRAINING}/{TRAINING}.safetensors"]
+    places = [
+        "users.toml",
+        f"datasets/_users/ana/{PROJECT}/{PICTURE}.png",
+        f"outputs/_users/ana/{TRAINING}/{TRAINING}.safetensors",
+    ]
     real = [Path("/etc/passwd"), *(home / place for place in places)]
     before = [path.read_bytes() for path in real]
-    uploads = [{"path": str(path), "orig_name": path.name, "meta": {"_type": "gradio.FileData"}} for path in real]
+    uploads = [
+        {"path": str(path), "orig_name": path.name, "meta": {"_type": "gradio.FileData"}} for path in real
+    ]
     for function in house.ben.get("/config").json()["dependencies"]:
         for said in (uploads, uploads[0]):
-            call = {"data": [said] * len(function["inputs"]), "session_hash": "bens", "fn_index": function["id"]}
+            call = {
+                "data": [said] * len(function["inputs"]),
+                "session_hash": "bens",
+                "fn_index": function["id"],
+            }
             house.ben.post("/gradio_api/run/predict", content=json.dumps(call), headers=JSON)
     assert [path.read_bytes() for path in real] == before
-    assert not [path for path in (home / "datasets" / "_users" / "ben").rglob("*") if path.name in [p.name for p in real]]
+    assert not [
+        path
+        for path in (home / "datasets" / "_users" / "ben").rglob("*")
+        if path.name in [p.name for p in real]
+    ]
 
 
 def test_a_session_of_the_page_belongs_to_its_user(house: House):
     """The same name of a session, said by two users, is two sessions."""
     function = next(f for f in house.ana.get("/config").json()["dependencies"] if not f["inputs"])
     call = {"data": [], "session_hash": "stolen", "fn_index": function["id"]}
-    event = house.ana.post("/gradio_api/queue/join", content=json.dumps(call), headers=JSON).json()["event_id"]
-    page = next(r.app.get_blocks() for r in house.guard.app.routes if hasattr(getattr(r, "app", None), "get_blocks"))  # pyright: ignore[reportAttributeAccessIssue]
+    event = house.ana.post("/gradio_api/queue/join", content=json.dumps(call), headers=JSON).json()[
+        "event_id"
+    ]
+    page = next(
+        r.app.get_blocks() for r in house.guard.app.routes if hasattr(getattr(r, "app", None), "get_blocks")
+    )  # pyright: ignore[reportAttributeAccessIssue]
     assert house.guard._own("ana", "stolen") in page._queue.pending_messages_per_session
     assert house.guard._own("ben", "stolen") not in page._queue.pending_messages_per_session
     assert "stolen" not in page._queue.pending_messages_per_session
@@ -268,7 +364,9 @@ def test_routes_and_doors_agree(house: House):
     """The guard opens exactly what the router would answer: a path can't mean two things."""
     for path in ("/thumb/a/b", "/thumb/a/b/c", "/thumb//b", "/download/a", "/caption/a/../b", "/login"):
         scope = {"type": "http", "method": "GET", "path": path, "headers": []}
-        routed = any(r.matches(scope)[0] == Match.FULL for r in house.guard.app.routes if hasattr(r, "methods"))  # pyright: ignore[reportAttributeAccessIssue]
+        routed = any(
+            r.matches(scope)[0] == Match.FULL for r in house.guard.app.routes if hasattr(r, "methods")
+        )  # pyright: ignore[reportAttributeAccessIssue]
         opened = any(door.opens("GET", path) for door in house.guard.doors if door.kind == "ours")
         assert routed == opened, path
 
@@ -307,7 +405,11 @@ def test_the_mark_of_a_section_changes_with_what_it_shows(house: House):
 
     before = marks()
     assert marks() == before
-    made = run.create(house.guard.studio.outputs / "_users" / "ana" / "anas-second", TrainConfig(name="x", base="tiny-sdxl"), [])
+    made = run.create(
+        house.guard.studio.outputs / "_users" / "ana" / "anas-second",
+        TrainConfig(name="x", base="tiny-sdxl"),
+        [],
+    )
     assert {name for name, mark in marks().items() if mark != before[name]} >= {"made", "try_it", "library"}
     (made.path / "project.json").write_text(json.dumps({"project": PROJECT}))
     made.say("step", step=1, steps=9, loss=0.1)

@@ -36,7 +36,9 @@ def test_english_settings_are_said_by_the_config_alone():
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_file_of_sentences_is_flat(language: str):
     for path in (HERE / language).glob("*.toml"):
-        assert all(isinstance(text, str) for text in tomllib.loads(path.read_text(encoding="utf-8")).values()), path.name
+        assert all(
+            isinstance(text, str) for text in tomllib.loads(path.read_text(encoding="utf-8")).values()
+        ), path.name
 
 
 @pytest.mark.parametrize(

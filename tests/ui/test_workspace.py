@@ -61,7 +61,9 @@ def test_no_two_functions_put_each_other_off(house):
 
 def test_the_studio_starts_without_writing_into_the_installation(tmp_path: Path):
     told = "import sys; from pathlib import Path; from ui.server import build_app; p = Path(sys.argv[1]); "
-    told += "build_app(host='127.0.0.1', datasets=p, outputs=p, models=p); import gradio.component_meta as m; "
+    told += (
+        "build_app(host='127.0.0.1', datasets=p, outputs=p, models=p); import gradio.component_meta as m; "
+    )
     told += "sys.exit(m.create_or_modify_pyi.__module__ != 'ui.gradio_startup')"
     assert subprocess.run([sys.executable, "-c", told, str(tmp_path)], cwd=ROOT).returncode == 0
 
@@ -74,23 +76,41 @@ def test_the_trainer_needs_no_gradio():
 def test_thumbnails_pictures_and_the_file_come_by_name(house):
     _, client = house
     small = client.get("/thumb/ink-emoji/owl.png")
-    assert small.status_code == 200 and small.headers["content-type"] == "image/webp" and len(small.content) < 60_000
+    assert (
+        small.status_code == 200
+        and small.headers["content-type"] == "image/webp"
+        and len(small.content) < 60_000
+    )
     assert client.get("/picture/ink/p00_s1.00.png").headers["content-type"] == "image/png"
     file = client.get("/download/ink")
-    assert 'filename="ink-12.safetensors"' in file.headers["content-disposition"] and len(file.content) > 100_000
+    assert (
+        'filename="ink-12.safetensors"' in file.headers["content-disposition"] and len(file.content) > 100_000
+    )
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "/thumb/ink-emoji/LICENSE", "/thumb/..%2f..%2fetc/passwd", "/thumb/ink-emoji/..%2f..%2f..%2fetc%2fpasswd",
-        "/picture/ink/..%2fconfig.toml", "/picture/ink/../config.toml", "/picture/ink/%2e%2e/events.jsonl", "/download/.cache",
-        "/picture/../ink/strip.png", "/download/gone", "/picture/ink/gone.png", "/thumb/ink-emoji/owl%00.png",
+        "/thumb/ink-emoji/LICENSE",
+        "/thumb/..%2f..%2fetc/passwd",
+        "/thumb/ink-emoji/..%2f..%2f..%2fetc%2fpasswd",
+        "/picture/ink/..%2fconfig.toml",
+        "/picture/ink/../config.toml",
+        "/picture/ink/%2e%2e/events.jsonl",
+        "/download/.cache",
+        "/picture/../ink/strip.png",
+        "/download/gone",
+        "/picture/ink/gone.png",
+        "/thumb/ink-emoji/owl%00.png",
     ],
-)  # fmt: skip
+)
 def test_no_path_leads_out(house, path: str):
     answer = house[1].get(path)
-    assert answer.status_code in (404, 307, 400) and b"root:" not in answer.content and str(house[0]).encode() not in answer.content
+    assert (
+        answer.status_code in (404, 307, 400)
+        and b"root:" not in answer.content
+        and str(house[0]).encode() not in answer.content
+    )
 
 
 def test_a_caption_is_saved_as_one_line(house):
@@ -103,8 +123,15 @@ def test_a_caption_is_saved_as_one_line(house):
 
 
 @pytest.mark.parametrize(
-    "headers", [{"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}, {"origin": "null"}, {"host": "evil.example"}, {"host": "127.0.0.1.evil.com"}]
-)  # fmt: skip
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"origin": "null"},
+        {"host": "evil.example"},
+        {"host": "127.0.0.1.evil.com"},
+    ],
+)
 def test_other_sites_can_change_nothing(house, headers: dict[str, str]):
     home, client = house
     before = (home / "datasets" / "ink-emoji" / "star.txt").read_text()
@@ -124,11 +151,16 @@ def test_kohya_folders_show_their_pictures(tmp_path: Path):
     projects = Projects(tmp_path / "datasets", tmp_path / "cache")
     assert [(c.name, c.caption) for c in projects.cards("cats")] == [("10_sks cat/a.png", "sks cat")]
     save_caption(projects, "cats", "10_sks cat/a.png", "a cat")
-    assert projects.cards("cats")[0].caption == "a cat" and projects.thumbnail("cats", "10_sks cat/a.png").is_file()
+    assert (
+        projects.cards("cats")[0].caption == "a cat"
+        and projects.thumbnail("cats", "10_sks cat/a.png").is_file()
+    )
 
 
 def test_a_continued_run_shows_its_new_pictures():
-    first, then = ({"file": "p00_s1.00.png", "prompt": "a cat", "strength": 1.0, "made": made} for made in (1, 2))
+    first, then = (
+        {"file": "p00_s1.00.png", "prompt": "a cat", "strength": 1.0, "made": made} for made in (1, 2)
+    )
     assert run_pictures("run", [first]) != run_pictures("run", [then])
 
 
@@ -142,7 +174,12 @@ def test_a_folder_without_pictures_is_told_without_its_path(tmp_path: Path):
 @given(st.text(max_size=100))
 def test_names_from_a_browser_are_safe_file_names(text: str):
     name = clean_name(text)
-    assert not set(name) & set('/\\:*?"<>|\0\n') and not name.startswith(".") and len(name) <= 80 and len(name.encode()) <= 200
+    assert (
+        not set(name) & set('/\\:*?"<>|\0\n')
+        and not name.startswith(".")
+        and len(name) <= 80
+        and len(name.encode()) <= 200
+    )
 
 
 def test_jobs_refuse_names_that_are_no_runs(tmp_path: Path):
@@ -156,8 +193,12 @@ def test_jobs_refuse_names_that_are_no_runs(tmp_path: Path):
 
 def test_markup_in_captions_is_shown_as_text():
     evil = '<img src=x onerror="alert(1)">'
-    assert "<img src=x" not in strip_html(Words(), run_pictures("r", [{"file": "a.png", "prompt": evil, "strength": 0.0}]))
-    assert "<img" not in status_html(Standing(View(ended="failed", message=evil), "failed"), Words(), name=evil)
+    assert "<img src=x" not in strip_html(
+        Words(), run_pictures("r", [{"file": "a.png", "prompt": evil, "strength": 0.0}])
+    )
+    assert "<img" not in status_html(
+        Standing(View(ended="failed", message=evil), "failed"), Words(), name=evil
+    )
 
 
 def test_the_strip_has_a_slider_that_swaps_pictures():
@@ -175,14 +216,25 @@ def test_a_run_whose_process_died_is_interrupted():
 def test_a_training_that_falls_silent_is_said_to_be_stuck_and_no_slow_one_is():
     view = View(stage="training", step=3, steps=9, seconds_left=4.0, heard=1000.0)
     assert "stuck" not in status_html(standing_of(view, True, None, now=1290.0), Words())
-    assert "heard from it for 7 min; it may be stuck" in status_html(standing_of(view, True, None, now=1420.0), Words())
+    assert "heard from it for 7 min; it may be stuck" in status_html(
+        standing_of(view, True, None, now=1420.0), Words()
+    )
     slow = dataclasses.replace(view, seconds_left=6 * 60.0)  # a minute a step
     assert "stuck" not in status_html(standing_of(slow, True, None, now=1420.0), Words())
     assert "stuck" in status_html(standing_of(slow, True, None, now=2300.0), Words())
 
 
 def test_a_training_that_was_stuck_and_ended_by_stop_is_told_as_stopped():
-    job = Job(id="1", kind="train", folder=Path("run"), state="interrupted", lane="", device="cpu", signal=signal.SIGKILL, stops=2)
+    job = Job(
+        id="1",
+        kind="train",
+        folder=Path("run"),
+        state="interrupted",
+        lane="",
+        device="cpu",
+        signal=signal.SIGKILL,
+        stops=2,
+    )
     view = View(stage="training", step=3, steps=9)
     assert standing_of(view, False, job).state == "stopped"
     assert standing_of(view, False, dataclasses.replace(job, stops=0)).killed

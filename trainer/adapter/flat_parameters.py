@@ -39,7 +39,9 @@ class Flat:
         order: gives the key by which they are laid out.
     """
 
-    def __init__(self, masters: Iterable[tuple[Layer, str]], order: Callable[[tuple[Layer, str]], Any]) -> None:
+    def __init__(
+        self, masters: Iterable[tuple[Layer, str]], order: Callable[[tuple[Layer, str]], Any]
+    ) -> None:
         self.masters = list(masters)  # in the order given
         laid = sorted(self.masters, key=order)
         parameters = [layer.tensors()[role] for layer, role in laid]
@@ -68,7 +70,10 @@ class Flat:
             return self._values
         if self._copy is None or self._copy.dtype != dtype:
             with torch.inference_mode(False):  # pictures may be the first to ask, and training the next
-                self._copy, self._copied_at = torch.empty_like(self.value, dtype=dtype, requires_grad=False), -1
+                self._copy, self._copied_at = (
+                    torch.empty_like(self.value, dtype=dtype, requires_grad=False),
+                    -1,
+                )
         # A change in place of any view counts one up, `.data` left aside: see `changed`.
         if self._copied_at != self.value._version:
             self._copy.copy_(self.value.detach())
@@ -103,7 +108,10 @@ class Flat:
         if self._gradient is None:
             self._gradient = torch.zeros_like(self.value, requires_grad=False)
             parameters = [layer.tensors()[role] for layer, role in self.masters]
-            self._views = [(parameter, place.of(self._gradient)) for parameter, place in zip(parameters, self.places, strict=True)]
+            self._views = [
+                (parameter, place.of(self._gradient))
+                for parameter, place in zip(parameters, self.places, strict=True)
+            ]
             for parameter, view in self._views:
                 parameter.grad = view if parameter.grad is None else parameter.grad
         self.value.grad = self._gradient
@@ -133,13 +141,16 @@ def split_state(optimizer: torch.optim.Optimizer, flats: list[Flat]) -> dict[str
     As it is where the optimizer is over the masters, or keeps entries of another length than its vector.
     """
     state, long = optimizer.state_dict(), _Long(flats)
-    if not long.is_over(optimizer) or not all(long.can_split(number, state["state"].get(number, {})) for number in range(len(flats))):
+    if not long.is_over(optimizer) or not all(
+        long.can_split(number, state["state"].get(number, {})) for number in range(len(flats))
+    ):
         return state
     whole: dict[str, Any] = {"state": {}, "param_groups": []}
     for number, (flat, group) in enumerate(zip(flats, state["param_groups"], strict=True)):
         first = sum(len(earlier.masters) for earlier in flats[:number])
         entries = {
-            name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in state["state"].get(number, {}).items()
+            name: value.cpu() if isinstance(value, torch.Tensor) else value
+            for name, value in state["state"].get(number, {}).items()
         }
         for index, place in enumerate(flat.places, start=first):
             parts = {name: _part(value, place, flat) for name, value in entries.items()}
@@ -158,7 +169,9 @@ def join_state(state: dict[str, Any], optimizer: torch.optim.Optimizer, flats: l
     for number, (flat, group) in enumerate(zip(flats, state["param_groups"], strict=True)):
         entries = [state["state"].get(index, {}) for index in group["params"]]
         if any(entries):
-            whole["state"][number] = {name: _joined([entry[name] for entry in entries], flat) for name in entries[0]}
+            whole["state"][number] = {
+                name: _joined([entry[name] for entry in entries], flat) for name in entries[0]
+            }
         whole["param_groups"].append({**group, "params": [number]})
     return whole
 
@@ -169,11 +182,15 @@ class _Long:
 
     def is_over(self, optimizer: torch.optim.Optimizer) -> bool:
         held = [group["params"] for group in optimizer.param_groups]
-        return len(held) == len(self.flats) and all(len(ps) == 1 and ps[0] is flat.value for ps, flat in zip(held, self.flats, strict=True))
+        return len(held) == len(self.flats) and all(
+            len(ps) == 1 and ps[0] is flat.value for ps, flat in zip(held, self.flats, strict=True)
+        )
 
     def can_split(self, number: int, entries: dict[str, Any]) -> bool:
         size = self.flats[number].value.numel()
-        return all(value.numel() in (1, size) for value in entries.values() if isinstance(value, torch.Tensor))
+        return all(
+            value.numel() in (1, size) for value in entries.values() if isinstance(value, torch.Tensor)
+        )
 
 
 def _part(value: Any, place: Place, flat: Flat) -> Any:

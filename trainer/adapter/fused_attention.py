@@ -20,7 +20,13 @@ _FEW = 256 * 256  # tokens times tokens of the source (benchmarks/NOTES.md)
 
 def is_plain(attention: Any) -> bool:
     """Whether an attention module is of the kind that SDXL's transformer blocks have."""
-    extra = (attention.spatial_norm, attention.group_norm, attention.norm_cross, attention.norm_q, attention.norm_k)
+    extra = (
+        attention.spatial_norm,
+        attention.group_norm,
+        attention.norm_cross,
+        attention.norm_q,
+        attention.norm_k,
+    )
     return not any(extra) and not attention.residual_connection and attention.rescale_output_factor == 1.0
 
 
@@ -29,7 +35,9 @@ class Projections:
 
     def __init__(self, attention: Any) -> None:
         self.attention = attention
-        self.groups: dict[tuple[str, ...], tuple[Any, Group | None]] = {}  # with the places that they were made for
+        self.groups: dict[
+            tuple[str, ...], tuple[Any, Group | None]
+        ] = {}  # with the places that they were made for
 
     def of(self, names: tuple[str, ...], x: torch.Tensor) -> list[torch.Tensor]:
         layers = [getattr(self.attention, name) for name in names]
@@ -37,7 +45,10 @@ class Projections:
         if len(adapted) > 1 and adapted[0].runs_in_groups:
             known = self.groups.get(names)
             if known is None or known[0] is not adapted[0].places:
-                known = self.groups[names] = (adapted[0].places, Group(tuple(adapted)) if Group.fits(adapted) else None)
+                known = self.groups[names] = (
+                    adapted[0].places,
+                    Group(tuple(adapted)) if Group.fits(adapted) else None,
+                )
             if known[1] is not None:
                 answers = iter(known[1](x))
                 return [next(answers) if layer in adapted else layer(x) for layer in layers]
@@ -45,12 +56,18 @@ class Projections:
 
 
 def attend(
-    attention: Any, projections: Projections, hidden_states: torch.Tensor,
-    encoder_hidden_states: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **more: Any,
-) -> torch.Tensor:  # fmt: skip
+    attention: Any,
+    projections: Projections,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    **more: Any,
+) -> torch.Tensor:
     """(N, T, C), as diffusers calls it."""
     if attention_mask is not None or hidden_states.dim() != 3:
-        return type(attention).forward(attention, hidden_states, encoder_hidden_states, attention_mask, **more)
+        return type(attention).forward(
+            attention, hidden_states, encoder_hidden_states, attention_mask, **more
+        )
     if encoder_hidden_states is None:
         query, key, value = projections.of(("to_q", "to_k", "to_v"), hidden_states)
     else:
@@ -59,7 +76,8 @@ def attend(
     rows, heads = len(query), attention.heads
     dtype = attention_dtype(query, key)
     query_NHTD, key_NHSD, value_NHSD = (
-        tensor.to(dtype).view(rows, -1, heads, tensor.shape[-1] // heads).transpose(1, 2) for tensor in (query, key, value)
+        tensor.to(dtype).view(rows, -1, heads, tensor.shape[-1] // heads).transpose(1, 2)
+        for tensor in (query, key, value)
     )
     mixed = F.scaled_dot_product_attention(query_NHTD, key_NHSD, value_NHSD).transpose(1, 2)
     mixed = attention.to_out[0](mixed.reshape(rows, query.shape[1], -1).to(query.dtype))

@@ -49,10 +49,15 @@ class Block:
     def is_plain(module: Any) -> bool:
         """Whether a block is of the kind that SDXL is made of."""
         return (
-            module.norm_type == "layer_norm" and module.attn2 is not None and not module.only_cross_attention
-            and module.pos_embed is None and not hasattr(module, "fuser") and len(module.ff.net) == 3
-            and isinstance(module.ff.net[0], GEGLU) and not any(drop.p for drop in module.modules() if isinstance(drop, nn.Dropout))
-        )  # fmt: skip
+            module.norm_type == "layer_norm"
+            and module.attn2 is not None
+            and not module.only_cross_attention
+            and module.pos_embed is None
+            and not hasattr(module, "fuser")
+            and len(module.ff.net) == 3
+            and isinstance(module.ff.net[0], GEGLU)
+            and not any(drop.p for drop in module.modules() if isinstance(drop, nn.Dropout))
+        )
 
     @property
     def can_run(self) -> bool:
@@ -68,7 +73,11 @@ class Block:
     def __call__(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """(N, tokens, C)"""
         strength = float(self.adapted[0].strength.value) if self.adapted else 0.0
-        learned = [_learned(self.own), _learned(self.own_out, self.query, self.text), _learned(self.text_out, self.up, self.down)]
+        learned = [
+            _learned(self.own),
+            _learned(self.own_out, self.query, self.text),
+            _learned(self.text_out, self.up, self.down),
+        ]
         query, key, value = _Begin.apply(x, learned[0], self, strength)  # pyright: ignore
         attended = F.scaled_dot_product_attention(query, key, value)
         x, query, key, value = _Middle.apply(attended, x, text, learned[1], self, strength)  # pyright: ignore
@@ -106,7 +115,9 @@ class _Begin(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:  # pyright: ignore
         x_TC, mean, rstd, normed = ctx.saved_tensors
         dtype = x_TC.dtype if ctx.needs_input_grad[0] else None
-        stream = ctx.block.own.backward(normed, [_rows(gradient) for gradient in gradients], ctx.strength, dtype=dtype)
+        stream = ctx.block.own.backward(
+            normed, [_rows(gradient) for gradient in gradients], ctx.strength, dtype=dtype
+        )
         if stream is not None:
             stream = _norm_backward(ctx.block.norms[0], stream, x_TC, mean, rstd).view(ctx.shape)
         return stream, None, None, None
@@ -114,15 +125,32 @@ class _Begin(torch.autograd.Function):
 
 class _Middle(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, attended: torch.Tensor, x: torch.Tensor, text: torch.Tensor, _: Any, block: Block, strength: float) -> Any:  # pyright: ignore
+    def forward(
+        ctx: Any,
+        attended: torch.Tensor,
+        x: torch.Tensor,
+        text: torch.Tensor,
+        _: Any,
+        block: Block,
+        strength: float,
+    ) -> Any:  # pyright: ignore
         attended_TC, text_TC, dtype = _rows(attended), text.flatten(0, 1), attention_dtype(x, text)
         (a_TC,) = block.own_out.outputs(attended_TC, strength)
         a_TC.add_(x.reshape(a_TC.shape))
         normed, *norm = _norm(block.norms[1], a_TC)
         made = [*block.query.outputs(normed, strength, dtype), *block.text.outputs(text_TC, strength, dtype)]
-        kept = (attended_TC if block.own_out.reads_input else None, normed if block.query.reads_input else None)
+        kept = (
+            attended_TC if block.own_out.reads_input else None,
+            normed if block.query.reads_input else None,
+        )
         ctx.save_for_backward(a_TC, *norm, *kept, text_TC)
-        ctx.block, ctx.strength, ctx.shape, ctx.text_shape, ctx.attends_in = block, strength, x.shape, text.shape, attended.dtype
+        ctx.block, ctx.strength, ctx.shape, ctx.text_shape, ctx.attends_in = (
+            block,
+            strength,
+            x.shape,
+            text.shape,
+            attended.dtype,
+        )
         return a_TC.view(x.shape), *(_by_head(tensor, len(x), block.heads[1]) for tensor in made)
 
     @staticmethod
@@ -133,19 +161,27 @@ class _Middle(torch.autograd.Function):
         query, key, value = (_rows(gradient) for gradient in gradients)
         text = block.text.backward(text_TC, [key, value], strength, dtype=text_TC.dtype if to_text else None)
         normed_gradient = block.query.backward(normed, [query], strength, dtype=a_TC.dtype)
-        stream_TC = _norm_backward(block.norms[1], normed_gradient, a_TC, mean, rstd).add_(stream.reshape(a_TC.shape))
-        attended = block.own_out.backward(attended_TC, [stream_TC], strength, dtype=ctx.attends_in if to_attended else None)
+        stream_TC = _norm_backward(block.norms[1], normed_gradient, a_TC, mean, rstd).add_(
+            stream.reshape(a_TC.shape)
+        )
+        attended = block.own_out.backward(
+            attended_TC, [stream_TC], strength, dtype=ctx.attends_in if to_attended else None
+        )
         return (
             None if attended is None else _by_head(attended, ctx.shape[0], block.heads[0]),
             stream_TC.view(ctx.shape) if to_x else None,
             None if text is None else text.view(ctx.text_shape),
-            None, None, None,
-        )  # fmt: skip
+            None,
+            None,
+            None,
+        )
 
 
 class _End(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, attended: torch.Tensor, a: torch.Tensor, _: Any, block: Block, strength: float) -> torch.Tensor:  # pyright: ignore
+    def forward(
+        ctx: Any, attended: torch.Tensor, a: torch.Tensor, _: Any, block: Block, strength: float
+    ) -> torch.Tensor:  # pyright: ignore
         attended_TC = _rows(attended)
         (b_TC,) = block.text_out.outputs(attended_TC, strength)
         b_TC.add_(a.reshape(b_TC.shape))
@@ -167,7 +203,9 @@ class _End(torch.autograd.Function):
         wide_gradient = _gated_backward(block, wide, stream, strength)
         normed_gradient = block.up.backward(normed, [wide_gradient], strength, dtype=b_TC.dtype)
         stream_TC = _norm_backward(block.norms[2], normed_gradient, b_TC, mean, rstd).add_(stream)
-        attended = block.text_out.backward(attended_TC, [stream_TC], strength, dtype=ctx.attends_in if to_attended else None)
+        attended = block.text_out.backward(
+            attended_TC, [stream_TC], strength, dtype=ctx.attends_in if to_attended else None
+        )
         attended = None if attended is None else _by_head(attended, ctx.shape[0], block.heads[1])
         return attended, stream_TC.view(ctx.shape) if to_a else None, None, None, None
 
@@ -191,7 +229,9 @@ def _norm(layer: nn.LayerNorm, x_TC: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.native_layer_norm(x_TC, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
 
 
-def _norm_backward(layer: nn.LayerNorm, gradient: torch.Tensor, x_TC: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
+def _norm_backward(
+    layer: nn.LayerNorm, gradient: torch.Tensor, x_TC: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor
+) -> torch.Tensor:
     facts = (layer.normalized_shape, mean, rstd, layer.weight, layer.bias)
     return torch.ops.aten.native_layer_norm_backward.default(gradient, x_TC, *facts, [True, False, False])[0]
 

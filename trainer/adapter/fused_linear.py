@@ -66,7 +66,11 @@ class Group:
         """Each member's output (..., O)."""
         x_TI, strength = x.reshape(-1, x.shape[-1]), self.strength.value
         is_learning = torch.is_grad_enabled()
-        made = _Grouped.apply(x_TI, self.learned, self, float(strength)) if is_learning else self.outputs(x_TI, strength)  # pyright: ignore
+        made = (
+            _Grouped.apply(x_TI, self.learned, self, float(strength))
+            if is_learning
+            else self.outputs(x_TI, strength)
+        )  # pyright: ignore
         return tuple(output.view(*x.shape[:-1], -1) for output in made)
 
     @property
@@ -74,7 +78,11 @@ class Group:
         """Where all downs lie, and where the ups do."""
         places = self.members[0].places
         if self._flats is None or self._flats[0] is not places:
-            self._flats = (places, places["down"].flat, list({member.places["up"].flat: None for member in self.members}))
+            self._flats = (
+                places,
+                places["down"].flat,
+                list({member.places["up"].flat: None for member in self.members}),
+            )
         return self._flats[1:]
 
     @property
@@ -103,14 +111,20 @@ class Group:
             inputs, rank = first.shape[1], sum(self.ranks)
             down = vector[first.start : first.start + rank * inputs].view(rank, inputs)
             ups = [member.places["up"].of(of(member.places["up"].flat)) for member in self.members]
-            known = self._views[kind] = (places, vector, _Matrices(down, down.t(), ups, [up.t() for up in ups]))
+            known = self._views[kind] = (
+                places,
+                vector,
+                _Matrices(down, down.t(), ups, [up.t() for up in ups]),
+            )
         return known[2]
 
     def _parts(self, wide_TR: torch.Tensor) -> Sequence[torch.Tensor]:
         """The columns of each member."""
         return (wide_TR,) if len(self.members) == 1 else wide_TR.split(self.ranks, 1)
 
-    def outputs(self, x_TI: torch.Tensor, strength: float | torch.Tensor, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+    def outputs(
+        self, x_TI: torch.Tensor, strength: float | torch.Tensor, dtype: torch.dtype | None = None
+    ) -> list[torch.Tensor]:
         """Each member's output (T, O).
 
         Args:
@@ -127,12 +141,19 @@ class Group:
             hidden_TR.view(len(strength), -1).mul_(strength.to(x_TI.dtype)[:, None])
         else:
             factor = strength
-        for output, hidden, up, scale in zip(made, self._parts(hidden_TR), matrices.ups_RO, self.scales, strict=True):
+        for output, hidden, up, scale in zip(
+            made, self._parts(hidden_TR), matrices.ups_RO, self.scales, strict=True
+        ):
             _add_product(output, hidden, up, scale * factor)
         return made
 
     def backward(
-        self, x_TI: torch.Tensor, gradients_TO: Sequence[torch.Tensor], strength: float, *, dtype: torch.dtype | None
+        self,
+        x_TI: torch.Tensor,
+        gradients_TO: Sequence[torch.Tensor],
+        strength: float,
+        *,
+        dtype: torch.dtype | None,
     ) -> torch.Tensor | None:
         """The gradient of x (T, I) in `dtype`, None where that is None; adds those of A and B where they lie."""
         x_TI = _thin(x_TI)
@@ -159,20 +180,26 @@ class Frozen:
     def __init__(self, bases: Sequence[Any]) -> None:
         self.bases, self.dtype = bases, working_dtype(bases[0])
 
-    def outputs(self, x_TI: torch.Tensor, strength: float, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+    def outputs(
+        self, x_TI: torch.Tensor, strength: float, dtype: torch.dtype | None = None
+    ) -> list[torch.Tensor]:
         return frozen_outputs(self.bases, x_TI.to(self.dtype), dtype or self.dtype)
 
     def backward(
         self, x_TI: Any, gradients_TO: Sequence[torch.Tensor], strength: float, *, dtype: torch.dtype | None
     ) -> torch.Tensor | None:
-        return None if dtype is None else frozen_input_gradient(self.bases, gradients_TO, self.dtype).to(dtype)
+        return (
+            None if dtype is None else frozen_input_gradient(self.bases, gradients_TO, self.dtype).to(dtype)
+        )
 
 
 class _Grouped(torch.autograd.Function):
     """The learned vector is an input so that a gradient is asked for; it goes to `Group._gradients`, not through autograd."""
 
     @staticmethod
-    def forward(ctx: Any, x_TI: torch.Tensor, learned: torch.Tensor, group: Group, strength: float) -> tuple[torch.Tensor, ...]:  # pyright: ignore
+    def forward(
+        ctx: Any, x_TI: torch.Tensor, learned: torch.Tensor, group: Group, strength: float
+    ) -> tuple[torch.Tensor, ...]:  # pyright: ignore
         ctx.save_for_backward(x_TI)
         ctx.group, ctx.strength = group, strength
         return tuple(group.outputs(x_TI, strength))
@@ -193,7 +220,9 @@ def frozen_outputs(bases: Sequence[Any], x_TI: torch.Tensor, dtype: torch.dtype)
     return [F.linear(x_TI, base.weight, base.bias).to(dtype) for base in bases]
 
 
-def frozen_input_gradient(bases: Sequence[Any], gradients_TO: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+def frozen_input_gradient(
+    bases: Sequence[Any], gradients_TO: Sequence[torch.Tensor], dtype: torch.dtype
+) -> torch.Tensor:
     """(T, I) of all layers together, in the precision of their weights."""
     total = gradients_TO[0].to(dtype) @ bases[0].weight
     for gradient, base in zip(gradients_TO[1:], bases[1:], strict=True):

@@ -41,14 +41,20 @@ class Dropout:
     checkpointing when it computes a layer again. Nothing is left out where no gradient is asked for, as in pictures.
     """
 
-    network: float = 0.0  # of the hidden activations (of the change's outputs, where the change is a whole matrix)
+    network: float = (
+        0.0  # of the hidden activations (of the change's outputs, where the change is a whole matrix)
+    )
     rank: float = 0.0  # of the rank, for each picture (of the change's rows in LoHa and LoKr, for the batch)
     module: float = 0.0  # of the layers
     batch_seed: int | None = None
 
     @property
     def is_on(self) -> bool:
-        return self.batch_seed is not None and (self.network or self.rank or self.module) > 0 and torch.is_grad_enabled()
+        return (
+            self.batch_seed is not None
+            and (self.network or self.rank or self.module) > 0
+            and torch.is_grad_enabled()
+        )
 
     def draws(self, layer: str, device: torch.device) -> torch.Generator:
         """A generator that gives the same numbers for the same batch and layer."""
@@ -70,7 +76,14 @@ class Layer(nn.Module, ABC):
     network = ""  # what the form is called: lora, dora, loha, lokr or diff
 
     def __init__(
-        self, base: nn.Linear | nn.Conv2d, *, rank: int, alpha: float, strength: Strength, dropout: Dropout | None = None, name: str = ""
+        self,
+        base: nn.Linear | nn.Conv2d,
+        *,
+        rank: int,
+        alpha: float,
+        strength: Strength,
+        dropout: Dropout | None = None,
+        name: str = "",
     ) -> None:
         super().__init__()
         self.base = base
@@ -93,7 +106,10 @@ class Layer(nn.Module, ABC):
     def place(self, role: str, parameter: nn.Parameter, place: Any) -> None:
         """Takes a view of a longer vector for a master; `place` says which part of it."""
         self._replace(role, parameter)
-        self.places = {**self.places, role: place}  # a new dictionary: what was made of the old one is outdated
+        self.places = {
+            **self.places,
+            role: place,
+        }  # a new dictionary: what was made of the old one is outdated
 
     @property
     @abstractmethod
@@ -113,7 +129,9 @@ class Layer(nn.Module, ABC):
         return self.product()
 
 
-def draw(parameter: nn.Parameter, generator: torch.Generator, *, uniform: float = 0.0, normal: float = 0.0) -> None:
+def draw(
+    parameter: nn.Parameter, generator: torch.Generator, *, uniform: float = 0.0, normal: float = 0.0
+) -> None:
     """Fills a master from a CPU generator: uniform in +-`uniform`, or with a deviation of `normal`."""
     values = torch.empty(parameter.shape)
     if uniform:

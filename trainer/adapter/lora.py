@@ -30,13 +30,24 @@ class LoraLinear(Layer):
     rank_dim = -1  # of the hidden activations
 
     def __init__(
-        self, base: nn.Linear | nn.Conv2d, *, rank: int, alpha: float, strength: Strength, dropout: Dropout | None = None, name: str = ""
+        self,
+        base: nn.Linear | nn.Conv2d,
+        *,
+        rank: int,
+        alpha: float,
+        strength: Strength,
+        dropout: Dropout | None = None,
+        name: str = "",
     ) -> None:
         super().__init__(base, rank=rank, alpha=alpha, strength=strength, dropout=dropout, name=name)
         shapes, device = shapes_of("lora", base, rank, 0), base.weight.device
-        self.down = nn.Parameter(torch.empty(shapes["down"], device=device, dtype=torch.float32))  # A (R, I) or (R, I, k, k)
+        self.down = nn.Parameter(
+            torch.empty(shapes["down"], device=device, dtype=torch.float32)
+        )  # A (R, I) or (R, I, k, k)
         # B starts at zero, so that step 0 equals the base model.
-        self.up = nn.Parameter(torch.zeros(shapes["up"], device=device, dtype=torch.float32))  # B (O, R) or (O, R, 1, 1)
+        self.up = nn.Parameter(
+            torch.zeros(shapes["up"], device=device, dtype=torch.float32)
+        )  # B (O, R) or (O, R, 1, 1)
 
         self._alone: Group | None = None
 
@@ -91,7 +102,9 @@ class LoraLinear(Layer):
     def _dropped(self, hidden: torch.Tensor) -> torch.Tensor:
         draws, drop = self.dropout.draws(self.name, hidden.device), self.dropout
         if drop.module:
-            hidden = hidden * (torch.rand((), generator=draws, device=draws.device) >= drop.module).to(hidden.dtype)
+            hidden = hidden * (torch.rand((), generator=draws, device=draws.device) >= drop.module).to(
+                hidden.dtype
+            )
         if drop.network:
             hidden = hidden * keep(hidden.shape, drop.network, draws).to(hidden.dtype)
         if drop.rank:
@@ -160,7 +173,10 @@ class Adapter:
         """
         if groups is None:
             masters = [(part, layer, role) for part, _, layer in self.walk() for role in layer.tensors()]
-            groups = [[(layer, role) for owner, layer, role in masters if owner == part] for part in sorted(self.layers)]
+            groups = [
+                [(layer, role) for owner, layer, role in masters if owner == part]
+                for part in sorted(self.layers)
+            ]
         self.flats = [Flat(group, _place) for group in groups if group]
 
     def zero_grad(self) -> None:
@@ -180,12 +196,25 @@ class Adapter:
     def _layer(self, base: nn.Linear | nn.Conv2d, size: Size, name: str) -> Layer:
         if size.network == "lora":
             kind = LoraLinear if isinstance(base, nn.Linear) else LoraConv
-            return kind(base, rank=size.rank, alpha=size.alpha, strength=self.strength, dropout=self.dropout, name=name)
+            return kind(
+                base,
+                rank=size.rank,
+                alpha=size.alpha,
+                strength=self.strength,
+                dropout=self.dropout,
+                name=name,
+            )
         shapes = size.shapes or shapes_of(size.network, base, size.rank, size.factor)
         return MatrixLayer(
-            base, network=size.network, shapes=shapes,
-            rank=size.rank, alpha=size.alpha, strength=self.strength, dropout=self.dropout, name=name,
-        )  # fmt: skip
+            base,
+            network=size.network,
+            shapes=shapes,
+            rank=size.rank,
+            alpha=size.alpha,
+            strength=self.strength,
+            dropout=self.dropout,
+            name=name,
+        )
 
     def detach(self, part: str, model: nn.Module) -> None:
         """Gives the model its own layers back."""
@@ -212,12 +241,21 @@ class Adapter:
                 yield f"{part}/{path}.{role}", parameter
 
     def parameters(self, part: str | None = None) -> list[nn.Parameter]:
-        return [parameter for owner, _, layer in self.walk() if part in (None, owner) for parameter in layer.tensors().values()]
+        return [
+            parameter
+            for owner, _, layer in self.walk()
+            if part in (None, owner)
+            for parameter in layer.tensors().values()
+        ]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """`part/path.role` on the CPU, fp32: what a checkpoint keeps."""
         vectors = {id(flat): flat.value.detach().cpu() for flat in self.flats}
-        places = {f"{part}/{path}.{role}": layer.places[role] for part, path, layer in self.walk() for role in layer.tensors()}
+        places = {
+            f"{part}/{path}.{role}": layer.places[role]
+            for part, path, layer in self.walk()
+            for role in layer.tensors()
+        }
         return {name: place.of(vectors[id(place.flat)]).clone() for name, place in places.items()}
 
     @torch.no_grad()
@@ -239,7 +277,9 @@ class Adapter:
         for _, _, layer in self.walk():
             factors = [parameter for role, parameter in layer.tensors().items() if role != "dora_scale"]
             ratio = (most / layer.product().norm()).clamp(max=1)  # stays on the device: no wait for its value
-            ratio = torch.where(ratio > 1 - 1e-5, 1.0, ratio)  # what was shrunk before stays as it is, to the bit
+            ratio = torch.where(
+                ratio > 1 - 1e-5, 1.0, ratio
+            )  # what was shrunk before stays as it is, to the bit
             for parameter in factors:
                 parameter.mul_(ratio ** (1 / len(factors)))
 

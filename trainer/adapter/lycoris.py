@@ -22,7 +22,12 @@ from trainer.adapter.layer import Dropout, Layer, Strength, applied, draw, fan_i
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def product(network: str, tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...], keep_R: torch.Tensor | None = None) -> torch.Tensor:
+def product(
+    network: str,
+    tensors: Mapping[str, torch.Tensor],
+    shape: tuple[int, ...],
+    keep_R: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The matrices' product before its scale, as a weight of `shape`; RuntimeError where they don't fit.
 
     LoHa: (w1_a w1_b) * (w2_a w2_b), elementwise (Hyeon-Woo et al. 2022, prop. 1).
@@ -66,16 +71,33 @@ class MatrixLayer(Layer):
     """
 
     def __init__(
-        self, base: nn.Linear | nn.Conv2d, *, network: str, shapes: Shapes,
-        rank: int, alpha: float, strength: Strength, dropout: Dropout | None = None, name: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        base: nn.Linear | nn.Conv2d,
+        *,
+        network: str,
+        shapes: Shapes,
+        rank: int,
+        alpha: float,
+        strength: Strength,
+        dropout: Dropout | None = None,
+        name: str = "",
+    ) -> None:
         super().__init__(base, rank=rank, alpha=alpha, strength=strength, dropout=dropout, name=name)
         self.network = network
-        device, self.shape = base.weight.device, tuple(base.weight.shape)  # a quantised base makes its weight at each look
-        self.matrices = nn.ParameterDict({role: torch.empty(s, device=device, dtype=torch.float32) for role, s in shapes.items()})
+        device, self.shape = (
+            base.weight.device,
+            tuple(base.weight.shape),
+        )  # a quantised base makes its weight at each look
+        self.matrices = nn.ParameterDict(
+            {role: torch.empty(s, device=device, dtype=torch.float32) for role, s in shapes.items()}
+        )
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        return {role: parameter for role, parameter in self.matrices.items() if isinstance(parameter, nn.Parameter)}
+        return {
+            role: parameter
+            for role, parameter in self.matrices.items()
+            if isinstance(parameter, nn.Parameter)
+        }
 
     def _replace(self, role: str, parameter: nn.Parameter) -> None:
         self.matrices[role] = parameter
@@ -133,7 +155,9 @@ class MatrixLayer(Layer):
     def _with_dropout(self, x: torch.Tensor) -> torch.Tensor:
         draws, drop = self.dropout.draws(self.name, x.device), self.dropout
         if "up" in self.matrices:
-            change = self._decomposed(self._product(keep((self.rank,), drop.rank, draws) if drop.rank else None))
+            change = self._decomposed(
+                self._product(keep((self.rank,), drop.rank, draws) if drop.rank else None)
+            )
         else:
             change = self.change()
             if drop.rank:
@@ -146,7 +170,9 @@ class MatrixLayer(Layer):
         return branch
 
 
-def shapes_of(network: str, base: nn.Linear | nn.Conv2d, rank: int, factor: int) -> dict[str, tuple[int, ...]]:
+def shapes_of(
+    network: str, base: nn.Linear | nn.Conv2d, rank: int, factor: int
+) -> dict[str, tuple[int, ...]]:
     """The roles of a new layer and their shapes.
 
     Args:
@@ -154,7 +180,11 @@ def shapes_of(network: str, base: nn.Linear | nn.Conv2d, rank: int, factor: int)
     """
     out, into, kernel = base.weight.shape[0], base.weight.shape[1], tuple(base.weight.shape[2:])
     if network == "loha":
-        return {f"hada_w{n}_{side}": (out, rank) if side == "a" else (rank, fan_in(base)) for n in (1, 2) for side in "ab"}
+        return {
+            f"hada_w{n}_{side}": (out, rank) if side == "a" else (rank, fan_in(base))
+            for n in (1, 2)
+            for side in "ab"
+        }
     if network == "lokr":
         (out_1, out_2), (in_1, in_2) = split(out, factor), split(into, factor)
         shapes: dict[str, tuple[int, ...]] = {"lokr_w1": (out_1, in_1)}

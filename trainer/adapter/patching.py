@@ -34,12 +34,19 @@ class _Running:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.block: Block | None = None  # made when first needed: masters move into vectors after layers are replaced
+        self.block: Block | None = (
+            None  # made when first needed: masters move into vectors after layers are replaced
+        )
 
     def __call__(
-        self, hidden_states: torch.Tensor, attention_mask: Any = None, encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: Any = None, *more: Any, **others: Any,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: Any = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: Any = None,
+        *more: Any,
+        **others: Any,
+    ) -> torch.Tensor:
         masked = attention_mask is not None or encoder_attention_mask is not None
         if encoder_hidden_states is None or masked or not torch.is_grad_enabled() or not self._can_run():
             given = (hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, *more)
@@ -48,7 +55,9 @@ class _Running:
         return self.block(hidden_states, encoder_hidden_states)
 
     def _can_run(self) -> bool:
-        if "forward" in vars(self.module.ff):  # what it keeps is computed again (`trainer.hardware.activation_checkpointing`)
+        if "forward" in vars(
+            self.module.ff
+        ):  # what it keeps is computed again (`trainer.hardware.activation_checkpointing`)
             return False
         if self.block is None or self.block.is_outdated:
             self.block = Block(self.module)

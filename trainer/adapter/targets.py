@@ -24,7 +24,9 @@ _TEXT_ATTENTION = re.compile(r"(.*\.self_attn)\.(q|k|v|out)_proj")
 
 def linear_paths(part: str, model: nn.Module, *, feed_forward: bool = False) -> list[str]:
     """Module paths of the linear layers to adapt in `unet`, `text_encoder` or `text_encoder_2`."""
-    patterns = [_UNET_ATTENTION, *([_UNET_MORE] if feed_forward else [])] if part == "unet" else [_TEXT_ATTENTION]
+    patterns = (
+        [_UNET_ATTENTION, *([_UNET_MORE] if feed_forward else [])] if part == "unet" else [_TEXT_ATTENTION]
+    )
     linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     return [path for path in linears if any(pattern.fullmatch(path) for pattern in patterns)]
 
@@ -33,7 +35,11 @@ def conv_paths(part: str, model: nn.Module) -> list[str]:
     """Module paths of the convolutions that LoCon adapts: in the UNet's residual blocks, down- and upsamplers."""
     if part != "unet":
         return []
-    return [path for path, module in model.named_modules() if isinstance(module, nn.Conv2d) and _UNET_CONVOLUTIONS.fullmatch(path)]
+    return [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and _UNET_CONVOLUTIONS.fullmatch(path)
+    ]
 
 
 def part_sizes(config: TrainConfig) -> dict[str, Size]:
@@ -57,7 +63,9 @@ def layer_sizes(config: TrainConfig, models: dict[str, nn.Module]) -> dict[str, 
     for part in [part for part in parts if part in models]:
         paths, matched = _chosen_paths(config, part, models[part])
         unmatched = [pattern for pattern in unmatched if pattern not in matched]
-        made = {path: _size(config, part, path, models[part].get_submodule(path), parts[part]) for path in paths}
+        made = {
+            path: _size(config, part, path, models[part].get_submodule(path), parts[part]) for path in paths
+        }
         sizes[part] = {path: size for path, size in made.items() if size}
     if set(sizes) == set(parts):
         _check_choice(config, sizes, unmatched)
@@ -68,23 +76,37 @@ def layer_sizes(config: TrainConfig, models: dict[str, nn.Module]) -> dict[str, 
 def _check_choice(config: TrainConfig, sizes: dict[str, dict[str, Size]], unmatched: list[str]) -> None:
     if unmatched:
         kinds = "linear layer" if config.network == "lora" else "linear layer or convolution"
-        raise ConfigError([f"{pattern!r} matches no {kinds} of the parts that train; write it like *.attn2.*" for pattern in unmatched])
+        raise ConfigError(
+            [
+                f"{pattern!r} matches no {kinds} of the parts that train; write it like *.attn2.*"
+                for pattern in unmatched
+            ]
+        )
     if not any(sizes.values()):
-        raise ConfigError(["include_layers, exclude_layers and block_ranks leave no layer to adapt; widen them"])
+        raise ConfigError(
+            ["include_layers, exclude_layers and block_ranks leave no layer to adapt; widen them"]
+        )
 
 
 def _chosen_paths(config: TrainConfig, part: str, model: nn.Module) -> tuple[list[str], set[str]]:
     """Paths to adapt, and the patterns that matched something here."""
     kinds = nn.Linear if config.network == "lora" else (nn.Linear, nn.Conv2d)
     # Not every tool reads a changed text_projection.
-    eligible = [path for path, module in model.named_modules() if isinstance(module, kinds) and path != "text_projection"]
+    eligible = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, kinds) and path != "text_projection"
+    ]
     paths = linear_paths(part, model, feed_forward=config.train_feed_forward)
     if config.network == "locon":
         paths += conv_paths(part, model)
     matched: set[str] = set()
 
     def matching(patterns: tuple[str, ...]) -> set[str]:
-        found = {p: {path for path in eligible if fnmatchcase(path, p) or fnmatchcase(f"{part}.{path}", p)} for p in patterns}
+        found = {
+            p: {path for path in eligible if fnmatchcase(path, p) or fnmatchcase(f"{part}.{path}", p)}
+            for p in patterns
+        }
         matched.update(pattern for pattern, hits in found.items() if hits)
         return set().union(*found.values())
 
@@ -102,12 +124,18 @@ def _size(config: TrainConfig, part: str, path: str, module: nn.Module, size: Si
         if rank == 0:
             return None
         if not isinstance(module, nn.Conv2d):
-            size = Size(rank=rank, alpha=size.alpha * rank / size.rank if not config.rank_stabilised else size.alpha)
+            size = Size(
+                rank=rank, alpha=size.alpha * rank / size.rank if not config.rank_stabilised else size.alpha
+            )
     if part == "unet" and config.block_rates and block_values(config.block_rates)[block_of(path)] == 0:
         return None
-    if config.rank_stabilised:  # alpha / sqrt(rank), written so that alpha / rank gives it (Kalajdzievski 2023)
+    if (
+        config.rank_stabilised
+    ):  # alpha / sqrt(rank), written so that alpha / rank gives it (Kalajdzievski 2023)
         size = replace(size, alpha=size.alpha * math.sqrt(size.rank))
-    return replace(size, network="lora" if config.network == "locon" else config.network, factor=config.lokr_factor)
+    return replace(
+        size, network="lora" if config.network == "locon" else config.network, factor=config.lokr_factor
+    )
 
 
 def _check_attention_is_whole(sizes: dict[str, dict[str, Size]]) -> None:
@@ -119,7 +147,9 @@ def _check_attention_is_whole(sizes: dict[str, dict[str, Size]]) -> None:
                 found.setdefault(match[1], set()).add(match[2])
         broken = [path for path, kinds in found.items() if kinds != {"q", "k", "v", "out"}]
         if broken:
-            raise ConfigError([f"{part}.{broken[0]}: adapt q, k, v and out_proj together, since other tools read no less"])
+            raise ConfigError(
+                [f"{part}.{broken[0]}: adapt q, k, v and out_proj together, since other tools read no less"]
+            )
 
 
 def block_of(path: str) -> int:
@@ -161,14 +191,22 @@ def parameter_groups(config: TrainConfig, adapter: Adapter) -> list[dict[str, An
     adapter.flatten(list(groups.values()))
     vectors = config.optimizer in _ELEMENTWISE
     return [
-        {"params": [flat.value] if vectors else [layer.tensors()[role] for layer, role in flat.masters], "lr": rate}
+        {
+            "params": [flat.value] if vectors else [layer.tensors()[role] for layer, role in flat.masters],
+            "lr": rate,
+        }
         for (_, rate), flat in zip(groups, adapter.flats, strict=True)
     ]
 
 
 def text_parameters(adapter: Adapter, groups: list[dict[str, Any]]) -> list[nn.Parameter]:
     """Those parameters of an optimizer's groups that belong to text encoders."""
-    masters = [master for part in ("text_encoder", "text_encoder_2") if part in adapter.layers for master in adapter.parameters(part)]
+    masters = [
+        master
+        for part in ("text_encoder", "text_encoder_2")
+        if part in adapter.layers
+        for master in adapter.parameters(part)
+    ]
     vectors = [flat.value for flat in adapter.flats if flat.masters[0][0].name.startswith("text_encoder")]
     own = {id(parameter) for parameter in (*masters, *vectors)}
     return [parameter for group in groups for parameter in group["params"] if id(parameter) in own]

@@ -23,7 +23,9 @@ def fetch(repository: str, models: Path, tell: Callable[[str], None]) -> Path:
         if settings:
             snapshot_download(repository, allow_patterns=settings, local_dir=folder)
             kind_of_settings(folder, repository)
-        tell(f"{repository}: {sum(sizes[name] for name in weights) / 1e9:.2f} GB, into {models.name}/captioners/{folder.name}")
+        tell(
+            f"{repository}: {sum(sizes[name] for name in weights) / 1e9:.2f} GB, into {models.name}/captioners/{folder.name}"
+        )
         snapshot_download(repository, allow_patterns=weights, local_dir=folder)
     except CaptionerError:
         raise
@@ -43,5 +45,7 @@ def wanted(files: list[str], repository: str) -> tuple[list[str], list[str]]:
     top = [name for name in files if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors")]
     if not weights:
-        raise CaptionerError(f"{repository} has no weights in .safetensors, and no {ONNX} with {TAGS}; choose another model")
+        raise CaptionerError(
+            f"{repository} has no weights in .safetensors, and no {ONNX} with {TAGS}; choose another model"
+        )
     return [name for name in top if name.endswith(_SETTINGS)], weights

@@ -57,7 +57,9 @@ def caption_folder(run: Run, work: Work, stop: StopSignal, done: set[str]) -> st
 def pictures_wanted(run: Run, work: Work) -> list[Path]:
     """Pictures of the folder, and of its `NN_name` sub-folders, that are to be captioned. Raises DatasetError."""
     if not work.folder.is_dir():
-        raise DatasetError(f"{work.folder.name or work.folder} is not a folder; give the folder that holds your pictures")
+        raise DatasetError(
+            f"{work.folder.name or work.folder} is not a folder; give the folder that holds your pictures"
+        )
     wanted, any_picture = [], False
     for place, _, _ in places(work.folder):
         listed, problems = metadata_captions(place)
@@ -79,7 +81,9 @@ def pictures_wanted(run: Run, work: Work) -> list[Path]:
         for problem in problems + odd:
             run.say("problem", message=problem)
     if not any_picture:
-        raise DatasetError(f"{work.folder.name} holds no picture to caption (png, jpg, webp, bmp, tiff, gif or avif)")
+        raise DatasetError(
+            f"{work.folder.name} holds no picture to caption (png, jpg, webp, bmp, tiff, gif or avif)"
+        )
     return wanted
 
 
@@ -106,7 +110,9 @@ def _batch(run: Run, work: Work, describe: Describe, paths: list[Path]) -> list[
     for path, text in zip(pictures, texts, strict=True):
         text = one_line(text)
         if not text:
-            problems.append(f"the model said nothing of {path.name}; lower the thresholds, or caption it by hand")
+            problems.append(
+                f"the model said nothing of {path.name}; lower the thresholds, or caption it by hand"
+            )
             continue
         if not work.options.overwrite and sidecar_lines(path):
             continue  # written by hand meanwhile
@@ -114,7 +120,9 @@ def _batch(run: Run, work: Work, describe: Describe, paths: list[Path]) -> list[
         try:
             write_atomically(path.with_suffix(".txt"), (caption + "\n").encode())
         except OSError as error:
-            raise DatasetError(f"{path.stem}.txt can't be written ({error.strerror}); check the disk and the folder") from None
+            raise DatasetError(
+                f"{path.stem}.txt can't be written ({error.strerror}); check the disk and the folder"
+            ) from None
         run.say("captioned", name=_name(path, work), caption=caption)
     return problems
 

@@ -39,7 +39,9 @@ def load_tagger(captioner: Captioner, options: CaptionOptions) -> Describe:
     taken, given = session.get_inputs()[0], session.get_outputs()[0]
     shape = taken.shape
     if len(shape) != 4 or shape[3] != 3 or given.shape[-1] != len(tags):
-        raise CaptionerError(f"{ONNX} of {captioner.name} does not fit its {TAGS}; get both from where the model came from")
+        raise CaptionerError(
+            f"{ONNX} of {captioner.name} does not fit its {TAGS}; get both from where the model came from"
+        )
     side = shape[1] if isinstance(shape[1], int) else _SIDE
     at_once = shape[0] if isinstance(shape[0], int) else options.batch  # older networks take a single picture
 
@@ -50,7 +52,9 @@ def load_tagger(captioner: Captioner, options: CaptionOptions) -> Describe:
             try:
                 probabilities = session.run([given.name], {taken.name: batch})[0]
             except Exception as error:  # onnxruntime has an exception of its own for each fault
-                raise CaptionerError(f"the tagger failed ({type(error).__name__}); take a smaller batch, or download it again") from error
+                raise CaptionerError(
+                    f"the tagger failed ({type(error).__name__}); take a smaller batch, or download it again"
+                ) from error
             texts += [", ".join(chosen(tags, row, options)) for row in probabilities]
         return texts
 
@@ -60,13 +64,20 @@ def load_tagger(captioner: Captioner, options: CaptionOptions) -> Describe:
 def _session(captioner: Captioner) -> Any:
     import onnxruntime
 
-    known = ("CUDAExecutionProvider", "ROCMExecutionProvider", "CoreMLExecutionProvider", "CPUExecutionProvider")
+    known = (
+        "CUDAExecutionProvider",
+        "ROCMExecutionProvider",
+        "CoreMLExecutionProvider",
+        "CPUExecutionProvider",
+    )
     providers = [name for name in known if name in onnxruntime.get_available_providers()]
     onnxruntime.set_default_logger_severity(4)  # its warnings are for those who build it
     try:
         return onnxruntime.InferenceSession(captioner.path / ONNX, providers=providers)
     except Exception as error:  # as above
-        raise CaptionerError(f"{ONNX} of {captioner.name} can't be opened ({type(error).__name__}); download it again") from error
+        raise CaptionerError(
+            f"{ONNX} of {captioner.name} can't be opened ({type(error).__name__}); download it again"
+        ) from error
 
 
 def read_tags(path: Path, model: str) -> list[Tag]:
@@ -95,7 +106,9 @@ def chosen(tags: list[Tag], probabilities: np.ndarray, options: CaptionOptions) 
     sure = [
         (tag.category != CHARACTER, -float(probability), worded(tag.name))
         for tag, probability in zip(tags, probabilities, strict=True)
-        if tag.category in thresholds and probability >= thresholds[tag.category] and _plain(tag.name) not in left_out
+        if tag.category in thresholds
+        and probability >= thresholds[tag.category]
+        and _plain(tag.name) not in left_out
     ]
     return [name for _, _, name in sorted(sure)]
 

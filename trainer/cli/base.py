@@ -15,15 +15,26 @@ app = typer.Typer(help="Look at base models, or fetch one.", no_args_is_help=Tru
 
 # What training and drawing read of a repository on the hub: not its fp32 twins, other formats or pictures.
 _WANTED = (
-    "model_index.json", "scheduler/*.json", "tokenizer/*", "tokenizer_2/*", "text_encoder/config.json", "text_encoder_2/config.json",
-    "unet/config.json", "vae/config.json", "unet/*.safetensors*", "vae/*.safetensors*", "text_encoder/*.safetensors*",
+    "model_index.json",
+    "scheduler/*.json",
+    "tokenizer/*",
+    "tokenizer_2/*",
+    "text_encoder/config.json",
+    "text_encoder_2/config.json",
+    "unet/config.json",
+    "vae/config.json",
+    "unet/*.safetensors*",
+    "vae/*.safetensors*",
+    "text_encoder/*.safetensors*",
     "text_encoder_2/*.safetensors*",
-)  # fmt: skip
+)
 
 
 @app.command()
 def check(
-    reference: Annotated[str, typer.Argument(metavar="BASE", help="A name under models/, a folder, or a .safetensors file.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="BASE", help="A name under models/, a folder, or a .safetensors file.")
+    ],
     models: ModelsOption = DEFAULT_MODELS,
 ) -> None:
     """Say what a base model is and how it would be trained. Nothing is loaded."""
@@ -45,7 +56,9 @@ def list_bases(models: ModelsOption = DEFAULT_MODELS) -> None:
 
 @app.command()
 def fetch(
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A repository of the Hugging Face hub.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="A repository of the Hugging Face hub.")
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Fetch without asking.")] = False,
     models: ModelsOption = DEFAULT_MODELS,
 ) -> None:
@@ -62,21 +75,31 @@ def fetch(
             f"{repository} can't be reached on the hub ({type(error).__name__}); check the name and the network, "
             f"or put a .safetensors file into {models.name}/"
         ) from None
-    files = {file.rfilename: file.size or 0 for file in listed if any(fnmatch(file.rfilename, wanted) for wanted in _WANTED)}
+    files = {
+        file.rfilename: file.size or 0
+        for file in listed
+        if any(fnmatch(file.rfilename, wanted) for wanted in _WANTED)
+    }
     halves = {name for name in files if ".fp16." in name}
     # Where a part comes in fp16 too, that one suffices.
     chosen = {name: size for name, size in files.items() if name in halves or not _has_half(name, halves)}
     if not any(name.endswith(".safetensors") for name in chosen):
-        raise BaseError(f"{repository} holds no diffusers folder in .safetensors; download its single file into {models.name}/ instead")
+        raise BaseError(
+            f"{repository} holds no diffusers folder in .safetensors; download its single file into {models.name}/ instead"
+        )
     typer.echo(
         f"{repository}: {len(chosen)} files, {sum(chosen.values()) / 1e9:.2f} GB, into {models.name}/{repository.replace('/', '--')}"
     )
     if not yes:
         typer.confirm("Download?", abort=True)
-    snapshot_download(repository, allow_patterns=sorted(chosen), local_dir=models / repository.replace("/", "--"))
+    snapshot_download(
+        repository, allow_patterns=sorted(chosen), local_dir=models / repository.replace("/", "--")
+    )
     typer.echo(f"fetched; train on it with: --base {repository}")
 
 
 def _has_half(name: str, halves: set[str]) -> bool:
     folder = name.rpartition("/")[0]
-    return name.endswith((".safetensors", ".index.json")) and any(half.rpartition("/")[0] == folder for half in halves)
+    return name.endswith((".safetensors", ".index.json")) and any(
+        half.rpartition("/")[0] == folder for half in halves
+    )

@@ -42,7 +42,9 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors of an
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")]
 Rank = Annotated[int | None, typer.Option(min=1, help="Ranks of each module of the new file, at most.")]
-PrecisionOption = Annotated[Precision | None, typer.Option(help="Of the new file; that of the given ones when not said.")]
+PrecisionOption = Annotated[
+    Precision | None, typer.Option(help="Of the new file; that of the given ones when not said.")
+]
 
 
 @app.command()
@@ -65,14 +67,23 @@ def label(
     description: Words = None,
     tags: Words = None,
     trigger: Annotated[str | None, typer.Option(help="The word that brings it in.")] = None,
-    weight: Annotated[float | None, typer.Option(min=-2, max=2, help="The strength that its maker prefers.")] = None,
-    own_work: Annotated[bool | None, typer.Option("--own-work/--no-own-work", help="Made from the maker's own pictures alone.")] = None,
+    weight: Annotated[
+        float | None, typer.Option(min=-2, max=2, help="The strength that its maker prefers.")
+    ] = None,
+    own_work: Annotated[
+        bool | None,
+        typer.Option("--own-work/--no-own-work", help="Made from the maker's own pictures alone."),
+    ] = None,
 ) -> None:
     """Say what a file tells people of itself, or change that in place; "" takes an entry out. Its tensors stay, to the byte."""
     from trainer.headers.edit_metadata import Label, checked, relabel
     from trainer.headers.lora import recognise
 
-    said = {name: value for name, value in locals().items() if name in Label.__dataclass_fields__ and value is not None}
+    said = {
+        name: value
+        for name, value in locals().items()
+        if name in Label.__dataclass_fields__ and value is not None
+    }
     facts: dict[str, str] = dict(recognise(file).metadata)
     if said:
         facts = relabel(file, checked(dataclasses.replace(Label.of(facts), **said)).changes())
@@ -83,7 +94,9 @@ def label(
 @app.command()
 def check(
     file: File,
-    base: Annotated[str | None, typer.Option(help="The base it is for; found by its shapes when not said.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base it is for; found by its shapes when not said.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     models: ModelsOption = MODELS,
 ) -> None:
@@ -102,7 +115,10 @@ def check(
 
 @app.command()
 def convert(
-    file: File, out: Out, to: Annotated[Form, typer.Option(help="Whose names OUT has; all tools take kohya.")], overwrite: Overwrite = False
+    file: File,
+    out: Out,
+    to: Annotated[Form, typer.Option(help="Whose names OUT has; all tools take kohya.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a file with the names of other tools: the same change, its metadata kept."""
     from trainer.lora_file.edit.convert import convert as converted
@@ -115,8 +131,13 @@ def convert(
 @app.command()
 def merge(
     out: Out,
-    files: Annotated[list[str], typer.Argument(metavar="FILE:WEIGHT...", help="Files and how much of each; weight 1 when not said.")],
-    method: Annotated[Method, typer.Option(help="concat is exact and adds the ranks up; svd approximates with --rank.")] = Method.concat,
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE:WEIGHT...", help="Files and how much of each; weight 1 when not said."),
+    ],
+    method: Annotated[
+        Method, typer.Option(help="concat is exact and adds the ranks up; svd approximates with --rank.")
+    ] = Method.concat,
     rank: Rank = None,
     precision: PrecisionOption = None,
     overwrite: Overwrite = False,
@@ -137,7 +158,10 @@ def resize(
     file: File,
     out: Out,
     rank: Rank = None,
-    energy: Annotated[float | None, typer.Option(help="Share of the squared singular values that each module keeps, such as 0.95.")] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="Share of the squared singular values that each module keeps, such as 0.95."),
+    ] = None,
     precision: PrecisionOption = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -150,11 +174,18 @@ def resize(
 
 @app.command()
 def extract(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="Name under models, or path of a diffusers folder or .safetensors.")],
+    base: Annotated[
+        str,
+        typer.Argument(
+            metavar="BASE", help="Name under models, or path of a diffusers folder or .safetensors."
+        ),
+    ],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The checkpoint whose difference is wanted.")],
     out: Out,
     rank: Annotated[int, typer.Option(min=1, help="Ranks of each module.")] = 32,
-    text_encoders: Annotated[bool, typer.Option("--text-encoders", help="Theirs too, not only the UNet's.")] = False,
+    text_encoders: Annotated[
+        bool, typer.Option("--text-encoders", help="Theirs too, not only the UNet's.")
+    ] = False,
     models: ModelsOption = MODELS,
     overwrite: Overwrite = False,
 ) -> None:
@@ -169,15 +200,22 @@ def extract(
         def show(layer: Kept) -> None:
             status.update(f"{layer.part}.{layer.path}: {layer.share:.0%} of the difference kept")
 
-        kept = extracted(*paths, out, rank=rank, text_encoders=text_encoders, overwrite=overwrite, report=show)
+        kept = extracted(
+            *paths, out, rank=rank, text_encoders=text_encoders, overwrite=overwrite, report=show
+        )
     _tell(out, kept)
 
 
 @app.command()
 def bake(
     file: File,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder, or .safetensors, to write; must not be there yet.")],
-    base: Annotated[str, typer.Option(help="Name under models, or path of a diffusers folder or .safetensors.")] = "tiny-sdxl",
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="The folder, or .safetensors, to write; must not be there yet."),
+    ],
+    base: Annotated[
+        str, typer.Option(help="Name under models, or path of a diffusers folder or .safetensors.")
+    ] = "tiny-sdxl",
     strength: Annotated[float, typer.Option(help="How much of the file.")] = 1.0,
     models: ModelsOption = MODELS,
 ) -> None:
@@ -199,7 +237,12 @@ def _path(reference: str, models: Path) -> Path:
 def _dtype(precision: Precision | None) -> torch.dtype | None:
     import torch
 
-    return {None: None, Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}[precision]
+    return {
+        None: None,
+        Precision.fp16: torch.float16,
+        Precision.bf16: torch.bfloat16,
+        Precision.fp32: torch.float32,
+    }[precision]
 
 
 def _span(values: list[int]) -> str:

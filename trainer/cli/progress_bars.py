@@ -22,9 +22,13 @@ class Bars:
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.tasks: dict[str, TaskID] = {}
         self.progress = Progress(
-            TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(), console=Console(stderr=True),
-        )  # fmt: skip
+            TextColumn("{task.description:18}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
 
     def __enter__(self) -> Bars:
         self.progress.start()

@@ -19,8 +19,13 @@ from trainer.errors import DatasetError
 
 ARCHIVES = frozenset({".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".cbz", ".cbr"})
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_LOCAL_HEADER, _MEMBER_HEADER = 30, 46  # bytes before the name, beside the member and in the directory at the end
-_END = struct.Struct("<4s4H2LH")  # signature, two disk numbers, members here and in all, size and offset of the directory, comment
+_LOCAL_HEADER, _MEMBER_HEADER = (
+    30,
+    46,
+)  # bytes before the name, beside the member and in the directory at the end
+_END = struct.Struct(
+    "<4s4H2LH"
+)  # signature, two disk numbers, members here and in all, size and offset of the directory, comment
 _CHUNK = 1 << 16
 
 
@@ -98,7 +103,11 @@ def _check_directory(archive: Path, told: str, bounds: Bounds) -> None:
     if at < 0 or len(tail) - at < _END.size:
         raise DatasetError(f"{told} can't be read as a zip; make it anew")
     _, _, _, _, count, size, _, _ = _END.unpack_from(tail, at)
-    if b"PK\x06\x07" in tail[max(0, at - 20) : at] or count > bounds.members or size > bounds.members * (_MEMBER_HEADER + 1024):
+    if (
+        b"PK\x06\x07" in tail[max(0, at - 20) : at]
+        or count > bounds.members
+        or size > bounds.members * (_MEMBER_HEADER + 1024)
+    ):
         raise DatasetError(f"{told} holds more than {bounds.members} files; send it in parts")
 
 
@@ -106,14 +115,19 @@ def _check_overlaps(archive: Path, infos: list[zipfile.ZipInfo]) -> None:
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < end:
-            raise DatasetError(f"{shown_name(archive.name)} is damaged: its files share the same bytes; make it anew")
+            raise DatasetError(
+                f"{shown_name(archive.name)} is damaged: its files share the same bytes; make it anew"
+            )
         end = info.header_offset + _LOCAL_HEADER + info.compress_size
 
 
 def _is_clutter(name: str) -> bool:
     """What operating systems add unasked."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    return "__MACOSX" in parts or (bool(parts) and ((parts[-1].startswith(".") and parts[-1] != "..") or parts[-1].lower() == "thumbs.db"))
+    return "__MACOSX" in parts or (
+        bool(parts)
+        and ((parts[-1].startswith(".") and parts[-1] != "..") or parts[-1].lower() == "thumbs.db")
+    )
 
 
 def _refusal(info: zipfile.ZipInfo) -> str:

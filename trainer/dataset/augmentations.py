@@ -22,7 +22,12 @@ class Variant:
 
     placement: Placement
     is_mirrored: bool = False
-    colours: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, turn of the hue
+    colours: tuple[float, float, float, float] = (
+        1.0,
+        1.0,
+        1.0,
+        0.0,
+    )  # brightness, contrast, saturation, turn of the hue
 
     @property
     def is_plain(self) -> bool:
@@ -39,7 +44,9 @@ class Variant:
         at = self.placement
         if picture.size != at.resized:
             picture = picture.resize(at.resized, Image.Resampling.LANCZOS)
-        picture = picture.crop((at.crop_left, at.crop_top, at.crop_left + at.bucket[0], at.crop_top + at.bucket[1]))
+        picture = picture.crop(
+            (at.crop_left, at.crop_top, at.crop_left + at.bucket[0], at.crop_top + at.bucket[1])
+        )
         if self.is_mirrored:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return picture if picture.mode != "RGB" or self.is_plain else self._coloured(picture)
@@ -63,7 +70,10 @@ def variants_of(config: TrainConfig, item: Item, placement: Placement) -> list[V
     """All forms of a picture: the same for the same bytes and settings, whatever the seed, so that the cache serves other runs."""
     chosen = [Variant(placement=placement)]
     if config.random_crop or config.colour_jitter:
-        chosen = [_varied(config, placement, random.Random(f"{item.digest}/{number}")) for number in range(config.variants)]
+        chosen = [
+            _varied(config, placement, random.Random(f"{item.digest}/{number}"))
+            for number in range(config.variants)
+        ]
         chosen = list(dict.fromkeys(chosen))
     if config.flip:
         chosen += [dataclasses.replace(variant, is_mirrored=True) for variant in chosen]
@@ -79,7 +89,10 @@ def _varied(config: TrainConfig, placement: Placement, chance: random.Random) ->
     if not config.colour_jitter:
         return Variant(placement=placement)
     brightness, contrast, saturation = (1 + config.colour_jitter * chance.uniform(-1, 1) for _ in range(3))
-    return Variant(placement=placement, colours=(brightness, contrast, saturation, config.colour_jitter / 5 * chance.uniform(-1, 1)))
+    return Variant(
+        placement=placement,
+        colours=(brightness, contrast, saturation, config.colour_jitter / 5 * chance.uniform(-1, 1)),
+    )
 
 
 def mask_file(picture: Path) -> Path | None:

@@ -61,11 +61,18 @@ def place(
     aspect = math.log(width / height)
     bucket = min(sizes, key=lambda size: (abs(math.log(size[0] / size[1]) - aspect), -size[0] * size[1]))
     if no_upscale and (width < bucket[0] or height < bucket[1]):
-        bucket = (max(step, min(width, bucket[0]) // step * step), max(step, min(height, bucket[1]) // step * step))
+        bucket = (
+            max(step, min(width, bucket[0]) // step * step),
+            max(step, min(height, bucket[1]) // step * step),
+        )
     scale = max(bucket[0] / width, bucket[1] / height)
     resized = (max(bucket[0], round(width * scale)), max(bucket[1], round(height * scale)))
     spare = resized[0] - bucket[0], resized[1] - bucket[1]
-    left, top = (spare[0] // 2, spare[1] // 2) if crop is None else (round(spare[0] * crop[0]), round(spare[1] * crop[1]))
+    left, top = (
+        (spare[0] // 2, spare[1] // 2)
+        if crop is None
+        else (round(spare[0] * crop[0]), round(spare[1] * crop[1]))
+    )
     return Placement(bucket=bucket, resized=resized, crop_left=left, crop_top=top)
 
 
@@ -83,15 +90,22 @@ class BucketPlan:
     @property
     def step(self) -> int:
         """The asked one, or a quarter of a small base's side; whole latent cells."""
-        return max(self.latent_factor, min(self.bucket_step, self.side // 4) // self.latent_factor * self.latent_factor)
+        return max(
+            self.latent_factor,
+            min(self.bucket_step, self.side // 4) // self.latent_factor * self.latent_factor,
+        )
 
-    def place_all(self, sizes: list[tuple[int, int]], crops: Sequence[tuple[float, float] | None] = ()) -> list[Placement]:
+    def place_all(
+        self, sizes: list[tuple[int, int]], crops: Sequence[tuple[float, float] | None] = ()
+    ) -> list[Placement]:
         """A placement for each picture's (width, height) and crop. Raises ConfigError when the limits leave no bucket."""
         low, high = self.bucket_min or self.side // 2, self.bucket_max or self.side * 2
         buckets = bucket_sizes(self.side, step=self.step, low=low, high=high)
         if not buckets:
             raise ConfigError(
-                [f"no bucket of {self.side} x {self.side} px area has sides from {low} to {high}; widen bucket_min and bucket_max"]
+                [
+                    f"no bucket of {self.side} x {self.side} px area has sides from {low} to {high}; widen bucket_min and bucket_max"
+                ]
             )
         return [
             place(width, height, buckets, step=self.step, no_upscale=self.no_upscale, crop=crop)
@@ -101,7 +115,14 @@ class BucketPlan:
 
 def crop_notice(names: list[str], placements: list[Placement]) -> str | None:
     """A sentence on the pictures that lose more than 5 % of their area; None when there are none."""
-    cut = sorted(((p.cropped_share, name) for name, p in zip(names, placements, strict=True) if p.cropped_share > 0.05), reverse=True)
+    cut = sorted(
+        (
+            (p.cropped_share, name)
+            for name, p in zip(names, placements, strict=True)
+            if p.cropped_share > 0.05
+        ),
+        reverse=True,
+    )
     if not cut:
         return None
     share, most = cut[0]

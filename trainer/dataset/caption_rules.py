@@ -24,7 +24,13 @@ class CaptionRules:
     def vary(self) -> bool:
         """Whether one picture may be seen with different captions, the empty one aside."""
         config = self.config
-        return config.shuffle_tags or config.tag_dropout > 0 or config.caption_lines or config.wildcards or config.base_prior_share > 0
+        return (
+            config.shuffle_tags
+            or config.tag_dropout > 0
+            or config.caption_lines
+            or config.wildcards
+            or config.base_prior_share > 0
+        )
 
     def draw(self, item: Item, chance: random.Random) -> str:
         """One caption of a picture. Class pictures keep theirs as it is."""
@@ -37,11 +43,17 @@ class CaptionRules:
             text = with_wildcards(text, chance)
         if self.config.shuffle_tags or self.config.tag_dropout:
             text = self._with_tags(text, chance)
-        return " ".join(part for part in (self.config.caption_prefix.strip(), text, self.config.caption_suffix.strip()) if part)
+        return " ".join(
+            part
+            for part in (self.config.caption_prefix.strip(), text, self.config.caption_suffix.strip())
+            if part
+        )
 
     def fixed(self, item: Item) -> str:
         """A picture's caption with nothing drawn, for measuring."""
-        still = dataclasses.replace(self.config, caption_lines=False, wildcards=False, shuffle_tags=False, tag_dropout=0.0)
+        still = dataclasses.replace(
+            self.config, caption_lines=False, wildcards=False, shuffle_tags=False, tag_dropout=0.0
+        )
         return CaptionRules(still).draw(item, random.Random(0))
 
     def _with_tags(self, text: str, chance: random.Random) -> str:
@@ -55,7 +67,11 @@ class CaptionRules:
 
     def is_base_prior(self, item: Item, chance: random.Random) -> bool:
         """Whether this time the picture teaches the base's own answer instead of its own."""
-        return item.role != "class" and self.config.base_prior_share > 0 and chance.random() < self.config.base_prior_share
+        return (
+            item.role != "class"
+            and self.config.base_prior_share > 0
+            and chance.random() < self.config.base_prior_share
+        )
 
     def class_caption(self, item: Item) -> str:
         return self.config.prior_caption or without_trigger(item.caption, self.config.trigger)

@@ -34,7 +34,9 @@ class Listed:
     """A picture's line of `metadata.jsonl`."""
 
     caption: str = ""
-    weight: float = 1.0  # of its loss, e.g. less for pictures that only keep the base's own knowledge of a class
+    weight: float = (
+        1.0  # of its loss, e.g. less for pictures that only keep the base's own knowledge of a class
+    )
 
 
 def metadata_captions(folder: Path) -> tuple[dict[str, Listed], list[str]]:
@@ -48,9 +50,13 @@ def metadata_captions(folder: Path) -> tuple[dict[str, Listed], list[str]]:
             continue
         try:
             row = json.loads(line)
-            captions[str(row["file_name"])] = Listed(one_line(str(row.get("text") or "")), float(row.get("weight", 1.0)))
+            captions[str(row["file_name"])] = Listed(
+                one_line(str(row.get("text") or "")), float(row.get("weight", 1.0))
+            )
         except (ValueError, KeyError, TypeError):
-            problems.append(f'metadata.jsonl line {number} is not {{"file_name": ..., "text": ...}}; mend or remove it')
+            problems.append(
+                f'metadata.jsonl line {number} is not {{"file_name": ..., "text": ...}}; mend or remove it'
+            )
             continue
         weight = captions[str(row["file_name"])].weight
         if not (math.isfinite(weight) and 0 <= weight <= 100):

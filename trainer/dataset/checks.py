@@ -53,7 +53,9 @@ class Finding:
         return WORDS[self.kind].format(**self.facts)
 
 
-def findings(measures: Mapping[str, Measures], placements: Mapping[str, Placement] | None = None, preset: str = "") -> list[Finding]:
+def findings(
+    measures: Mapping[str, Measures], placements: Mapping[str, Placement] | None = None, preset: str = ""
+) -> list[Finding]:
     """All findings on a set, by kind and then by name.
 
     Args:
@@ -63,7 +65,9 @@ def findings(measures: Mapping[str, Measures], placements: Mapping[str, Placemen
     """
     placements, found = placements or {}, []
     if preset in FEWEST and len(measures) < FEWEST[preset]:
-        found.append(Finding("few", facts={"count": len(measures), "preset": preset, "fewest": FEWEST[preset]}))
+        found.append(
+            Finding("few", facts={"count": len(measures), "preset": preset, "fewest": FEWEST[preset]})
+        )
     found += _repeated(measures)
     marked = _marked_corners(measures)
     for name, seen in measures.items():
@@ -100,7 +104,9 @@ def _placed(name: str, seen: Measures, placement: Placement) -> list[Finding]:
     found, times = [], placement.resized[0] / seen.width
     area = placement.resized[0] * placement.resized[1]
     if times > ENLARGED_BY:
-        found.append(Finding("small", name, {"width": seen.width, "height": seen.height, "times": f"{times:.1f}"}))
+        found.append(
+            Finding("small", name, {"width": seen.width, "height": seen.height, "times": f"{times:.1f}"})
+        )
     octaves, is_blurred = missing_octaves(seen.detail)
     holds = seen.width / 2**octaves, seen.height / 2**octaves
     # Soft at full size is no harm where the training shrinks it anyway.

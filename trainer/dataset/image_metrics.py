@@ -30,10 +30,14 @@ class Measures:
     digest: str  # SHA-256 of the file
     look: int  # perceptual hash, 64 bits (Zauner 2010): few bits differ between pictures that look alike
     tiny: str  # 32 x 32 greys, hexadecimal
-    detail: tuple[float, ...]  # log10 of the energy in each half octave, the finest first; () for a picture of one colour
+    detail: tuple[
+        float, ...
+    ]  # log10 of the energy in each half octave, the finest first; () for a picture of one colour
     clear: float  # share of its area that one can see through
     bars: tuple[int, int, int, int]  # px of plain bars at the left, top, right and bottom
-    corners: tuple[bool, bool, bool, bool]  # whether something small stands apart: top left, top right, bottom left, bottom right
+    corners: tuple[
+        bool, bool, bool, bool
+    ]  # whether something small stands apart: top left, top right, bottom left, bottom right
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,9 +57,16 @@ def measure(path: Path, *, most_pixels: int = MAX_PIXELS) -> Measures:
     inside = grey.crop((bars[0], bars[1], grey.width - bars[2], grey.height - bars[3]))
     tiny = np.asarray(grey.resize((_TINY, _TINY), Image.Resampling.BOX))
     return Measures(
-        width=picture.width, height=picture.height, digest=hashlib.sha256(path.read_bytes()).hexdigest(), look=_look(tiny),
-        tiny=tiny.tobytes().hex(), detail=_detail(inside), clear=_clear(alpha), bars=bars, corners=_corners(inside),
-    )  # fmt: skip
+        width=picture.width,
+        height=picture.height,
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        look=_look(tiny),
+        tiny=tiny.tobytes().hex(),
+        detail=_detail(inside),
+        clear=_clear(alpha),
+        bars=bars,
+        corners=_corners(inside),
+    )
 
 
 def _look(tiny: np.ndarray) -> int:
@@ -80,13 +91,23 @@ def _detail(grey: Image.Image) -> tuple[float, ...]:
     values = np.asarray(grey.crop((left, top, left + width, top + height)), dtype=np.float32)
     if min(width, height) < 2 * _TINY or values.std() < 4:
         return ()
-    values = (values - values.mean()) * np.hanning(height).astype(np.float32)[:, None] * np.hanning(width).astype(np.float32)
+    values = (
+        (values - values.mean())
+        * np.hanning(height).astype(np.float32)[:, None]
+        * np.hanning(width).astype(np.float32)
+    )
     power = np.abs(np.fft.rfft2(values)) ** 2 / values.size
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)).clip(min=1e-6)
-    band = np.floor(-2 * np.log2(frequency / 0.5)).astype(np.int64)  # -1: beyond half a cycle, in the corners of the spectrum
+    band = np.floor(-2 * np.log2(frequency / 0.5)).astype(
+        np.int64
+    )  # -1: beyond half a cycle, in the corners of the spectrum
     kept = (band >= 0) & (band < BANDS)
     sums = np.bincount(band[kept], weights=power[kept], minlength=BANDS)
-    means = sums / np.bincount(band[kept], minlength=BANDS).clip(min=1) * (0.5 / 2 ** (np.arange(BANDS) / 2 + 0.25)) ** 2
+    means = (
+        sums
+        / np.bincount(band[kept], minlength=BANDS).clip(min=1)
+        * (0.5 / 2 ** (np.arange(BANDS) / 2 + 0.25)) ** 2
+    )
     return tuple(round(float(value), 3) for value in np.log10(means.clip(min=1e-9)))
 
 
@@ -134,7 +155,12 @@ def _corners(grey: Image.Image) -> tuple[bool, bool, bool, bool]:
     edges[:, 1:] = np.abs(np.diff(values, axis=1))
     edges[1:] = np.maximum(edges[1:], np.abs(np.diff(values, axis=0)))
     grid = (edges > 16).reshape(_CELLS, 24, _CELLS, 24).mean(axis=(1, 3))  # share of edge pixels in each cell
-    return _stands_apart(grid), _stands_apart(grid[:, ::-1]), _stands_apart(grid[::-1]), _stands_apart(grid[::-1, ::-1])
+    return (
+        _stands_apart(grid),
+        _stands_apart(grid[:, ::-1]),
+        _stands_apart(grid[::-1]),
+        _stands_apart(grid[::-1, ::-1]),
+    )
 
 
 def _stands_apart(grid: np.ndarray) -> bool:

@@ -20,7 +20,9 @@ class Item:
     weight: float = 1.0  # of its loss
     captions: tuple[str, ...] = ()  # one a line, when its caption file has several
     crop: tuple[float, float] | None = None  # share of the spare room (left, top); None: the centre
-    role: str = "train"  # "class": keeps what the base knows of the class; "validation": set aside to measure with
+    role: str = (
+        "train"  # "class": keeps what the base knows of the class; "validation": set aside to measure with
+    )
 
     @property
     def name(self) -> str:
@@ -60,4 +62,6 @@ class Manifest:
 
 def _item(facts: dict[str, Any]) -> Item:
     crop = facts.get("crop")
-    return Item(**{**facts, "captions": tuple(facts.get("captions", ())), "crop": tuple(crop) if crop else None})
+    return Item(
+        **{**facts, "captions": tuple(facts.get("captions", ())), "crop": tuple(crop) if crop else None}
+    )

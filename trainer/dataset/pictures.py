@@ -12,7 +12,23 @@ from PIL import Image, ImageCms, ImageOps
 from trainer.errors import DatasetError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
-UNREAD = frozenset({".heic", ".heif", ".jfif", ".jxl", ".psd", ".svg", ".tga", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw"})
+UNREAD = frozenset(
+    {
+        ".heic",
+        ".heif",
+        ".jfif",
+        ".jxl",
+        ".psd",
+        ".svg",
+        ".tga",
+        ".exr",
+        ".hdr",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".arw",
+    }
+)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: values that swap width and height
 MAX_PIXELS = 100_000_000  # a decoded picture of 100 megapixels takes 300 MB
@@ -36,7 +52,9 @@ def open_picture(path: Path, *, most_pixels: int = MAX_PIXELS) -> Image.Image:
         raise DatasetError(f"{path.name} {reason}; remove it or save it again") from error
 
 
-def small_picture(path: Path, side: int, *, most_pixels: int = MAX_PIXELS) -> tuple[Image.Image, tuple[int, int]]:
+def small_picture(
+    path: Path, side: int, *, most_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, tuple[int, int]]:
     """A picture whose longer side is at most `side`, and its full (width, height), upright.
 
     The whole file is read, so that a damaged one is found, but a JPEG is decoded no larger than needed (Pillow's `draft`).
@@ -49,7 +67,13 @@ def small_picture(path: Path, side: int, *, most_pixels: int = MAX_PIXELS) -> tu
             with Image.open(path, formats=FORMATS) as picture:
                 _refuse_giants(path, picture, most_pixels)
                 size = _upright(picture)
-                if picture.mode in ("RGB", "RGBA", "L", "LA", "CMYK"):  # the others change their meaning when resized
+                if picture.mode in (
+                    "RGB",
+                    "RGBA",
+                    "L",
+                    "LA",
+                    "CMYK",
+                ):  # the others change their meaning when resized
                     picture.thumbnail((side, side), reducing_gap=2.0)
                 small = _to_srgb(ImageOps.exif_transpose(picture))
                 small.thumbnail((side, side), reducing_gap=2.0)
@@ -57,7 +81,9 @@ def small_picture(path: Path, side: int, *, most_pixels: int = MAX_PIXELS) -> tu
     except DatasetError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DatasetError(f"{path.name} has more than {most_pixels // 1_000_000} megapixels; make it smaller") from None
+        raise DatasetError(
+            f"{path.name} has more than {most_pixels // 1_000_000} megapixels; make it smaller"
+        ) from None
     except Exception as error:  # as in open_picture
         reason = "is empty" if path.exists() and path.stat().st_size == 0 else "can't be read as a picture"
         raise DatasetError(f"{path.name} {reason}; remove it or save it again") from error
@@ -78,7 +104,9 @@ def _upright(picture: Image.Image) -> tuple[int, int]:
     width, height = picture.size
     # Asked for its EXIF block, a PNG that has none before its pixels would be decoded whole.
     has_block = picture.format != "PNG" or "exif" in picture.info
-    return (height, width) if has_block and picture.getexif().get(_ORIENTATION) in _TURNED else (width, height)
+    return (
+        (height, width) if has_block and picture.getexif().get(_ORIENTATION) in _TURNED else (width, height)
+    )
 
 
 def open_alpha(path: Path) -> Image.Image | None:
@@ -97,7 +125,9 @@ def open_alpha(path: Path) -> Image.Image | None:
 def _refuse_giants(path: Path, picture: Image.Image, most: int = MAX_PIXELS) -> None:
     width, height = picture.size
     if width * height > most:
-        raise DatasetError(f"{path.name} has {width} x {height} pixels, more than {most // 1_000_000} megapixels; make it smaller")
+        raise DatasetError(
+            f"{path.name} has {width} x {height} pixels, more than {most // 1_000_000} megapixels; make it smaller"
+        )
     if min(width, height) < 16:
         raise DatasetError(f"{path.name} has only {width} x {height} pixels; use a larger picture")
 
@@ -134,7 +164,13 @@ def _by_profile(picture: Image.Image, profile: bytes) -> Image.Image:
         picture = picture.convert("RGB")
     try:
         embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        turned = ImageCms.profileToProfile(picture, embedded, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):  # a damaged profile says nothing: take the numbers as they are
+        turned = ImageCms.profileToProfile(
+            picture, embedded, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (
+        ImageCms.PyCMSError,
+        OSError,
+        ValueError,
+    ):  # a damaged profile says nothing: take the numbers as they are
         return picture.convert("RGB")
     return turned if turned is not None else picture.convert("RGB")

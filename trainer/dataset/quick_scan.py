@@ -31,15 +31,24 @@ def outline(folder: Path, *, trigger: str = "") -> Manifest:
                 continue
             if size is None:
                 continue
-            line, choice = listed.get(path.name, Listed(token)), choices.get(path.relative_to(folder).as_posix(), Choice())
+            line, choice = (
+                listed.get(path.name, Listed(token)),
+                choices.get(path.relative_to(folder).as_posix(), Choice()),
+            )
             said = sidecar_caption(path)
             caption = with_trigger(line.caption if said is None else said, trigger)
             items.append(
                 Item(
-                    path=os.path.abspath(path), caption=caption, width=size[0], height=size[1], digest="",
-                    repeats=repeats * choice.repeats, weight=line.weight, crop=choice.crop,
+                    path=os.path.abspath(path),
+                    caption=caption,
+                    width=size[0],
+                    height=size[1],
+                    digest="",
+                    repeats=repeats * choice.repeats,
+                    weight=line.weight,
+                    crop=choice.crop,
                 )
-            )  # fmt: skip
+            )
     return Manifest(folder=os.path.abspath(folder), items=tuple(items))
 
 

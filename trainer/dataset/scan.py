@@ -20,7 +20,9 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
     Raises DatasetError when there is nothing to train on; a bad picture is a problem of the manifest instead.
     """
     if not folder.is_dir():
-        raise DatasetError(f"{folder.name or folder} is not a folder; give the folder that holds your pictures")
+        raise DatasetError(
+            f"{folder.name or folder} is not a folder; give the folder that holds your pictures"
+        )
     items: list[Item] = []
     problems: list[str] = []
     choices = read_choices(folder)
@@ -30,16 +32,23 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
         pictures, odd = pictures_in(place)
         problems += odd
         names = {path.name for path in pictures}
-        problems += [f"metadata.jsonl names {name}, which is not there" for name in listed if name not in names]
+        problems += [
+            f"metadata.jsonl names {name}, which is not there" for name in listed if name not in names
+        ]
         for path in pictures:
             try:
                 picture = open_picture(path)
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
                 lines = sidecar_lines(path)
             except (DatasetError, OSError) as error:
-                problems.append(str(error) if isinstance(error, DatasetError) else f"{path.name} can't be read")
+                problems.append(
+                    str(error) if isinstance(error, DatasetError) else f"{path.name} can't be read"
+                )
                 continue
-            line, choice = listed.get(path.name, Listed(token)), choices.get(path.relative_to(folder).as_posix(), Choice())
+            line, choice = (
+                listed.get(path.name, Listed(token)),
+                choices.get(path.relative_to(folder).as_posix(), Choice()),
+            )
             caption = line.caption if lines is None else " ".join(lines)
             items.append(
                 Item(
@@ -50,7 +59,9 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
                     digest=digest,
                     repeats=repeats * choice.repeats,
                     weight=line.weight,
-                    captions=tuple(with_trigger(text, trigger) for text in lines) if lines and len(lines) > 1 else (),
+                    captions=tuple(with_trigger(text, trigger) for text in lines)
+                    if lines and len(lines) > 1
+                    else (),
                     crop=choice.crop,
                 )
             )

@@ -28,7 +28,10 @@ def scan_all(sources: list[Path], *, trigger: str = "") -> Manifest:
     parts: list[Manifest] = []
     for source in sources:
         if source.suffix.lower() == ".toml" and source.is_file():
-            parts += [_scan_listed(source, number, row, trigger) for number, row in enumerate(_rows(source), start=1)]
+            parts += [
+                _scan_listed(source, number, row, trigger)
+                for number, row in enumerate(_rows(source), start=1)
+            ]
         else:
             parts.append(scan(source, trigger=trigger))
     return dataclasses.replace(
@@ -44,7 +47,12 @@ def _rows(source: Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DatasetError(f"{source.name} can't be read as TOML: {error}") from None
     rows = document.get("folder")
-    if set(document) != {"folder"} or not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    if (
+        set(document) != {"folder"}
+        or not isinstance(rows, list)
+        or not rows
+        or not all(isinstance(row, dict) for row in rows)
+    ):
         raise DatasetError(f"{source.name} must be a list of [[folder]] with a path each")
     return rows
 
@@ -57,13 +65,17 @@ def _scan_listed(source: Path, number: int, row: dict[str, Any], trigger: str) -
             )
     repeats, weight = row.get("repeats", 1), float(row.get("weight", 1.0))
     if "path" not in row or not 1 <= repeats <= 10_000 or not 0 <= weight <= 100:
-        raise DatasetError(f"{source.name}, folder {number} needs a path, repeats from 1 to 10000 and a weight from 0 to 100")
+        raise DatasetError(
+            f"{source.name}, folder {number} needs a path, repeats from 1 to 10000 and a weight from 0 to 100"
+        )
     found = scan(source.parent / row["path"], trigger=trigger)
 
     def listed(item: Item) -> Item:
         bare = item.caption in ("", trigger.strip())
         caption = with_trigger(row.get("caption", ""), trigger) if bare else item.caption
-        return dataclasses.replace(item, caption=caption, repeats=item.repeats * repeats, weight=item.weight * weight)
+        return dataclasses.replace(
+            item, caption=caption, repeats=item.repeats * repeats, weight=item.weight * weight
+        )
 
     return dataclasses.replace(found, items=tuple(map(listed, found.items)))
 
@@ -85,11 +97,17 @@ def _with_class(manifest: Manifest, config: TrainConfig) -> Manifest:
     repeats = max(1, round(wanted / len(chosen)))
     items = [
         dataclasses.replace(
-            item, role="class", repeats=repeats, weight=item.weight * config.prior_weight, caption=item.caption or config.prior_caption
+            item,
+            role="class",
+            repeats=repeats,
+            weight=item.weight * config.prior_weight,
+            caption=item.caption or config.prior_caption,
         )
         for item in chosen
     ]
-    return dataclasses.replace(manifest, items=(*manifest.items, *items), problems=(*manifest.problems, *found.problems))
+    return dataclasses.replace(
+        manifest, items=(*manifest.items, *items), problems=(*manifest.problems, *found.problems)
+    )
 
 
 def _with_validation(manifest: Manifest, config: TrainConfig) -> Manifest:
@@ -97,17 +115,26 @@ def _with_validation(manifest: Manifest, config: TrainConfig) -> Manifest:
     if config.validation_folder:
         found = scan(Path(config.validation_folder), trigger=config.trigger)
         aside = tuple(dataclasses.replace(item, role="validation") for item in found.items)
-        return dataclasses.replace(manifest, items=(*manifest.items, *aside), problems=(*manifest.problems, *found.problems))
+        return dataclasses.replace(
+            manifest, items=(*manifest.items, *aside), problems=(*manifest.problems, *found.problems)
+        )
     if not config.validation_share:
         return manifest
     if len(manifest.items) < 2:
         raise DatasetError("one picture alone can't be set aside; add pictures, or set validation_share to 0")
     count = max(1, round(config.validation_share * len(manifest.items)))
     chosen = set(_spread(tuple(range(len(manifest.items))), count))
-    items = (dataclasses.replace(item, role="validation") if n in chosen else item for n, item in enumerate(manifest.items))
+    items = (
+        dataclasses.replace(item, role="validation") if n in chosen else item
+        for n, item in enumerate(manifest.items)
+    )
     return dataclasses.replace(manifest, items=tuple(items))
 
 
 def _spread(items: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     """`count` of them, evenly over the list; all when there are no more."""
-    return items if len(items) <= count else tuple(items[number * len(items) // count] for number in range(count))
+    return (
+        items
+        if len(items) <= count
+        else tuple(items[number * len(items) // count] for number in range(count))
+    )

@@ -34,7 +34,9 @@ def compiles(config: TrainConfig, unet: Any) -> bool:
     check_compiler(config, unet.device)
     if config.gradient_checkpointing not in ("none", "all"):
         raise ConfigError(
-            [f"compile on goes with gradient_checkpointing none or all, not {config.gradient_checkpointing}; set one of them"]
+            [
+                f"compile on goes with gradient_checkpointing none or all, not {config.gradient_checkpointing}; set one of them"
+            ]
         )
     return True
 

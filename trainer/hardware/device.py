@@ -51,7 +51,14 @@ def every_device() -> list[dict[str, str | None]]:
         return [{"id": found.type, "words": describe(found), "visible": None}]
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     numbers = range(torch.cuda.device_count())
-    return [{"id": str(n), "words": describe(torch.device("cuda", n)), "visible": named[n] if n < len(named) else str(n)} for n in numbers]
+    return [
+        {
+            "id": str(n),
+            "words": describe(torch.device("cuda", n)),
+            "visible": named[n] if n < len(named) else str(n),
+        }
+        for n in numbers
+    ]
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:

@@ -18,7 +18,9 @@ GAIN = 1.2  # bf16 must be so many times as fast as fp32: less is noise, and fp3
 _MOST_LATENTS = 32  # of a side: who trains on a CPU trains on small pictures
 
 
-def precision_for(precision: str, device: torch.device, configs: Path, kept: Path | None = None) -> torch.dtype:
+def precision_for(
+    precision: str, device: torch.device, configs: Path, kept: Path | None = None
+) -> torch.dtype:
     """Of the frozen base. Raises ConfigError where the one asked for can't run.
 
     Only a CPU that multiplies bf16 by itself is measured: cards with bf16 are always faster with it, other CPUs never.
@@ -63,8 +65,14 @@ def blocks_seconds(unet: dict[str, Any], dtype: torch.dtype, repeats: int = 5) -
     from diffusers.models.attention import BasicTransformerBlock
     from diffusers.models.resnet import ResnetBlock2D
 
-    widths, times, cross = unet["block_out_channels"], 4 * unet["block_out_channels"][0], unet["cross_attention_dim"]
-    heads, depths = (_by_level(unet[name], len(widths)) for name in ("attention_head_dim", "transformer_layers_per_block"))
+    widths, times, cross = (
+        unet["block_out_channels"],
+        4 * unet["block_out_channels"][0],
+        unet["cross_attention_dim"],
+    )
+    heads, depths = (
+        _by_level(unet[name], len(widths)) for name in ("attention_head_dim", "transformer_layers_per_block")
+    )
     total = 0.0
     for level, width in enumerate(widths):
         side, deepest = min(unet["sample_size"], _MOST_LATENTS) >> level, level == len(widths) - 1
@@ -74,14 +82,18 @@ def blocks_seconds(unet: dict[str, Any], dtype: torch.dtype, repeats: int = 5) -
         blocks = 2 * unet["layers_per_block"] + 1 + 2 * deepest
         total += blocks * _seconds(residual, [picture, embedded], dtype, repeats)
         if "CrossAttn" in unet["down_block_types"][level]:
-            attending = BasicTransformerBlock(width, heads[level], width // heads[level], cross_attention_dim=cross)
+            attending = BasicTransformerBlock(
+                width, heads[level], width // heads[level], cross_attention_dim=cross
+            )
             tokens, text = torch.randn(1, side * side, width), torch.randn(1, 77, cross)
             blocks = depths[level] * (2 * unet["layers_per_block"] + 1 + deepest)
             total += blocks * _seconds(attending, [tokens, None, text], dtype, repeats)
     return total
 
 
-def _seconds(block: torch.nn.Module, values: list[torch.Tensor | None], dtype: torch.dtype, repeats: int) -> float:
+def _seconds(
+    block: torch.nn.Module, values: list[torch.Tensor | None], dtype: torch.dtype, repeats: int
+) -> float:
     """The least time of a frozen block, forward and backward to its first value."""
     block.to(dtype).requires_grad_(False)
     first, *others = (value if value is None else value.to(dtype) for value in values)

@@ -22,7 +22,12 @@ UNET, TEXT_1, TEXT_2, VAE = (
     "conditioner.embedders.1.model.",
     "first_stage_model.",
 )
-VAE_NAMES = ("sdxl_vae.safetensors", "sdxl-vae-fp16-fix.safetensors", "sdxl_vae_fp16_fix.safetensors", "sdxl.vae.safetensors")
+VAE_NAMES = (
+    "sdxl_vae.safetensors",
+    "sdxl-vae-fp16-fix.safetensors",
+    "sdxl_vae_fp16_fix.safetensors",
+    "sdxl.vae.safetensors",
+)
 SDXL_WIDTH = 320  # channels of the UNet's first level
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -59,7 +64,14 @@ def found_bases(models: Path) -> list[str]:
 def is_small(reference: str, models: Path) -> bool:
     """Whether a base is narrower than SDXL, as the bundled one is; False when it can't be told."""
     folder = next((path for path in (models / reference, Path(reference)) if path.is_dir()), None)
-    file = next((path for path in (models / reference, models / f"{reference}.safetensors", Path(reference)) if path.is_file()), None)
+    file = next(
+        (
+            path
+            for path in (models / reference, models / f"{reference}.safetensors", Path(reference))
+            if path.is_file()
+        ),
+        None,
+    )
     try:
         if folder:
             return folder_configs(folder)["unet"]["block_out_channels"][0] < SDXL_WIDTH
@@ -77,16 +89,31 @@ def read_checkpoint(path: Path) -> Checkpoint:
     header = read_header(path, BaseError)
     kind = other_kind(header)
     if kind:
-        advice = "" if ";" in kind else "; choose SDXL 1.0, Illustrious, NoobAI, Pony or another of their family"
+        advice = (
+            "" if ";" in kind else "; choose SDXL 1.0, Illustrious, NoobAI, Pony or another of their family"
+        )
         raise BaseError(f"{path.name} is {kind}{advice}")
     prediction_type, zero_terminal_snr, said_by = _prediction(header)
     values = {
-        part: _count(header, start) for part, start in (("unet", UNET), ("text_encoder", TEXT_1), ("text_encoder_2", TEXT_2), ("vae", VAE))
+        part: _count(header, start)
+        for part, start in (
+            ("unet", UNET),
+            ("text_encoder", TEXT_1),
+            ("text_encoder_2", TEXT_2),
+            ("vae", VAE),
+        )
     }
     return Checkpoint(
-        path=path, vae=_vae_of(path, header), width=_width(header.tensors, _STEM, 0), prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr, said_by=said_by,
-        dtype=_main_dtype(header), parameters=values, title=header.metadata.get("modelspec.title", ""),
-    )  # fmt: skip
+        path=path,
+        vae=_vae_of(path, header),
+        width=_width(header.tensors, _STEM, 0),
+        prediction_type=prediction_type,
+        zero_terminal_snr=zero_terminal_snr,
+        said_by=said_by,
+        dtype=_main_dtype(header),
+        parameters=values,
+        title=header.metadata.get("modelspec.title", ""),
+    )
 
 
 def other_kind(header: Header) -> str | None:
@@ -120,23 +147,47 @@ _STEM, _LABEL = UNET + "input_blocks.0.0.weight", UNET + "label_emb.0.0.weight"
 # In order: the first that is true names the file.
 _KINDS: tuple[tuple[str, Callable[[Tensors], bool]], ...] = (
     ("an empty file", lambda t: not t),
-    ("a LoRA, not a base model", lambda t: _has(t, ".lora_down.", ".lora_A.", ".lora.down.", ".hada_w1", ".lokr_w", "lora_unet_")),
+    (
+        "a LoRA, not a base model",
+        lambda t: _has(t, ".lora_down.", ".lora_A.", ".lora.down.", ".hada_w1", ".lokr_w", "lora_unet_"),
+    ),
     ("a ControlNet", lambda t: _starts(t, "control_model.", "controlnet_") or _has(t, "input_hint_block")),
-    ("a textual inversion embedding", lambda t: len(t) <= 3 and bool({"clip_g", "clip_l", "emb_params", "string_to_param"} & set(t))),
+    (
+        "a textual inversion embedding",
+        lambda t: len(t) <= 3 and bool({"clip_g", "clip_l", "emb_params", "string_to_param"} & set(t)),
+    ),
     ("a Flux model", lambda t: _has(t, "double_blocks.", "single_transformer_blocks.")),
     ("a Stable Diffusion 3 model", lambda t: _has(t, "joint_blocks.")),
     ("a video model", lambda t: _has(t, "time_stack.", "motion_modules.", "temporal_transformer")),
     ("a Stable Diffusion 1 model", lambda t: _starts(t, "cond_stage_model.transformer.")),
     ("a Stable Diffusion 2 model", lambda t: _starts(t, "cond_stage_model.model.")),
-    ("the SDXL refiner", lambda t: _width(t, _LABEL) == 2560 or (_starts(t, "conditioner.embedders.0.model.") and not _starts(t, TEXT_2))),
+    (
+        "the SDXL refiner",
+        lambda t: (
+            _width(t, _LABEL) == 2560
+            or (_starts(t, "conditioner.embedders.0.model.") and not _starts(t, TEXT_2))
+        ),
+    ),
     ("an inpainting model", lambda t: _width(t, _STEM) == 9),
     ("an instruct-pix2pix model", lambda t: _width(t, _STEM) == 8),
-    ("a VAE, not a base model", lambda t: all(n.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "first_stage_model.")) for n in t)),
-    ("one part of a diffusers folder; give the path of the whole folder", lambda t: _starts(t, "down_blocks.", "text_model.")),
+    (
+        "a VAE, not a base model",
+        lambda t: all(
+            n.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "first_stage_model."))
+            for n in t
+        ),
+    ),
+    (
+        "one part of a diffusers folder; give the path of the whole folder",
+        lambda t: _starts(t, "down_blocks.", "text_model."),
+    ),
     ("a UNet without its text encoders", lambda t: _starts(t, UNET) and _lacks_text(t)),
     ("no SDXL model", lambda t: _STEM not in t or _lacks_text(t)),
-    ("cut down from SDXL (SSD-1B, Vega or the like), which is not trained here", lambda t: UNET + "middle_block.1.transformer_blocks.0.attn1.to_q.weight" not in t),
-)  # fmt: skip
+    (
+        "cut down from SDXL (SSD-1B, Vega or the like), which is not trained here",
+        lambda t: UNET + "middle_block.1.transformer_blocks.0.attn1.to_q.weight" not in t,
+    ),
+)
 
 
 def _prediction(header: Header) -> tuple[str | None, bool, str]:
@@ -204,13 +255,17 @@ def folder_config(path: Path, name: str, needed: Sequence[str] = ()) -> dict:
     if not isinstance(found, dict):
         raise BaseError(f"{path.name} is not a whole diffusers folder ({name} can't be read); copy it again")
     if lacking := [key for key in needed if key not in found]:
-        raise BaseError(f"{path.name} is not a whole diffusers folder ({name} lacks {', '.join(lacking)}); copy it again")
+        raise BaseError(
+            f"{path.name} is not a whole diffusers folder ({name} lacks {', '.join(lacking)}); copy it again"
+        )
     return found
 
 
 def bucket_facts(reference: str, models: Path) -> tuple[int, int]:
     """(native side in px, px per latent cell) of a base, from its configuration alone; SDXL's own where it can't be told."""
-    folder = next((path for path in (models / reference, Path(reference)) if reference and path.is_dir()), None)
+    folder = next(
+        (path for path in (models / reference, Path(reference)) if reference and path.is_dir()), None
+    )
     try:
         facts = folder_configs(folder) if folder else {}
         factor = 2 ** (len(facts["vae"]["block_out_channels"]) - 1)

@@ -45,7 +45,9 @@ def folder_of(models: Path) -> Path:
 def found_captioners(models: Path) -> dict[str, str]:
     """name -> kind of the captioning models under a models folder. Folders that hold none are passed over."""
     found = {}
-    for folder in sorted(path for path in folder_of(models).glob("*") if path.is_dir() and not path.name.startswith(".")):
+    for folder in sorted(
+        path for path in folder_of(models).glob("*") if path.is_dir() and not path.name.startswith(".")
+    ):
         try:
             found[folder.name] = read_kind(folder)
         except CaptionerError:
@@ -68,7 +70,9 @@ def open_captioner(reference: str, models: Path) -> Captioner:
         return Captioner(cached, read_kind(cached, reference), reference)
     places = f"{models.name}/captioners"
     if not is_hub_id(reference):
-        raise CaptionerError(f"there is no captioning model {reference!r}; give a folder, or the name of one in {places}")
+        raise CaptionerError(
+            f"there is no captioning model {reference!r}; give a folder, or the name of one in {places}"
+        )
     raise CaptionerError(
         f"{reference} is not on this machine; add --fetch to `python -m trainer dataset caption` to download it, "
         f"or put its files into {places}/{reference.partition('/')[2]}"
@@ -97,9 +101,13 @@ def kind_of_settings(folder: Path, name: str, there: list[str] | None = None) ->
     model_type = str(config.get("model_type", ""))
     if there and model_type not in _TYPES:
         missing = TAGS if there[0] == ONNX else ONNX
-        raise CaptionerError(f"{name} holds {there[0]} but no {missing}; get that file from where the model came from")
+        raise CaptionerError(
+            f"{name} holds {there[0]} but no {missing}; get that file from where the model came from"
+        )
     if not config:
-        raise CaptionerError(f"{name} holds no captioning model (neither config.json nor {ONNX} with {TAGS}); {_READ}")
+        raise CaptionerError(
+            f"{name} holds no captioning model (neither config.json nor {ONNX} with {TAGS}); {_READ}"
+        )
     if model_type not in _TYPES:
         raise CaptionerError(
             f"{name} is {f'a model of type {model_type}' if model_type else 'of no known type'}, which is not read; {_READ}"
@@ -107,11 +115,19 @@ def kind_of_settings(folder: Path, name: str, there: list[str] | None = None) ->
     kind, architecture = _TYPES[model_type]
     said = config.get("architectures") or [architecture]
     if architecture not in said and kind != FLORENCE_2:
-        raise CaptionerError(f"{name} is a {kind} for another task ({said[0]}); get one that describes pictures ({architecture})")
+        raise CaptionerError(
+            f"{name} is a {kind} for another task ({said[0]}); get one that describes pictures ({architecture})"
+        )
     # Elsewhere auto_map only names programs, none of which is run; here it says that the weights are in the form of one.
     if "auto_map" in config:
-        advice = "; get it in the form of transformers, such as florence-community/Florence-2-base-ft" if kind == FLORENCE_2 else ""
-        raise CaptionerError(f"{name} needs a program of its own (config.json has auto_map), which is not run{advice}")
+        advice = (
+            "; get it in the form of transformers, such as florence-community/Florence-2-base-ft"
+            if kind == FLORENCE_2
+            else ""
+        )
+        raise CaptionerError(
+            f"{name} needs a program of its own (config.json has auto_map), which is not run{advice}"
+        )
     return kind
 
 

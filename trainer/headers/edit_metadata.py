@@ -26,9 +26,13 @@ from trainer.headers.safetensors import Header
 _CHUNK = 1 << 20
 MAX_TEXT = 2000  # characters of what is said of one thing
 _PLACES = {
-    "title": "modelspec.title", "author": "modelspec.author", "licence": "modelspec.license", "description": "modelspec.description",
-    "tags": "modelspec.tags", "trigger": "modelspec.trigger_phrase",
-}  # fmt: skip
+    "title": "modelspec.title",
+    "author": "modelspec.author",
+    "licence": "modelspec.license",
+    "description": "modelspec.description",
+    "tags": "modelspec.tags",
+    "trigger": "modelspec.trigger_phrase",
+}
 _WEIGHT, _OWN_WORK = "modelspec.lora_default_weight", "impasto.own_work"  # the first is read by SwarmUI
 
 

@@ -27,7 +27,9 @@ _STARTS = (  # what other files begin with
 )
 
 BUNDLED = "bundle_emb."  # bundle_emb.NAME.clip_l: an embedding that OneTrainer puts into the file for A1111 (its pull request 13568)
-MATRIX = re.compile(r".*(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up)|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_blocks).*")
+MATRIX = re.compile(
+    r".*(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up)|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_blocks).*"
+)
 _CONTEXT = re.compile(r".*attn2[._](processor[._])?to_[kv].*(lora_down|lora_A|lora\.down|hada_w1_b).*")
 
 
@@ -42,10 +44,14 @@ def recognise(path: Path) -> Header:
             raise LoraFileError(f"{path.name} is {kind}; give a .safetensors file") from None
         raise
     if len(header.tensors) > MAX_TENSORS:
-        raise LoraFileError(f"{path.name} holds {len(header.tensors):,} tensors, more than any LoRA for SDXL; give a LoRA file")
+        raise LoraFileError(
+            f"{path.name} holds {len(header.tensors):,} tensors, more than any LoRA for SDXL; give a LoRA file"
+        )
     for key, tensor in header.tensors.items():
         if tensor.dtype not in BITS:
-            raise LoraFileError(f"{path.name} holds {key[:80]} in the type {tensor.dtype[:20]}, which is not read; save it as fp16")
+            raise LoraFileError(
+                f"{path.name} holds {key[:80]} in the type {tensor.dtype[:20]}, which is not read; save it as fp16"
+            )
     if kind := kind_of({key: tensor.shape for key, tensor in header.tensors.items()}):
         raise LoraFileError(f"{path.name} {kind}; give a LoRA file for SDXL")
     return header
@@ -92,7 +98,9 @@ def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         return "is a whole checkpoint, not a LoRA"
     if has("control_model.", "controlnet_", "input_hint_block."):
         return "is a ControlNet"
-    if has("first_stage_model.") or (has("encoder.conv_in", "encoder.down") and has("decoder.conv_in", "decoder.up")):
+    if has("first_stage_model.") or (
+        has("encoder.conv_in", "encoder.down") and has("decoder.conv_in", "decoder.up")
+    ):
         return "is a VAE"
     if (
         set(shapes) & {"emb_params", "clip_l", "clip_g", "string_to_param", "<placeholder>"}
@@ -119,6 +127,8 @@ def _other_lora(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         return "is a LoRA for Stable Diffusion 1.5 (prompts of 768 channels)"
     if contexts and contexts <= {1024}:
         return "is a LoRA for Stable Diffusion 2 (prompts of 1024 channels)"
-    if any(re.search(r"(down_blocks[._]0[._]attentions|down_blocks[._]3|up_blocks[._]3)", key) for key in shapes):
+    if any(
+        re.search(r"(down_blocks[._]0[._]attentions|down_blocks[._]3|up_blocks[._]3)", key) for key in shapes
+    ):
         return "is a LoRA for Stable Diffusion 1.5 or 2 (its UNet has other blocks)"
     return None

@@ -17,9 +17,22 @@ from trainer.errors import TrainerError
 
 MAX_HEADER = 100 << 20  # bytes; what the safetensors library itself allows
 BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
-}  # fmt: skip
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "I64": 64,
+    "I32": 32,
+    "I16": 16,
+    "I8": 8,
+    "U64": 64,
+    "U32": 32,
+    "U16": 16,
+    "U8": 8,
+    "BOOL": 8,
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,9 @@ def read_header(path: Path, error: type[TrainerError], *, most: int = MAX_HEADER
         raise error(f"{path.name} has a damaged header; download or save it again")
     end = _end(tensors, start)
     if end is None:
-        raise error(f"{path.name} has a damaged header (tensors overlap or leave gaps); download or save it again")
+        raise error(
+            f"{path.name} has a damaged header (tensors overlap or leave gaps); download or save it again"
+        )
     if end != size:
         fault = f"{end - size:,} bytes are missing" if end > size else f"{size - end:,} bytes too many"
         raise error(f"{path.name} is not whole: {fault}; download it again")
@@ -95,7 +110,11 @@ def _parsed(parsed: Any, start: int) -> tuple[dict[str, Tensor] | None, dict[str
             dtype, shape, (low, high) = facts["dtype"], tuple(facts["shape"]), facts["data_offsets"]
             whole = all(type(n) is int and n >= 0 for n in (*shape, low, high))
             # Four-bit and other packed types pass by unchecked; nothing here reads them.
-            if not whole or low > high or (dtype in BITS and math.prod(shape) * BITS[dtype] != 8 * (high - low)):
+            if (
+                not whole
+                or low > high
+                or (dtype in BITS and math.prod(shape) * BITS[dtype] != 8 * (high - low))
+            ):
                 return None, {}
         except (KeyError, TypeError, ValueError):
             return None, {}

@@ -55,7 +55,13 @@ def base_weights(path: Path) -> dict[str, PartWeights]:
 def layout_of(path: Path) -> Layout:
     """The shapes of a base on disk. Raises BaseError."""
     parts = base_weights(path)
-    return Layout(path.name, {part: {where: place.shape for where, place in found.places.items()} for part, found in parts.items()})
+    return Layout(
+        path.name,
+        {
+            part: {where: place.shape for where, place in found.places.items()}
+            for part, found in parts.items()
+        },
+    )
 
 
 def _of_folder(folder: Path) -> Iterator[tuple[str, Place]]:
@@ -68,7 +74,10 @@ def _of_folder(folder: Path) -> Iterator[tuple[str, Place]]:
         handle: Any = safe_open(file, framework="pt")
         for key in handle.keys():  # noqa: SIM118
             if key.endswith(".weight"):
-                yield key.removesuffix(".weight").removeprefix("text_model."), Place(file, Source(key), _shape(handle, key), handle)
+                yield (
+                    key.removesuffix(".weight").removeprefix("text_model."),
+                    Place(file, Source(key), _shape(handle, key), handle),
+                )
 
 
 def _of_file(path: Path) -> Iterator[tuple[str, PartWeights]]:

@@ -29,7 +29,9 @@ def open_lora(path: Path) -> Container:
     header = recognise(path)
     for key, tensor in header.tensors.items():
         if tensor.dtype not in _FLOATS and MATRIX.fullmatch(key):
-            raise LoraFileError(f"{path.name} holds {key} as {tensor.dtype}, not as fractions; take the LoRA before it was quantized")
+            raise LoraFileError(
+                f"{path.name} holds {key} as {tensor.dtype}, not as fractions; take the LoRA before it was quantized"
+            )
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:

@@ -13,8 +13,15 @@ from dataclasses import dataclass, field
 from trainer.lora_file.names import PREFIX, accepted_names
 
 Shape = tuple[int, ...]
-WIDTHS, DEPTHS = (320, 640, 1280), (0, 2, 10)  # channels and transformer layers of SDXL's three levels (Podell et al. 2023, table 1)
-TIME, CONTEXT, ADDED = 1280, 2048, 2816  # channels of the time embedding, of the prompt, of pooled prompt and sizes
+WIDTHS, DEPTHS = (
+    (320, 640, 1280),
+    (0, 2, 10),
+)  # channels and transformer layers of SDXL's three levels (Podell et al. 2023, table 1)
+TIME, CONTEXT, ADDED = (
+    1280,
+    2048,
+    2816,
+)  # channels of the time embedding, of the prompt, of pooled prompt and sizes
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,11 @@ def names() -> Names:
         for path in shapes:
             spellings = accepted_names(part, path)
             if part == "text_encoder":  # files for SD 1.5 and some early ones for SDXL say lora_te_
-                spellings += [name.replace(PREFIX[part], "lora_te_", 1) for name in spellings if name.startswith(PREFIX[part])]
+                spellings += [
+                    name.replace(PREFIX[part], "lora_te_", 1)
+                    for name in spellings
+                    if name.startswith(PREFIX[part])
+                ]
             if part == "unet":  # PEFT's files of a UNet alone have its bare paths
                 spellings.append(path)
             if path == "text_projection":  # the one module that every tool names without text_model

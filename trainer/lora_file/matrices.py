@@ -23,12 +23,18 @@ class Matrices:
 
     @property
     def is_convolution(self) -> bool:
-        return "down" in self.tensors and self.tensors["down"].dim() == 4 and self.tensors["down"].shape[-1] > 1
+        return (
+            "down" in self.tensors and self.tensors["down"].dim() == 4 and self.tensors["down"].shape[-1] > 1
+        )
 
 
 def fitted(found: Matrices, base: nn.Linear | nn.Conv2d, otherwise: str) -> Matrices:
     """The matrices in the shapes that `base` wants. Raises LoraFileError that begins with `otherwise`."""
-    shape, tensors, wrong = tuple(base.weight.shape), dict(found.tensors), LoraFileError(f"{otherwise}; choose that base")
+    shape, tensors, wrong = (
+        tuple(base.weight.shape),
+        dict(found.tensors),
+        LoraFileError(f"{otherwise}; choose that base"),
+    )
     kernel = shape[2:]
     try:
         if {"down", "up"} <= set(tensors):  # a linear layer's may be written as a 1 x 1 convolution's
@@ -37,7 +43,9 @@ def fitted(found: Matrices, base: nn.Linear | nn.Conv2d, otherwise: str) -> Matr
         if "dora_scale" in tensors:
             scale, ones = tensors["dora_scale"], [1] * len(kernel)
             by_row = scale.shape[:1] == (shape[0],) or shape[0] == 1 == scale.numel()
-            tensors["dora_scale"] = scale.reshape(shape[0], 1, *ones) if by_row else scale.reshape(1, shape[1], *ones)
+            tensors["dora_scale"] = (
+                scale.reshape(shape[0], 1, *ones) if by_row else scale.reshape(1, shape[1], *ones)
+            )
         # On the meta device: shapes alone, however large a hostile file makes them.
         meta = {role: torch.empty(tensor.shape, device="meta") for role, tensor in tensors.items()}
         product(found.network, meta, shape)

@@ -48,7 +48,13 @@ def metadata(config: TrainConfig, manifest: Manifest, training: Training) -> dic
     facts = {**_kohya(config, manifest, training), **_modelspec(config, training)}
     if config.save_captions:
         folder = Path(manifest.folder).name
-        tags = Counter(tag.strip() for item in manifest.items if item.role == "train" for tag in item.caption.split(",") if tag.strip())
+        tags = Counter(
+            tag.strip()
+            for item in manifest.items
+            if item.role == "train"
+            for tag in item.caption.split(",")
+            if tag.strip()
+        )
         facts["ss_tag_frequency"] = json.dumps({folder: dict(tags)}, ensure_ascii=False)
         facts["ss_dataset_dirs"] = json.dumps({folder: {"n_repeats": 1, "img_count": len(manifest.items)}})
     return facts
@@ -98,7 +104,9 @@ def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[
         "noise_offset": config.noise_offset or None,
         "noise_offset_random_strength": config.noise_offset_random,
         "multires_noise_iterations": config.multires_noise_iterations or None,
-        "multires_noise_discount": config.multires_noise_discount if config.multires_noise_iterations else None,
+        "multires_noise_discount": config.multires_noise_discount
+        if config.multires_noise_iterations
+        else None,
         "ip_noise_gamma": config.input_perturbation or None,
         "loss_type": "l2" if config.loss == "mse" else config.loss,
         "huber_schedule": config.huber_schedule,
@@ -110,7 +118,12 @@ def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[
         "enable_bucket": True,
         "bucket_no_upscale": config.no_upscale,
         "bucket_info": json.dumps(
-            {"buckets": {str(n): {"resolution": b.split("x"), "count": c} for n, (b, c) in enumerate(training.bucket_counts.items())}}
+            {
+                "buckets": {
+                    str(n): {"resolution": b.split("x"), "count": c}
+                    for n, (b, c) in enumerate(training.bucket_counts.items())
+                }
+            }
         ),
         "cache_latents": True,
         "max_token_length": 75 * config.caption_windows,

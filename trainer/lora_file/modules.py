@@ -27,7 +27,18 @@ DOWN, UP, ALPHA, DORA = "down", "up", "alpha", "dora_scale"  # roles of tensors,
 PART_LABELS = {"unet": "UNet", "text_encoder": "text encoder 1", "text_encoder_2": "text encoder 2"}
 
 # What LyCORIS and others write beside the networks that are read here: such tensors are renamed and checked, no more.
-_OTHER_ROLES = ("diff_b", "w_norm", "b_norm", "oft_blocks", "oft_diag", "rescale", "scale_weight", "on_input", "weight", "scalar")
+_OTHER_ROLES = (
+    "diff_b",
+    "w_norm",
+    "b_norm",
+    "oft_blocks",
+    "oft_diag",
+    "rescale",
+    "scale_weight",
+    "on_input",
+    "weight",
+    "scalar",
+)
 _ROLES = {
     **{ending: role for role, endings in forms.ENDINGS.items() for ending in endings},
     **{f".{role}": role for role in _OTHER_ROLES},
@@ -87,7 +98,11 @@ class Module:
         """None where no matrix is a product of thinner ones."""
         if is_whole(self.tensors):
             return None
-        thin = [self.tensors[role] for role in (DOWN, "hada_w1_b", "lokr_w1_b", "lokr_w2_b") if role in self.tensors]
+        thin = [
+            self.tensors[role]
+            for role in (DOWN, "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
+            if role in self.tensors
+        ]
         return thin[0].shape[0] if thin and thin[0].dim() else None
 
     @property
@@ -113,8 +128,14 @@ class Module:
     def change(self) -> torch.Tensor:
         """What is added to the weight, (O, I) in fp32. Raises LoraFileError for forms whose change is not theirs alone."""
         if self.network is None or self.network == "dora":
-            hint = "bake the file into its base instead" if self.network else "make it a plain LoRA where it was made"
-            raise LoraFileError(f"{self.part}.{self.path} is a {self.kind}, whose change can't be told from the file; {hint}")
+            hint = (
+                "bake the file into its base instead"
+                if self.network
+                else "make it a plain LoRA where it was made"
+            )
+            raise LoraFileError(
+                f"{self.part}.{self.path} is a {self.kind}, whose change can't be told from the file; {hint}"
+            )
         tensors = {role: tensor.float() for role, tensor in self.tensors.items()}
         rows = self._rows()
         return self.scale * product(self.network, tensors, (rows, -1))
@@ -123,7 +144,9 @@ class Module:
         """O, from the matrices alone."""
         sizes = {role: tensor.shape[0] for role, tensor in self.tensors.items() if tensor.dim()}
         if self.network == "lokr":
-            return sizes.get("lokr_w1", sizes.get("lokr_w1_a", 1)) * sizes.get("lokr_w2", sizes.get("lokr_w2_a", 1))
+            return sizes.get("lokr_w1", sizes.get("lokr_w1_a", 1)) * sizes.get(
+                "lokr_w2", sizes.get("lokr_w2_a", 1)
+            )
         return sizes[{"loha": "hada_w1_a", "diff": "diff"}.get(self.network or "", UP)]
 
 
@@ -136,7 +159,12 @@ class LoraFile:
     @property
     def dtype(self) -> torch.dtype:
         """The widest of its matrices."""
-        dtypes = [tensor.dtype for module in self.modules for role, tensor in module.tensors.items() if role != ALPHA]
+        dtypes = [
+            tensor.dtype
+            for module in self.modules
+            for role, tensor in module.tensors.items()
+            if role != ALPHA
+        ]
         widest = dtypes[0]
         for dtype in dtypes:
             # fp8 has no promotion rules; what comes of it is written in fp16.
@@ -154,13 +182,19 @@ def read_modules(path: Path) -> LoraFile:
         split = split_key(key)
         place = split and names().find(split[0])
         if split is None or place is None:
-            raise LoraFileError(f"{path.name} holds {key!r}, which belongs to no module of SDXL; look at it with: lora check")
+            raise LoraFileError(
+                f"{path.name} holds {key!r}, which belongs to no module of SDXL; look at it with: lora check"
+            )
         roles = found.setdefault(place, {})
         if split[1] in roles:
-            raise LoraFileError(f"{path.name} holds {place[0]}.{place[1]} twice, under two spellings; save it again from its trainer")
+            raise LoraFileError(
+                f"{path.name} holds {place[0]}.{place[1]} twice, under two spellings; save it again from its trainer"
+            )
         # PEFT's is (O,), of a convolution (1, O, 1, 1); kohya's (O, 1).
         roles[split[1]] = tensor.reshape(-1, 1) if "lora_magnitude_vector" in split[2] else tensor
-    modules = [_with_peft_alpha(Module(part, where, found[part, where]), container) for part, where in sorted(found)]
+    modules = [
+        _with_peft_alpha(Module(part, where, found[part, where]), container) for part, where in sorted(found)
+    ]
     for module in modules:
         _check(module, path)
     return LoraFile(path, container.facts, tuple(modules))
@@ -180,7 +214,9 @@ def _with_peft_alpha(module: Module, container: Container) -> Module:
         if config.get(f"{module.part}.use_rslora") and module.rank:  # alpha / sqrt(R), Kalajdzievski 2023
             alpha *= module.rank**0.5
     except (ValueError, TypeError, AttributeError, RecursionError, re.error):
-        raise LoraFileError(f"{container.path.name} has damaged lora_adapter_metadata in its header; save it again") from None
+        raise LoraFileError(
+            f"{container.path.name} has damaged lora_adapter_metadata in its header; save it again"
+        ) from None
     return replace(module, tensors={**module.tensors, ALPHA: torch.tensor(alpha)})
 
 
@@ -196,19 +232,31 @@ def _check(module: Module, path: Path) -> None:
     """Raises LoraFileError unless the matrices of a module are whole, fit each other and are numbers."""
     where, tensors = f"{path.name}: {module.part}.{module.path}", module.tensors
     if (DOWN in tensors) != (UP in tensors):
-        raise LoraFileError(f"{where} has no {'up' if DOWN in tensors else 'down'} matrix; save the file again")
+        raise LoraFileError(
+            f"{where} has no {'up' if DOWN in tensors else 'down'} matrix; save the file again"
+        )
     if set(tensors) <= {ALPHA, DORA}:
         raise LoraFileError(f"{where} has no matrices; save the file again")
     if lacking := _lacking(set(tensors)):
         raise LoraFileError(f"{where} lacks {lacking}; save the file again")
-    pairs = [(UP, DOWN), ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"), ("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b")]
+    pairs = [
+        (UP, DOWN),
+        ("hada_w1_a", "hada_w1_b"),
+        ("hada_w2_a", "hada_w2_b"),
+        ("lokr_w1_a", "lokr_w1_b"),
+        ("lokr_w2_a", "lokr_w2_b"),
+    ]
     for left, right in pairs if module.network else []:
         if left in tensors and not _fit(tensors[left].shape, tensors[right].shape):
             shapes = f"{tuple(tensors[left].shape)} and {tuple(tensors[right].shape)}"
-            raise LoraFileError(f"{where} has matrices that don't fit each other, {shapes}; save the file again")
+            raise LoraFileError(
+                f"{where} has matrices that don't fit each other, {shapes}; save the file again"
+            )
     if module.network == "dora":
         sides = {(tensors[UP].shape[0], 1), (1, tensors[DOWN].shape[1])}
-        if tuple(tensors[DORA].shape[:2]) not in sides or tensors[DORA].numel() != max(tensors[DORA].shape[:2]):
+        if tuple(tensors[DORA].shape[:2]) not in sides or tensors[DORA].numel() != max(
+            tensors[DORA].shape[:2]
+        ):
             raise LoraFileError(
                 f"{where} has a dora_scale of shape {tuple(tensors[DORA].shape)}, not one of {sorted(sides)}; save it again"
             )
@@ -216,15 +264,21 @@ def _check(module: Module, path: Path) -> None:
         raise LoraFileError(f"{where} has an alpha of several numbers; save the file again")
     for role, tensor in tensors.items():
         if not bool(torch.isfinite(tensor.float()).all()):
-            raise LoraFileError(f"{where} holds values that are no numbers ({role}); use an earlier checkpoint")
+            raise LoraFileError(
+                f"{where} holds values that are no numbers ({role}); use an earlier checkpoint"
+            )
 
 
 def _lacking(roles: set[str]) -> str | None:
     """A matrix that a LoHa or LoKr of these roles would need."""
     if any(role.startswith("hada_w") for role in roles):
-        return next((role for role in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b") if role not in roles), None)
+        return next(
+            (role for role in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b") if role not in roles), None
+        )
     if any(role.startswith("lokr_w") for role in roles):
-        return next((w for w in ("lokr_w1", "lokr_w2") if w not in roles and not {f"{w}_a", f"{w}_b"} <= roles), None)
+        return next(
+            (w for w in ("lokr_w1", "lokr_w2") if w not in roles and not {f"{w}_a", f"{w}_b"} <= roles), None
+        )
     return None
 
 
@@ -235,13 +289,19 @@ def _fit(left: torch.Size, right: torch.Size) -> bool:
     return left[1] == right[0] and all(side == 1 for side in left[2:])
 
 
-def lora_module(part: str, path: str, up: torch.Tensor, down: torch.Tensor, *, alpha: float, dtype: torch.dtype) -> Module:
+def lora_module(
+    part: str, path: str, up: torch.Tensor, down: torch.Tensor, *, alpha: float, dtype: torch.dtype
+) -> Module:
     """A LoRA of up (O, R) and down (R, I), in the shapes that its layer wants."""
     kernel = Module(part, path, {DOWN: down}).kernel
     if kernel:
         inputs = down.shape[1] // (kernel[0] * kernel[1])
         up, down = up[:, :, None, None], down.reshape(-1, inputs, *kernel)
-    return Module(part, path, {UP: up.to(dtype).contiguous(), DOWN: down.to(dtype).contiguous(), ALPHA: alpha_tensor(alpha)})
+    return Module(
+        part,
+        path,
+        {UP: up.to(dtype).contiguous(), DOWN: down.to(dtype).contiguous(), ALPHA: alpha_tensor(alpha)},
+    )
 
 
 def alpha_tensor(alpha: float) -> torch.Tensor:

@@ -32,7 +32,12 @@ def accepted_names(part: str, path: str) -> list[str]:
     if dotted != path:
         names += [f"{part}.{path}", PREFIX[part] + path.replace(".", "_")]
     # ComfyUI's extracted files
-    return [*names, f"diffusion_model.{sgm_path(path)}" if part == "unet" else f"text_encoders.{_CLIP[part]}.transformer.{dotted}"]
+    return [
+        *names,
+        f"diffusion_model.{sgm_path(path)}"
+        if part == "unet"
+        else f"text_encoders.{_CLIP[part]}.transformer.{dotted}",
+    ]
 
 
 def diffusers_name(part: str, path: str) -> str:

@@ -29,7 +29,9 @@ def kohya_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
         for role, matrix in layer.tensors().items():
             folded = matrix * (layer.alpha / alpha) if role == "up" and alpha != layer.alpha else matrix
             # fp16 would move every weight of the column by up to 0.05 %.
-            tensors[name + ending(role)] = folded.detach().cpu().float().contiguous() if role == "dora_scale" else _half(folded)
+            tensors[name + ending(role)] = (
+                folded.detach().cpu().float().contiguous() if role == "dora_scale" else _half(folded)
+            )
         tensors[name + ending("alpha")] = _alpha(alpha)
     return tensors
 
@@ -56,7 +58,11 @@ def diffusers_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     tensors = {}
     for part, path, layer in adapter.walk():
         if layer.network != "lora":
-            raise ConfigError([f"the diffusers format can't hold {layer.network} as it was trained; save it in the kohya format"])
+            raise ConfigError(
+                [
+                    f"the diffusers format can't hold {layer.network} as it was trained; save it in the kohya format"
+                ]
+            )
         name, matrices = diffusers_name(part, path), layer.tensors()
         tensors[f"{name}.lora_A.weight"] = _half(matrices["down"])
         tensors[f"{name}.lora_B.weight"] = _half(matrices["up"] * (layer.alpha / layer.rank))
@@ -85,6 +91,12 @@ def verify(path: Path, expected: dict[str, torch.Tensor]) -> None:
     with safe_open(path, framework="pt") as file:
         found = set(file.keys())
         wrong = sorted(found ^ set(expected))
-        wrong += [name for name in sorted(found & set(expected)) if not torch.equal(file.get_tensor(name), expected[name])]
+        wrong += [
+            name
+            for name in sorted(found & set(expected))
+            if not torch.equal(file.get_tensor(name), expected[name])
+        ]
     if wrong:
-        raise LoraFileError(f"{path.name} differs from what was trained ({wrong[0]}); check the disk and save again")
+        raise LoraFileError(
+            f"{path.name} differs from what was trained ({wrong[0]}); check the disk and save again"
+        )

@@ -43,7 +43,9 @@ class Alive(TorchDispatchMode):
         self.now = self.peak = 0
         self.calls = 0  # of operations that compute, not of views
         # Views of weights share their storage.
-        kept = [tensor.untyped_storage() for model in models for tensor in (*model.parameters(), *model.buffers())]
+        kept = [
+            tensor.untyped_storage() for model in models for tensor in (*model.parameters(), *model.buffers())
+        ]
         self._seen: dict[int, Any] = {storage._cdata: storage for storage in kept}
         self._known: dict[Any, Any] = {}
 
@@ -74,7 +76,10 @@ class Alive(TorchDispatchMode):
         if kind == "writes":
             return target
         leaves, form = self._known[key]
-        made = [leaf if leaf is None else torch.empty_strided(leaf[0], leaf[1], dtype=leaf[2], device=META) for leaf in leaves]
+        made = [
+            leaf if leaf is None else torch.empty_strided(leaf[0], leaf[1], dtype=leaf[2], device=META)
+            for leaf in leaves
+        ]
         return tree_unflatten(made, form)
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -92,11 +97,19 @@ class Alive(TorchDispatchMode):
 
 
 # Declared as making new tensors, or as writing, and do otherwise.
-_SHARING = {torch.ops.aten._unsafe_view.default, torch.ops.aten.resize_.default, torch.ops.aten.set_.source_Storage}
+_SHARING = {
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.resize_.default,
+    torch.ops.aten.set_.source_Storage,
+}
 
 
 def _shape_of(given: Any) -> tuple[Any, ...]:
-    return (given.shape, given.stride(), given.dtype) if isinstance(given, torch.Tensor) else (type(given), given)
+    return (
+        (given.shape, given.stride(), given.dtype)
+        if isinstance(given, torch.Tensor)
+        else (type(given), given)
+    )
 
 
 @functools.cache
@@ -106,7 +119,11 @@ def _kind_of(operation: Any) -> str:
     if all(end.alias_info is None for end in (*given, *back)):
         return "makes"
     written = [end for end in (*given, *back) if end.alias_info is not None]
-    return "writes" if len(back) == 1 and len(written) == 2 and all(end.alias_info.is_write for end in written) else "views"
+    return (
+        "writes"
+        if len(back) == 1 and len(written) == 2 and all(end.alias_info.is_write for end in written)
+        else "views"
+    )
 
 
 @contextlib.contextmanager
@@ -133,7 +150,9 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any, **_: Any) -> Any:
         query, key, value = inputs
         output = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        ctx.save_for_backward(
+            query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32)
+        )
         return output
 
     @staticmethod
@@ -244,7 +263,9 @@ def _predicted(unet: Any, shape: Shape, rows: int, text: list[torch.Tensor] | No
     """The UNet's answer; `text` are states of encoders that train, the rest of the conditioning comes from the cache."""
     facts = unet.config
     pooled = facts.projection_class_embeddings_input_dim - 6 * facts.addition_time_embed_dim
-    factor = 2 ** (len(json.loads((shape.configs / "vae" / "config.json").read_text())["block_out_channels"]) - 1)
+    factor = 2 ** (
+        len(json.loads((shape.configs / "vae" / "config.json").read_text())["block_out_channels"]) - 1
+    )
 
     def empty(*sides: int) -> torch.Tensor:
         return torch.empty(*sides, device=META, dtype=shape.dtype)
@@ -277,7 +298,11 @@ def decoding_bytes(shape: Shape, *, in_tiles: bool) -> int:
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     set_tile(vae, tile_of(vae) if in_tiles else 0)
     with fused_attention(), Alive(vae) as alive:
-        vae.decode(torch.empty(1, vae.config.latent_channels, drawn.height // factor, drawn.width // factor, device=META))
+        vae.decode(
+            torch.empty(
+                1, vae.config.latent_channels, drawn.height // factor, drawn.width // factor, device=META
+            )
+        )
     return alive.peak
 
 
@@ -304,7 +329,15 @@ def reading_bytes(shape: Shape) -> int:
 
 
 # Numbers that each optimizer keeps for every number it trains (fp32: 4 bytes).
-_STATES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 0.2, "lion": 4, "schedulefree": 8, "came": 8.2}
+_STATES = {
+    "adamw": 8,
+    "adamw8bit": 2,
+    "prodigy": 16,
+    "adafactor": 0.2,
+    "lion": 4,
+    "schedulefree": 8,
+    "came": 8.2,
+}
 
 
 def adapter_bytes(config: TrainConfig, adapter: Adapter, optimizer: str) -> int:
@@ -331,8 +364,13 @@ def latent_bytes(shape: Shape) -> int:
 
 def caption_bytes(shape: Shape) -> int:
     """What the text encoders say of one caption: states and pooled vector, in fp32."""
-    first, second = (json.loads((shape.configs / part / "config.json").read_text()) for part in ("text_encoder", "text_encoder_2"))
-    return 4 * (77 * shape.windows * (first["hidden_size"] + second["hidden_size"]) + second["projection_dim"])
+    first, second = (
+        json.loads((shape.configs / part / "config.json").read_text())
+        for part in ("text_encoder", "text_encoder_2")
+    )
+    return 4 * (
+        77 * shape.windows * (first["hidden_size"] + second["hidden_size"]) + second["projection_dim"]
+    )
 
 
 @functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
@@ -352,9 +390,16 @@ def file_bytes(adapter: Adapter) -> int:
     """Size of the LoRA file in kohya's form, but for its metadata and thumbnail."""
     header, at = {}, 0
     for part, path, layer in adapter.walk():
-        shapes = {ending(role): (tuple(t.shape), "F32" if role == "dora_scale" else "F16") for role, t in layer.tensors().items()}
+        shapes = {
+            ending(role): (tuple(t.shape), "F32" if role == "dora_scale" else "F16")
+            for role, t in layer.tensors().items()
+        }
         for tail, (shape, dtype) in {**shapes, ending("alpha"): ((), "F16")}.items():
             size = math.prod(shape) * (4 if dtype == "F32" else 2)
-            header[kohya_name(part, path) + tail] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+            header[kohya_name(part, path) + tail] = {
+                "dtype": dtype,
+                "shape": list(shape),
+                "data_offsets": [at, at + size],
+            }
             at += size
     return 8 + len(json.dumps(header, separators=(",", ":"))) + at

@@ -57,7 +57,9 @@ class Way:
 
     def chosen(self, config: TrainConfig) -> TrainConfig:
         """The settings with every choice made."""
-        return dataclasses.replace(config, gradient_checkpointing=self.level, optimizer=self.optimizer, quantised_base=self.quantised)
+        return dataclasses.replace(
+            config, gradient_checkpointing=self.level, optimizer=self.optimizer, quantised_base=self.quantised
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +83,14 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """For the run's `planned` event."""
         return {
-            "peak": self.peak, "seconds": round(self.seconds), "file": self.file_bytes,
-            "level": self.level, "optimizer": self.way.optimizer, "quantised": self.way.quantised, "tile": self.way.encoding_tile,
-        }  # fmt: skip
+            "peak": self.peak,
+            "seconds": round(self.seconds),
+            "file": self.file_bytes,
+            "level": self.level,
+            "optimizer": self.way.optimizer,
+            "quantised": self.way.quantised,
+            "tile": self.way.encoding_tile,
+        }
 
     def line(self) -> str:
         """One sentence for the terminal and the page."""
@@ -97,7 +104,11 @@ class Plan:
         return f"about {duration(self.seconds)}, {self.peak / GB:.1f} of {self.budget / GB:.1f} GB of memory{how}, a file of {self.file_bytes / 1e6:.1f} MB"
 
 
-_AGAIN = {"feed-forward": "feed-forward layers", "deep": "feed-forward layers and the widest blocks", "all": "all blocks"}
+_AGAIN = {
+    "feed-forward": "feed-forward layers",
+    "deep": "feed-forward layers and the widest blocks",
+    "all": "all blocks",
+}
 
 
 def duration(seconds: float) -> str:
@@ -106,7 +117,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def plan(config: TrainConfig, shape: Shape, device: torch.device, kept: Path | None = None, *, cached: int = 0) -> Plan:
+def plan(
+    config: TrainConfig, shape: Shape, device: torch.device, kept: Path | None = None, *, cached: int = 0
+) -> Plan:
     """The way to fit that costs least. Raises MemoryShortError, with what to change, when even the most frugal one does not.
 
     First more is computed again, from feed-forward layers to all blocks; then the optimizer keeps 8 bits; then the frozen
@@ -126,9 +139,14 @@ def plan(config: TrainConfig, shape: Shape, device: torch.device, kept: Path | N
             rate = matmul_rate(device, shape.dtype) * (_BF16_SPEED if in_bf16_on_cpu else 1)
             seconds = _batch_seconds(counted, way.level, device, rate) * config.accumulation * config.steps
             return Plan(
-                need=need, way=way, own=own, budget=budget, file_bytes=counted.number("file"),
-                seconds=seconds + _drawing_seconds(counted, device, rate), eight_bits=way.optimizer != config.optimizer,
-            )  # fmt: skip
+                need=need,
+                way=way,
+                own=own,
+                budget=budget,
+                file_bytes=counted.number("file"),
+                seconds=seconds + _drawing_seconds(counted, device, rate),
+                eight_bits=way.optimizer != config.optimizer,
+            )
         least = (way, need) if least is None or need.peak < least[1].peak else least
     assert least is not None
     raise MemoryShortError([_too_large(config, own + least[1].peak, budget, *least)])
@@ -136,10 +154,14 @@ def plan(config: TrainConfig, shape: Shape, device: torch.device, kept: Path | N
 
 def as_before(run: Run) -> TrainConfig:
     """The run's settings, with what an earlier process of it has chosen and a resumed one can't choose anew."""
-    said = [event for event in events.read(run.events)[0] if event["kind"] == "planned" and "quantised" in event]
+    said = [
+        event for event in events.read(run.events)[0] if event["kind"] == "planned" and "quantised" in event
+    ]
     if not said:
         return run.config
-    return dataclasses.replace(run.config, optimizer=said[-1]["optimizer"], quantised_base=said[-1]["quantised"])
+    return dataclasses.replace(
+        run.config, optimizer=said[-1]["optimizer"], quantised_base=said[-1]["quantised"]
+    )
 
 
 def tile_before(run: Run) -> int:
@@ -167,7 +189,9 @@ def _has_8bit(config: TrainConfig, device: torch.device) -> bool:
     return is_default and device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
 
 
-def _fitted(counted: Counted, shape: Shape, way: Way, there: int, device: torch.device, cached: int) -> tuple[Way, Need]:
+def _fitted(
+    counted: Counted, shape: Shape, way: Way, there: int, device: torch.device, cached: int
+) -> tuple[Way, Need]:
     """A way that encodes and draws with as few limits as `there` bytes allow, and what it takes.
 
     A quantised base makes one layer's weight again at a time; all else that a step passes through stays as it is. A checkpoint
@@ -182,7 +206,9 @@ def _fitted(counted: Counted, shape: Shape, way: Way, there: int, device: torch.
     step = int(counted.number(way.level) * slack) + layer + copies
     kept = cached if device.type == "cpu" else 0  # beside the VAE too; a card remembers what is read later
     tile, before = _encoding(counted, shape, there - kept, slack)
-    need = Need(base=base, cached=cached, adapter=adapter, step=step, before=before + kept, drawing=drawing + layer)
+    need = Need(
+        base=base, cached=cached, adapter=adapter, step=step, before=before + kept, drawing=drawing + layer
+    )
     return dataclasses.replace(way, room=room, encoding_tile=tile), need
 
 
@@ -190,7 +216,11 @@ def _encoding(counted: Counted, shape: Shape, there: int, slack: float) -> tuple
     """(side of the tiles that pictures are cached in, the bytes that caching takes): pictures first, then captions."""
     vae = counted.number("vae")
     whole, in_tiles = (vae + int(counted.number(name) * slack) for name in ("encoding", "encoding in tiles"))
-    tile = memory.encoding_tile_of(memory.build("vae", shape.configs)) if in_tiles < whole and whole > there else 0
+    tile = (
+        memory.encoding_tile_of(memory.build("vae", shape.configs))
+        if in_tiles < whole and whole > there
+        else 0
+    )
     return tile, max(in_tiles if tile else whole, counted.number("reading"))
 
 
@@ -209,7 +239,9 @@ def _drawing_seconds(counted: Counted, device: torch.device, rate: float) -> flo
     A picture is denoised with its prompt and without; of a step's calls, two in five are the forward pass's.
     """
     config = counted.config
-    steps = [parsed(line)[1].get("steps", config.sample_steps) for line in config.sample_prompts] or [config.sample_steps] * PROMPTS
+    steps = [parsed(line)[1].get("steps", config.sample_steps) for line in config.sample_prompts] or [
+        config.sample_steps
+    ] * PROMPTS
     times = config.sample_at_start + ((config.steps - 1) // config.sample_every if config.sample_every else 0)
     rows = 2 * (sum(steps) * (times + len(STRENGTHS)) + 2 * steps[0])  # denoised once
     calls = 0.4 * counted.number("calls, none") * max(steps) * (times + 3)
@@ -224,12 +256,16 @@ def _seconds(flops: float, calls: float, device: torch.device, rate: float) -> f
 def _room(counted: Counted, shape: Shape, there: int, slack: float) -> tuple[Room, int]:
     """(limits of a drawing that takes at most `there` bytes if any does, the bytes it takes)."""
     vae, rows = counted.number("vae"), shape.drawn_rows
-    whole, one, all_rows = (int(counted.number(name) * slack) for name in ("decoding", "denoising, 1", f"denoising, {rows}"))
+    whole, one, all_rows = (
+        int(counted.number(name) * slack) for name in ("decoding", "denoising, 1", f"denoising, {rows}")
+    )
     in_tiles = vae + whole > there
     decoding = int(counted.number("decoding in tiles") * slack) if in_tiles else whole
     fitting = rows
     if vae + all_rows > there:
-        fitting = max(1, min(rows - 1, 1 + int((there - vae - one) / max(1, (all_rows - one) / max(1, rows - 1)))))
+        fitting = max(
+            1, min(rows - 1, 1 + int((there - vae - one) / max(1, (all_rows - one) / max(1, rows - 1))))
+        )
     denoising = one + (all_rows - one) * (fitting - 1) // max(1, rows - 1)
     area = shape.drawing.width * shape.drawing.height
     tile = memory.tile_of(memory.build("vae", shape.configs)) if in_tiles else 0
@@ -240,7 +276,9 @@ def _room(counted: Counted, shape: Shape, there: int, slack: float) -> tuple[Roo
 _DECODING, _DENOISING = 4096, 1024
 
 
-def room_beside(configs: Path, dtype: torch.dtype, size: tuple[int, int], rows: int, device: torch.device) -> Room:
+def room_beside(
+    configs: Path, dtype: torch.dtype, size: tuple[int, int], rows: int, device: torch.device
+) -> Room:
     """What the device's free memory allows a drawing of `rows` pictures, with UNet and VAE there already."""
     free = free_bytes(device)
     if free > size[0] * size[1] * (_DECODING + _DENOISING * rows):
@@ -262,19 +300,33 @@ class Counted:
 
     # What changes them, but for what is part of a number's name.
     _GROUPS = ("training", "adapter", "optimizer")
-    _ELSEWHERE = ("steps", "learning_rate", "memory_budget", "gradient_checkpointing", "quantised_base", "optimizer", "text_encoder_stop")
+    _ELSEWHERE = (
+        "steps",
+        "learning_rate",
+        "memory_budget",
+        "gradient_checkpointing",
+        "quantised_base",
+        "optimizer",
+        "text_encoder_stop",
+    )
 
     def __init__(self, config: TrainConfig, shape: Shape, folder: Path | None) -> None:
         self.config, self.shape = config, shape
-        counting = [field.name for field in dataclasses.fields(config) if field.metadata["group"] in self._GROUPS]
+        counting = [
+            field.name for field in dataclasses.fields(config) if field.metadata["group"] in self._GROUPS
+        ]
         facts = {name: getattr(config, name) for name in counting if name not in self._ELSEWHERE}
         base = "".join((shape.configs / part / "config.json").read_text(encoding="utf-8") for part in PARTS)
-        key = hashlib.sha256(repr((VERSION, facts, dataclasses.replace(shape, configs=Path(), drawn_rows=0), base)).encode()).hexdigest()
+        key = hashlib.sha256(
+            repr((VERSION, facts, dataclasses.replace(shape, configs=Path(), drawn_rows=0), base)).encode()
+        ).hexdigest()
         self.path = folder / "plans" / f"{key}.json" if folder else None
         self.known: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError, TypeError):
             if self.path:
-                self.known = {str(name): int(value) for name, value in json.loads(self.path.read_text()).items()}
+                self.known = {
+                    str(name): int(value) for name, value in json.loads(self.path.read_text()).items()
+                }
 
     def number(self, name: str) -> int:
         """Bytes of what `_count` knows; `flops` of a step."""
@@ -293,7 +345,10 @@ class Counted:
             case "adapter" | "file":
                 adapter = memory.held(config, shape)[1]
                 optimizer = kind or config.optimizer
-                return {f"adapter, {optimizer}": memory.adapter_bytes(config, adapter, optimizer), "file": memory.file_bytes(adapter)}
+                return {
+                    f"adapter, {optimizer}": memory.adapter_bytes(config, adapter, optimizer),
+                    "file": memory.file_bytes(adapter),
+                }
             case "stays" | "calls" | "none" | "feed-forward" | "deep" | "all":
                 level = kind or what
                 step = memory.step_of(config, shape, level)

@@ -79,7 +79,11 @@ def fold(view: View, fresh: list[dict[str, Any]]) -> View:
             case "started":
                 facts |= {"stage": "starting", "problems": (), "ended": None, "message": ""}
             case "stage":
-                facts |= {"stage": event["stage"], "done": event.get("done", 0), "total": event.get("total", 0)}
+                facts |= {
+                    "stage": event["stage"],
+                    "done": event.get("done", 0),
+                    "total": event.get("total", 0),
+                }
             case "captioned":
                 facts["captions"][event["name"]] = event["caption"]
             case "problem":

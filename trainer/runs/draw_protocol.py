@@ -26,7 +26,10 @@ class Cancelled(Exception):
 
 
 def answer(
-    owner: Run, wish: dict[str, Any], is_cancelled: Callable[[str], bool], draw: Callable[[Request, Path, OnStep], list[Path]]
+    owner: Run,
+    wish: dict[str, Any],
+    is_cancelled: Callable[[str], bool],
+    draw: Callable[[Request, Path, OnStep], list[Path]],
 ) -> None:
     """Draws one wish and says how it goes in the owner's events; whatever is wrong with it, the caller goes on.
 
@@ -52,5 +55,14 @@ def answer(
         owner.say("failed", sync=True, id=name, message=str(error))
     except Exception as error:  # one bad wish must cost neither the warm base nor a training
         lacked = "memory" if lacks_memory(error) else "disk" if isinstance(error, OSError) else ""
-        words = f"the {lacked} did not suffice for these pictures; ask for fewer or smaller ones" if lacked else ""
-        owner.say("failed", sync=True, id=name, message=words or f"the drawing failed ({type(error).__name__}); try other settings")
+        words = (
+            f"the {lacked} did not suffice for these pictures; ask for fewer or smaller ones"
+            if lacked
+            else ""
+        )
+        owner.say(
+            "failed",
+            sync=True,
+            id=name,
+            message=words or f"the drawing failed ({type(error).__name__}); try other settings",
+        )

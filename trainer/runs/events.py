@@ -21,7 +21,9 @@ from typing import Any
 
 def append(path: Path, kind: str, *, sync: bool = False, **facts: Any) -> None:
     """One line, written by one `write`, so that writers never mix; `sync` makes it survive a power cut."""
-    line = json.dumps({"kind": kind, "time": time.time(), **facts}, ensure_ascii=False, allow_nan=False) + "\n"
+    line = (
+        json.dumps({"kind": kind, "time": time.time(), **facts}, ensure_ascii=False, allow_nan=False) + "\n"
+    )
     # A line that a killed writer left half-written must not swallow this one.
     if path.exists() and path.stat().st_size and not _ends_with_newline(path):
         line = "\n" + line
@@ -109,7 +111,11 @@ def fold(view: View, events: list[dict[str, Any]]) -> View:
             case "planned":
                 facts |= {"plan": event["words"], "planned_seconds": event.get("seconds")}
             case "stage":
-                facts |= {"stage": event["stage"], "stage_done": event.get("done", 0), "stage_total": event.get("total", 0)}
+                facts |= {
+                    "stage": event["stage"],
+                    "stage_done": event.get("done", 0),
+                    "stage_total": event.get("total", 0),
+                }
             case "problem":
                 facts["problems"] += (event["message"],)
             case "step":
@@ -119,7 +125,9 @@ def fold(view: View, events: list[dict[str, Any]]) -> View:
             case "sample":
                 facts["samples"] += (event,)
             case "validation":
-                earlier = (point for point in facts["validation"] if point[0] < event["step"])  # a resumed run measures again
+                earlier = (
+                    point for point in facts["validation"] if point[0] < event["step"]
+                )  # a resumed run measures again
                 facts["validation"] = (*earlier, (event["step"], event["loss"]))
             case "advice":
                 facts["advice"] = event["message"]
@@ -147,7 +155,10 @@ def _add_loss(losses: list[tuple[int, float]], span: int, step: int, loss: float
     else:
         losses.append((step, loss))
     if len(losses) > 2 * POINTS:
-        pairs = [(second[0], (first[1] + second[1]) / 2) for first, second in zip(losses[::2], losses[1::2], strict=False)]
+        pairs = [
+            (second[0], (first[1] + second[1]) / 2)
+            for first, second in zip(losses[::2], losses[1::2], strict=False)
+        ]
         losses[:] = pairs + (losses[-1:] if len(losses) % 2 else [])
         return 2 * span
     return span

@@ -6,7 +6,15 @@ import errno
 from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.errors import BaseError, ConfigError, DatasetError, MemoryShortError, NotFiniteError, TrainerError, lacks_memory
+from trainer.errors import (
+    BaseError,
+    ConfigError,
+    DatasetError,
+    MemoryShortError,
+    NotFiniteError,
+    TrainerError,
+    lacks_memory,
+)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CAUSES = ("memory", "not-finite", "base", "pictures", "settings", "disk", "fault")
@@ -48,7 +56,12 @@ def _cause(error: BaseException) -> str:
         return "memory"
     if isinstance(error, OSError) and error.errno in _FULL:
         return "disk"
-    kinds = ((NotFiniteError, "not-finite"), (BaseError, "base"), (DatasetError, "pictures"), (ConfigError, "settings"))
+    kinds = (
+        (NotFiniteError, "not-finite"),
+        (BaseError, "base"),
+        (DatasetError, "pictures"),
+        (ConfigError, "settings"),
+    )
     return next((cause for kind, cause in kinds if isinstance(error, kind)), "fault")
 
 

@@ -51,7 +51,9 @@ class Queue:
 
     # What the page asks
 
-    def submit(self, folder: Path, kind: str, arguments: Sequence[str], *, lane: str = "", token: str = "") -> Job:
+    def submit(
+        self, folder: Path, kind: str, arguments: Sequence[str], *, lane: str = "", token: str = ""
+    ) -> Job:
         """Puts `python -m trainer <arguments>` at the end of the line, and starts it when its device is free.
 
         Args:
@@ -67,12 +69,20 @@ class Queue:
             known = db.execute("SELECT id FROM job WHERE token = ?", (token,)).fetchone() if token else None
             if known:
                 return known["id"]
-            if db.execute("SELECT 1 FROM job WHERE folder = ? AND state IN ('waiting', 'running')", (place,)).fetchone():
+            if db.execute(
+                "SELECT 1 FROM job WHERE folder = ? AND state IN ('waiting', 'running')", (place,)
+            ).fetchone():
                 raise RunError(f"“{folder.name}” is in the line already; wait for it, or stop it")
             if Run(folder).is_alive():
                 raise RunError(f"“{folder.name}” is being worked on already; stop it, or wait until it ends")
             last = db.execute("SELECT max(position) FROM job").fetchone()[0] or 0
-            job = {"id": uuid.uuid4().hex, "token": token or None, "kind": kind, "arguments": list(arguments), "lane": lane}
+            job = {
+                "id": uuid.uuid4().hex,
+                "token": token or None,
+                "kind": kind,
+                "arguments": list(arguments),
+                "lane": lane,
+            }
             job |= {"state": "waiting", "position": last + 1, "said": _size(folder / "events.jsonl")}
             self._ledger.insert(db, place, job)
             mark(folder, job)
@@ -84,11 +94,20 @@ class Queue:
 
     def all(self) -> list[Job]:
         """Every job that is known: those that run, then those that wait in order, then those that ended, newest first."""
-        rows = self._ledger.do(lambda db: db.execute("SELECT * FROM job ORDER BY position").fetchall(), writes=False)
+        rows = self._ledger.do(
+            lambda db: db.execute("SELECT * FROM job ORDER BY position").fetchall(), writes=False
+        )
         waiting = [row for row in rows if row["state"] == "waiting"]
         running = [row for row in rows if row["state"] == "running"]
-        ended = sorted((row for row in rows if row["state"] not in ("waiting", "running")), key=lambda row: -row["changed"])
-        placed = [*((row, 0) for row in running), *((row, n) for n, row in enumerate(waiting, start=1)), *((row, 0) for row in ended)]
+        ended = sorted(
+            (row for row in rows if row["state"] not in ("waiting", "running")),
+            key=lambda row: -row["changed"],
+        )
+        placed = [
+            *((row, 0) for row in running),
+            *((row, n) for n, row in enumerate(waiting, start=1)),
+            *((row, 0) for row in ended),
+        ]
         return [self._ledger.job(row, place) for row, place in placed]
 
     def line(self) -> list[Job]:
@@ -97,12 +116,18 @@ class Queue:
 
     def find(self, folder: Path) -> Job | None:
         """The newest job of a folder."""
-        return next((job for job in self.all() if job.folder == self._ledger.whole(self._ledger.key(folder))), None)
+        return next(
+            (job for job in self.all() if job.folder == self._ledger.whole(self._ledger.key(folder))), None
+        )
 
     def clicked(self, token: str) -> Job | None:
         """The job that a click has made already."""
         rows = (
-            self._ledger.do(lambda db: db.execute("SELECT * FROM job WHERE token = ?", (token,)).fetchall(), writes=False) if token else []
+            self._ledger.do(
+                lambda db: db.execute("SELECT * FROM job WHERE token = ?", (token,)).fetchall(), writes=False
+            )
+            if token
+            else []
         )
         return self._ledger.job(rows[0], 0) if rows else None
 
@@ -119,11 +144,16 @@ class Queue:
 
         def swap(db: sqlite3.Connection) -> None:
             rows = db.execute("SELECT * FROM job WHERE state = 'waiting' ORDER BY position").fetchall()
-            rows = [row for row in rows if Path(row["folder"]).parent == Path(self._ledger.key(folder)).parent]
+            rows = [
+                row for row in rows if Path(row["folder"]).parent == Path(self._ledger.key(folder)).parent
+            ]
             at = next((n for n, row in enumerate(rows) if row["folder"] == self._ledger.key(folder)), None)
             if at is None or not 0 <= at + by < len(rows):
                 return
-            for row, position in ((rows[at], rows[at + by]["position"]), (rows[at + by], rows[at]["position"])):
+            for row, position in (
+                (rows[at], rows[at + by]["position"]),
+                (rows[at + by], rows[at]["position"]),
+            ):
                 db.execute("UPDATE job SET position = ? WHERE id = ?", (position, row["id"]))
                 mark(self._ledger.whole(row["folder"]), {**facts_of(row), "position": position})
 
@@ -131,13 +161,17 @@ class Queue:
 
     @property
     def is_paused(self) -> bool:
-        row = self._ledger.do(lambda db: db.execute("SELECT value FROM setting WHERE name = 'paused'").fetchone(), writes=False)
+        row = self._ledger.do(
+            lambda db: db.execute("SELECT value FROM setting WHERE name = 'paused'").fetchone(), writes=False
+        )
         return row is not None and row["value"] == "yes"
 
     def pause(self, paused: bool) -> None:
         """Paused, the line starts nothing; what runs goes on."""
         value = "yes" if paused else "no"
-        self._ledger.do(lambda db: db.execute("INSERT OR REPLACE INTO setting VALUES ('paused', ?)", (value,)))
+        self._ledger.do(
+            lambda db: db.execute("INSERT OR REPLACE INTO setting VALUES ('paused', ?)", (value,))
+        )
         self.step()
 
     def stop(self, folder: Path, *, at_once: bool = False) -> None:
@@ -149,7 +183,8 @@ class Queue:
 
         def asked(db: sqlite3.Connection) -> sqlite3.Row | None:
             row = db.execute(
-                "SELECT * FROM job WHERE folder = ? AND state IN ('waiting', 'running')", (self._ledger.key(folder),)
+                "SELECT * FROM job WHERE folder = ? AND state IN ('waiting', 'running')",
+                (self._ledger.key(folder),),
             ).fetchone()
             if row and row["state"] == "waiting":
                 self._end(db, row, "stopped")
@@ -185,10 +220,16 @@ class Queue:
         """What there is to work on, asked of a child process."""
         if self.devices is not None:
             return
-        asked = subprocess.run([sys.executable, "-m", "trainer", "device", "--json"], cwd=_ROOT, capture_output=True, text=True)
+        asked = subprocess.run(
+            [sys.executable, "-m", "trainer", "device", "--json"], cwd=_ROOT, capture_output=True, text=True
+        )
         found = []
         with contextlib.suppress(ValueError, TypeError):
-            found = [Device(**facts) for facts in json.loads(asked.stdout.strip().splitlines()[-1])] if asked.stdout.strip() else []
+            found = (
+                [Device(**facts) for facts in json.loads(asked.stdout.strip().splitlines()[-1])]
+                if asked.stdout.strip()
+                else []
+            )
         # Without an answer a training would still say why it can't be.
         self.devices = tuple(found) or (Device(id="cpu", words="CPU"),)
 
@@ -203,12 +244,19 @@ class Queue:
         held = {row["folder"] for row in db.execute("SELECT folder FROM job WHERE state = 'running'")}
         for folder in self._alive() - held:
             self._adopt(db, folder)
-        if self.devices is None or db.execute("SELECT 1 FROM setting WHERE name = 'paused' AND value = 'yes'").fetchone():
+        if (
+            self.devices is None
+            or db.execute("SELECT 1 FROM setting WHERE name = 'paused' AND value = 'yes'").fetchone()
+        ):
             return
         for device in (*self.devices, Device(id=FILES, words="", visible="")):
-            taken = db.execute("SELECT 1 FROM job WHERE state = 'running' AND device IN (?, '')", (device.id,)).fetchone()
+            taken = db.execute(
+                "SELECT 1 FROM job WHERE state = 'running' AND device IN (?, '')", (device.id,)
+            ).fetchone()
             lanes = (FILES, FILES) if device.id == FILES else ("", device.id)
-            row = db.execute("SELECT * FROM job WHERE state = 'waiting' AND lane IN (?, ?) ORDER BY position", lanes).fetchone()
+            row = db.execute(
+                "SELECT * FROM job WHERE state = 'waiting' AND lane IN (?, ?) ORDER BY position", lanes
+            ).fetchone()
             if row and not taken:
                 self._start(db, row, device)
 
@@ -222,10 +270,23 @@ class Queue:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         if device.visible is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device.visible
-        command = [sys.executable, "-m", "trainer", *json.loads(row["arguments"]), "--models", str(self.models.resolve())]
+        command = [
+            sys.executable,
+            "-m",
+            "trainer",
+            *json.loads(row["arguments"]),
+            "--models",
+            str(self.models.resolve()),
+        ]
         with (folder / "trainer.log").open("ab") as log:
             child = subprocess.Popen(
-                command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
+                command,
+                cwd=_ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=environment,
             )
         self._children[row["id"]] = child
         born = _born(child.pid)
@@ -251,7 +312,10 @@ class Queue:
     def _end(self, db: sqlite3.Connection, row: sqlite3.Row, state: str) -> None:
         child = self._children.pop(row["id"], None)
         killed = -child.returncode if child is not None and (child.poll() or 0) < 0 else 0
-        db.execute("UPDATE job SET state = ?, signal = ?, changed = ? WHERE id = ?", (state, killed, time.time(), row["id"]))
+        db.execute(
+            "UPDATE job SET state = ?, signal = ?, changed = ? WHERE id = ?",
+            (state, killed, time.time(), row["id"]),
+        )
         (self._ledger.whole(row["folder"]) / MARK).unlink(missing_ok=True)
         db.execute(
             "DELETE FROM job WHERE state NOT IN ('waiting', 'running') AND id NOT IN (SELECT id FROM job ORDER BY changed DESC LIMIT ?)",
@@ -260,7 +324,11 @@ class Queue:
 
     def _alive(self) -> set[str]:
         """Trainings that a process works on, whoever started it."""
-        owners = [path for pattern in ("*/owner.json", f"{USERS}/*/*/owner.json") for path in self.outputs.glob(pattern)]
+        owners = [
+            path
+            for pattern in ("*/owner.json", f"{USERS}/*/*/owner.json")
+            for path in self.outputs.glob(pattern)
+        ]
         runs = [path.parent for path in owners if (path.parent / "config.toml").is_file()]
         return {self._ledger.key(folder) for folder in runs if Run(folder).is_alive()}
 
@@ -272,7 +340,10 @@ class Queue:
         device = self._first_device()
         row = db.execute("SELECT id FROM job WHERE folder = ? AND state = 'waiting'", (place,)).fetchone()
         if row:
-            db.execute("UPDATE job SET state = 'running', device = ?, changed = ? WHERE id = ?", (device, time.time(), row["id"]))
+            db.execute(
+                "UPDATE job SET state = 'running', device = ?, changed = ? WHERE id = ?",
+                (device, time.time(), row["id"]),
+            )
             return
         job = {
             "id": uuid.uuid4().hex,

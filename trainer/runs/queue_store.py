@@ -58,10 +58,14 @@ class Ledger:
                     db.execute("COMMIT")
                     return result
             except sqlite3.OperationalError as error:
-                raise RunError(f"the queue can't be used just now ({error}); check the disk of the outputs folder and try again") from error
+                raise RunError(
+                    f"the queue can't be used just now ({error}); check the disk of the outputs folder and try again"
+                ) from error
             except sqlite3.DatabaseError as error:  # damaged
                 if not again:
-                    raise RunError("the queue's file is damaged; remove .queue.sqlite from the outputs folder") from error
+                    raise RunError(
+                        "the queue's file is damaged; remove .queue.sqlite from the outputs folder"
+                    ) from error
                 self._set_aside()
         raise AssertionError
 
@@ -97,7 +101,12 @@ class Ledger:
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError, sqlite3.IntegrityError):
                     job = json.loads(marked.read_text(encoding="utf-8"))
                     if job["state"] == "waiting" or Run(marked.parent).is_alive():
-                        self.insert(db, self.key(marked.parent), job, self._device() if job["state"] == "running" else "")
+                        self.insert(
+                            db,
+                            self.key(marked.parent),
+                            job,
+                            self._device() if job["state"] == "running" else "",
+                        )
                     else:
                         marked.unlink()
         db.execute("COMMIT")
@@ -106,10 +115,19 @@ class Ledger:
         db.execute(
             "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, ?, 0, 0, ?)",
             (
-                job["id"], job["token"], job["kind"], place, json.dumps(job["arguments"]), job["lane"], device, job["state"],
-                job["position"], job["said"], time.time(),
+                job["id"],
+                job["token"],
+                job["kind"],
+                place,
+                json.dumps(job["arguments"]),
+                job["lane"],
+                device,
+                job["state"],
+                job["position"],
+                job["said"],
+                time.time(),
             ),
-        )  # fmt: skip
+        )
 
     def job(self, row: sqlite3.Row, place: int) -> Job:
         folder = self.whole(row["folder"])

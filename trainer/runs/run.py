@@ -84,14 +84,19 @@ def create(path: Path, config: TrainConfig, manifest: Manifest | list[Path]) -> 
     """
     run = Run(path)
     if (path / "config.toml").exists():
-        raise RunError(f"{path} already holds a run; choose another --output, or go on with it: python -m trainer resume {path}")
+        raise RunError(
+            f"{path} already holds a run; choose another --output, or go on with it: python -m trainer resume {path}"
+        )
     problems: tuple[str, ...] = ()
     if isinstance(manifest, Manifest):
         whole = with_named(manifest, config)  # before anything is written
         problems = whole.problems[len(manifest.problems) :]
         kept, text = "manifest.json", _manifest_text(whole)
     else:
-        kept, text = "sources.json", json.dumps([os.path.abspath(folder) for folder in manifest], ensure_ascii=False)
+        kept, text = (
+            "sources.json",
+            json.dumps([os.path.abspath(folder) for folder in manifest], ensure_ascii=False),
+        )
     path.mkdir(parents=True, exist_ok=True)
     run.samples.mkdir(exist_ok=True)
     run.checkpoints.mkdir(exist_ok=True)
@@ -139,7 +144,9 @@ def claim(run: Run) -> Iterator[None]:
         except FileExistsError:
             held = _owner(owner)
             if _lives(held):
-                raise RunError(f"another process ({held['pid'] if held else '?'}) works on {run.path.name}; stop it first") from None
+                raise RunError(
+                    f"another process ({held['pid'] if held else '?'}) works on {run.path.name}; stop it first"
+                ) from None
             # A dead process's claim is moved aside before it is removed: another taker may have put its own there since.
             aside = run.path / f".tmp-owner-{me.pid}"
             with contextlib.suppress(FileNotFoundError):

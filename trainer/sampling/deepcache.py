@@ -25,13 +25,17 @@ class Fast:
         self._deep: torch.Tensor | None = None
         self._since = 0
         # The shortcut is for SDXL's form: no attention in the outermost level.
-        self._can_skip = not (hasattr(unet.down_blocks[0], "attentions") or hasattr(unet.up_blocks[-1], "attentions"))
+        self._can_skip = not (
+            hasattr(unet.down_blocks[0], "attentions") or hasattr(unet.up_blocks[-1], "attentions")
+        )
 
     def __enter__(self) -> Fast:
         self._hook = self.unet.up_blocks[-1].register_forward_pre_hook(self._remember, with_kwargs=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._hook.remove()
 
     def _remember(self, block: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -42,7 +46,11 @@ class Fast:
         return step <= max(1, round(GUIDED * self.steps))
 
     def __call__(
-        self, sample_NCHW: torch.Tensor, timestep: torch.Tensor, text_NTD: torch.Tensor, added: dict[str, torch.Tensor]
+        self,
+        sample_NCHW: torch.Tensor,
+        timestep: torch.Tensor,
+        text_NTD: torch.Tensor,
+        added: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         self._since += 1
         deep = self._deep
@@ -51,18 +59,27 @@ class Fast:
         return self._outermost(sample_NCHW, timestep, text_NTD, added, deep)
 
     def _outermost(
-        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, added: dict[str, torch.Tensor], deep: torch.Tensor
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        text: torch.Tensor,
+        added: dict[str, torch.Tensor],
+        deep: torch.Tensor,
     ) -> torch.Tensor:
         """As `UNet2DConditionModel.forward`, with everything between its first and last block left out."""
         unet, since = self.unet, self._since
         embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
-        embedding = embedding + unet.get_aug_embed(emb=embedding, encoder_hidden_states=text, added_cond_kwargs=added)
+        embedding = embedding + unet.get_aug_embed(
+            emb=embedding, encoder_hidden_states=text, added_cond_kwargs=added
+        )
         hidden = unet.conv_in(sample)
         passed = [hidden]
         for layer in unet.down_blocks[0].resnets:
             hidden = layer(hidden, embedding)
             passed.append(hidden)
         last = unet.up_blocks[-1]
-        hidden = last(hidden_states=deep, temb=embedding, res_hidden_states_tuple=tuple(passed[-len(last.resnets) :]))
+        hidden = last(
+            hidden_states=deep, temb=embedding, res_hidden_states_tuple=tuple(passed[-len(last.resnets) :])
+        )
         self._since = since  # the hook took this for an answer of the deep layers
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))

@@ -19,7 +19,9 @@ class Drawn:
     picture: Image.Image
 
 
-def save_picture(drawn: Drawn, request: Request, path: Path, *, base: str, loras: Sequence[tuple[str, float]]) -> None:
+def save_picture(
+    drawn: Drawn, request: Request, path: Path, *, base: str, loras: Sequence[tuple[str, float]]
+) -> None:
     """A PNG that carries its parameters as A1111 writes them.
 
     Args:
@@ -29,7 +31,9 @@ def save_picture(drawn: Drawn, request: Request, path: Path, *, base: str, loras
     width, height = drawn.picture.size
     facts = PngImagePlugin.PngInfo()
     negative = f"\nNegative prompt: {request.negative}" if request.negative else ""
-    call = "".join(f" <lora:{name}:{drawn.strength * weight:g}>" for name, weight in loras if drawn.strength * weight)
+    call = "".join(
+        f" <lora:{name}:{drawn.strength * weight:g}>" for name, weight in loras if drawn.strength * weight
+    )
     facts.add_itxt(
         "parameters",
         f"{prompt}{call}{negative}\nSteps: {request.steps}, {sampler_words(request.sampler)}, CFG scale: {request.guidance:g}, "
@@ -56,9 +60,15 @@ def strip(drawn: list[Drawn], request: Request) -> Image.Image:
     sheet = Image.new("RGB", (columns * (width + margin) + margin, rows * (height + margin) + top), "white")
     pen = ImageDraw.Draw(sheet)
     for column, strength in enumerate(request.strengths):
-        pen.text((margin + column * (width + margin) + width // 2, 5), f"{strength:g}", fill="black", anchor="mt")
+        pen.text(
+            (margin + column * (width + margin) + width // 2, 5), f"{strength:g}", fill="black", anchor="mt"
+        )
     for index, cell in enumerate(drawn):
         row, column = divmod(index, columns)
-        fitted = cell.picture if cell.picture.size == (width, height) else ImageOps.pad(cell.picture, (width, height), color="white")
+        fitted = (
+            cell.picture
+            if cell.picture.size == (width, height)
+            else ImageOps.pad(cell.picture, (width, height), color="white")
+        )
         sheet.paste(fitted, (margin + column * (width + margin), top + row * (height + margin)))
     return sheet

@@ -50,7 +50,9 @@ def fit_colours(vae: Any) -> Colours:
     return Colours(found[:-1].clone(), found[-1].clone())
 
 
-def frames(colours: Colours, folder: Path, now: Callable[[], float] = time.monotonic) -> Callable[[torch.Tensor, int], None]:
+def frames(
+    colours: Colours, folder: Path, now: Callable[[], float] = time.monotonic
+) -> Callable[[torch.Tensor, int], None]:
     """What shows a pass's rows (N, C, H, W), `columns` to a line, as `frame.png`; now and then only."""
     last = -1e9
 

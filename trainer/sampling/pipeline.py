@@ -34,7 +34,9 @@ class WarmBase:
 
     def __init__(self, base: Base, precision: str = "auto") -> None:
         self.base, self.device = base, find_device()
-        self.unet = base.unet(self.device, precision_for(precision, self.device, base.configs)).to(memory_format=torch.channels_last)
+        self.unet = base.unet(self.device, precision_for(precision, self.device, base.configs)).to(
+            memory_format=torch.channels_last
+        )
         self.vae = base.vae(self.device)
         self.scheduler: Any = base.scheduler()
         self.encoders = base.text_encoders(self.device, torch.float32)
@@ -47,12 +49,17 @@ class WarmBase:
     def colours(self) -> Colours:
         return fit_colours(self.vae)
 
-    def draw(self, lora: Path | Mix | None, request: Request, on_step: Any = None, on_frame: Any = None) -> list[Any]:
+    def draw(
+        self, lora: Path | Mix | None, request: Request, on_step: Any = None, on_frame: Any = None
+    ) -> list[Any]:
         """Pictures of a LoRA file or of several, each at its weight; without one the base's own, which stays as it is."""
         files = _files(lora)
         changed: set[str] = {part for file, _ in files for part in parts_of(file)}
         adapter = self.adapter_of(files)
-        windows = max(windows_of(prompt, self.tokenizers[0], weighted=True) for prompt in (*request.prompts, request.negative))
+        windows = max(
+            windows_of(prompt, self.tokenizers[0], weighted=True)
+            for prompt in (*request.prompts, request.negative)
+        )
         reading = Reading(windows=windows, clip_skip=request.clip_skip, weighted=True)
 
         def encode_one(prompt: str) -> Conditioning:
@@ -60,17 +67,31 @@ class WarmBase:
                 return encode([prompt], self.tokenizers, self.encoders, reading)
 
         wanted = conditioner(
-            self.known.setdefault(reading, {}), encode_one, adapter,
-            changes_text=bool(changed - {"unet"}), zeros_for_empty=self.base.zeros_for_empty_prompt,
-        )  # fmt: skip
+            self.known.setdefault(reading, {}),
+            encode_one,
+            adapter,
+            changes_text=bool(changed - {"unet"}),
+            zeros_for_empty=self.base.zeros_for_empty_prompt,
+        )
         native, factor = self.base.native_size, self.base.latent_factor
         size = (request.width or native, request.height or native)
         if any(side % (4 * factor) for side in size):
-            raise ConfigError([f"width and height must be multiples of {4 * factor}, not {size[0]} x {size[1]}"])
+            raise ConfigError(
+                [f"width and height must be multiples of {4 * factor}, not {size[0]} x {size[1]}"]
+            )
         return draw(
-            request, unet=self.unet, vae=self.vae, scheduler=self._scheduler(files), adapter=adapter,
-            conditioning=wanted, size=size, latent_factor=factor, room=self._room(request, size), on_step=on_step, on_frame=on_frame,
-        )  # fmt: skip
+            request,
+            unet=self.unet,
+            vae=self.vae,
+            scheduler=self._scheduler(files),
+            adapter=adapter,
+            conditioning=wanted,
+            size=size,
+            latent_factor=factor,
+            room=self._room(request, size),
+            on_step=on_step,
+            on_frame=on_frame,
+        )
 
     def adapter_of(self, files: Mix) -> Adapter:
         """An adapter of the files in the models, which keep it until others are asked for.
@@ -84,7 +105,9 @@ class WarmBase:
         detach_all(kept, models)
         changed = {part for file, _ in files for part in parts_of(file)}
         if files:
-            self._adapter = attach_mix(files, {part: model for part, model in models.items() if part in changed or part == "unet"})
+            self._adapter = attach_mix(
+                files, {part: model for part, model in models.items() if part in changed or part == "unet"}
+            )
         return self._adapter
 
     def _room(self, request: Request, size: tuple[int, int]) -> Room:
@@ -116,7 +139,9 @@ def draw_file(lora: Path | Mix, request: Request, out_dir: Path, *, base: str, m
     return save_all(WarmBase(open_base(base, models)), lora, request, out_dir)
 
 
-def save_all(warm: WarmBase, lora: Path | Mix, request: Request, out_dir: Path, on_step: Any = None, prefix: str = "") -> list[Path]:
+def save_all(
+    warm: WarmBase, lora: Path | Mix, request: Request, out_dir: Path, on_step: Any = None, prefix: str = ""
+) -> list[Path]:
     """Draws and saves; while somebody follows, rough pictures of what is coming lie in `out_dir`."""
     try:
         drawn = warm.draw(lora, request, on_step, frames(warm.colours, out_dir) if on_step else None)

@@ -51,7 +51,9 @@ def draw(
     passes = [cells[start : start + per_pass] for start in range(0, len(cells), per_pass)]
     for number, rows in enumerate(passes):
 
-        def report(step: int, latents: torch.Tensor, before: int = number * request.steps, size: int = len(rows)) -> None:
+        def report(
+            step: int, latents: torch.Tensor, before: int = number * request.steps, size: int = len(rows)
+        ) -> None:
             if on_frame:
                 on_frame(latents, min(size, len(request.strengths)))
             if on_step:
@@ -103,11 +105,15 @@ def conditioner(
 
 
 def _zeros_if(wanted: bool, found: Conditioning) -> Conditioning:
-    return Conditioning(torch.zeros_like(found.text_NTD), torch.zeros_like(found.pooled_NP)) if wanted else found
+    return (
+        Conditioning(torch.zeros_like(found.text_NTD), torch.zeros_like(found.pooled_NP)) if wanted else found
+    )
 
 
 @torch.inference_mode()
-def _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent_factor, report) -> torch.Tensor:
+def _denoise(
+    request, rows, unet, scheduler, adapter, conditioning, size, latent_factor, report
+) -> torch.Tensor:
     """Scaled latents (N, C, H/8, W/8), one row for each (prompt, strength), by classifier-free guidance
     (Ho & Salimans 2022): e = e_empty + guidance * (e_prompt - e_empty)."""
     device, dtype = unet.device, unet.dtype
@@ -115,15 +121,22 @@ def _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent
     wanted = [conditioning(request.prompts[p], strength) for p, strength in rows]
     unwanted = [conditioning(request.negative, strength) for _, strength in rows]
     text = Conditioning.stack([*unwanted, *wanted]).to(device, dtype)
-    time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=dtype, device=device).repeat(2 * len(rows), 1)
+    time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=dtype, device=device).repeat(
+        2 * len(rows), 1
+    )
     added = {"text_embeds": text.pooled_NP, "time_ids": time_ids}
 
     shape = (1, unet.config.in_channels, height // latent_factor, width // latent_factor)
     scheduler = scheduler_for(request.sampler, scheduler)
-    draws = [_generator(request.seed, p) for p, _ in rows]  # rows of a prompt draw the same noise, also in later steps
+    draws = [
+        _generator(request.seed, p) for p, _ in rows
+    ]  # rows of a prompt draw the same noise, also in later steps
     noise = {"generator": draws} if SAMPLERS[request.sampler].draws_noise else {}
     scheduler.set_timesteps(request.steps)
-    latents = torch.cat([torch.randn(shape, generator=each) for each in draws]).to(device) * scheduler.init_noise_sigma
+    latents = (
+        torch.cat([torch.randn(shape, generator=each) for each in draws]).to(device)
+        * scheduler.init_noise_sigma
+    )
     previous = adapter.strength.value if adapter else 1.0
     strengths = torch.tensor([strength for _, strength in rows], device=device)
     if adapter:
@@ -133,7 +146,9 @@ def _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent
             for step, timestep in enumerate(scheduler.timesteps, start=1):
                 if fast and adapter and not fast.is_guided(step):
                     adapter.strength.value = strengths
-                answer = _answer(unet, fast, step, scheduler, latents, timestep, text, added, request.guidance)
+                answer = _answer(
+                    unet, fast, step, scheduler, latents, timestep, text, added, request.guidance
+                )
                 stepped = scheduler.step(answer, timestep, latents, **noise)
                 latents = stepped.prev_sample
                 expected = stepped.get("pred_original_sample")
@@ -156,7 +171,9 @@ def _answer(unet, fast, step, scheduler, latents, timestep, text, added, guidanc
     """The guided prediction for each row, fp32."""
     if fast and not fast.is_guided(step):
         alone, half = scheduler.scale_model_input(latents, timestep).to(text.text_NTD.dtype), len(latents)
-        return fast(alone, timestep, text.text_NTD[half:], {name: rows[half:] for name, rows in added.items()}).float()
+        return fast(
+            alone, timestep, text.text_NTD[half:], {name: rows[half:] for name, rows in added.items()}
+        ).float()
     doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep).to(text.text_NTD.dtype)
     if fast:
         answer = fast(doubled, timestep, text.text_NTD, added)

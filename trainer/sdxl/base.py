@@ -46,7 +46,10 @@ class Base:
         return load("vae", self.configs, self.weights, device, torch.float32)
 
     def text_encoders(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-        first, second = (load(part, self.configs, self.weights, device, dtype) for part in ("text_encoder", "text_encoder_2"))
+        first, second = (
+            load(part, self.configs, self.weights, device, dtype)
+            for part in ("text_encoder", "text_encoder_2")
+        )
         return first, second
 
     def tokenizers(self) -> tuple[CLIPTokenizer, CLIPTokenizer]:
@@ -65,12 +68,16 @@ class Base:
 def _tokenizer(folder: Path) -> CLIPTokenizer:
     merges = folder / "merges.txt"
     try:
-        if merges.is_file() and not merges.stat().st_size:  # would read every letter for itself, without a word
+        if (
+            merges.is_file() and not merges.stat().st_size
+        ):  # would read every letter for itself, without a word
             raise ValueError("merges.txt is empty")
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the libraries behind it raise what they like, plain Exception too
         why = " ".join(str(error).split())[:150]
-        raise BaseError(f"{folder.parent.name} has a damaged {folder.name} ({why}); copy the whole folder again") from None
+        raise BaseError(
+            f"{folder.parent.name} has a damaged {folder.name} ({why}); copy the whole folder again"
+        ) from None
 
 
 def open_base(reference: str, models: Path) -> Base:
@@ -82,7 +89,9 @@ def open_base(reference: str, models: Path) -> Base:
     if path is None:
         known = found_bases(models)
         there = f"; under {models.name}/ there is {', '.join(known)}" if known else ""
-        fetch = f", or fetch it first: python -m trainer base fetch {reference}" if _is_hub_id(reference) else ""
+        fetch = (
+            f", or fetch it first: python -m trainer base fetch {reference}" if _is_hub_id(reference) else ""
+        )
         raise BaseError(
             f"the base model {reference!r} is not there{there}; give one of these, or the path of a folder or .safetensors{fetch}"
         )
@@ -97,7 +106,9 @@ def _configs_of(checkpoint: Checkpoint, models: Path) -> Path:
     for configs in (ORIGINAL, *sorted(path.parent for path in models.glob("*/model_index.json"))):
         if folder_configs(configs)["unet"]["block_out_channels"][0] == checkpoint.width:
             return configs
-    raise BaseError(f"{checkpoint.path.name} is not of SDXL's shape ({checkpoint.width} channels, not 320); choose another")
+    raise BaseError(
+        f"{checkpoint.path.name} is not of SDXL's shape ({checkpoint.width} channels, not 320); choose another"
+    )
 
 
 def _found(reference: str, models: Path) -> Path | None:
@@ -132,19 +143,26 @@ def open_file(checkpoint: Checkpoint, configs: Path = ORIGINAL) -> Base:
     for path in dict.fromkeys((checkpoint.path, checkpoint.vae or checkpoint.path)):
         _digest_weights(path, digest)
     return Base(
-        path=checkpoint.path, configs=configs, weights=FileWeights(checkpoint.path, checkpoint.vae),
-        native_size=facts["unet"]["sample_size"] * factor, latent_factor=factor,
+        path=checkpoint.path,
+        configs=configs,
+        weights=FileWeights(checkpoint.path, checkpoint.vae),
+        native_size=facts["unet"]["sample_size"] * factor,
+        latent_factor=factor,
         prediction_type=checkpoint.prediction_type or facts["scheduler"].get("prediction_type", "epsilon"),
-        zero_terminal_snr=checkpoint.zero_terminal_snr, latent_scaling=facts["vae"]["scaling_factor"],
-        zeros_for_empty_prompt=facts["index"]["force_zeros_for_empty_prompt"], fingerprint=digest.hexdigest(),
-    )  # fmt: skip
+        zero_terminal_snr=checkpoint.zero_terminal_snr,
+        latent_scaling=facts["vae"]["scaling_factor"],
+        zeros_for_empty_prompt=facts["index"]["force_zeros_for_empty_prompt"],
+        fingerprint=digest.hexdigest(),
+    )
 
 
 def open_folder(path: Path) -> Base:
     """A diffusers folder. Raises BaseError."""
     facts = folder_configs(path)
     if facts["unet"].get("addition_embed_type") != "text_time" or "text_encoder_2" not in facts["index"]:
-        raise BaseError(f"{path.name} is not an SDXL model; choose SDXL 1.0, Illustrious, Pony or another of its family")
+        raise BaseError(
+            f"{path.name} is not an SDXL model; choose SDXL 1.0, Illustrious, Pony or another of its family"
+        )
     if facts["unet"].get("in_channels", 4) != 4:
         raise BaseError(f"{path.name} is an inpainting model; choose the model that it was made of")
     gone = [part for part in (*PARTS, "tokenizer", "tokenizer_2") if not (path / part).is_dir()]
@@ -154,17 +172,24 @@ def open_folder(path: Path) -> Base:
         if part not in gone and not all(f.is_file() for f in weight_files(path / part) or [path / "?"])
     ]
     if gone:
-        raise BaseError(f"{path.name} lacks {', '.join(gone)}; copy the whole folder again, with its .safetensors")
+        raise BaseError(
+            f"{path.name} lacks {', '.join(gone)}; copy the whole folder again, with its .safetensors"
+        )
     for part in ("text_encoder", "text_encoder_2"):
         folder_config(path, f"{part}/config.json", ("hidden_size", "projection_dim"))
     factor = 2 ** (len(facts["vae"]["block_out_channels"]) - 1)
     return Base(
-        path=path, configs=path, weights=FolderWeights(path), native_size=facts["unet"]["sample_size"] * factor, latent_factor=factor,
+        path=path,
+        configs=path,
+        weights=FolderWeights(path),
+        native_size=facts["unet"]["sample_size"] * factor,
+        latent_factor=factor,
         prediction_type=facts["scheduler"].get("prediction_type", "epsilon"),
         zero_terminal_snr=bool(facts["scheduler"].get("rescale_betas_zero_snr", False)),
-        latent_scaling=facts["vae"]["scaling_factor"], zeros_for_empty_prompt=facts["index"].get("force_zeros_for_empty_prompt", True),
+        latent_scaling=facts["vae"]["scaling_factor"],
+        zeros_for_empty_prompt=facts["index"].get("force_zeros_for_empty_prompt", True),
         fingerprint=_folder_fingerprint(path),
-    )  # fmt: skip
+    )
 
 
 def _folder_fingerprint(path: Path) -> str:

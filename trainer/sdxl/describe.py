@@ -28,7 +28,11 @@ def described(base: Base) -> Iterator[tuple[str, str]]:
             yield "VAE from", "nowhere; put sdxl_vae.safetensors beside it"
         elif found.vae != base.path:
             yield "VAE from", found.vae.name
-        because = f"because of {found.said_by}" if found.prediction_type else "since nothing in the file says otherwise"
+        because = (
+            f"because of {found.said_by}"
+            if found.prediction_type
+            else "since nothing in the file says otherwise"
+        )
         yield "prediction", f"{base.prediction_type}, {because}"
     else:
         base.tokenizers()  # told now, not when a training reads its first caption
@@ -38,7 +42,10 @@ def described(base: Base) -> Iterator[tuple[str, str]]:
         size = sum(file.stat().st_size for file in files)
         yield "files", f"{size:,} bytes of weights"
         for part in PARTS:
-            yield _NAMES[part], f"{sum(p.numel() for p in build(part, base.configs).parameters()):,} parameters"
+            yield (
+                _NAMES[part],
+                f"{sum(p.numel() for p in build(part, base.configs).parameters()):,} parameters",
+            )
         yield "prediction", f"{base.prediction_type}, because its scheduler's configuration says so"
     yield "zero terminal SNR", "yes" if base.zero_terminal_snr else "no"
     yield "native size", f"{base.native_size} x {base.native_size} px"

@@ -32,7 +32,11 @@ class Source:
         if self.transposed:
             tensor = tensor.T
         # The original VAE's attention uses 1x1 convolutions where diffusers has linear layers.
-        return tensor[:, :, 0, 0] if tensor.dim() == 4 and len(shape) == 2 and tensor.shape[2:] == (1, 1) else tensor
+        return (
+            tensor[:, :, 0, 0]
+            if tensor.dim() == 4 and len(shape) == 2 and tensor.shape[2:] == (1, 1)
+            else tensor
+        )
 
 
 def original_source(part: str, name: str) -> Source:
@@ -49,7 +53,9 @@ def original_source(part: str, name: str) -> Source:
 
 _VAE_PARTS = {"conv_norm_out": "norm_out", "conv_shortcut": "nin_shortcut"}
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-_VAE_BLOCK = re.compile(r"(encoder|decoder)\.(down|up)_blocks\.(\d)\.(resnets|downsamplers|upsamplers)\.(\d)\.(.+)")
+_VAE_BLOCK = re.compile(
+    r"(encoder|decoder)\.(down|up)_blocks\.(\d)\.(resnets|downsamplers|upsamplers)\.(\d)\.(.+)"
+)
 _VAE_MIDDLE = re.compile(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d)\.(.+)")
 
 
@@ -71,9 +77,11 @@ def _vae_module(module: str) -> str:
 
 
 _OPEN_CLIP = {
-    "embeddings.position_embedding.weight": "positional_embedding", "embeddings.token_embedding.weight": "token_embedding.weight",
-    "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias",
-}  # fmt: skip
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
 _OPEN_CLIP_LAYER = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",

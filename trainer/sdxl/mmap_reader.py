@@ -17,9 +17,15 @@ from trainer.errors import BaseError
 from trainer.headers.safetensors import Header, read_header
 
 _DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+}
 
 
 class MappedFile:
@@ -35,12 +41,19 @@ class MappedFile:
         """One tensor, valid inside the `with` only: copy what is kept."""
         found = self.header.tensors[key]
         if found.dtype not in _DTYPES:
-            raise BaseError(f"{self.path.name} holds {key} as {found.dtype}, which is not read; get the fp16 version")
+            raise BaseError(
+                f"{self.path.name} holds {key} as {found.dtype}, which is not read; get the fp16 version"
+            )
         if found.start == found.end:
             yield torch.empty(found.shape, dtype=_DTYPES[found.dtype])
             return
         lead = found.start % mmap.ALLOCATIONGRANULARITY
         with self.path.open("rb") as file:
             # Copy-on-write only so that torch sees a writable buffer; nothing is written.
-            view = mmap.mmap(file.fileno(), found.end - found.start + lead, offset=found.start - lead, access=mmap.ACCESS_COPY)
+            view = mmap.mmap(
+                file.fileno(),
+                found.end - found.start + lead,
+                offset=found.start - lead,
+                access=mmap.ACCESS_COPY,
+            )
         yield torch.frombuffer(view, dtype=_DTYPES[found.dtype], offset=lead).view(found.shape)

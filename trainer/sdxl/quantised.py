@@ -24,16 +24,31 @@ _FP8_MOST = 448.0  # the largest number of e4m3
 
 # QLoRA, appendix E: quantiles of N(0, 1) at evenly spaced probabilities, scaled to [-1, 1], with an exact zero.
 NF4_LEVELS = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
 
 
 class QuantisedLinear(nn.Linear):
     """A frozen linear layer; `weight` is what its codes stand for, in the working precision, made anew at each look."""
 
-    def __init__(self, weight_OI: torch.Tensor, *, kind: str, dtype: torch.dtype, bias: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, weight_OI: torch.Tensor, *, kind: str, dtype: torch.dtype, bias: torch.Tensor | None = None
+    ) -> None:
         nn.Module.__init__(self)  # nn.Linear's own would make a weight
         self.out_features, self.in_features = weight_OI.shape
         self.kind, self.dtype = kind, dtype
@@ -42,7 +57,9 @@ class QuantisedLinear(nn.Linear):
         levels = torch.tensor(NF4_LEVELS, device=weight_OI.device, dtype=dtype)
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
-        self.register_buffer("pairs", torch.cartesian_prod(levels, levels) if kind == "nf4" else None, persistent=False)
+        self.register_buffer(
+            "pairs", torch.cartesian_prod(levels, levels) if kind == "nf4" else None, persistent=False
+        )
 
     @property
     def weight(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -82,9 +99,15 @@ def pack(weight_OI: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor
         blocks = weight_OI.reshape(-1, BLOCK)
         scales = blocks.abs().amax(dim=1, keepdim=True).clamp_min(tiny)
         levels = torch.tensor(NF4_LEVELS, device=weight_OI.device)
-        nearest = torch.bucketize(blocks / scales, (levels[1:] + levels[:-1]) / 2, out_int32=True).to(torch.uint8).view(-1, 2)
+        nearest = (
+            torch.bucketize(blocks / scales, (levels[1:] + levels[:-1]) / 2, out_int32=True)
+            .to(torch.uint8)
+            .view(-1, 2)
+        )
         return nearest[:, 0] << 4 | nearest[:, 1], scales
-    scales = weight_OI.abs().amax(dim=1, keepdim=True).clamp_min(tiny) / (127 if kind == "int8" else _FP8_MOST)
+    scales = weight_OI.abs().amax(dim=1, keepdim=True).clamp_min(tiny) / (
+        127 if kind == "int8" else _FP8_MOST
+    )
     codes = weight_OI / scales
     return codes.round().to(torch.int8) if kind == "int8" else codes.to(torch.float8_e4m3fn), scales
 

@@ -17,7 +17,9 @@ def scheduler_of(config: TrainConfig, base: Base) -> Any:
     of_base = _has_zero_terminal_snr(base) and prediction == "v_prediction"
     zero = of_base if config.zero_terminal_snr == "auto" else config.zero_terminal_snr == "on"
     if zero and prediction != "v_prediction":
-        raise ConfigError([f"zero_terminal_snr needs a base of v-prediction, and {base.name} predicts noise; set it to off"])
+        raise ConfigError(
+            [f"zero_terminal_snr needs a base of v-prediction, and {base.name} predicts noise; set it to off"]
+        )
     return scheduler_with(base, prediction, zero)
 
 
@@ -61,5 +63,7 @@ def _names(facts: dict[str, str], base: Base) -> bool:
 def _trained_with(facts: dict[str, str]) -> tuple[str, bool | None]:
     """(kind of prediction or "", whether with zero terminal SNR if it says)."""
     v = {"True": "v_prediction", "False": "epsilon"}.get(facts.get("ss_v_parameterization", ""), "")
-    spec = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}.get(facts.get("modelspec.prediction_type", ""), "")
+    spec = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}.get(
+        facts.get("modelspec.prediction_type", ""), ""
+    )
     return v or spec, {"True": True, "False": False}.get(facts.get("ss_zero_terminal_snr", ""))

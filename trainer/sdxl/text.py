@@ -46,7 +46,9 @@ class Reading:
 PLAIN = Reading()
 
 
-def encode(prompts: list[str], tokenizers: tuple[Any, Any], encoders: Encoders, reading: Reading = PLAIN) -> Conditioning:
+def encode(
+    prompts: list[str], tokenizers: tuple[Any, Any], encoders: Encoders, reading: Reading = PLAIN
+) -> Conditioning:
     """Conditioning of each prompt; what passes the last window is cut off.
 
     An emphasised token moves away from, or towards, what an empty prompt says in its place: z = z_empty + w (z - z_empty),
@@ -60,8 +62,12 @@ def encode(prompts: list[str], tokenizers: tuple[Any, Any], encoders: Encoders, 
                     f"clip_skip {reading.clip_skip} is deeper than this base's text encoder; take at most {encoder.config.num_hidden_layers + 1}"
                 ]
             )
-        windows, weights = zip(*(token_windows(prompt, tokenizer, reading) for prompt in prompts), strict=True)
-        ids_MT = torch.tensor([window for rows in windows for window in rows], device=encoder.device)  # M = N x windows
+        windows, weights = zip(
+            *(token_windows(prompt, tokenizer, reading) for prompt in prompts), strict=True
+        )
+        ids_MT = torch.tensor(
+            [window for rows in windows for window in rows], device=encoder.device
+        )  # M = N x windows
         output = encoder(ids_MT, output_hidden_states=True)
         state_MTD = output.hidden_states[-reading.clip_skip]
         weight_MT = torch.tensor([row for rows in weights for row in rows], device=encoder.device)
@@ -83,7 +89,9 @@ def token_windows(prompt: str, tokenizer: Any, reading: Reading) -> tuple[list[l
     for number in range(reading.windows):
         part = slice(WINDOW * number, WINDOW * (number + 1))
         filling = WINDOW - len(ids[part])
-        rows.append([tokenizer.bos_token_id, *ids[part], tokenizer.eos_token_id, *[tokenizer.pad_token_id] * filling])
+        rows.append(
+            [tokenizer.bos_token_id, *ids[part], tokenizer.eos_token_id, *[tokenizer.pad_token_id] * filling]
+        )
         row_weights.append([1.0, *weights[part], 1.0, *[1.0] * filling])
     return rows, row_weights
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 import re
 
 _RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
 
 
 _TOP = {
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-    "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
-}  # fmt: skip
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
 
 
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.?(.*)")
@@ -41,7 +49,9 @@ def sgm_path(path: str) -> str:
         return f"output_blocks.{3 * block + 2}.2.conv"  # after the attention; every up block but the last has one
     slot = 3 * block + layer + (1 if side == "down" else 0)
     inner = _RESNET.get(rest, rest) if kind == "resnets" else rest
-    return _joined(f"{'input' if side == 'down' else 'output'}_blocks.{slot}.{0 if kind == 'resnets' else 1}", inner)
+    return _joined(
+        f"{'input' if side == 'down' else 'output'}_blocks.{slot}.{0 if kind == 'resnets' else 1}", inner
+    )
 
 
 def _joined(*parts: str) -> str:

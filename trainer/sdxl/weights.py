@@ -67,7 +67,9 @@ class FileWeights:
             source = original_source(part, name)
             key = source.key if source.key in file.keys else source.key.removeprefix("first_stage_model.")
             if key not in file.keys:
-                raise BaseError(f"{path.name} lacks {source.key}; it is damaged or of another kind: download it again")
+                raise BaseError(
+                    f"{path.name} lacks {source.key}; it is damaged or of another kind: download it again"
+                )
             with file.tensor(key) as tensor:
                 yield name, source.made(tensor, parameter.shape)
 
@@ -90,7 +92,12 @@ def _spellings(name: str) -> Iterator[str]:
     """A weight's name here and in older files: transformers 5 leaves `text_model.` out, diffusers renamed the VAE's attention."""
     yield name
     yield f"text_model.{name}"
-    for new, old in ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")):
+    for new, old in (
+        (".to_q.", ".query."),
+        (".to_k.", ".key."),
+        (".to_v.", ".value."),
+        (".to_out.0.", ".proj_attn."),
+    ):
         if new in name:
             yield name.replace(new, old)
 
@@ -102,7 +109,9 @@ def build(part: str, config: Path, dtype: torch.dtype = torch.float32, quantised
         model = nn.Module.to(_BUILDERS[part](facts), dtype)
         for path in quantisable(model) if quantised != "none" else ():
             layer: Any = model.get_submodule(path)
-            model.set_submodule(path, QuantisedLinear(layer.weight, kind=quantised, dtype=dtype, bias=layer.bias))
+            model.set_submodule(
+                path, QuantisedLinear(layer.weight, kind=quantised, dtype=dtype, bias=layer.bias)
+            )
     return model
 
 
@@ -122,7 +131,14 @@ _BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 }
 
 
-def load(part: str, config: Path, weights: Weights, device: torch.device, dtype: torch.dtype, quantised: str = "none") -> Any:
+def load(
+    part: str,
+    config: Path,
+    weights: Weights,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantised: str = "none",
+) -> Any:
     """A part with its weights, frozen, in eval mode. Raises BaseError when one is missing or of another shape.
 
     Args:
@@ -158,4 +174,6 @@ def _fill_buffers(model: nn.Module, device: torch.device) -> None:
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
                 assert name == "position_ids", name
-                module.register_buffer(name, torch.arange(buffer.shape[-1], device=device).expand(buffer.shape), persistent=False)
+                module.register_buffer(
+                    name, torch.arange(buffer.shape[-1], device=device).expand(buffer.shape), persistent=False
+                )

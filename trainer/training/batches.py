@@ -18,7 +18,9 @@ class Batches:
     buckets: tuple[tuple[int, int], ...]  # of each item
     size: int
     seed: int
-    _latest: dict[int, list[list[int]]] = field(default_factory=dict, init=False, repr=False, compare=False)  # the epoch asked for last
+    _latest: dict[int, list[list[int]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # the epoch asked for last
 
     def epoch(self, number: int) -> list[list[int]]:
         """Batches of item indices for epoch `number`."""

@@ -29,7 +29,13 @@ from trainer.training.preflight import check_masks
 
 
 def cache_latents(
-    run: Run, items: tuple[Item, ...], config: TrainConfig, base: Base, cache: Cache, device: torch.device, stop: StopSignal
+    run: Run,
+    items: tuple[Item, ...],
+    config: TrainConfig,
+    base: Base,
+    cache: Cache,
+    device: torch.device,
+    stop: StopSignal,
 ) -> Pictures:
     """Posteriors of all pictures in all their forms; the VAE is loaded only when some are missing.
 
@@ -50,14 +56,21 @@ def cache_latents(
             try:
                 mask, seen = future.result()
             except (DatasetError, OSError) as error:
-                run.say("problem", message=str(error) if isinstance(error, DatasetError) else f"{item.name} is gone, so it is left out")
+                run.say(
+                    "problem",
+                    message=str(error)
+                    if isinstance(error, DatasetError)
+                    else f"{item.name} is gone, so it is left out",
+                )
                 continue
             forms = []
             for variant, known in seen:
                 latents = encoder.posterior(known) if isinstance(known, Image.Image) else known
                 if latents is not known:
                     behind.do(cache.keep_latents, item, variant, latents)
-                forms.append(Shown(item, variant, latents[0], latents[1], _mask_tensor(mask, variant, base, config)))
+                forms.append(
+                    Shown(item, variant, latents[0], latents[1], _mask_tensor(mask, variant, base, config))
+                )
             found.append((item, tuple(forms)))
             run.say("stage", stage="caching pictures", done=number, total=len(planned))
     if not found and not stop.asked():
@@ -66,10 +79,23 @@ def cache_latents(
 
 
 def cache_set_aside(
-    run: Run, manifest: Manifest, config: TrainConfig, base: Base, cache: Cache, device: torch.device, stop: StopSignal
+    run: Run,
+    manifest: Manifest,
+    config: TrainConfig,
+    base: Base,
+    cache: Cache,
+    device: torch.device,
+    stop: StopSignal,
 ) -> Pictures:
     """The pictures set aside, each in one plain form; none when the run sets none aside."""
-    plain = dataclasses.replace(config, mask="none", flip=False, random_crop=False, colour_jitter=0.0, resolutions=config.resolutions[:1])
+    plain = dataclasses.replace(
+        config,
+        mask="none",
+        flip=False,
+        random_crop=False,
+        colour_jitter=0.0,
+        resolutions=config.resolutions[:1],
+    )
     if not manifest.set_aside:
         return Pictures((), (), base.latent_scaling)
     return cache_latents(run, manifest.set_aside, plain, base, cache, device, stop)
@@ -84,7 +110,9 @@ def _looked_at(
         known = cache.latents(item, variant)
         if known is None and picture is None:
             if hashlib.sha256(Path(item.path).read_bytes()).hexdigest() != item.digest:
-                raise DatasetError(f"{item.name} has changed since the training was set up, so it is left out; start a new training")
+                raise DatasetError(
+                    f"{item.name} has changed since the training was set up, so it is left out; start a new training"
+                )
             picture = open_picture(Path(item.path))
         seen.append((variant, variant.shown(picture) if known is None and picture else known))
     return mask, seen
@@ -102,14 +130,24 @@ class _Encoder:
         return posterior(self.vae, pixels(picture), self.tile)
 
 
-def _mask_tensor(mask: Image.Image | None, variant: Variant, base: Base, config: TrainConfig) -> torch.Tensor | None:
+def _mask_tensor(
+    mask: Image.Image | None, variant: Variant, base: Base, config: TrainConfig
+) -> torch.Tensor | None:
     if mask is None:
         return None
-    return torch.from_numpy(mask_weights(mask, variant, cell=base.latent_factor, outside=config.mask_outside))[None, None]
+    return torch.from_numpy(
+        mask_weights(mask, variant, cell=base.latent_factor, outside=config.mask_outside)
+    )[None, None]
 
 
 def cache_text(
-    run: Run, prompts: set[str], reading: Reading, base: Base, cache: Cache, device: torch.device, stop: StopSignal
+    run: Run,
+    prompts: set[str],
+    reading: Reading,
+    base: Base,
+    cache: Cache,
+    device: torch.device,
+    stop: StopSignal,
 ) -> dict[str, Conditioning]:
     """Conditioning of each prompt; the encoders are loaded only when some are missing."""
     loaded: dict[str, Any] = {}

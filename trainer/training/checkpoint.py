@@ -44,7 +44,11 @@ class Snapshot:
 
 
 def snapshot(
-    step: int, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None = None, scaler: Scaler | None = None
+    step: int,
+    adapter: Adapter,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None = None,
+    scaler: Scaler | None = None,
 ) -> Snapshot:
     tensors, numbers = _flat(split_state(optimizer, adapter.flats))
     files = {"adapter.safetensors": adapter.tensors(), "optimizer.safetensors": tensors}
@@ -85,7 +89,9 @@ def _write(run: Run, kept: Snapshot, *, keep: int, spare: int | None) -> Path:
     step = kept.step
     files = {name: save(tensors) for name, tensors in kept.tensors.items()}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    files["state.json"] = json.dumps({"step": step, "optimizer": kept.optimizer, "scaler": kept.scaler, "sha256": digests}).encode()
+    files["state.json"] = json.dumps(
+        {"step": step, "optimizer": kept.optimizer, "scaler": kept.scaler, "sha256": digests}
+    ).encode()
     half_written, target = run.checkpoints / f".tmp-{step}", run.checkpoints / f"step-{step}"
     shutil.rmtree(half_written, ignore_errors=True)
     half_written.mkdir(parents=True)
@@ -113,7 +119,11 @@ def checkpoints(run: Run) -> list[Path]:
 
 
 def load_newest(
-    run: Run, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None = None, scaler: Scaler | None = None
+    run: Run,
+    adapter: Adapter,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None = None,
+    scaler: Scaler | None = None,
 ) -> tuple[int, list[str]]:
     """Puts the newest whole checkpoint back: (step, names of damaged ones passed over); (0, ...) when there is none."""
     damaged = []
@@ -179,8 +189,13 @@ def _flat(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any
 
 
 def _unflat(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers["state"].items()}
-    groups = [{**group, **({"betas": tuple(group["betas"])} if "betas" in group else {})} for group in numbers["param_groups"]]
+    state: dict[int, dict[str, Any]] = {
+        int(index): dict(entries) for index, entries in numbers["state"].items()
+    }
+    groups = [
+        {**group, **({"betas": tuple(group["betas"])} if "betas" in group else {})}
+        for group in numbers["param_groups"]
+    ]
     for key, tensor in tensors.items():
         owner, name = key.split(".", 1)
         if owner.startswith("group"):

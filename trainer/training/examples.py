@@ -74,7 +74,14 @@ class Batch:
         """(N, 6): original height and width, crop top and left, target height and width (Podell et al. 2023, 2.2)."""
         return torch.tensor(
             [
-                [item.height, item.width, v.placement.crop_top, v.crop_left, v.placement.bucket[1], v.placement.bucket[0]]
+                [
+                    item.height,
+                    item.width,
+                    v.placement.crop_top,
+                    v.crop_left,
+                    v.placement.bucket[1],
+                    v.placement.bucket[0],
+                ]
                 for item, v in ((shown.item, shown.variant) for shown in self.shown)
             ],
             dtype=torch.float32,
@@ -85,11 +92,21 @@ class Batch:
         if all(shown.mask is None for shown in self.shown):
             return None
         ones = torch.ones(1, 1, *self.shown[0].mean.shape[-2:])
-        return torch.cat([ones if shown.mask is None or all_of else shown.mask for shown, all_of in zip(self.shown, whole, strict=True)])
+        return torch.cat(
+            [
+                ones if shown.mask is None or all_of else shown.mask
+                for shown, all_of in zip(self.shown, whole, strict=True)
+            ]
+        )
 
     def weights(self, base_prior: list[bool], prior_weight: float) -> torch.Tensor:
         """(N,) weight of each picture's loss; `prior_weight` for rows that teach the base's own answer."""
-        return torch.tensor([prior_weight if prior else item.weight for item, prior in zip(self.items, base_prior, strict=True)])
+        return torch.tensor(
+            [
+                prior_weight if prior else item.weight
+                for item, prior in zip(self.items, base_prior, strict=True)
+            ]
+        )
 
 
 def resolution_of(config: TrainConfig, base: Base) -> int:
@@ -98,9 +115,13 @@ def resolution_of(config: TrainConfig, base: Base) -> int:
 
 def bucket_plan(config: TrainConfig, base: Base, side: int = 0) -> BucketPlan:
     return BucketPlan(
-        side=side or resolution_of(config, base), latent_factor=base.latent_factor, bucket_step=config.bucket_step,
-        bucket_min=config.bucket_min, bucket_max=config.bucket_max, no_upscale=config.no_upscale,
-    )  # fmt: skip
+        side=side or resolution_of(config, base),
+        latent_factor=base.latent_factor,
+        bucket_step=config.bucket_step,
+        bucket_min=config.bucket_min,
+        bucket_max=config.bucket_max,
+        no_upscale=config.no_upscale,
+    )
 
 
 def placements(config: TrainConfig, base: Base, items: tuple[Item, ...]) -> list[tuple[Item, Placement]]:

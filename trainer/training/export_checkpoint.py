@@ -59,7 +59,13 @@ def _modules(config: TrainConfig, tensors: dict[str, torch.Tensor], models: Path
 def _facts(run: Run, config: TrainConfig, step: int, name: str) -> dict[str, str]:
     """Those of the training's own file, when it has one, with this step."""
     facts = dict(recognise(run.lora_file).metadata) if run.lora_file.is_file() else {}
-    facts |= {"format": "pt", "ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False", "ss_output_name": name, "ss_steps": str(step)}
+    facts |= {
+        "format": "pt",
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_v2": "False",
+        "ss_output_name": name,
+        "ss_steps": str(step),
+    }
     batches = facts.get("ss_num_batches_per_epoch", "")
     if batches.isdecimal() and int(batches):
         facts["ss_epoch"] = str(math.ceil(step * config.accumulation / int(batches)))

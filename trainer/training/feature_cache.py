@@ -50,7 +50,11 @@ class Cache:
         more = () if variant.is_plain else (repr(variant.is_mirrored), repr(variant.colours))
         facts = ("latents", self.base, item.digest, repr(variant.placement), *more)
         whole = _key(*facts)
-        return [_key(*facts, f"tiles of {self.tile}"), whole] if 0 < self.tile < max(variant.placement.bucket) else [whole]
+        return (
+            [_key(*facts, f"tiles of {self.tile}"), whole]
+            if 0 < self.tile < max(variant.placement.bucket)
+            else [whole]
+        )
 
     def text(self, prompt: str, reading: Reading, compute: Callable[[], Conditioning]) -> Conditioning:
         """Conditioning of one prompt as it is read, fp32 on the CPU."""

@@ -48,15 +48,27 @@ class Between:
         native, device = base.native_size, sampler.unet.device
         size = (request.width or native, request.height or native)
         if any(side % (4 * base.latent_factor) for side in size):
-            raise ConfigError([f"width and height must be multiples of {4 * base.latent_factor}, not {size[0]} x {size[1]}"])
+            raise ConfigError(
+                [f"width and height must be multiples of {4 * base.latent_factor}, not {size[0]} x {size[1]}"]
+            )
         cells = draw(
-            request, unet=sampler.unet, vae=base.vae(device), scheduler=scheduler_of(sampler.config, base), adapter=sampler.adapter,
+            request,
+            unet=sampler.unet,
+            vae=base.vae(device),
+            scheduler=scheduler_of(sampler.config, base),
+            adapter=sampler.adapter,
             conditioning=conditioner(
-                {}, self._encoder(request), sampler.adapter,
-                changes_text=sampler.texts.are_trained, zeros_for_empty=base.zeros_for_empty_prompt,
+                {},
+                self._encoder(request),
+                sampler.adapter,
+                changes_text=sampler.texts.are_trained,
+                zeros_for_empty=base.zeros_for_empty_prompt,
             ),
-            size=size, latent_factor=base.latent_factor, room=sampler.room, on_step=on_step,
-        )  # fmt: skip
+            size=size,
+            latent_factor=base.latent_factor,
+            room=sampler.room,
+            on_step=on_step,
+        )
         out.mkdir(parents=True, exist_ok=True)
         paths = [out / picture_name(cell.prompt_index, cell.strength) for cell in cells]
         for cell, path in zip(cells, paths, strict=True):
@@ -68,7 +80,10 @@ class Between:
         texts, base = self.sampler.texts, self.sampler.base
         tokenizers = texts.tokenizers or base.tokenizers()
         encoders = texts.encoders or base.text_encoders(torch.device("cpu"), torch.float32)
-        windows = max(windows_of(prompt, tokenizers[0], weighted=True) for prompt in (*request.prompts, request.negative))
+        windows = max(
+            windows_of(prompt, tokenizers[0], weighted=True)
+            for prompt in (*request.prompts, request.negative)
+        )
         reading = Reading(windows=windows, clip_skip=request.clip_skip, weighted=True)
 
         def encode_one(prompt: str) -> Conditioning:

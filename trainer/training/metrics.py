@@ -34,7 +34,9 @@ class Progress:
     _waiting: list[_Step] = field(default_factory=list)
     _looked: float = field(default_factory=time.monotonic)
 
-    def add(self, number: int, *, loss: torch.Tensor, norm: torch.Tensor | None, rate: float, names: list[str]) -> None:
+    def add(
+        self, number: int, *, loss: torch.Tensor, norm: torch.Tensor | None, rate: float, names: list[str]
+    ) -> None:
         self._waiting.append(_Step(number, rate, names, loss, norm))
 
     @property
@@ -59,7 +61,13 @@ class Progress:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise NotFiniteError(step.number, step.names)
             left = (now - self.begun) / (step.number - self.first) * (self.steps - step.number)
-            facts = {"step": step.number, "steps": self.steps, "loss": loss, "learning_rate": step.rate, "seconds_left": round(left, 1)}
+            facts = {
+                "step": step.number,
+                "steps": self.steps,
+                "loss": loss,
+                "learning_rate": step.rate,
+                "seconds_left": round(left, 1),
+            }
             told.append((facts, seconds))
         return told
 
@@ -74,4 +82,8 @@ def only_if_finite(vectors: list[torch.nn.Parameter], norm: torch.Tensor) -> Non
 def sent(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
     """On the device, without waiting until it is there."""
     tensor = tensor if dtype is None else tensor.to(dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and tensor.device.type == "cpu" else tensor.to(device)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda" and tensor.device.type == "cpu"
+        else tensor.to(device)
+    )

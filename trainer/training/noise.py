@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 
 
-def add_noise(latents_NCHW: torch.Tensor, noise_NCHW: torch.Tensor, timestep_N: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+def add_noise(
+    latents_NCHW: torch.Tensor,
+    noise_NCHW: torch.Tensor,
+    timestep_N: torch.Tensor,
+    alphas_cumprod: torch.Tensor,
+) -> torch.Tensor:
     """Latents at a noise level: sqrt(a_t) x_0 + sqrt(1 - a_t) e   (Ho et al. 2020, eq. 4).
 
     Args:
@@ -34,7 +39,11 @@ def target(
 
 
 def loss_weight(
-    prediction_type: str, timestep_N: torch.Tensor, alphas_cumprod: torch.Tensor, gamma: float, weighting: str = "min_snr"
+    prediction_type: str,
+    timestep_N: torch.Tensor,
+    alphas_cumprod: torch.Tensor,
+    gamma: float,
+    weighting: str = "min_snr",
 ) -> torch.Tensor:
     """Weight (N,) of each row's squared error, given as the weight w of the error in x_0: w / snr for epsilon, w / (snr + 1) for v.
 
@@ -59,7 +68,9 @@ def loss_weight(
     return weight / (floor if prediction_type == "epsilon" else snr + 1)
 
 
-def draw_noise(shape: torch.Size, offset: float, generator: torch.Generator, *, random_offset: bool = False) -> torch.Tensor:
+def draw_noise(
+    shape: torch.Size, offset: float, generator: torch.Generator, *, random_offset: bool = False
+) -> torch.Tensor:
     """Unit noise; `offset` shifts each channel as a whole, so that very dark and bright pictures can be learned.
 
     Args:
@@ -72,7 +83,9 @@ def draw_noise(shape: torch.Size, offset: float, generator: torch.Generator, *, 
     return noise
 
 
-def with_coarser(noise_NCHW: torch.Tensor, iterations: int, discount: float, generator: torch.Generator) -> torch.Tensor:
+def with_coarser(
+    noise_NCHW: torch.Tensor, iterations: int, discount: float, generator: torch.Generator
+) -> torch.Tensor:
     """Multi-resolution noise of unit deviation: each level 2 to 4 times coarser, at `discount` of the one before.
 
     Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training". Each row is brought back to unit deviation by itself.
@@ -82,8 +95,12 @@ def with_coarser(noise_NCHW: torch.Tensor, iterations: int, discount: float, gen
     for level in range(1, iterations + 1):
         factor = 2 + 2 * float(torch.rand((), generator=generator))
         coarse_height, coarse_width = max(1.0, coarse_height / factor), max(1.0, coarse_width / factor)
-        coarse = torch.randn(*noise_NCHW.shape[:2], int(coarse_height), int(coarse_width), generator=generator)
-        total += discount**level * F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
+        coarse = torch.randn(
+            *noise_NCHW.shape[:2], int(coarse_height), int(coarse_width), generator=generator
+        )
+        total += discount**level * F.interpolate(
+            coarse, size=(height, width), mode="bilinear", align_corners=False
+        )
         if coarse_height == coarse_width == 1:
             break
     return total / total.std(dim=(1, 2, 3), keepdim=True)

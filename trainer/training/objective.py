@@ -26,35 +26,58 @@ class Objective:
     def timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
         config = self.config
         return noise.draw_timesteps(
-            count, generator, low=config.timestep_min, high=config.timestep_max, distribution=config.timestep_distribution,
-            location=config.timestep_location, scale=config.timestep_scale,
-        )  # fmt: skip
+            count,
+            generator,
+            low=config.timestep_min,
+            high=config.timestep_max,
+            distribution=config.timestep_distribution,
+            location=config.timestep_location,
+            scale=config.timestep_scale,
+        )
 
     def noise(self, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
         config = self.config
-        drawn = noise.draw_noise(shape, config.noise_offset, generator, random_offset=config.noise_offset_random)
+        drawn = noise.draw_noise(
+            shape, config.noise_offset, generator, random_offset=config.noise_offset_random
+        )
         if config.multires_noise_iterations:
-            drawn = noise.with_coarser(drawn, config.multires_noise_iterations, config.multires_noise_discount, generator)
+            drawn = noise.with_coarser(
+                drawn, config.multires_noise_iterations, config.multires_noise_discount, generator
+            )
         return drawn
 
     def noisy(
-        self, latents_NCHW: torch.Tensor, noise_NCHW: torch.Tensor, timestep_N: torch.Tensor, generator: torch.Generator
+        self,
+        latents_NCHW: torch.Tensor,
+        noise_NCHW: torch.Tensor,
+        timestep_N: torch.Tensor,
+        generator: torch.Generator,
     ) -> torch.Tensor:
         """What the UNet sees; with input perturbation by more noise than the target knows of (Ning et al. 2023, section 4)."""
         if self.config.input_perturbation:
-            noise_NCHW = noise_NCHW + self.config.input_perturbation * torch.randn(noise_NCHW.shape, generator=generator)
+            noise_NCHW = noise_NCHW + self.config.input_perturbation * torch.randn(
+                noise_NCHW.shape, generator=generator
+            )
         return noise.add_noise(latents_NCHW, noise_NCHW, timestep_N, self.alphas_cumprod)
 
-    def target(self, latents_NCHW: torch.Tensor, noise_NCHW: torch.Tensor, timestep_N: torch.Tensor) -> torch.Tensor:
+    def target(
+        self, latents_NCHW: torch.Tensor, noise_NCHW: torch.Tensor, timestep_N: torch.Tensor
+    ) -> torch.Tensor:
         return noise.target(self.prediction_type, latents_NCHW, noise_NCHW, timestep_N, self.alphas_cumprod)
 
     def weight(self, timestep_N: torch.Tensor) -> torch.Tensor:
         """Weight (N,) of each row's loss by its noise level."""
         config = self.config
-        return noise.loss_weight(self.prediction_type, timestep_N, self.alphas_cumprod, config.min_snr_gamma, config.snr_weighting)
+        return noise.loss_weight(
+            self.prediction_type, timestep_N, self.alphas_cumprod, config.min_snr_gamma, config.snr_weighting
+        )
 
     def error(
-        self, predicted_NCHW: torch.Tensor, answer_NCHW: torch.Tensor, timestep_N: torch.Tensor, mask_N1HW: torch.Tensor | None = None
+        self,
+        predicted_NCHW: torch.Tensor,
+        answer_NCHW: torch.Tensor,
+        timestep_N: torch.Tensor,
+        mask_N1HW: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Loss (N,) of each row; `mask_N1HW` in [0, 1] says how much each place counts.
 
@@ -92,4 +115,6 @@ def objective_of(config: TrainConfig, base: Base) -> Objective:
     """Raises ConfigError when the base's prediction does not go with the settings."""
     scheduler: Any = scheduler_of(config, base)
     chosen = scheduler.config
-    return Objective(config, chosen.prediction_type, bool(chosen.rescale_betas_zero_snr), scheduler.alphas_cumprod)
+    return Objective(
+        config, chosen.prediction_type, bool(chosen.rescale_betas_zero_snr), scheduler.alphas_cumprod
+    )

@@ -26,7 +26,9 @@ def build_optimizer(config: TrainConfig, groups: Groups, device: torch.device) -
         if not arguments and config.optimizer != "custom":
             raise
         raise ConfigError(
-            [f"optimizer {config.optimizer_class or config.optimizer} refuses its arguments ({error}); mend optimizer_args"]
+            [
+                f"optimizer {config.optimizer_class or config.optimizer} refuses its arguments ({error}); mend optimizer_args"
+            ]
         ) from error
 
 
@@ -46,68 +48,107 @@ def parsed_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
     return arguments
 
 
-def _adamw(config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, **{"weight_decay": config.weight_decay, "fused": device.type in ("cpu", "cuda"), **arguments})
+def _adamw(
+    config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]
+) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        groups, **{"weight_decay": config.weight_decay, "fused": device.type in ("cpu", "cuda"), **arguments}
+    )
 
 
-def _adamw8bit(config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+def _adamw8bit(
+    config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]
+) -> torch.optim.Optimizer:
     if device.type != "cuda":
         raise ConfigError(["optimizer adamw8bit needs a CUDA card; choose adamw"])
     try:
         from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ConfigError(["optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes, or choose adamw"]) from None
+        raise ConfigError(
+            ["optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes, or choose adamw"]
+        ) from None
     return AdamW8bit(groups, **{"weight_decay": config.weight_decay, **arguments})
 
 
-def _prodigy(config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+def _prodigy(
+    config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]
+) -> torch.optim.Optimizer:
     from prodigyopt import Prodigy
 
     rates = {group["lr"] for group in groups}
     if len(rates) > 1:
-        raise ConfigError([f"prodigy finds one rate for all parts, so their rates must be equal, not {sorted(rates)}; set 1"])
+        raise ConfigError(
+            [
+                f"prodigy finds one rate for all parts, so their rates must be equal, not {sorted(rates)}; set 1"
+            ]
+        )
     defaults = {"weight_decay": config.weight_decay, "use_bias_correction": True, "safeguard_warmup": True}
     return Prodigy(groups, lr=groups[0]["lr"], **{**defaults, **arguments})
 
 
-def _adafactor(config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+def _adafactor(
+    config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]
+) -> torch.optim.Optimizer:
     from transformers.optimization import Adafactor
 
-    fixed = {"weight_decay": config.weight_decay, "scale_parameter": False, "relative_step": False, "warmup_init": False}
+    fixed = {
+        "weight_decay": config.weight_decay,
+        "scale_parameter": False,
+        "relative_step": False,
+        "warmup_init": False,
+    }
     return Adafactor(groups, lr=groups[0]["lr"], **{**fixed, **arguments})
 
 
-def _lion(config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+def _lion(
+    config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]
+) -> torch.optim.Optimizer:
     """Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", algorithm 2."""
     from pytorch_optimizer import Lion
 
     return Lion(groups, lr=groups[0]["lr"], **{"weight_decay": config.weight_decay, **arguments})
 
 
-def _schedulefree(config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+def _schedulefree(
+    config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]
+) -> torch.optim.Optimizer:
     """Defazio et al. 2024, "The Road Less Scheduled"; warm-up comes from the schedule."""
     from schedulefree import AdamWScheduleFree
 
-    optimizer = AdamWScheduleFree(groups, lr=groups[0]["lr"], **{"weight_decay": config.weight_decay, **arguments})
+    optimizer = AdamWScheduleFree(
+        groups, lr=groups[0]["lr"], **{"weight_decay": config.weight_decay, **arguments}
+    )
     optimizer.train()
     return optimizer
 
 
-def _came(config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+def _came(
+    config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]
+) -> torch.optim.Optimizer:
     """Luo et al. 2023, "CAME: Confidence-guided Adaptive Memory Efficient Optimization"."""
     from pytorch_optimizer import CAME
 
     return CAME(groups, lr=groups[0]["lr"], **{"weight_decay": config.weight_decay, **arguments})
 
 
-def _custom(config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+def _custom(
+    config: TrainConfig, groups: Groups, device: torch.device, arguments: dict[str, Any]
+) -> torch.optim.Optimizer:
     module, _, name = config.optimizer_class.rpartition(".")
     try:
         chosen = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        raise ConfigError([f"optimizer_class {config.optimizer_class} can't be imported; install its package, or mend the name"]) from None
+        raise ConfigError(
+            [
+                f"optimizer_class {config.optimizer_class} can't be imported; install its package, or mend the name"
+            ]
+        ) from None
     if not (isinstance(chosen, type) and issubclass(chosen, torch.optim.Optimizer)):
-        raise ConfigError([f"optimizer_class {config.optimizer_class} is no PyTorch optimizer; name one, like torch.optim.SGD"])
+        raise ConfigError(
+            [
+                f"optimizer_class {config.optimizer_class} is no PyTorch optimizer; name one, like torch.optim.SGD"
+            ]
+        )
     named = inspect.signature(chosen).parameters
     decay = {"weight_decay": config.weight_decay} if "weight_decay" in named else {}
     settings = {"lr": groups[0]["lr"], **decay, **arguments}
@@ -119,14 +160,20 @@ def _custom(config: TrainConfig, groups: Groups, device: torch.device, arguments
     try:
         tried.step()
     except (TypeError, RuntimeError, NotImplementedError):
-        raise ConfigError([f"optimizer_class {config.optimizer_class} wants more than a gradient for a step; choose another"]) from None
+        raise ConfigError(
+            [
+                f"optimizer_class {config.optimizer_class} wants more than a gradient for a step; choose another"
+            ]
+        ) from None
     optimizer: Any = chosen(groups, **settings)
     if averages_itself(optimizer):
         optimizer.train()
     return optimizer
 
 
-_OPTIMIZERS: dict[str, Callable[[TrainConfig, Groups, torch.device, dict[str, Any]], torch.optim.Optimizer]] = {
+_OPTIMIZERS: dict[
+    str, Callable[[TrainConfig, Groups, torch.device, dict[str, Any]], torch.optim.Optimizer]
+] = {
     "adamw": _adamw,
     "adamw8bit": _adamw8bit,
     "prodigy": _prodigy,
@@ -164,7 +211,9 @@ def _falling(config: TrainConfig, step: int, warmup: int, progress: float) -> fl
             return 0.5 * (1 + math.cos(math.pi * (progress * config.restarts % 1)))
         case "polynomial":
             return (1 - progress) ** config.schedule_power
-        case "rex":  # Chen et al. 2022, "REX: Revisiting Budgeted Training with an Improved Schedule", section 4
+        case (
+            "rex"
+        ):  # Chen et al. 2022, "REX: Revisiting Budgeted Training with an Improved Schedule", section 4
             return (1 - progress) / (0.5 + 0.5 * (1 - progress))
         case "inverse_sqrt":  # Vaswani et al. 2017, equation 3, 1 at the end of warm-up
             return math.sqrt(max(warmup, 1) / (step - warmup + max(warmup, 1)))

@@ -12,7 +12,9 @@ _Thing = TypeVar("_Thing")
 _Made = TypeVar("_Made")
 
 
-def ahead(work: Callable[[_Thing], _Made], things: Iterable[_Thing], depth: int = 1) -> Generator[tuple[_Thing, Future[_Made]]]:
+def ahead(
+    work: Callable[[_Thing], _Made], things: Iterable[_Thing], depth: int = 1
+) -> Generator[tuple[_Thing, Future[_Made]]]:
     """Each thing with `work(thing)`, in order; one thread is at most `depth` things ahead of whoever takes them.
 
     What `work` raises, the future's `result()` raises. Nothing more is begun once the iterator is closed.
@@ -47,7 +49,9 @@ class Behind:
     def __enter__(self) -> Behind:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._thread.shutdown(wait=True)
         if error is None:
             for call in self._waiting:

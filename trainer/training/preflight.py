@@ -32,7 +32,13 @@ from trainer.training.trackers import check_tracker
 
 def rehearse(config: TrainConfig, base: Base) -> None:
     """Raises the ConfigError or LoraFileError of a choice of layers or a start that doesn't fit the base."""
-    if not (config.include_layers or config.exclude_layers or config.block_ranks or config.block_rates or config.start_from):
+    if not (
+        config.include_layers
+        or config.exclude_layers
+        or config.block_ranks
+        or config.block_rates
+        or config.start_from
+    ):
         return
     models, adapter = {part: build(part, base.configs) for part in part_sizes(config)}, Adapter()
     for part, sizes in layer_sizes(config, models).items():
@@ -41,19 +47,35 @@ def rehearse(config: TrainConfig, base: Base) -> None:
         start_from(Path(config.start_from), adapter)
 
 
-def planned_for(config: TrainConfig, manifest: Manifest, base: Base, device: torch.device, kept: Path) -> Plan:
+def planned_for(
+    config: TrainConfig, manifest: Manifest, base: Base, device: torch.device, kept: Path
+) -> Plan:
     """What this training will take. Raises ConfigError when the device has not enough memory for it."""
     placed = placements(config, base, manifest.items)
-    width, height = max((placement.bucket for _, placement in placed), key=lambda bucket: bucket[0] * bucket[1])
+    width, height = max(
+        (placement.bucket for _, placement in placed), key=lambda bucket: bucket[0] * bucket[1]
+    )
     learnt = [(item, placement.bucket) for item, placement in placed if item.role != "validation"]
-    batches = Batches(tuple(item for item, _ in learnt), tuple(bucket for _, bucket in learnt), config.batch, config.seed)
+    batches = Batches(
+        tuple(item for item, _ in learnt), tuple(bucket for _, bucket in learnt), config.batch, config.seed
+    )
     trains_text = config.train_text_encoder_1 or config.train_text_encoder_2
-    drawable = set() if trains_text else drawable_captions(CaptionRules(config), batches, config.steps * config.accumulation)
+    drawable = (
+        set()
+        if trains_text
+        else drawable_captions(CaptionRules(config), batches, config.steps * config.accumulation)
+    )
     drawn, rows = largest_drawing(sample_requests(config, manifest, base), base)
     shape = Shape(
-        configs=base.configs, dtype=precision_for(config.precision, device, base.configs, kept), width=width, height=height,
-        windows=config.caption_windows, reads_text=trains_text or drawable is None, drawn=drawn, drawn_rows=rows,
-    )  # fmt: skip
+        configs=base.configs,
+        dtype=precision_for(config.precision, device, base.configs, kept),
+        width=width,
+        height=height,
+        windows=config.caption_windows,
+        reads_text=trains_text or drawable is None,
+        drawn=drawn,
+        drawn_rows=rows,
+    )
     cached = MAX_TEXTS * caption_bytes(shape) if drawable is None else 0
     if device.type == "cpu":  # what comes from disk stays in main memory
         forms = sum(len(variants_of(config, item, placement)) for item, placement in placed)
@@ -78,14 +100,22 @@ def preflight(config: TrainConfig, manifest: Manifest, models: Path, kept: Path)
     check_compiler(config, device)
     rehearse(config, base)
     rates = part_rates(config)
-    build_optimizer(config, [{"params": [torch.zeros(1, requires_grad=True)], "lr": rates[part]} for part in part_sizes(config)], device)
+    build_optimizer(
+        config,
+        [{"params": [torch.zeros(1, requires_grad=True)], "lr": rates[part]} for part in part_sizes(config)],
+        device,
+    )
     return planned_for(config, manifest, base, device, kept)
 
 
 def check_masks(config: TrainConfig, items: tuple[Item, ...]) -> None:
     """Raises DatasetError when masks are asked for and no picture has one."""
     if config.mask != "none" and not any(_has_mask(config, item) for item in items):
-        where = "a file like art.mask.png beside art.png" if config.mask == "file" else "a picture with transparency"
+        where = (
+            "a file like art.mask.png beside art.png"
+            if config.mask == "file"
+            else "a picture with transparency"
+        )
         raise DatasetError(f"no picture has a mask; give {where}, or set mask to none")
 
 

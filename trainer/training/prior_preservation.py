@@ -12,9 +12,17 @@ from trainer.training.text_conditioning import Texts
 
 @torch.no_grad()
 def with_base_answers(
-    answer_NCHW: torch.Tensor, keeps_base: list[bool], prompts: list[str],
-    *, unet: Any, adapter: Adapter, texts: Texts, noisy_NCHW: torch.Tensor, timestep_N: torch.Tensor, time_ids: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
+    answer_NCHW: torch.Tensor,
+    keeps_base: list[bool],
+    prompts: list[str],
+    *,
+    unet: Any,
+    adapter: Adapter,
+    texts: Texts,
+    noisy_NCHW: torch.Tensor,
+    timestep_N: torch.Tensor,
+    time_ids: torch.Tensor,
+) -> torch.Tensor:
     """The target with the rows of `keeps_base` replaced by what the base says to them with the adapter switched off.
 
     The prior term of Ruiz et al. 2023 (DreamBooth, section 3.3), with the base's answer in place of a picture that it drew.
@@ -26,7 +34,9 @@ def with_base_answers(
     try:
         text = texts.of([prompts[row] for row in rows]).to(noisy_NCHW.device, noisy_NCHW.dtype)
         added = {"text_embeds": text.pooled_NP, "time_ids": time_ids[rows]}
-        said = unet(noisy_NCHW[rows], timestep_N[rows].to(noisy_NCHW.device), text.text_NTD, added_cond_kwargs=added).sample
+        said = unet(
+            noisy_NCHW[rows], timestep_N[rows].to(noisy_NCHW.device), text.text_NTD, added_cond_kwargs=added
+        ).sample
     finally:
         adapter.strength.value = previous
     answer = answer_NCHW.clone()

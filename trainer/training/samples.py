@@ -38,13 +38,18 @@ def sample_requests(config: TrainConfig, manifest: Manifest, base: Base) -> list
     for number, line in enumerate(lines):
         # A prompt's own seed is `seed + its place`, so that prompts without a flag differ in their noise.
         text, flags = parsed(line) if config.sample_prompts else (line, {})
-        request = Request(prompts=(text,), steps=config.sample_steps, seed=config.seed + number, strengths=(1.0,))
+        request = Request(
+            prompts=(text,), steps=config.sample_steps, seed=config.seed + number, strengths=(1.0,)
+        )
         request = dataclasses.replace(request, **flags)
         _check_size(request, base)
         if requests and "seed" not in flags:
             first, before = requests[-1]
             joined = dataclasses.replace(before, prompts=(*before.prompts, text))
-            if dataclasses.replace(request, prompts=joined.prompts, seed=before.seed) == joined and before.seed == config.seed + first:
+            if (
+                dataclasses.replace(request, prompts=joined.prompts, seed=before.seed) == joined
+                and before.seed == config.seed + first
+            ):
                 requests[-1] = (first, joined)
                 continue
         requests.append((number, request))
@@ -70,13 +75,20 @@ def largest_drawing(requests: list[tuple[int, Request]], base: Base) -> tuple[tu
 def _check_size(request: Request, base: Base) -> None:
     step = 4 * base.latent_factor
     if request.width % step or request.height % step:
-        raise ConfigError([f"--w and --h of a sample prompt must be multiples of {step}, not {request.width} x {request.height}"])
+        raise ConfigError(
+            [
+                f"--w and --h of a sample prompt must be multiples of {step}, not {request.width} x {request.height}"
+            ]
+        )
 
 
 def sample_is_due(config: TrainConfig, step: int, epochs_before: int, epochs: int) -> bool:
     """Whether pictures are drawn after `step` steps, with so many whole epochs done before it and by now."""
     by_steps = config.sample_every and step % config.sample_every == 0
-    by_epochs = config.sample_every_epochs and epochs // config.sample_every_epochs > epochs_before // config.sample_every_epochs
+    by_epochs = (
+        config.sample_every_epochs
+        and epochs // config.sample_every_epochs > epochs_before // config.sample_every_epochs
+    )
     return bool(by_steps or by_epochs)
 
 
@@ -105,9 +117,10 @@ class Sampler:
         was_training = self.unet.training
         self.unet.eval()
         try:
-            return self._draw(dataclasses.replace(request, prompts=request.prompts[:1], strengths=(1.0,)), self.base.vae(self.unet.device))[
-                0
-            ].picture
+            return self._draw(
+                dataclasses.replace(request, prompts=request.prompts[:1], strengths=(1.0,)),
+                self.base.vae(self.unet.device),
+            )[0].picture
         finally:
             self.unet.train(was_training)
 
@@ -141,7 +154,12 @@ class Sampler:
                 path = self.run.samples / f"{prefix}{picture_name(numbered.prompt_index, cell.strength)}"
                 save_picture(cell, request, path, base=self.base.name, loras=[(self.config.name, 1.0)])
                 prompt = prompts[numbered.prompt_index]
-                told = {"file": path.name, "prompt": prompt, "strength": cell.strength, "seed": asked.seed + cell.prompt_index}
+                told = {
+                    "file": path.name,
+                    "prompt": prompt,
+                    "strength": cell.strength,
+                    "seed": asked.seed + cell.prompt_index,
+                }
                 facts.append({**told, "made": time.time_ns()})
                 cells.append(numbered)
         if len(strengths) > 1:
@@ -151,10 +169,19 @@ class Sampler:
     def _draw(self, request: Request, vae: Any) -> list[Drawn]:
         native = self.base.native_size
         return draw(
-            request, unet=self.unet, vae=vae, scheduler=scheduler_of(self.config, self.base), adapter=self.adapter,
+            request,
+            unet=self.unet,
+            vae=vae,
+            scheduler=scheduler_of(self.config, self.base),
+            adapter=self.adapter,
             conditioning=conditioner(
-                self.texts.known, self.texts.one, self.adapter,
-                changes_text=self.texts.are_trained, zeros_for_empty=self.base.zeros_for_empty_prompt,
+                self.texts.known,
+                self.texts.one,
+                self.adapter,
+                changes_text=self.texts.are_trained,
+                zeros_for_empty=self.base.zeros_for_empty_prompt,
             ),
-            size=(request.width or native, request.height or native), latent_factor=self.base.latent_factor, room=self.room,
-        )  # fmt: skip
+            size=(request.width or native, request.height or native),
+            latent_factor=self.base.latent_factor,
+            room=self.room,
+        )

@@ -31,7 +31,9 @@ def drawable_captions(rules: CaptionRules, batches: Batches, positions: int) -> 
 
 def caption_reading(config: TrainConfig) -> Reading:
     """How captions are read."""
-    return Reading(windows=config.caption_windows, clip_skip=config.clip_skip, weighted=config.weighted_captions)
+    return Reading(
+        windows=config.caption_windows, clip_skip=config.clip_skip, weighted=config.weighted_captions
+    )
 
 
 def sample_reading(config: TrainConfig, prompts: set[str], tokenizer: Any) -> Reading:
@@ -45,10 +47,21 @@ class Texts:
     """Conditioning of prompts: from memory, from frozen encoders that stay loaded, or from encoders that are being trained."""
 
     def __init__(
-        self, known: dict[str, Conditioning], encoders: Any = None, tokenizers: Any = None, reading: Reading = PLAIN,
-        *, are_trained: bool = False,
-    ) -> None:  # fmt: skip
-        self.known, self.encoders, self.tokenizers, self.are_trained, self.reading = known, encoders, tokenizers, are_trained, reading
+        self,
+        known: dict[str, Conditioning],
+        encoders: Any = None,
+        tokenizers: Any = None,
+        reading: Reading = PLAIN,
+        *,
+        are_trained: bool = False,
+    ) -> None:
+        self.known, self.encoders, self.tokenizers, self.are_trained, self.reading = (
+            known,
+            encoders,
+            tokenizers,
+            are_trained,
+            reading,
+        )
 
     def of(self, prompts: list[str]) -> Conditioning:
         if self.are_trained:

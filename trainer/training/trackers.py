@@ -26,7 +26,9 @@ def check_tracker(config: TrainConfig) -> None:
         importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
-            [f"the package {name} is broken ({error}): pip install --force-reinstall {name}, or set log_with to none"]
+            [
+                f"the package {name} is broken ({error}): pip install --force-reinstall {name}, or set log_with to none"
+            ]
         ) from None
 
 
@@ -39,10 +41,17 @@ def start_tracker(accelerator: Accelerator, config: TrainConfig) -> None:
     """Opens the run in the tracker with all its settings. Raises ConfigError."""
     check_tracker(config)
     if config.log_with != "none":
-        settings = {name: ", ".join(map(str, v)) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
+        settings = {
+            name: ", ".join(map(str, v)) if isinstance(v, tuple) else v
+            for name, v in dataclasses.asdict(config).items()
+        }
         options = {"wandb": {"name": config.name, "dir": str(accelerator.logging_dir)}}
         try:
             accelerator.init_trackers("impasto", config=settings, init_kwargs=options)
         except Exception as error:  # the packages raise what they like
             how = "wandb login, or set WANDB_MODE=offline, or " if config.log_with == "wandb" else ""
-            raise ConfigError([f"{config.log_with} does not start ({' '.join(str(error).split())}); {how}set log_with to none"]) from error
+            raise ConfigError(
+                [
+                    f"{config.log_with} does not start ({' '.join(str(error).split())}); {how}set log_with to none"
+                ]
+            ) from error

@@ -31,13 +31,23 @@ class Validation:
     """Measures with the models that train; what was measured before a run was resumed is read from its events."""
 
     def __init__(
-        self, run: Run, pictures: Pictures, captions: list[str], objective: Objective, texts: Texts, unet: Any, adapter: Adapter, first: int
+        self,
+        run: Run,
+        pictures: Pictures,
+        captions: list[str],
+        objective: Objective,
+        texts: Texts,
+        unet: Any,
+        adapter: Adapter,
+        first: int,
     ) -> None:
         self.run, self.pictures, self.captions, self.objective = run, pictures, captions, objective
         self.texts, self.unet, self.adapter = texts, unet, adapter
         said = events.read(run.events)[0] if pictures.items else []
         # A killed run may have measured beyond the checkpoint that it goes on from.
-        self.curve: dict[int, float] = {e["step"]: e["loss"] for e in said if e["kind"] == "validation" and e["step"] <= first}
+        self.curve: dict[int, float] = {
+            e["step"]: e["loss"] for e in said if e["kind"] == "validation" and e["step"] <= first
+        }
 
     @property
     def is_on(self) -> bool:
@@ -52,10 +62,11 @@ class Validation:
         """Tells the loss after `step` steps, and once when it has been rising."""
         self.curve[step] = self.loss()
         self.run.say("validation", step=step, loss=self.curve[step])
-        if overtrained_since(self.curve) is not None and overtrained_since({s: v for s, v in self.curve.items() if s != step}) is None:
-            message = (
-                f"pictures set aside have been predicted worse since step {self.best_step}: yours may be learnt by heart from there on"
-            )
+        if (
+            overtrained_since(self.curve) is not None
+            and overtrained_since({s: v for s, v in self.curve.items() if s != step}) is None
+        ):
+            message = f"pictures set aside have been predicted worse since step {self.best_step}: yours may be learnt by heart from there on"
             self.run.say("problem", message=message)
 
     @torch.no_grad()
@@ -83,9 +94,17 @@ class Validation:
         time_ids = self.pictures.draw([number], 0, 0).time_ids().to(unet.device, unet.dtype)
         errors = []
         for rows in torch.arange(_LEVELS).split(config.batch):
-            added = {"text_embeds": text.pooled_NP.expand(len(rows), -1), "time_ids": time_ids.expand(len(rows), -1)}
+            added = {
+                "text_embeds": text.pooled_NP.expand(len(rows), -1),
+                "time_ids": time_ids.expand(len(rows), -1),
+            }
             seen = noisy[rows].to(unet.device, unet.dtype)
-            said = unet(seen, levels[rows].to(unet.device), text.text_NTD.expand(len(rows), -1, -1), added_cond_kwargs=added).sample
+            said = unet(
+                seen,
+                levels[rows].to(unet.device),
+                text.text_NTD.expand(len(rows), -1, -1),
+                added_cond_kwargs=added,
+            ).sample
             errors.append((said.float().cpu() - answer[rows]).square().mean(dim=(1, 2, 3)))
         return torch.cat(errors)
 
@@ -100,7 +119,12 @@ class Validation:
             words += f", and better still by the weights of step {best}, which are kept in {self.run.config.name}-step-{best}.safetensors"
         else:
             best = step
-        return {"step": best, "strength": strength, "losses": {f"{s:g}": value for s, value in losses.items()}, "message": words}
+        return {
+            "step": best,
+            "strength": strength,
+            "losses": {f"{s:g}": value for s, value in losses.items()},
+            "message": words,
+        }
 
 
 def save_step(run: Run, step: int, adapter: Adapter, facts: dict[str, str], *, form: str) -> None:
@@ -108,9 +132,17 @@ def save_step(run: Run, step: int, adapter: Adapter, facts: dict[str, str], *, f
     final = adapter.tensors()
     try:
         state.load_adapter(run.checkpoints / f"step-{step}", adapter)
-        save_lora(run.path / f"{run.config.name}-step-{step}.safetensors", adapter, {**facts, "ss_steps": str(step)}, format=form)
+        save_lora(
+            run.path / f"{run.config.name}-step-{step}.safetensors",
+            adapter,
+            {**facts, "ss_steps": str(step)},
+            format=form,
+        )
     except (OSError, ValueError, KeyError):  # it costs the advice, never the file of the training
-        run.say("problem", message=f"the weights of step {step} can't be read any more, so they have no file of their own")
+        run.say(
+            "problem",
+            message=f"the weights of step {step} can't be read any more, so they have no file of their own",
+        )
     finally:
         adapter.load(final)
 
@@ -122,4 +154,8 @@ def overtrained_since(curve: dict[int, float]) -> int | None:
         return None
     best = min(steps, key=lambda step: curve[step])
     later = steps[steps.index(best) + 1 :]
-    return best if len(later) >= _RISES and all(curve[step] > _NOTABLE * curve[best] for step in later[-_RISES:]) else None
+    return (
+        best
+        if len(later) >= _RISES and all(curve[step] > _NOTABLE * curve[best] for step in later[-_RISES:])
+        else None
+    )

@@ -32,7 +32,10 @@ def check_saved(run: Run, sampler: Sampler, models: dict[str, nn.Module]) -> dic
     report = check_file(run.lora_file, base=base.path if base.path.is_dir() else None, bases=base.path.parent)
     takes = [verdict.tool for verdict in report.verdicts if verdict.whole]
     if not report.ok and run.config.format == "kohya":
-        run.say("problem", message=f"not every tool takes the whole file: python -m trainer lora check {run.lora_file.name} says which")
+        run.say(
+            "problem",
+            message=f"not every tool takes the whole file: python -m trainer lora check {run.lora_file.name} says which",
+        )
     try:
         differs = difference(sampler.one(), _drawn_from_file(run, sampler, models))
     except LoraFileError as error:
@@ -41,10 +44,16 @@ def check_saved(run: Run, sampler: Sampler, models: dict[str, nn.Module]) -> dic
     except (OSError, MemoryError, RuntimeError) as error:
         if not isinstance(error, OSError) and not lacks_memory(error):
             raise
-        run.say("problem", message="memory or disk did not suffice to compare the file's picture with the training's")
+        run.say(
+            "problem",
+            message="memory or disk did not suffice to compare the file's picture with the training's",
+        )
         return {"takes": takes}
     if differs > MOST:
-        run.say("problem", message=f"the file draws another picture than the training did (they differ by {differs:.1f} of 255)")
+        run.say(
+            "problem",
+            message=f"the file draws another picture than the training did (they differ by {differs:.1f} of 255)",
+        )
     return {"takes": takes, "difference": round(differs, 3)}
 
 

@@ -23,17 +23,26 @@ def work(path: Path, models: Path) -> str:
         before = events.read(job.events)[0]
         job.say("started")
         try:
-            how = _captioned(job, models, heard, {event["name"] for event in before if event["kind"] == "captioned"})
+            how = _captioned(
+                job, models, heard, {event["name"] for event in before if event["kind"] == "captioned"}
+            )
         except TrainerError as error:
             job.say("ended", sync=True, how="failed", message=str(error))
             raise
         except KeyboardInterrupt:
-            job.say("ended", sync=True, how="stopped", message="stopped at once; the captions written so far are kept")
+            job.say(
+                "ended",
+                sync=True,
+                how="stopped",
+                message="stopped at once; the captions written so far are kept",
+            )
             raise
         except Exception as error:
             with (path / "trainer.log").open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
-            words = f"an unexpected fault ({type(error).__name__}); trainer.log in the job's folder says where"
+            words = (
+                f"an unexpected fault ({type(error).__name__}); trainer.log in the job's folder says where"
+            )
             job.say("ended", sync=True, how="failed", message=words)
             raise TrainerError(words) from error
         job.say("ended", sync=True, how=how)
@@ -42,4 +51,6 @@ def work(path: Path, models: Path) -> str:
 
 def _captioned(job: Run, models: Path, heard: int, done: set[str]) -> str:
     folder, model, options = read(job.path)
-    return caption_folder(job, Work(folder, open_captioner(model, models), options), StopSignal(job, heard), done)
+    return caption_folder(
+        job, Work(folder, open_captioner(model, models), options), StopSignal(job, heard), done
+    )

@@ -41,7 +41,12 @@ def work(folder: Path, models: Path) -> str:
             owner.say("ended", sync=True, how="failed", message=str(error))
             return "failed"
         except Exception as error:
-            owner.say("ended", sync=True, how="failed", message=f"an unexpected fault ({type(error).__name__}); nothing was changed")
+            owner.say(
+                "ended",
+                sync=True,
+                how="failed",
+                message=f"an unexpected fault ({type(error).__name__}); nothing was changed",
+            )
             raise
         owner.say("ended", sync=True, how="finished")
     return "finished"
@@ -53,11 +58,19 @@ def _made(job: dict[str, Any], models: Path) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         of = _written(job, out)
-        facts = {"origin": job["tool"], "of": of, "made": time.time(), "takes": takes(out, models), "problem": ""}
+        facts = {
+            "origin": job["tool"],
+            "of": of,
+            "made": time.time(),
+            "takes": takes(out, models),
+            "problem": "",
+        }
     except TrainerError:
         shutil.rmtree(out.parent, ignore_errors=True)  # the folder was made for this file alone
         raise
-    write_atomically(out.parent / ENTRY, json.dumps(facts, ensure_ascii=False).encode())  # last: it says that the file is whole
+    write_atomically(
+        out.parent / ENTRY, json.dumps(facts, ensure_ascii=False).encode()
+    )  # last: it says that the file is whole
     return facts
 
 
@@ -117,7 +130,13 @@ def _choose(job: dict[str, Any], models: Path) -> dict[str, Any]:
         file_of_checkpoint(run, step, file, models)
     label = Label.of(recognise(file).metadata)
     relabel(file, dataclasses.replace(label, weight=float(job["strength"])).changes())
-    facts = {"step": step, "strength": float(job["strength"]), "file": file.name, "takes": takes(file, models), "made": time.time()}
+    facts = {
+        "step": step,
+        "strength": float(job["strength"]),
+        "file": file.name,
+        "takes": takes(file, models),
+        "made": time.time(),
+    }
     write_atomically(run.path / CHOICE, json.dumps(facts, ensure_ascii=False).encode())
     return facts
 

@@ -37,7 +37,11 @@ def serve(folder: Path, models: Path, *, idle_seconds: float = IDLE_SECONDS) -> 
         offset, last = 0, time.monotonic()
         while time.monotonic() - last < idle_seconds:
             commands, offset = events.read(asked.commands, offset)
-            waiting = [command for command in commands if command["kind"] == "plan" and command.get("id") not in answered]
+            waiting = [
+                command
+                for command in commands
+                if command["kind"] == "plan" and command.get("id") not in answered
+            ]
             for question in {command["folder"]: command for command in waiting}.values():
                 asked.say(**answer(question, models, folder.parent))
                 answered.add(question["id"])
@@ -53,7 +57,12 @@ def answer(question: dict[str, Any], models: Path, kept: Path) -> dict[str, Any]
     """
     config = None
     try:
-        config = config_from({name: tuple(value) if isinstance(value, list) else value for name, value in question["settings"].items()})
+        config = config_from(
+            {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in question["settings"].items()
+            }
+        )
         manifest = outline(Path(question["folder"]), trigger=config.trigger)
         if not manifest.items:
             raise DatasetError("there is no picture to train on; add some under Artwork")
@@ -63,6 +72,10 @@ def answer(question: dict[str, Any], models: Path, kept: Path) -> dict[str, Any]
     except Exception as error:  # one question must not end the others
         return {"kind": "refused", "id": question["id"], **failure(error, config)}
     return {
-        "kind": "planned", "id": question["id"], "seconds": round(found.seconds, 1), "peak": found.peak, "budget": found.budget,
+        "kind": "planned",
+        "id": question["id"],
+        "seconds": round(found.seconds, 1),
+        "peak": found.peak,
+        "budget": found.budget,
         "file": found.file_bytes,
-    }  # fmt: skip
+    }

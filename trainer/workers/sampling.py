@@ -52,11 +52,17 @@ def serve(folder: Path, models: Path, *, idle_seconds: float = IDLE_SECONDS) -> 
 
 def others_wait(folder: Path) -> bool:
     """Whether a job waits in the line of the outputs folder that a session is in."""
-    root = next((parent for parent in folder.absolute().parents if (parent / ".queue.sqlite").exists()), folder.absolute().parent)
+    root = next(
+        (parent for parent in folder.absolute().parents if (parent / ".queue.sqlite").exists()),
+        folder.absolute().parent,
+    )
     for depth in ("*", "_users/*/*"):
         for mark in root.glob(f"{depth}/{MARK}"):
             try:
-                if json.loads(mark.read_text(encoding="utf-8"))["state"] == "waiting" and mark.parent != folder.absolute():
+                if (
+                    json.loads(mark.read_text(encoding="utf-8"))["state"] == "waiting"
+                    and mark.parent != folder.absolute()
+                ):
                     return True
             except (OSError, ValueError, KeyError, TypeError):
                 continue
@@ -103,7 +109,12 @@ class _Desk:
 
     def answer(self, wish: dict[str, Any]) -> None:
         self.answered.add(wish["id"])
-        answer(self.session, wish, self.is_cancelled, lambda request, out, on_step: self._drawn(wish, request, out, on_step))
+        answer(
+            self.session,
+            wish,
+            self.is_cancelled,
+            lambda request, out, on_step: self._drawn(wish, request, out, on_step),
+        )
 
     def _drawn(self, wish: dict[str, Any], request: Request, out: Path, on_step: OnStep) -> list[Path]:
         from trainer.sampling.pipeline import save_all
@@ -120,7 +131,9 @@ class _Desk:
 
         run, steps, paths = Run(Path(wish["run"])), [int(step) for step in wish["steps"]], []
         if not steps:
-            raise RunError("this training has kept no checkpoints; train again, with Checkpoint every and Keep checkpoints set")
+            raise RunError(
+                "this training has kept no checkpoints; train again, with Checkpoint every and Keep checkpoints set"
+            )
         warm = self._base(run.config.base)
         out.mkdir(parents=True, exist_ok=True)
         for number, step in enumerate(steps):
@@ -128,8 +141,13 @@ class _Desk:
             file_of_checkpoint(run, step, file, self.models)
             try:
                 part = save_all(
-                    warm, file, request, out, lambda done, total, n=number: on_step(n * total + done, len(steps) * total), f"step-{step:06d}_"
-                )  # fmt: skip
+                    warm,
+                    file,
+                    request,
+                    out,
+                    lambda done, total, n=number: on_step(n * total + done, len(steps) * total),
+                    f"step-{step:06d}_",
+                )
             finally:
                 file.unlink()
             paths += part[:-1]

@@ -38,13 +38,17 @@ def user_name(text: str) -> str:
     """A name as it is kept: the same for `Ana` and `ana`, safe as a folder's. Raises AccountError."""
     name = unicodedata.normalize("NFKC", text).strip().casefold()
     if not _NAME.fullmatch(name) or name.startswith("_") or name.endswith("."):
-        raise AccountError("a user's name has 1 to 40 letters, digits, dots and dashes, and begins with a letter or digit; choose another")
+        raise AccountError(
+            "a user's name has 1 to 40 letters, digits, dots and dashes, and begins with a letter or digit; choose another"
+        )
     return name
 
 
 def hash_password(password: str) -> str:
     salt = secrets.token_bytes(16)
-    return "$".join(("scrypt", str(_N), str(_R), str(_P), _b64(salt), _b64(_scrypt(password, salt, _N, _R, _P))))
+    return "$".join(
+        ("scrypt", str(_N), str(_R), str(_P), _b64(salt), _b64(_scrypt(password, salt, _N, _R, _P)))
+    )
 
 
 def fits(password: str, kept: str) -> bool:
@@ -94,11 +98,16 @@ class Accounts:
             changed = self.path.stat().st_mtime_ns
             if changed != self._read[0]:
                 said = tomllib.loads(self.path.read_text(encoding="utf-8")).get("users", {})
-                self._read = (changed, {user_name(name): kept for name, kept in said.items() if isinstance(kept, str)})
+                self._read = (
+                    changed,
+                    {user_name(name): kept for name, kept in said.items() if isinstance(kept, str)},
+                )
         except (OSError, ValueError, AttributeError, AccountError) as error:
             if self._read[0] < 0:
-                raise AccountError(f"{self.path} can't be read as a file of users ({type(error).__name__}); add one: "
-                                   f"python app.py add-user NAME --auth {self.path}") from None  # fmt: skip
+                raise AccountError(
+                    f"{self.path} can't be read as a file of users ({type(error).__name__}); add one: "
+                    f"python app.py add-user NAME --auth {self.path}"
+                ) from None
         return self._read[1]
 
     def check(self, name: str, password: str) -> str | None:
@@ -127,7 +136,9 @@ class Tries:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now, self._lock = now, threading.Lock()
-        self._failed: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()  # -> times, when the next may be
+        self._failed: OrderedDict[tuple[str, str], tuple[int, float]] = (
+            OrderedDict()
+        )  # -> times, when the next may be
 
     def _places(self, user: str, address: str) -> list[tuple[tuple[str, str], int]]:
         return [((user, address), self.FREE), (("", address), 4 * self.FREE)]
@@ -146,7 +157,11 @@ class Tries:
                 return left
             for place, free in places:
                 times = self._failed.pop(place, (0, 0.0))[0] + 1
-                delay = min(self.LONGEST_SECONDS, self.FIRST_SECONDS * 2 ** min(times - free, 20)) if times >= free else 0.0
+                delay = (
+                    min(self.LONGEST_SECONDS, self.FIRST_SECONDS * 2 ** min(times - free, 20))
+                    if times >= free
+                    else 0.0
+                )
                 self._failed[place] = (times, now + delay)
             while len(self._failed) > self._KEPT:
                 self._failed.popitem(last=False)

@@ -26,7 +26,9 @@ class Door:
     body_bytes: int = _FORM_BYTES
     public: bool = False
     kind: Literal["ours", "page", "call", "upload", "file", "stream"] = "ours"
-    ids: tuple[str, ...] = field(default=())  # names in the query or the path that one user chose and no other may use
+    ids: tuple[str, ...] = field(
+        default=()
+    )  # names in the query or the path that one user chose and no other may use
 
     def opens(self, method: str, path: str) -> re.Match[str] | None:
         return self.path.fullmatch(path) if method in self.methods else None

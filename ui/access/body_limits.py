@@ -24,7 +24,9 @@ class Refused(Exception):
         self.status, self.key = status, key
 
 
-def counted(receive: Receive, body_bytes: int, refused: list[Refused], look: Callable[[bytes], None] | None = None) -> Receive:
+def counted(
+    receive: Receive, body_bytes: int, refused: list[Refused], look: Callable[[bytes], None] | None = None
+) -> Receive:
     """`receive` that raises Refused once more than `body_bytes` have come, and notes it in `refused`, since a route may turn what
     it meets while reading into an answer of its own; `look` sees each piece first, and may raise Refused too."""
     total = 0

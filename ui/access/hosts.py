@@ -27,7 +27,9 @@ def url(host: str, port: int) -> str:
 @dataclass(frozen=True)
 class Hosts:
     names: frozenset[str]
-    any_address: bool  # bound to every address: each number of this machine is a name; numbers can't be rebound
+    any_address: (
+        bool  # bound to every address: each number of this machine is a name; numbers can't be rebound
+    )
 
     @classmethod
     def of(cls, host: str, allowed: tuple[str, ...] = ()) -> Hosts:

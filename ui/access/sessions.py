@@ -32,13 +32,17 @@ class Sessions:
         token = secrets.token_urlsafe(32)
         with self._lock:
             self._rows.execute("DELETE FROM sessions WHERE used < ?", (self._now() - IDLE_SECONDS,))
-            self._rows.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", (_hash(token), user, fingerprint, self._now()))
+            self._rows.execute(
+                "INSERT INTO sessions VALUES (?, ?, ?, ?)", (_hash(token), user, fingerprint, self._now())
+            )
         return token
 
     def user(self, token: str) -> tuple[str, str] | None:
         """(user, fingerprint of the password it was opened with), while it lasts."""
         with self._lock:
-            row = self._rows.execute("SELECT user, fingerprint, used FROM sessions WHERE token = ?", (_hash(token),)).fetchone()
+            row = self._rows.execute(
+                "SELECT user, fingerprint, used FROM sessions WHERE token = ?", (_hash(token),)
+            ).fetchone()
             now = self._now()
             if row is None or now - row[2] > IDLE_SECONDS:
                 return None

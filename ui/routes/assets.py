@@ -17,7 +17,10 @@ from fastapi.responses import Response
 
 _LONG = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Accept-Encoding"}
 _MOST_LINKS = 120
-_LINKS = {".js": '<link rel="modulepreload" href="/assets/{}">', ".css": '<link rel="preload" as="style" href="/assets/{}" crossorigin>'}
+_LINKS = {
+    ".js": '<link rel="modulepreload" href="/assets/{}">',
+    ".css": '<link rel="preload" as="style" href="/assets/{}" crossorigin>',
+}
 
 
 @dataclass

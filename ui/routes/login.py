@@ -17,9 +17,7 @@ from ui.text import Words, preferred
 from ui.theme import LOGIN_HREF
 from ui.workspace import Desk, Studio, token_of
 
-_POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
+_POLICY = "default-src 'none'; style-src 'self'; img-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 _LONGEST = 200  # characters of a name or a password
 _AT_ONCE = 2  # passwords compared at the same time: each takes 32 MiB
 
@@ -57,9 +55,14 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
         plain = "text/html" not in request.headers.get("accept", "")  # gradio_client, curl
         answer = JSONResponse({"success": True}) if plain else RedirectResponse("/", 303)
         answer.set_cookie(
-            COOKIE, studio.sessions.open(user, fingerprint), max_age=IDLE_SECONDS, path="/", httponly=True, samesite="strict",
+            COOKIE,
+            studio.sessions.open(user, fingerprint),
+            max_age=IDLE_SECONDS,
+            path="/",
+            httponly=True,
+            samesite="strict",
             secure=request.url.scheme == "https",
-        )  # fmt: skip
+        )
         return answer
 
     @app.post("/logout")
@@ -75,7 +78,10 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
 
 def account_html(desk: Desk) -> str:
     """Who is logged in, and the way out."""
-    said, leave = html.escape(desk.words("login.user", name=desk.user)), html.escape(desk.words("login.leave"))
+    said, leave = (
+        html.escape(desk.words("login.user", name=desk.user)),
+        html.escape(desk.words("login.leave")),
+    )
     return f'<form method="post" action="/logout"><span>{said}</span> <button>{leave}</button></form>'
 
 
@@ -91,7 +97,9 @@ def _counted_name(name: str) -> str:
         return "?"
 
 
-def _answer(request: Request, words: Words, status: int, key: str, name: str = "", seconds: int = 0) -> Response:
+def _answer(
+    request: Request, words: Words, status: int, key: str, name: str = "", seconds: int = 0
+) -> Response:
     told = words(key, seconds=seconds)
     headers = {"Retry-After": str(seconds)} if seconds else {}
     if "text/html" not in request.headers.get("accept", ""):
@@ -99,8 +107,13 @@ def _answer(request: Request, words: Words, status: int, key: str, name: str = "
     return _page(words, status, told, name, headers)
 
 
-def _page(words: Words, status: int = 200, told: str = "", name: str = "", headers: dict[str, str] | None = None) -> Response:
-    say = {key: html.escape(words(f"login.{key}"), quote=True) for key in ("title", "lead", "name", "password", "enter", "help")}
+def _page(
+    words: Words, status: int = 200, told: str = "", name: str = "", headers: dict[str, str] | None = None
+) -> Response:
+    say = {
+        key: html.escape(words(f"login.{key}"), quote=True)
+        for key in ("title", "lead", "name", "password", "enter", "help")
+    }
     alert = f'<p class="alert" role="alert" id="told">{html.escape(told)}</p>' if told else ""
     wrong = ' aria-invalid="true" aria-describedby="told"' if told else ""
     focus = ("", " autofocus") if name else (" autofocus", "")
@@ -118,4 +131,6 @@ def _page(words: Words, status: int = 200, told: str = "", name: str = "", heade
 <input id="password" name="password" type="password" autocomplete="current-password" required maxlength="{_LONGEST}"{wrong}{focus[1]}>
 <button>{say["enter"]}</button></form>
 <p class="help">{say["help"]}</p></main></body></html>"""
-    return HTMLResponse(text, status, {"Content-Security-Policy": _POLICY, "Cache-Control": "no-store", **(headers or {})})
+    return HTMLResponse(
+        text, status, {"Content-Security-Policy": _POLICY, "Cache-Control": "no-store", **(headers or {})}
+    )

@@ -53,7 +53,9 @@ def _add_shown(app: FastAPI, studio: Studio) -> None:
 
 
 def _add_changed(app: FastAPI, studio: Studio) -> None:
-    async def change(request: Request, work: Callable[[Desk, bytes], dict[str, Any] | None], most_bytes: int) -> JSONResponse:
+    async def change(
+        request: Request, work: Callable[[Desk, bytes], dict[str, Any] | None], most_bytes: int
+    ) -> JSONResponse:
         """Answers with what was done, or with the reason why not."""
         try:
             desk, body = studio.of(request), await _body(request, most_bytes)
@@ -77,7 +79,11 @@ def _add_changed(app: FastAPI, studio: Studio) -> None:
     @app.put("/mask/{project}/{name:path}")
     @takes(masks.MAX_BYTES)
     async def put_mask(project: str, name: str, request: Request) -> Response:
-        return await change(request, lambda desk, body: masks.save_mask(desk.projects.picture(project, name), body), masks.MAX_BYTES)
+        return await change(
+            request,
+            lambda desk, body: masks.save_mask(desk.projects.picture(project, name), body),
+            masks.MAX_BYTES,
+        )
 
     @app.post("/remove/{project}/{name:path}")
     async def remove(project: str, name: str, request: Request) -> Response:

@@ -41,7 +41,9 @@ def add_result_routes(app: FastAPI, studio: Studio) -> None:
     def download(key: str, request: Request) -> FileResponse:
         library = Library(studio.of(request).jobs)
         path = _path_or_404(lambda: library.entry(key).file)
-        return FileResponse(path, media_type="application/octet-stream", filename=f"{library.entry(key).stem}.safetensors")
+        return FileResponse(
+            path, media_type="application/octet-stream", filename=f"{library.entry(key).stem}.safetensors"
+        )
 
     @app.get("/download/{key}/{part}")
     def beside(key: str, part: str, request: Request) -> Response:
@@ -58,13 +60,21 @@ def add_result_routes(app: FastAPI, studio: Studio) -> None:
             raise HTTPException(404, "not found") from None
         if part != "zip":
             raise HTTPException(404, "not found")
-        return StreamingResponse(share.zipped(share.parts(library, key)), media_type="application/zip", headers=_named(f"{entry.stem}.zip"))
+        return StreamingResponse(
+            share.zipped(share.parts(library, key)),
+            media_type="application/zip",
+            headers=_named(f"{entry.stem}.zip"),
+        )
 
     @app.get("/making/{work}")
     def making(work: str, request: Request) -> JSONResponse:
         desk = studio.of(request)
         state, message = Library(desk.jobs).standing(work)
-        said = {"finished": desk.words("try_it.chosen"), "failed": message, "working": desk.words("try_it.choosing")}
+        said = {
+            "finished": desk.words("try_it.chosen"),
+            "failed": message,
+            "working": desk.words("try_it.choosing"),
+        }
         return JSONResponse({"state": state, "message": said[state]})
 
     @app.put("/prefer/{key}")
@@ -81,12 +91,18 @@ def add_result_routes(app: FastAPI, studio: Studio) -> None:
             return JSONResponse({"message": desk.words("try_it.not_chosen")}, status_code=400)
         except TrainerError as error:
             return JSONResponse({"message": str(error)}, status_code=400)
-        words = desk.words("try_it.choosing") if work else desk.words("try_it.is_preferred", value=f"{said['strength']:g}")
+        words = (
+            desk.words("try_it.choosing")
+            if work
+            else desk.words("try_it.is_preferred", value=f"{said['strength']:g}")
+        )
         return JSONResponse({"message": words, "work": work})
 
 
 def _found(look: Callable[[], Path], media_type: str) -> FileResponse:
-    return FileResponse(_path_or_404(look), media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
+    return FileResponse(
+        _path_or_404(look), media_type=media_type, headers={"Cache-Control": "private, max-age=3600"}
+    )
 
 
 def _path_or_404(look: Callable[[], Path]) -> Path:

@@ -38,7 +38,15 @@ def add_routes(app: FastAPI) -> None:
     @public
     def manifest() -> JSONResponse:
         icons = [{"src": "/icon.svg", "type": "image/svg+xml", "sizes": "any"}]
-        return JSONResponse({"name": "Impasto", "short_name": "Impasto", "start_url": "/", "display": "standalone", "icons": icons})
+        return JSONResponse(
+            {
+                "name": "Impasto",
+                "short_name": "Impasto",
+                "start_url": "/",
+                "display": "standalone",
+                "icons": icons,
+            }
+        )
 
     @app.get("/robots.txt")
     @public

@@ -116,7 +116,9 @@ def changes(projects: Projects, project: str, edit: Edit) -> list[Change]:
                 found.append(Change(picture.relative_to(folder).as_posix(), file, before, after))
     long = next((change.name for change in found if len(" ".join(change.after)) > MAX_CAPTION), None)
     if long:
-        raise DatasetError(f"the caption of {long} would have more than {MAX_CAPTION} characters; shorten it first")
+        raise DatasetError(
+            f"the caption of {long} would have more than {MAX_CAPTION} characters; shorten it first"
+        )
     return found
 
 
@@ -148,8 +150,13 @@ def remember(projects: Projects, project: str) -> None:
     """Notes all captions before a model writes over them, so that Undo brings them back."""
     folder = projects.folder(project)
     with locked(folder):
-        files = dict.fromkeys(_sidecar(picture) for place, _, _ in places(folder) for picture in pictures_in(place)[0])
-        noted = [{"file": file.relative_to(folder).as_posix(), "before": _read(file), "after": None} for file in files]
+        files = dict.fromkeys(
+            _sidecar(picture) for place, _, _ in places(folder) for picture in pictures_in(place)[0]
+        )
+        noted = [
+            {"file": file.relative_to(folder).as_posix(), "before": _read(file), "after": None}
+            for file in files
+        ]
         _keep(folder, [*_entries(folder), {"kind": "model", "find": "", "text": "", "files": noted}])
 
 
@@ -167,7 +174,11 @@ class Undone:
 def last(projects: Projects, project: str) -> Undone | None:
     """What `undo` would take back; None when there is nothing."""
     entries = _entries(projects.folder(project))
-    return Undone(entries[-1]["kind"], entries[-1]["find"], entries[-1]["text"], len(entries[-1]["files"]), 0) if entries else None
+    return (
+        Undone(entries[-1]["kind"], entries[-1]["find"], entries[-1]["text"], len(entries[-1]["files"]), 0)
+        if entries
+        else None
+    )
 
 
 def undo(projects: Projects, project: str) -> Undone:
@@ -197,7 +208,10 @@ def undo(projects: Projects, project: str) -> Undone:
 
 def _sidecar(picture: Path) -> Path:
     """The file that holds a picture's caption, or would."""
-    return next((picture.with_suffix(suffix) for suffix in SIDECARS if picture.with_suffix(suffix).is_file()), picture.with_suffix(".txt"))
+    return next(
+        (picture.with_suffix(suffix) for suffix in SIDECARS if picture.with_suffix(suffix).is_file()),
+        picture.with_suffix(".txt"),
+    )
 
 
 def _write(folder: Path, entry: dict[str, Any], files: list[tuple[Path, str]]) -> None:
@@ -205,8 +219,9 @@ def _write(folder: Path, entry: dict[str, Any], files: list[tuple[Path, str]]) -
     if not files:
         return
     noted = [
-        {"file": file.relative_to(folder).as_posix(), "before": _read(file), "after": _digest(text)} for file, text in files
-    ]  # fmt: skip
+        {"file": file.relative_to(folder).as_posix(), "before": _read(file), "after": _digest(text)}
+        for file, text in files
+    ]
     _keep(folder, [*_entries(folder), {**entry, "files": noted}])
     for file, text in files:
         write_atomically(file, text.encode())

@@ -56,7 +56,9 @@ class Captioning:
             self.forget(project)
             remember(self.projects, project)
             made = job.create(self.folder / uuid.uuid4().hex, folder, model, options)
-            write_atomically(made.path / "project.json", json.dumps({"project": project}, ensure_ascii=False).encode())
+            write_atomically(
+                made.path / "project.json", json.dumps({"project": project}, ensure_ascii=False).encode()
+            )
             self.jobs.queue.submit(made.path, "caption", ["caption-job", str(made.path.resolve())])
 
     def stop(self, project: str) -> None:

@@ -72,7 +72,11 @@ class Drawing:
         ]
         if self.kind == "draw":
             return cells
-        return [{**cell, "file": f"step-{step:06d}_{cell['file']}", "step": step} for step in self.steps for cell in cells]
+        return [
+            {**cell, "file": f"step-{step:06d}_{cell['file']}", "step": step}
+            for step in self.steps
+            for cell in cells
+        ]
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,14 @@ class Drawings:
     def session(self) -> Run:
         return Run(self.jobs.outputs / ".drawing")
 
-    def ask(self, files: Sequence[tuple[str, float]], values: dict[str, Any], *, between: bool = False, base: str = "") -> str:
+    def ask(
+        self,
+        files: Sequence[tuple[str, float]],
+        values: dict[str, Any],
+        *,
+        between: bool = False,
+        base: str = "",
+    ) -> str:
         """Asks for pictures of one LoRA or of several mixed; the drawing's id. Raises TrainerError.
 
         Args:
@@ -104,7 +115,9 @@ class Drawings:
         entries = [self.library.entry(key) for key, _ in files]
         chosen = self._base(files, base)
         request = self._request(values, chosen)
-        placed = [[str(entry.file.resolve()), weight] for entry, (_, weight) in zip(entries, files, strict=True)]
+        placed = [
+            [str(entry.file.resolve()), weight] for entry, (_, weight) in zip(entries, files, strict=True)
+        ]
         return self._send("draw", files, request, self.session, base=chosen, files=placed)
 
     def _ask_between(self, key: str, values: dict[str, Any]) -> str:
@@ -122,18 +135,26 @@ class Drawings:
         run = self.jobs.run(key)
         prompts = [prompt for prompt in values.get("prompts", ()) if prompt][:1]
         request = self._request({**values, "prompts": prompts, "strengths": GRID_STRENGTHS}, run.config.base)
-        return self._send("grid", [(key, 1.0)], request, self.session, run=str(run.path.resolve()), steps=steps)
+        return self._send(
+            "grid", [(key, 1.0)], request, self.session, run=str(run.path.resolve()), steps=steps
+        )
 
     def _request(self, values: dict[str, Any], base: str) -> Request:
         values = {"strengths": STRENGTHS, **values}
         shape = values.pop("shape", "square")
         prompts = tuple(prompt for prompt in values.get("prompts", ()) if prompt)
-        if not 1 <= len(prompts) <= MOST_PROMPTS or any(len(text) > MOST_LETTERS for text in (*prompts, values.get("negative", ""))):
-            raise TrainerError(f"write one to {MOST_PROMPTS} prompts, one a line, of at most {MOST_LETTERS} characters each")
+        if not 1 <= len(prompts) <= MOST_PROMPTS or any(
+            len(text) > MOST_LETTERS for text in (*prompts, values.get("negative", ""))
+        ):
+            raise TrainerError(
+                f"write one to {MOST_PROMPTS} prompts, one a line, of at most {MOST_LETTERS} characters each"
+            )
         if shape not in SHAPES:
             raise TrainerError("choose a shape of the picture from the list")
         native = native_size(base, self.jobs.models)
-        width, height = (0, 0) if shape == "square" else (round(native * side / 32) * 32 for side in SHAPES[shape])
+        width, height = (
+            (0, 0) if shape == "square" else (round(native * side / 32) * 32 for side in SHAPES[shape])
+        )
         return request_from({**values, "prompts": prompts, "width": width, "height": height})
 
     def _base(self, files: Sequence[tuple[str, float]], wanted: str) -> str:
@@ -148,7 +169,9 @@ class Drawings:
         said = self.library.entry(files[0][0]).base
         return next((name for name in known if said in (name, name.removesuffix(".safetensors"))), known[0])
 
-    def _send(self, kind: str, keys: Sequence[tuple[str, float]], request: Request, owner: Run, **facts: Any) -> str:
+    def _send(
+        self, kind: str, keys: Sequence[tuple[str, float]], request: Request, owner: Run, **facts: Any
+    ) -> str:
         name = uuid.uuid4().hex
         self._prune()
         out = self.session.path / "drawn" / name
@@ -160,9 +183,22 @@ class Drawings:
             "steps": facts.get("steps", []),
             "time": time.time(),
         }
-        asked |= {"said": _size(owner.events), "owner": "" if owner.path == self.session.path else owner.path.name, "job": "", "tries": 0}
+        asked |= {
+            "said": _size(owner.events),
+            "owner": "" if owner.path == self.session.path else owner.path.name,
+            "job": "",
+            "tries": 0,
+        }
         _write(out, asked)
-        events.append(owner.commands, kind, sync=True, id=name, out=str(out.resolve()), request=asked["request"], **facts)
+        events.append(
+            owner.commands,
+            kind,
+            sync=True,
+            id=name,
+            out=str(out.resolve()),
+            request=asked["request"],
+            **facts,
+        )
         if not asked["owner"]:
             self._ensure_session(out, asked)
         return name
@@ -182,17 +218,30 @@ class Drawings:
         said = [event for event in events.read(owner.events, asked["said"])[0] if event.get("id") == name]
         answer = next((event for event in said if event["kind"] in ANSWERS), None)
         facts: dict[str, Any] = {
-            "id": name, "kind": asked["kind"], "request": request_from(asked["request"]), "steps": tuple(asked["steps"]),
+            "id": name,
+            "kind": asked["kind"],
+            "request": request_from(asked["request"]),
+            "steps": tuple(asked["steps"]),
             "files": tuple((key, weight) for key, weight in asked["files"]),
-        }  # fmt: skip
+        }
         if answer:
             return Drawing(**facts, state=answer["kind"], message=str(answer.get("message", "")))
         begun = [event for event in said if event["kind"] == "drawing"]
         if not alive and not self._is_coming(out, asked):
-            words = "the training ended before it drew this" if asked["owner"] else "the drawing process ended before it answered"
+            words = (
+                "the training ended before it drew this"
+                if asked["owner"]
+                else "the drawing process ended before it answered"
+            )
             return Drawing(**facts, state="failed", message=f"{words}; press Draw again")
         if begun and alive:
-            return Drawing(**facts, state="drawing", done=begun[-1]["done"], total=begun[-1]["total"], frame=(out / FRAME).is_file())
+            return Drawing(
+                **facts,
+                state="drawing",
+                done=begun[-1]["done"],
+                total=begun[-1]["total"],
+                frame=(out / FRAME).is_file(),
+            )
         return Drawing(**facts, state="waiting")
 
     def _is_coming(self, out: Path, asked: dict[str, Any]) -> bool:
@@ -223,7 +272,9 @@ class Drawings:
 
     def newest(self, key: str, kind: str = "draw") -> str | None:
         """The last drawing of a LoRA that is there to show."""
-        found = [(path, asked) for path in self._all() if (asked := _read(path)) and asked.get("kind") == kind]
+        found = [
+            (path, asked) for path in self._all() if (asked := _read(path)) and asked.get("kind") == kind
+        ]
         mine = [path for path, asked in found if any(used == key for used, _ in asked.get("files", ()))]
         return max(mine, key=lambda path: path.stat().st_mtime).parent.name if mine else None
 

@@ -23,7 +23,9 @@ from trainer.runs.run import Run
 
 _ROOT = Path(__file__).resolve().parents[2]
 # What changes neither time nor memory nor file size.
-_ELSEWHERE = frozenset({"name", "trigger", "title", "author", "licence", "seed", "save_captions", "pace", "preset"})
+_ELSEWHERE = frozenset(
+    {"name", "trigger", "title", "author", "licence", "seed", "save_captions", "pace", "preset"}
+)
 STALE_SECONDS = 60.0  # a refusal may be over by then: memory was freed, a file is back
 _LARGEST = 1_000_000  # bytes of remembered answers
 
@@ -32,7 +34,9 @@ _LARGEST = 1_000_000  # bytes of remembered answers
 class Estimates:
     cache: Path  # the folder of caches
     models: Path
-    is_busy: Callable[[], bool] = lambda: False  # whether asking would take memory from a training on the same card
+    is_busy: Callable[[], bool] = lambda: (
+        False
+    )  # whether asking would take memory from a training on the same card
     _answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     _read: int = 0
     _asked: dict[str, float] = field(default_factory=dict)
@@ -46,7 +50,9 @@ class Estimates:
         key = self._key(folder, values)
         if self._needs_asking(key) and not self.is_busy():
             with self._lock:
-                self._asked.pop(self._newest.get(folder, ""), None)  # it may never be answered: asked again, it is a new question
+                self._asked.pop(
+                    self._newest.get(folder, ""), None
+                )  # it may never be answered: asked again, it is a new question
                 self._newest[folder] = key
                 self._asked[key] = time.monotonic()
                 self._woken[key] = 0
@@ -55,7 +61,9 @@ class Estimates:
                 for file in (place.commands, place.events):
                     if file.exists() and file.stat().st_size > _LARGEST and not place.is_alive():
                         file.unlink()
-                events.append(place.commands, "plan", id=self._id(key), folder=str(folder.resolve()), settings=values)
+                events.append(
+                    place.commands, "plan", id=self._id(key), folder=str(folder.resolve()), settings=values
+                )
                 self._wake(place)
         return key
 
@@ -92,7 +100,9 @@ class Estimates:
     def _key(self, folder: Path, values: dict[str, Any]) -> str:
         sizes = sorted((item.width, item.height) for item in outline(folder).items)
         facts = {name: value for name, value in sorted(values.items()) if name not in _ELSEWHERE}
-        return hashlib.sha256(json.dumps([os.fspath(folder), sizes, facts], default=str).encode()).hexdigest()[:32]
+        return hashlib.sha256(
+            json.dumps([os.fspath(folder), sizes, facts], default=str).encode()
+        ).hexdigest()[:32]
 
     def _id(self, key: str) -> str:
         """A refusal may be asked again under the same key."""
@@ -107,9 +117,22 @@ class Estimates:
     def _wake(self, place: Run) -> None:
         if self._lives():
             return
-        arguments = [sys.executable, "-m", "trainer", "planner", str(place.path.resolve()), "--models", str(self.models.resolve())]
+        arguments = [
+            sys.executable,
+            "-m",
+            "trainer",
+            "planner",
+            str(place.path.resolve()),
+            "--models",
+            str(self.models.resolve()),
+        ]
         with (place.path / "trainer.log").open("wb") as log:
             self._child = subprocess.Popen(
-                arguments, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                arguments,
+                cwd=_ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
                 env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
+            )

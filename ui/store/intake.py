@@ -95,7 +95,12 @@ class Intake:
         return self._arrivals.get(folder)
 
     def start(
-        self, projects: Projects, project: str, files: list[Dropped], limits: Limits, then: Callable[[], None] = lambda: None
+        self,
+        projects: Projects,
+        project: str,
+        files: list[Dropped],
+        limits: Limits,
+        then: Callable[[], None] = lambda: None,
     ) -> None:
         """Takes files into a project, in the background; the files are gone from where they were afterwards."""
         folder = projects.folder(project)
@@ -121,14 +126,20 @@ class Intake:
             try:
                 take_in(projects, project, files, limits, arrivals)
             except (TrainerError, OSError) as error:
-                arrivals.tell(str(error) if isinstance(error, TrainerError) else "the studio's disk can't be written to; look after it")
+                arrivals.tell(
+                    str(error)
+                    if isinstance(error, TrainerError)
+                    else "the studio's disk can't be written to; look after it"
+                )
             finally:
                 for file in files:
                     _away(file.path)
         then()
 
 
-def take_in(projects: Projects, project: str, files: list[Dropped], limits: Limits, arrivals: Arrivals) -> None:
+def take_in(
+    projects: Projects, project: str, files: list[Dropped], limits: Limits, arrivals: Arrivals
+) -> None:
     """Takes one drop in. Raises TrainerError when there is no room for anything more."""
     _Taking(projects, project, limits, arrivals, size_bytes(projects.folder(project))).all_of(files)
 
@@ -140,7 +151,9 @@ class _Taking:
     limits: Limits
     arrivals: Arrivals
     size: int  # bytes of the project so far
-    stems: dict[tuple[str, str], str] = field(default_factory=dict)  # of a dropped picture -> under which it is kept
+    stems: dict[tuple[str, str], str] = field(
+        default_factory=dict
+    )  # of a dropped picture -> under which it is kept
 
     @property
     def folder(self) -> Path:
@@ -181,11 +194,15 @@ class _Taking:
         place = self.folder / OURS / f"arriving-{uuid.uuid4().hex}"
         place.mkdir(parents=True)
         room = max(0, self.limits.project_bytes - self.size)
-        bounds = Bounds(member_bytes=self.limits.picture_bytes, total_bytes=min(room, self.limits.project_bytes))
+        bounds = Bounds(
+            member_bytes=self.limits.picture_bytes, total_bytes=min(room, self.limits.project_bytes)
+        )
         archive = place / (clean_name(PurePosixPath(file.name).stem) + ".zip")
         try:
             if file.path.stat().st_size > self.limits.file_bytes:
-                raise TrainerError(f"{shown_name(file.name)} is larger than {self.limits.file_bytes // MB} MB; send it in parts")
+                raise TrainerError(
+                    f"{shown_name(file.name)} is larger than {self.limits.file_bytes // MB} MB; send it in parts"
+                )
             shutil.move(file.path, archive)
             belonging: list[Dropped] = []
             for inner in self._inside(archive, place, bounds):
@@ -222,7 +239,9 @@ class _Taking:
         if size > self.limits.picture_bytes:
             raise TrainerError(f"{name} is larger than {self.limits.picture_bytes // MB} MB; save it smaller")
         if self.count >= self.limits.project_pictures:
-            raise TrainerError(f"{name} is one too many: a project holds {self.limits.project_pictures} pictures")
+            raise TrainerError(
+                f"{name} is one too many: a project holds {self.limits.project_pictures} pictures"
+            )
         if self.size + size > self.limits.project_bytes:
             raise TrainerError(f"{name} does not fit: a project holds {self.limits.project_bytes // MB} MB")
         self.limits.check_room(self.folder, size)
@@ -267,7 +286,9 @@ class _Taking:
         lines = [line for line in map(one_line, text.splitlines()) if line]
         write_atomically(self.folder / f"{stem}.txt", ("\n".join(lines)[:MAX_CAPTION] + "\n").encode())
         if not any(path.stem == stem for path in self._pictures()):
-            self.arrivals.tell(f"{shown_name(file.name)} has no picture of the same name yet; it waits for one")
+            self.arrivals.tell(
+                f"{shown_name(file.name)} has no picture of the same name yet; it waits for one"
+            )
 
     def _mask(self, file: Dropped) -> None:
         stem = self._stem_of(file)
@@ -319,4 +340,6 @@ def _away(path: Path) -> None:
 
 def dropped(paths: list[Path], names: list[str] | None = None) -> list[Dropped]:
     """Files by the names they came under, or by their own."""
-    return [Dropped(name or path.name, path) for path, name in zip(paths, names or [""] * len(paths), strict=True)]
+    return [
+        Dropped(name or path.name, path) for path, name in zip(paths, names or [""] * len(paths), strict=True)
+    ]

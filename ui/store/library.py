@@ -87,7 +87,11 @@ class Library:
 
     def all(self) -> list[str]:
         """All entries, newest first."""
-        outside = [f"{OUTSIDE}{path.parent.name}" for path in self.shelf.glob(f"*/{ENTRY}") if not path.parent.name.startswith(".")]
+        outside = [
+            f"{OUTSIDE}{path.parent.name}"
+            for path in self.shelf.glob(f"*/{ENTRY}")
+            if not path.parent.name.startswith(".")
+        ]
         found = [entry for key in (*self.jobs.finished(), *outside) if (entry := self._entry(key))]
         return [entry.key for entry in sorted(found, key=lambda entry: -entry.made)]
 
@@ -106,7 +110,11 @@ class Library:
 
     def entry(self, key: str) -> Entry:
         """Raises RunError for what is none of ours, paths included."""
-        known = key.removeprefix(OUTSIDE) in self._shelved() if key.startswith(OUTSIDE) else key in self.jobs.names()
+        known = (
+            key.removeprefix(OUTSIDE) in self._shelved()
+            if key.startswith(OUTSIDE)
+            else key in self.jobs.names()
+        )
         found = self._entry(key) if known else None
         if found is None:
             raise RunError("that LoRA is not there any more, or not yet; choose another")
@@ -121,16 +129,29 @@ class Library:
                 folder = self.shelf / key.removeprefix(OUTSIDE)
                 file, said = folder / f"{folder.name}.safetensors", _read(folder / ENTRY)
                 return Entry(
-                    key=key, folder=folder, file=file, facts=_facts(file), origin=said["origin"], made=said["made"],
-                    of=tuple(said["of"]), takes=tuple(said["takes"]), problem=said.get("problem", ""),
-                )  # fmt: skip
+                    key=key,
+                    folder=folder,
+                    file=file,
+                    facts=_facts(file),
+                    origin=said["origin"],
+                    made=said["made"],
+                    of=tuple(said["of"]),
+                    takes=tuple(said["takes"]),
+                    problem=said.get("problem", ""),
+                )
             run = self.jobs.run(key)
             choice = _read(run.path / CHOICE)
             file = run.path / str(choice.get("file", ""))
             file = file if choice and file.parent == run.path and file.is_file() else run.lora_file
             takes = choice["takes"] if choice.get("file") == file.name else self.jobs.view(key)[0].takes
             return Entry(
-                key=key, folder=run.path, file=file, facts=_facts(file), origin="train", made=file.stat().st_mtime, takes=tuple(takes)
+                key=key,
+                folder=run.path,
+                file=file,
+                facts=_facts(file),
+                origin="train",
+                made=file.stat().st_mtime,
+                takes=tuple(takes),
             )
         return None
 
@@ -147,7 +168,10 @@ class Library:
     def relabel(self, key: str, values: dict[str, Any]) -> Entry:
         """Writes what the artist says of a LoRA into its file. Raises TrainerError."""
         entry = self.entry(key)
-        texts = {name: str(values.get(name) or "") for name in ("title", "author", "licence", "description", "tags", "trigger")}
+        texts = {
+            name: str(values.get(name) or "")
+            for name in ("title", "author", "licence", "description", "tags", "trigger")
+        }
         label = Label(**texts, weight=_weight(values.get("weight")), own_work=values.get("own_work") is True)
         relabel(entry.file, checked(label).changes())
         return self.entry(key)
@@ -161,7 +185,13 @@ class Library:
             values = {**vars(entry.label), "weight": weight}
             self.relabel(key, values)
             if step is not None:
-                facts = {"step": step, "strength": weight, "file": entry.file.name, "takes": list(entry.takes), "made": time.time()}
+                facts = {
+                    "step": step,
+                    "strength": weight,
+                    "file": entry.file.name,
+                    "takes": list(entry.takes),
+                    "made": time.time(),
+                }
                 write_atomically(entry.folder / CHOICE, json.dumps(facts).encode())
             return None
         if step not in self.checkpoints(key):
@@ -172,7 +202,11 @@ class Library:
         """Steps of a training that can be drawn and chosen, first to last."""
         if key.startswith(OUTSIDE):
             return []
-        return sorted(int(path.name[5:]) for path in self.jobs.run(key).checkpoints.glob("step-*") if path.name[5:].isdigit())
+        return sorted(
+            int(path.name[5:])
+            for path in self.jobs.run(key).checkpoints.glob("step-*")
+            if path.name[5:].isdigit()
+        )
 
     # Files from elsewhere, and of others
 
@@ -195,12 +229,21 @@ class Library:
             write_atomically(folder / ENTRY, json.dumps(said).encode())
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise LoraFileError(f"the disk did not take {file.name} ({error.strerror}); make room and drop it again") from None
+            raise LoraFileError(
+                f"the disk did not take {file.name} ({error.strerror}); make room and drop it again"
+            ) from None
         self._start("check", source=str(file.resolve()))
         return f"{OUTSIDE}{folder.name}"
 
     def make(
-        self, tool: str, keys: Sequence[str], *, weights: Sequence[float] = (), rank: int = 0, form: str = "kohya", name: str = ""
+        self,
+        tool: str,
+        keys: Sequence[str],
+        *,
+        weights: Sequence[float] = (),
+        rank: int = 0,
+        form: str = "kohya",
+        name: str = "",
     ) -> str:
         """Starts work that makes a new entry of others; its id. Raises TrainerError."""
         sources = [self.entry(key) for key in keys]
@@ -210,10 +253,19 @@ class Library:
         if tool == "merge":
             if len(sources) < 2 or len(set(keys)) < len(keys):
                 raise TrainerError("choose two to four different LoRAs to merge")
-            terms = [[str(source.file.resolve()), _weight(weight)] for source, weight in zip(sources, weights, strict=True)]
+            terms = [
+                [str(source.file.resolve()), _weight(weight)]
+                for source, weight in zip(sources, weights, strict=True)
+            ]
             if any(weight is None for _, weight in terms):
                 raise TrainerError("give each LoRA a weight from -2 to 2")
-            return self._start("merge", terms=terms, method="svd" if rank else "concat", rank=_rank(rank, none=True), out=file)
+            return self._start(
+                "merge",
+                terms=terms,
+                method="svd" if rank else "concat",
+                rank=_rank(rank, none=True),
+                out=file,
+            )
         source = str(sources[0].file.resolve())
         if tool == "resize":
             return self._start("resize", source=source, rank=_rank(rank), out=file)
@@ -231,7 +283,9 @@ class Library:
         said, _ = runs.events.read(folder / "events.jsonl")
         ended = next((event for event in said if event["kind"] == "ended"), None)
         if ended:
-            return ("finished", "") if ended["how"] == "finished" else ("failed", str(ended.get("message", "")))
+            return (
+                ("finished", "") if ended["how"] == "finished" else ("failed", str(ended.get("message", "")))
+            )
         return ("working", "") if alive else ("failed", "the work ended before it was done; start it again")
 
     def works(self) -> list[tuple[str, str, str]]:
@@ -244,7 +298,9 @@ class Library:
         self._sweep()
         folder = self.jobs.outputs / f".making-{work}"
         folder.mkdir(parents=True)
-        write_atomically(folder / "job.json", json.dumps({"tool": tool, **facts}, ensure_ascii=False).encode())
+        write_atomically(
+            folder / "job.json", json.dumps({"tool": tool, **facts}, ensure_ascii=False).encode()
+        )
         self.jobs.queue.submit(folder, "lora", ["make", str(folder.resolve())], lane=FILES)
         return work
 
@@ -265,16 +321,23 @@ class Library:
         """The training's own picture nearest to the preferred strength, first prompt."""
         entry = self.entry(key)
         wanted = entry.label.weight if entry.label.weight is not None else 1.0
-        drawn = {float(path.stem.partition("_s")[2]): path for path in (entry.folder / "samples").glob("p00_s*.png")}
+        drawn = {
+            float(path.stem.partition("_s")[2]): path
+            for path in (entry.folder / "samples").glob("p00_s*.png")
+        }
         return drawn[min(drawn, key=lambda strength: abs(strength - wanted))] if drawn else None
 
     def cover(self, key: str) -> Image.Image | None:
         """The picture in the file itself; None where there is none that can be read."""
         start, comma, data = self.entry(key).facts.get("modelspec.thumbnail", "").partition(",")
-        if not (comma and start in ("data:image/jpeg;base64", "data:image/png;base64", "data:image/webp;base64")):
+        if not (
+            comma and start in ("data:image/jpeg;base64", "data:image/png;base64", "data:image/webp;base64")
+        ):
             return None
         with contextlib.suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            picture = Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=("JPEG", "PNG", "WEBP"))
+            picture = Image.open(
+                io.BytesIO(base64.b64decode(data, validate=True)), formats=("JPEG", "PNG", "WEBP")
+            )
             return picture.convert("RGB") if picture.width * picture.height <= _MOST_PIXELS else None
         return None
 
@@ -322,7 +385,11 @@ class Library:
         from ui.store.drawings import drawings_with
 
         small = self.small_pictures(key)
-        return [self.entry(key).folder, *drawings_with(self.jobs.outputs, key), *([small] if small.is_dir() else [])]
+        return [
+            self.entry(key).folder,
+            *drawings_with(self.jobs.outputs, key),
+            *([small] if small.is_dir() else []),
+        ]
 
     def small_pictures(self, key: str) -> Path:
         """Where the page's thumbnails of an entry lie."""
@@ -337,14 +404,23 @@ def _weight(value: Any) -> float | None:
 def _rank(value: Any, *, none: bool = False) -> int:
     if none and not value:
         return 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or not 1 <= value <= 1024:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or value != int(value)
+        or not 1 <= value <= 1024
+    ):
         raise TrainerError("a rank is a whole number from 1 to 1024")
     return int(value)
 
 
 def _made_name(tool: str, sources: Sequence[Entry], rank: int, form: str) -> str:
     stems = [source.stem for source in sources]
-    return {"merge": " and ".join(stems), "resize": f"{stems[0]}-rank{rank or 0:g}", "convert": f"{stems[0]}-{form}"}.get(tool, stems[0])
+    return {
+        "merge": " and ".join(stems),
+        "resize": f"{stems[0]}-rank{rank or 0:g}",
+        "convert": f"{stems[0]}-{form}",
+    }.get(tool, stems[0])
 
 
 def _facts(file: Path) -> dict[str, str]:

@@ -27,7 +27,9 @@ class Limits:
         """Raises TrainerError where `incoming_bytes` more would fill the disk that holds `folder`."""
         place = next(p for p in (folder, *folder.parents) if p.exists())
         if shutil.disk_usage(place).free - incoming_bytes < self.free_bytes:
-            raise TrainerError(f"the studio's disk is nearly full ({self.free_bytes / GB:g} GB stay free); remove what you no longer need")
+            raise TrainerError(
+                f"the studio's disk is nearly full ({self.free_bytes / GB:g} GB stay free); remove what you no longer need"
+            )
 
 
 def size_bytes(folder: Path) -> int:

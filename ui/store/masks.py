@@ -60,7 +60,11 @@ def _grey(data: bytes, size: tuple[int, int]) -> Image.Image:
     if mask.mode == "L":
         return mask
     red, green, blue, alpha = mask.split()
-    if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes() or alpha.getextrema() != (255, 255):
+    if (
+        red.tobytes() != green.tobytes()
+        or red.tobytes() != blue.tobytes()
+        or alpha.getextrema() != (255, 255)
+    ):
         raise DatasetError(_SHAPE)
     return red
 

@@ -41,7 +41,9 @@ class _Read:
     """What has been read of a project's file, which grows at its end: a line is parsed once."""
 
     offset: int = 0
-    lines: dict[str, tuple[list[int], Measures | None]] = field(default_factory=dict)  # name -> stamp and measures
+    lines: dict[str, tuple[list[int], Measures | None]] = field(
+        default_factory=dict
+    )  # name -> stamp and measures
 
     def go_on(self, kept: Path) -> None:
         said, offset = events.read(kept, self.offset)
@@ -77,7 +79,9 @@ class Checkup:
             known = self._read.setdefault(kept, _Read())
             known.go_on(kept)
             found = {card.name: known.lines.get(card.name) for card in cards}
-        return {card.name: seen[1] for card in cards if (seen := found[card.name]) and seen[0] == _stamp(card)}
+        return {
+            card.name: seen[1] for card in cards if (seen := found[card.name]) and seen[0] == _stamp(card)
+        }
 
     def start(self, projects: Projects, project: str, cards: list[Card]) -> None:
         """Measures what is not measured yet of `cards`, unless that goes on already."""
@@ -106,7 +110,9 @@ class Checkup:
                         facts = {}
                     if not kept.parent.is_dir() or project not in projects.names():
                         break
-                    events.append(kept, "measured", name=card.name, stamp=_stamp(card), version=VERSION, measures=facts)
+                    events.append(
+                        kept, "measured", name=card.name, stamp=_stamp(card), version=VERSION, measures=facts
+                    )
                     visit.done += 1
             finally:
                 visit.ended = True
@@ -131,7 +137,11 @@ class Told:
 
 def told(projects: Projects, project: str, cards: list[Card], aims: Aims) -> Told:
     """Findings of what is measured by now, and the crop of every picture."""
-    measures = {name: seen for name, seen in projects.checkup.measured(projects, project, cards).items() if seen is not None}
+    measures = {
+        name: seen
+        for name, seen in projects.checkup.measured(projects, project, cards).items()
+        if seen is not None
+    }
     sizes = {card.name: _size(projects, project, card.name, measures) for card in cards}
     sizes = {name: size for name, size in sizes.items() if size}
     crops = {card.name: card.choice.crop for card in cards}
@@ -146,7 +156,9 @@ def told(projects: Projects, project: str, cards: list[Card], aims: Aims) -> Tol
     return Told(sizes, placements, found)
 
 
-def _size(projects: Projects, project: str, name: str, measures: dict[str, Measures]) -> tuple[int, int] | None:
+def _size(
+    projects: Projects, project: str, name: str, measures: dict[str, Measures]
+) -> tuple[int, int] | None:
     """(width, height) upright, of the measures or of the file's header; None when it can't be told."""
     if name in measures:
         return measures[name].width, measures[name].height

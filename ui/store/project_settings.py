@@ -37,8 +37,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def write_settings(folder: Path, above: dict[str, Any], advanced: dict[str, Any]) -> None:
     """Keeps the form's fields as they are, half-typed ones too; what no field can hold is left out."""
-    kept: dict[str, Any] = {name: above[name] for name in ABOVE if isinstance(above.get(name), str) and _is_plain(above[name])}
-    kept["advanced"] = {name: value for name, value in advanced.items() if value not in (None, "") and _is_plain(value)}
+    kept: dict[str, Any] = {
+        name: above[name] for name in ABOVE if isinstance(above.get(name), str) and _is_plain(above[name])
+    }
+    kept["advanced"] = {
+        name: value for name, value in advanced.items() if value not in (None, "") and _is_plain(value)
+    }
     (folder / OURS).mkdir(exist_ok=True)
     write_atomically(folder / OURS / "settings.json", json.dumps(kept, ensure_ascii=False, indent=1).encode())
 
@@ -46,7 +50,9 @@ def write_settings(folder: Path, above: dict[str, Any], advanced: dict[str, Any]
 def _is_plain(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) <= _LONGEST and "\0" not in value
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value))
+    return value is None or (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    )
 
 
 def whole_values(folder: Path, settings: dict[str, Any], models: Path) -> dict[str, Any]:
@@ -58,7 +64,9 @@ def whole_values(folder: Path, settings: dict[str, Any], models: Path) -> dict[s
     config_from({**settings, "preset": preset})
     items = outline(folder).items
     if not items:
-        raise DatasetError(f"{folder.name} holds no picture to train on; add some under Artwork (at least {FEWEST})")
+        raise DatasetError(
+            f"{folder.name} holds no picture to train on; add some under Artwork (at least {FEWEST})"
+        )
     if len(items) < FEWEST:
         raise DatasetError(
             f"{folder.name} has {len(items)} picture{'s' if len(items) > 1 else ''}, and a training needs at least {FEWEST}: "

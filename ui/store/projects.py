@@ -89,7 +89,9 @@ class Projects:
         folder = self.folder(name)
         if folder.is_symlink():  # what a link points at is not ours
             raise DatasetError("that project is a link to another folder; remove the link yourself")
-        count = sum(len(files) for place in (folder, self.thumbnails.folder / name) for _, _, files in os.walk(place))
+        count = sum(
+            len(files) for place in (folder, self.thumbnails.folder / name) for _, _, files in os.walk(place)
+        )
         # Out of sight first: whoever lists projects meanwhile sees it whole or not at all.
         aside = folder.with_name(f".deleted-{os.getpid()}-{time.time_ns()}")
         folder.rename(aside)
@@ -97,7 +99,9 @@ class Projects:
             shutil.rmtree(place, ignore_errors=True)
         (self.cache / "doctor" / f"{name}.jsonl").unlink(missing_ok=True)
         if aside.exists():
-            raise DatasetError("some files could not be deleted; another program may hold them: close it and remove them by hand")
+            raise DatasetError(
+                "some files could not be deleted; another program may hold them: close it and remove them by hand"
+            )
         return count
 
     def cards(self, name: str) -> list[Card]:
@@ -112,7 +116,9 @@ class Projects:
                     caption = listed.get(path.name, Listed(token)).caption
                 stat, shown, mask = path.stat(), within + path.name, mask_file(path)
                 drawn = mask.stat().st_mtime_ns if mask else 0
-                cards.append(Card(shown, caption, stat.st_mtime_ns, stat.st_size, choices.get(shown, Choice()), drawn))
+                cards.append(
+                    Card(shown, caption, stat.st_mtime_ns, stat.st_size, choices.get(shown, Choice()), drawn)
+                )
         return cards
 
     def picture(self, project: str, name: str) -> Path:
@@ -145,13 +151,21 @@ class Projects:
         with locked(folder):
             choices = {**read_choices(folder), name: choice}
             facts = {key: value.to_json() for key, value in sorted(choices.items()) if value != Choice()}
-            write_atomically(folder / OURS / "pictures.json", json.dumps(facts, ensure_ascii=False, indent=1).encode())
+            write_atomically(
+                folder / OURS / "pictures.json", json.dumps(facts, ensure_ascii=False, indent=1).encode()
+            )
 
     def removed(self, project: str) -> list[str]:
         """Names of the pictures that were taken out."""
         place = self.folder(project) / OURS / "removed"
         return (
-            [path.relative_to(place).as_posix() for part, _, _ in places(place) for path in pictures_in(part)[0]] if place.is_dir() else []
+            [
+                path.relative_to(place).as_posix()
+                for part, _, _ in places(place)
+                for path in pictures_in(part)[0]
+            ]
+            if place.is_dir()
+            else []
         )
 
     def remove(self, project: str, name: str) -> None:

@@ -42,7 +42,10 @@ class Jobs:
 
     def _card_is_taken(self) -> bool:
         """Whether a process beside the training would take memory from it."""
-        return any(device.visible is not None for device in self.queue.devices or ()) and self.queue.busy() is not None
+        return (
+            any(device.visible is not None for device in self.queue.devices or ())
+            and self.queue.busy() is not None
+        )
 
     def names(self, project: str | None = None) -> list[str]:
         """Runs, newest first: all, or those of a project."""
@@ -86,11 +89,15 @@ class Jobs:
     def line(self) -> list[Job]:
         """One's own trainings that run or wait, in order."""
         mine = self.outputs.absolute()
-        return [job for job in self.queue.line() if job.kind == "train" and job.folder.parent.absolute() == mine]
+        return [
+            job for job in self.queue.line() if job.kind == "train" and job.folder.parent.absolute() == mine
+        ]
 
     def active(self, project: str) -> str | None:
         """The run of a project that trains or waits."""
-        return next((job.folder.name for job in self.line() if self.project_of(job.folder.name) == project), None)
+        return next(
+            (job.folder.name for job in self.line() if self.project_of(job.folder.name) == project), None
+        )
 
     def start(self, folder: Path, settings: dict[str, Any], *, token: str = "", another: bool = False) -> str:
         """Makes a run of a picture folder and puts it into the line; the run's name. Raises TrainerError.
@@ -105,7 +112,9 @@ class Jobs:
                 return known.folder.name
             active = self.active(folder.name)
             if active and not another:
-                raise RunError(f"“{active}” is training already; stop it, wait until it ends, or put another training into the line")
+                raise RunError(
+                    f"“{active}” is training already; stop it, wait until it ends, or put another training into the line"
+                )
             config = config_from(whole_values(folder, settings, self.models))
             made = self._made(config, [folder], folder.name)
             self.queue.submit(made.path, "train", ["resume", str(made.path.resolve())], token=token)
@@ -114,9 +123,15 @@ class Jobs:
     def retry(self, name: str, change: dict[str, Any]) -> str:
         """The same training again with one setting changed; the new run's name. Raises TrainerError."""
         failed = self.run(name)
-        sources = [Path(failed.manifest.folder)] if not (failed.path / "sources.json").exists() else _sources(failed)
+        sources = (
+            [Path(failed.manifest.folder)]
+            if not (failed.path / "sources.json").exists()
+            else _sources(failed)
+        )
         with self.queue.lock:
-            made = self._made(config_from({**dataclasses.asdict(failed.config), **change}), sources, self.project_of(name))
+            made = self._made(
+                config_from({**dataclasses.asdict(failed.config), **change}), sources, self.project_of(name)
+            )
             self.queue.submit(made.path, "train", ["resume", str(made.path.resolve())])
         return made.path.name
 
@@ -148,14 +163,19 @@ class Jobs:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        write_atomically(made.path / "project.json", json.dumps({"project": project}, ensure_ascii=False).encode())
+        write_atomically(
+            made.path / "project.json", json.dumps({"project": project}, ensure_ascii=False).encode()
+        )
         return made
 
     def view(self, name: str) -> tuple[events.View, bool]:
         """What a page shows of a run, and whether its process lives (asked before the events are read)."""
         opened = self.run(name)
         alive = opened.is_alive()
-        this = (name, (opened.path / "config.toml").stat().st_mtime_ns)  # a run made anew under an old name is another
+        this = (
+            name,
+            (opened.path / "config.toml").stat().st_mtime_ns,
+        )  # a run made anew under an old name is another
         offset, view = self._views.get(this, (0, events.View()))
         fresh, offset = events.read(opened.events, offset)
         view = events.fold(view, fresh)
@@ -209,7 +229,9 @@ def standing_of(view: events.View, alive: bool, job: Job | None, now: float = 0.
         return Standing(view, "starting")
     if view.ended:
         return Standing(view, view.ended)
-    if job and (job.state == "stopped" or job.stops):  # taken out of the line before it began, or ended when it was stuck
+    if job and (
+        job.state == "stopped" or job.stops
+    ):  # taken out of the line before it began, or ended when it was stuck
         return Standing(view, "stopped")
     return Standing(view, "interrupted", killed=bool(job and job.signal == signal.SIGKILL))
 

@@ -21,10 +21,26 @@ from ui.store.library import Entry, Library
 _CHUNK = 1 << 20
 # Licences as the hub names them (https://huggingface.co/docs/hub/repositories-licenses); any other is "other" with its own words.
 _LICENCES = {
-    "apache-2.0", "mit", "openrail", "openrail++", "creativeml-openrail-m", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0", "unlicense", "wtfpl", "bigscience-openrail-m",
-}  # fmt: skip
-_BASES = {"sdxl_base_v1-0": "stabilityai/stable-diffusion-xl-base-1.0", "sd_xl_base_1.0": "stabilityai/stable-diffusion-xl-base-1.0"}
+    "apache-2.0",
+    "mit",
+    "openrail",
+    "openrail++",
+    "creativeml-openrail-m",
+    "cc0-1.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+    "cc-by-nd-4.0",
+    "cc-by-nc-nd-4.0",
+    "unlicense",
+    "wtfpl",
+    "bigscience-openrail-m",
+}
+_BASES = {
+    "sdxl_base_v1-0": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd_xl_base_1.0": "stabilityai/stable-diffusion-xl-base-1.0",
+}
 
 
 def sidecar(entry: Entry) -> bytes:
@@ -37,7 +53,13 @@ def sidecar(entry: Entry) -> bytes:
         "preferred weight": label.weight or 0,  # 0: A1111's own default
         "negative text": "",
         "notes": " ".join(
-            filter(None, [f"By {label.author}." if label.author else "", f"Licence: {label.licence}." if label.licence else ""])
+            filter(
+                None,
+                [
+                    f"By {label.author}." if label.author else "",
+                    f"Licence: {label.licence}." if label.licence else "",
+                ],
+            )
         ),
     }
     return json.dumps(facts, indent=4, ensure_ascii=False).encode()
@@ -70,7 +92,11 @@ def card(entry: Entry, images: list[str]) -> str:
         "instance_prompt": label.trigger or None,
     }
     # JSON is YAML: whatever stands in a name can't break out of it.
-    head = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in facts.items() if value is not None]
+    head = [
+        f"{name}: {json.dumps(value, ensure_ascii=False)}"
+        for name, value in facts.items()
+        if value is not None
+    ]
     title = label.title or entry.name
     lines = ["---", *head, "---", "", f"# {_plain(title)}", ""]
     lines += [_plain(label.description), ""] if label.description else []

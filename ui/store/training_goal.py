@@ -26,13 +26,23 @@ def aims_of(folder: Path, models: Path) -> Aims:
     preset = said.get("preset")
     base = said.get("base")
     side, cell = bucket_facts(base if isinstance(base, str) and base else TrainConfig.base, models)
-    numbers = {name: _whole(said.get(name)) for name in ("resolution", "bucket_step", "bucket_min", "bucket_max")}
+    numbers = {
+        name: _whole(said.get(name)) for name in ("resolution", "bucket_step", "bucket_min", "bucket_max")
+    }
     plan = BucketPlan(
-        side=numbers["resolution"] or side, latent_factor=cell, bucket_step=numbers["bucket_step"] or TrainConfig.bucket_step,
-        bucket_min=numbers["bucket_min"], bucket_max=numbers["bucket_max"], no_upscale=said.get("no_upscale") in (True, "yes"),
-    )  # fmt: skip
+        side=numbers["resolution"] or side,
+        latent_factor=cell,
+        bucket_step=numbers["bucket_step"] or TrainConfig.bucket_step,
+        bucket_min=numbers["bucket_min"],
+        bucket_max=numbers["bucket_max"],
+        no_upscale=said.get("no_upscale") in (True, "yes"),
+    )
     trigger = said.get("trigger")
-    return Aims(preset if preset in PRESET_NAMES else "style", trigger.strip() if isinstance(trigger, str) else "", plan)
+    return Aims(
+        preset if preset in PRESET_NAMES else "style",
+        trigger.strip() if isinstance(trigger, str) else "",
+        plan,
+    )
 
 
 def _whole(value: Any) -> int:

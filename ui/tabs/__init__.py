@@ -35,19 +35,33 @@ class Shared:
     studio: Studio
     label: gr.I18n  # `label("artwork.drop")`: translated in the browser
     project: gr.Dropdown  # the chosen project's name; its `change` also fires when the page has loaded
-    touched: gr.Textbox  # out of sight; a tab writes `touch()` when it has changed the project's pictures or captions
-    news: dict[str, gr.Button]  # by section of `ui/updates.py`: pressed by the page's script when there is something new
+    touched: (
+        gr.Textbox
+    )  # out of sight; a tab writes `touch()` when it has changed the project's pictures or captions
+    news: dict[
+        str, gr.Button
+    ]  # by section of `ui/updates.py`: pressed by the page's script when there is something new
     bells: gr.Column  # out of sight, in every tab
     tab: str = ""
-    turned: gr.Button | None = None  # pressed by the page's script when the tab comes into sight and drawings are owed
-    turn: threading.Lock = field(default_factory=threading.Lock)  # drawings wait for each other: the first is seen soonest
+    turned: gr.Button | None = (
+        None  # pressed by the page's script when the tab comes into sight and drawings are owed
+    )
+    turn: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # drawings wait for each other: the first is seen soonest
 
     def on(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """`callback(desk, *values)` for Gradio's events."""
         return handler(self.studio, callback)
 
     def draw(
-        self, events: list[Callable[..., Any]], callback: Callable[..., Any], inputs: Any, outputs: Any, *, keeps: bool = False
+        self,
+        events: list[Callable[..., Any]],
+        callback: Callable[..., Any],
+        inputs: Any,
+        outputs: Any,
+        *,
+        keeps: bool = False,
     ) -> None:
         """`outputs` by `callback(desk, *inputs)` at each of `events`, and once more when others came meanwhile.
 
@@ -69,22 +83,37 @@ class Shared:
         ring = TOUCH if keeps else _RING.format(tab=self.tab, bell=name)
         gr.on(events, None, None if keeps else bell, bell, js=ring, trigger_mode="multiple", **QUIET)
         if self.turned is not None and not keeps:
-            self.turned.click(None, bell, bell, js=_SETTLE.format(bell=name), trigger_mode="multiple", **QUIET)
+            self.turned.click(
+                None, bell, bell, js=_SETTLE.format(bell=name), trigger_mode="multiple", **QUIET
+            )
         bell.change(in_turn, inputs, outputs, trigger_mode="always_last", **QUIET)
 
 
-def rows_of_others(shared: Shared, tab: str, *, prefix: str = "", least: float = -1, visible: bool = True) -> list[tuple[Any, Any]]:
+def rows_of_others(
+    shared: Shared, tab: str, *, prefix: str = "", least: float = -1, visible: bool = True
+) -> list[tuple[Any, Any]]:
     """A row of (which, weight) for each LoRA beside the chosen one, labelled `<tab>.other_2` and `<tab>.weight_2`."""
     rows = []
     for number in range(2, 2 + OTHERS):
         with gr.Row():
             which = gr.Dropdown(
-                [("—", "")], value="", label=shared.label(f"{tab}.other_{number}"), allow_custom_value=True, visible=visible,
-                elem_id=f"{prefix}other-{number}", scale=2,
-            )  # fmt: skip
+                [("—", "")],
+                value="",
+                label=shared.label(f"{tab}.other_{number}"),
+                allow_custom_value=True,
+                visible=visible,
+                elem_id=f"{prefix}other-{number}",
+                scale=2,
+            )
             weight = gr.Slider(
-                least, 2, 1, step=0.05, label=shared.label(f"{tab}.weight_{number}"), visible=visible,
-                elem_id=f"{prefix}weight-{number}", scale=3,
-            )  # fmt: skip
+                least,
+                2,
+                1,
+                step=0.05,
+                label=shared.label(f"{tab}.weight_{number}"),
+                visible=visible,
+                elem_id=f"{prefix}weight-{number}",
+                scale=3,
+            )
         rows.append((which, weight))
     return rows

@@ -22,7 +22,9 @@ from ui.workspace import Desk
 def build(shared: Shared) -> None:
     label = shared.label
     with gr.Row(equal_height=True):
-        upload = gr.File(label=label("artwork.drop"), file_count="multiple", elem_id="upload", height=170, scale=4)
+        upload = gr.File(
+            label=label("artwork.drop"), file_count="multiple", elem_id="upload", height=170, scale=4
+        )
         folder = gr.UploadButton(
             label("artwork.folder"),  # pyright: ignore[reportArgumentType]
             file_count="directory",
@@ -64,7 +66,11 @@ def build(shared: Shared) -> None:
         values = files if isinstance(files, list) else [files] if files else []
         paths = desk.uploaded(files)
         names = [str(value.get("orig_name") or "") if isinstance(value, dict) else "" for value in values]
-        project = chosen if chosen and chosen not in SAMPLES and chosen in desk.projects.names() else desk.projects.create("my-pictures")
+        project = (
+            chosen
+            if chosen and chosen not in SAMPLES and chosen in desk.projects.names()
+            else desk.projects.create("my-pictures")
+        )
         desk.projects.intake.start(desk.projects, project, dropped(paths, names), desk.limits)
         return gr.update(choices=desk.projects.names(), value=project), None
 
@@ -78,16 +84,31 @@ def build(shared: Shared) -> None:
         if tuple(last) == now:
             return [gr.skip()] * 4
         stood = _came(desk, chosen) + _looked(desk, chosen)
-        return [arrivals_html(desk.words, drop), escaped(_visit_words(desk, chosen)), now, gr.skip() if stood == shown else stood]
+        return [
+            arrivals_html(desk.words, drop),
+            escaped(_visit_words(desk, chosen)),
+            now,
+            gr.skip() if stood == shown else stood,
+        ]
 
     outputs = [limits, doctor, cards, removed, dialog, drawn]
     shared.draw([shared.project.change, shared.touched.change, fresh.change], show, shared.project, outputs)
     for box in (upload, folder):
-        box.upload(shared.on(take_in), [box, shared.project], [shared.project, box], preprocess=False, **PRIVATE)
+        box.upload(
+            shared.on(take_in), [box, shared.project], [shared.project, box], preprocess=False, **PRIVATE
+        )
     gr.on(
-        [changed.click, shared.news["arrived"].click], None, None, shared.touched, js=TOUCH, trigger_mode="multiple", **QUIET
-    )  # fmt: skip
-    shared.draw([shared.news["artwork"].click], follow, [shared.project, seen, drawn], [arrivals, visit, seen, fresh])
+        [changed.click, shared.news["arrived"].click],
+        None,
+        None,
+        shared.touched,
+        js=TOUCH,
+        trigger_mode="multiple",
+        **QUIET,
+    )
+    shared.draw(
+        [shared.news["artwork"].click], follow, [shared.project, seen, drawn], [arrivals, visit, seen, fresh]
+    )
 
 
 def _came(desk: Desk, project: str) -> str:
@@ -104,13 +125,21 @@ def _looked(desk: Desk, project: str) -> str:
 
 def _limits(desk: Desk) -> str:
     limits = desk.limits
-    facts = {"pictures": limits.project_pictures, "megabytes": limits.picture_bytes // MB, "megapixels": limits.picture_pixels // 1_000_000}
+    facts = {
+        "pictures": limits.project_pictures,
+        "megabytes": limits.picture_bytes // MB,
+        "megapixels": limits.picture_pixels // 1_000_000,
+    }
     return f'<p class="hint">{escaped(desk.words("artwork.limits", **facts))}</p>'
 
 
 def _visit_words(desk: Desk, project: str) -> str:
     visit = desk.projects.checkup.visit(desk.projects.folder(project))
-    return desk.words("artwork.checking", done=visit.done, total=visit.total) if visit and not visit.ended else ""
+    return (
+        desk.words("artwork.checking", done=visit.done, total=visit.total)
+        if visit and not visit.ended
+        else ""
+    )
 
 
 def _deletion(shared: Shared) -> None:
@@ -132,7 +161,13 @@ def _deletion(shared: Shared) -> None:
         count = len(trainings_of(desk, chosen))
         words = desk.words("artwork.delete_ask", project=chosen, pictures=len(desk.projects.cards(chosen)))
         said = f'<div role="alertdialog" aria-live="assertive" class="alert">{escaped(words)}</div>'
-        return gr.update(visible=True), said, gr.update(label=desk.words("artwork.delete_runs", count=count), visible=count > 0), "", chosen
+        return (
+            gr.update(visible=True),
+            said,
+            gr.update(label=desk.words("artwork.delete_runs", count=count), visible=count > 0),
+            "",
+            chosen,
+        )
 
     def keep(desk: Desk):
         del desk

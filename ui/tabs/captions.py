@@ -16,7 +16,14 @@ from ui.tabs import PRIVATE, QUIET, TOUCH, Shared, touch
 from ui.text import Words
 from ui.updates import arrived_mark
 from ui.views.artwork import escaped
-from ui.views.captions import captions_html, preview_html, progress_html, summary_html, tags_html, undone_words
+from ui.views.captions import (
+    captions_html,
+    preview_html,
+    progress_html,
+    summary_html,
+    tags_html,
+    undone_words,
+)
 from ui.workspace import Desk
 
 
@@ -44,12 +51,18 @@ def build(shared: Shared) -> None:
             return "", "", _back(desk, None)
         cards = desk.projects.cards(chosen)
         trigger = aims_of(desk.projects.folder(chosen), desk.jobs.models).trigger
-        return summary_html(desk.words, cards), tags_html(desk.words, [card.caption for card in cards], trigger), _back(desk, chosen)
+        return (
+            summary_html(desk.words, cards),
+            tags_html(desk.words, [card.caption for card in cards], trigger),
+            _back(desk, chosen),
+        )
 
     def show(desk: Desk, chosen: str | None):
         html = ""
         if chosen and chosen in desk.projects.names():
-            arrived = arrived_mark(desk, chosen)  # before the pictures are looked up: what comes meanwhile is drawn later
+            arrived = arrived_mark(
+                desk, chosen
+            )  # before the pictures are looked up: what comes meanwhile is drawn later
             cards = desk.projects.cards(chosen)
             aims = aims_of(desk.projects.folder(chosen), desk.jobs.models)
             html = captions_html(desk.words, chosen, cards, told(desk.projects, chosen, cards, aims))
@@ -59,8 +72,15 @@ def build(shared: Shared) -> None:
     def look(desk: Desk, chosen: str | None, what: str, found: str | None, new: str | None):
         edit = _edit(desk, chosen, what, found, new)
         made = changes(desk.projects, chosen, edit) if chosen else []
-        fields = gr.update(visible=what in ("replace", "remove")), gr.update(visible=what in ("replace", "prepend", "append"))
-        return preview_html(desk.words, made, not edit.does_nothing), gr.update(interactive=bool(made)), *fields
+        fields = (
+            gr.update(visible=what in ("replace", "remove")),
+            gr.update(visible=what in ("replace", "prepend", "append")),
+        )
+        return (
+            preview_html(desk.words, made, not edit.does_nothing),
+            gr.update(interactive=bool(made)),
+            *fields,
+        )
 
     def make(desk: Desk, chosen: str | None, what: str, found: str | None, new: str | None):
         if not chosen:
@@ -73,13 +93,22 @@ def build(shared: Shared) -> None:
             raise DatasetError(desk.words("captions.no_project"))
         done = undo(desk.projects, chosen)
         kept = desk.words("captions.kept", count=done.kept) if done.kept else ""
-        words = f"{desk.words('captions.undone', what=undone_words(desk.words, done), count=done.count)} {kept}"
+        words = (
+            f"{desk.words('captions.undone', what=undone_words(desk.words, done), count=done.count)} {kept}"
+        )
         return _status(words), touch()
 
     asked = [shared.project, kind, find, text]
-    shared.draw([shared.project.change, shared.touched.change], show, shared.project, [summary, tags, back, listed, kind])
+    shared.draw(
+        [shared.project.change, shared.touched.change],
+        show,
+        shared.project,
+        [summary, tags, back, listed, kind],
+    )
     shared.draw([saved.click], about, shared.project, [summary, tags, back])
-    shared.draw([kind.change, find.change, text.change, shared.touched.change], look, asked, [preview, do, find, text])
+    shared.draw(
+        [kind.change, find.change, text.change, shared.touched.change], look, asked, [preview, do, find, text]
+    )
     do.click(shared.on(make), asked, [said, preview, do, shared.touched], **PRIVATE)
     back.click(shared.on(take_back), shared.project, [said, shared.touched], **PRIVATE)
 
@@ -100,7 +129,10 @@ def _back(desk: Desk, project: str | None) -> Any:
     if entry is None:
         return gr.update(value=desk.words("captions.undo"), interactive=False)
     what = undone_words(desk.words, entry)
-    return gr.update(value=desk.words("captions.undo_of", what=what if len(what) <= 60 else what[:59] + "…"), interactive=True)
+    return gr.update(
+        value=desk.words("captions.undo_of", what=what if len(what) <= 60 else what[:59] + "…"),
+        interactive=True,
+    )
 
 
 def _status(words: str) -> str:
@@ -119,19 +151,27 @@ def _model(shared: Shared) -> None:
             stop = gr.Button(label("captions.model_stop"), elem_id="caption-stop", interactive=False)
     status = gr.HTML(elem_id="captioning", padding=False)
     seen = gr.State(("", 0, False, None))
-    finished = gr.Textbox(elem_id="captioning-finished", elem_classes="unseen", show_label=False)  # as in the Artwork tab
+    finished = gr.Textbox(
+        elem_id="captioning-finished", elem_classes="unseen", show_label=False
+    )  # as in the Artwork tab
 
     def offer(desk: Desk, chosen: str | None):
         del chosen
         found = Captioning(desk.projects, desk.jobs).models()
         missing = f'<p class="hint">{escaped(desk.words("captions.model_none"))}</p>' if not found else ""
-        return missing, gr.update(visible=bool(found)), gr.update(choices=found, value=found[0] if found else None)
+        return (
+            missing,
+            gr.update(visible=bool(found)),
+            gr.update(choices=found, value=found[0] if found else None),
+        )
 
     def begin(desk: Desk, chosen: str | None, which: str | None, overwrite: bool):
         if not chosen:
             raise DatasetError(desk.words("captions.no_project"))
         trigger = aims_of(desk.projects.folder(chosen), desk.jobs.models).trigger
-        Captioning(desk.projects, desk.jobs).start(chosen, which or "", {"overwrite": overwrite is True, "trigger": trigger})
+        Captioning(desk.projects, desk.jobs).start(
+            chosen, which or "", {"overwrite": overwrite is True, "trigger": trigger}
+        )
 
     def halt(desk: Desk, chosen: str | None) -> None:
         if chosen:
@@ -155,4 +195,6 @@ def _model(shared: Shared) -> None:
     start.click(shared.on(begin), [shared.project, model, over], None, **PRIVATE)
     stop.click(shared.on(halt), shared.project, None, **PRIVATE)
     finished.change(None, None, shared.touched, js=TOUCH, **QUIET)
-    shared.draw([shared.news["captions"].click], follow, [shared.project, seen], [status, stop, seen, finished])
+    shared.draw(
+        [shared.news["captions"].click], follow, [shared.project, seen], [status, stop, seen, finished]
+    )

@@ -21,7 +21,13 @@ TEXTS = ("title", "author", "licence", "description", "tags", "trigger")
 
 def build(shared: Shared) -> None:
     label = shared.label
-    drop = gr.File(label=label("library.drop"), file_count="multiple", file_types=[".safetensors"], height=140, elem_id="import")
+    drop = gr.File(
+        label=label("library.drop"),
+        file_count="multiple",
+        file_types=[".safetensors"],
+        height=140,
+        elem_id="import",
+    )
     told = gr.HTML(elem_id="library-told")
     cards = gr.HTML(elem_id="shelf")
     lora = gr.Dropdown([], label=label("library.change"), allow_custom_value=True, elem_id="lora")
@@ -35,7 +41,9 @@ def build(shared: Shared) -> None:
         ask_delete = gr.Button(label("library.delete"), elem_id="delete-lora")
         question = gr.HTML(elem_id="delete-lora-question")
         with gr.Row():
-            sure = gr.Button(label("library.delete_sure"), variant="stop", visible=False, elem_id="delete-lora-sure")
+            sure = gr.Button(
+                label("library.delete_sure"), variant="stop", visible=False, elem_id="delete-lora-sure"
+            )
             keep = gr.Button(label("library.keep"), visible=False, elem_id="delete-lora-keep")
     works, labelled = gr.State(()), gr.State("")  # labelled: which file, as of when, the label is of
     chosen_lists = [lora, *(which for which, _ in others)]
@@ -47,7 +55,11 @@ def build(shared: Shared) -> None:
         found = [(entry.name, entry.key) for entry in entries]
         more = [("—", ""), *found]
         # A choice that holds is not sent back: another one may have been made meanwhile.
-        first = gr.update(choices=found) if current in keys else gr.update(choices=found, value=next(iter(keys), None))
+        first = (
+            gr.update(choices=found)
+            if current in keys
+            else gr.update(choices=found, value=next(iter(keys), None))
+        )
         lists = [first, *(gr.update(choices=more) for _ in others)]
         return [f'<div data-made="{made}">{cards_html(desk.words, library, entries)}</div>', *lists]
 
@@ -85,13 +97,19 @@ def build(shared: Shared) -> None:
 
     def make(desk: Desk, values: dict[Any, Any]):
         key = _chosen(desk, values[lora])
-        kind, more = values[tool["tool"]], [(values[which], values[weight]) for which, weight in others if values[which]]
+        kind, more = (
+            values[tool["tool"]],
+            [(values[which], values[weight]) for which, weight in others if values[which]],
+        )
         merges = kind == "merge"
         work = Library(desk.jobs).make(
-            kind, [key, *(which for which, _ in more)] if merges else [key],
+            kind,
+            [key, *(which for which, _ in more)] if merges else [key],
             weights=[values[tool["weight"]], *(weight for _, weight in more)] if merges else [],
-            rank=values[tool["rank"]] or 0, form=values[tool["form"]], name=str(values[tool["name"]] or "")[:200],
-        )  # fmt: skip
+            rank=values[tool["rank"]] or 0,
+            form=values[tool["form"]],
+            name=str(values[tool["name"]] or "")[:200],
+        )
         return (*values[works], work), _told([desk.words("library.working")])
 
     def follow(desk: Desk, open_works: tuple[str, ...]):
@@ -102,7 +120,11 @@ def build(shared: Shared) -> None:
         if left == tuple(open_works):
             return gr.skip(), gr.skip()
         failed = [message for state, message in standings.values() if state == "failed"]
-        done = [desk.words("library.finished")] if any(state == "finished" for state, _ in standings.values()) else []
+        done = (
+            [desk.words("library.finished")]
+            if any(state == "finished" for state, _ in standings.values())
+            else []
+        )
         return left, _told(done) + _alert(failed)
 
     def which_tool(desk: Desk, kind: str):
@@ -113,8 +135,15 @@ def build(shared: Shared) -> None:
     def confirm(desk: Desk, key: str | None):
         library, key = Library(desk.jobs), _chosen(desk, key)
         files, size = library.size_of(key)
-        words = desk.words("library.delete_ask", name=library.entry(key).name, files=files, size=size_words(size))
-        return f'<p role="alert" class="alert">{html.escape(words)}</p>', gr.update(visible=True), gr.update(visible=True), key
+        words = desk.words(
+            "library.delete_ask", name=library.entry(key).name, files=files, size=size_words(size)
+        )
+        return (
+            f'<p role="alert" class="alert">{html.escape(words)}</p>',
+            gr.update(visible=True),
+            gr.update(visible=True),
+            key,
+        )
 
     def delete(desk: Desk, key: str | None):
         library, key = Library(desk.jobs), _chosen(desk, key)
@@ -129,12 +158,22 @@ def build(shared: Shared) -> None:
     drop.upload(shared.on(take_in), drop, [drop, told], preprocess=False, **PRIVATE)
     # By the browser alone and first: an answer of the server's could come after the next question and take that away.
     lora.change(None, None, [question, sure, keep], js=_NO_QUESTION, **QUIET)
-    shared.draw([lora.change, shared.news["made"].click], read_label, [lora, labelled], [*fields.values(), labelled])
+    shared.draw(
+        [lora.change, shared.news["made"].click], read_label, [lora, labelled], [*fields.values(), labelled]
+    )
     save.click(shared.on(write_label), {lora, *fields.values()}, told, **PRIVATE)
     tool["tool"].change(
-        shared.on(which_tool), tool["tool"], [tool["rank"], tool["form"], tool["weight"], *(p for pair in others for p in pair)], **QUIET
+        shared.on(which_tool),
+        tool["tool"],
+        [tool["rank"], tool["form"], tool["weight"], *(p for pair in others for p in pair)],
+        **QUIET,
     )
-    start.click(shared.on(make), {lora, works, *tool.values(), *(p for pair in others for p in pair)}, [works, told], **PRIVATE)
+    start.click(
+        shared.on(make),
+        {lora, works, *tool.values(), *(p for pair in others for p in pair)},
+        [works, told],
+        **PRIVATE,
+    )
     ask_delete.click(shared.on(confirm), lora, [question, sure, keep, asked], **QUIET)
     sure.click(shared.on(delete), asked, [told, question, sure, keep], **PRIVATE)
     keep.click(None, None, [question, sure, keep], js=_NO_QUESTION, **QUIET)
@@ -148,9 +187,15 @@ def _label_fields(shared: Shared) -> dict[str, Any]:
         for name in TEXTS:
             lines = 3 if name == "description" else 1
             fields[name] = gr.Textbox(
-                label=label(f"library.{name}"), lines=lines, max_length=MAX_TEXT, min_width=240, elem_id=f"label-{name}"
+                label=label(f"library.{name}"),
+                lines=lines,
+                max_length=MAX_TEXT,
+                min_width=240,
+                elem_id=f"label-{name}",
             )
-    fields["weight"] = gr.Number(None, label=label("library.weight"), minimum=-2, maximum=2, step=0.05, elem_id="label-weight")
+    fields["weight"] = gr.Number(
+        None, label=label("library.weight"), minimum=-2, maximum=2, step=0.05, elem_id="label-weight"
+    )
     fields["own_work"] = gr.Checkbox(False, label=label("library.own_work_ask"), elem_id="label-own-work")
     return fields
 
@@ -164,15 +209,29 @@ def _make_fields(shared: Shared) -> tuple[dict[str, Any], list[tuple[Any, Any]]]
         (label("library.diffusers_blocks"), "kohya-diffusers"),
         (label("library.diffusers"), "diffusers"),
     ]
-    tool: dict[str, Any] = {"tool": gr.Radio(tools, value="resize", label=label("library.tool"), elem_id="make-tool")}
-    tool["weight"] = gr.Slider(-2, 2, 1, step=0.05, label=label("library.weight_here"), visible=False, elem_id="make-weight")
+    tool: dict[str, Any] = {
+        "tool": gr.Radio(tools, value="resize", label=label("library.tool"), elem_id="make-tool")
+    }
+    tool["weight"] = gr.Slider(
+        -2, 2, 1, step=0.05, label=label("library.weight_here"), visible=False, elem_id="make-weight"
+    )
     others = rows_of_others(shared, "library", prefix="make-", least=-2, visible=False)
     with gr.Row():
         tool["rank"] = gr.Number(
-            8, label=label("library.rank"), info=label("library.rank_info"), precision=0, minimum=0, maximum=1024, elem_id="make-rank"
+            8,
+            label=label("library.rank"),
+            info=label("library.rank_info"),
+            precision=0,
+            minimum=0,
+            maximum=1024,
+            elem_id="make-rank",
         )
-        tool["form"] = gr.Dropdown(forms, value="kohya", label=label("library.form"), visible=False, elem_id="make-form")
-        tool["name"] = gr.Textbox(label=label("library.name"), info=label("library.name_info"), max_length=80, elem_id="make-name")
+        tool["form"] = gr.Dropdown(
+            forms, value="kohya", label=label("library.form"), visible=False, elem_id="make-form"
+        )
+        tool["name"] = gr.Textbox(
+            label=label("library.name"), info=label("library.name_info"), max_length=80, elem_id="make-name"
+        )
     return tool, others
 
 
@@ -183,7 +242,11 @@ def _chosen(desk: Desk, key: str | None) -> str:
 
 
 def _told(lines: list[str]) -> str:
-    return f'<div role="status">{"".join(f"<p>{html.escape(line)}</p>" for line in lines)}</div>' if lines else ""
+    return (
+        f'<div role="status">{"".join(f"<p>{html.escape(line)}</p>" for line in lines)}</div>'
+        if lines
+        else ""
+    )
 
 
 def _alert(lines: list[str]) -> str:

@@ -36,18 +36,34 @@ def build(shared: Shared) -> None:
         )
     with gr.Row():
         name = gr.Textbox(
-            "my-lora", label=label("train.name"), info=label("train.name_info"), max_length=100, elem_id="name", interactive=False
+            "my-lora",
+            label=label("train.name"),
+            info=label("train.name_info"),
+            max_length=100,
+            elem_id="name",
+            interactive=False,
         )
         trigger = gr.Textbox(
-            label=label("train.trigger"), info=label("train.trigger_info"), max_length=100, elem_id="trigger", interactive=False
+            label=label("train.trigger"),
+            info=label("train.trigger_info"),
+            max_length=100,
+            elem_id="trigger",
+            interactive=False,
         )
         base = gr.Dropdown(
-            jobs.bases(), value=jobs.bases()[0], label=label("train.base"), info=label("train.base_info"), elem_id="base",
-            allow_custom_value=True, interactive=False,
-        )  # fmt: skip
+            jobs.bases(),
+            value=jobs.bases()[0],
+            label=label("train.base"),
+            info=label("train.base_info"),
+            elem_id="base",
+            allow_custom_value=True,
+            interactive=False,
+        )
     with gr.Accordion(label("train.advanced"), open=False, elem_id="advanced"):
         form = gr.HTML(elem_id="form", padding=False)
-        changed_there = gr.Button("changed", elem_id="settings-changed", elem_classes="unseen")  # pressed by the script
+        changed_there = gr.Button(
+            "changed", elem_id="settings-changed", elem_classes="unseen"
+        )  # pressed by the script
     estimate = gr.HTML(elem_id="estimate")
     checks = gr.HTML(elem_id="checks")
     told = gr.HTML(elem_id="train-told")
@@ -67,7 +83,12 @@ def build(shared: Shared) -> None:
     with gr.Accordion(label("train.compare"), open=False, elem_id="compare-fold"):
         with gr.Row():
             one, other = (
-                gr.Dropdown([], label=label(f"train.compare_{side}"), elem_id=f"compare-{side}", allow_custom_value=True)
+                gr.Dropdown(
+                    [],
+                    label=label(f"train.compare_{side}"),
+                    elem_id=f"compare-{side}",
+                    allow_custom_value=True,
+                )
                 for side in ("left", "right")
             )
         comparison = gr.HTML(elem_id="comparison")
@@ -83,14 +104,18 @@ def build(shared: Shared) -> None:
     def fields(desk: Desk, values: dict[Any, Any]) -> training.Fields:
         """What the page holds, and what is kept of Advanced."""
         said = {key: values[component] for key, component in above.items()}
-        return training.Fields(said, training.kept(desk, values[shared.project]).advanced if values[shared.project] else {})
+        return training.Fields(
+            said, training.kept(desk, values[shared.project]).advanced if values[shared.project] else {}
+        )
 
     def load(desk: Desk, chosen: str | None):
         """A project brings its own settings."""
         if not chosen:
             return [gr.skip()] * len(brought)
         kept = training.kept(desk, chosen)
-        shown = {component: gr.update(value=kept.above[key], interactive=True) for key, component in above.items()}
+        shown = {
+            component: gr.update(value=kept.above[key], interactive=True) for key, component in above.items()
+        }
         shown[base] = gr.update(choices=desk.jobs.bases(), value=kept.above["base"], interactive=True)
         said = training.told_before(desk, chosen, kept)
         return [
@@ -112,7 +137,9 @@ def build(shared: Shared) -> None:
         chosen = values[shared.project]
         if not chosen or values[loaded] != chosen:  # another project's fields are on their way
             return [gr.skip()] * 4
-        said = training.told_before(desk, chosen, training.keep(desk, chosen, above=fields(desk, values).above))
+        said = training.told_before(
+            desk, chosen, training.keep(desk, chosen, above=fields(desk, values).above)
+        )
         return [said.estimate, said.checks, said.asked, ""]
 
     def refresh(desk: Desk, chosen: str | None):
@@ -127,7 +154,9 @@ def build(shared: Shared) -> None:
 
     def start(desk: Desk, values: dict[Any, Any], more: bool = False):
         try:
-            training.start(desk, values[shared.project], fields(desk, values), token=values[token], another=more)
+            training.start(
+                desk, values[shared.project], fields(desk, values), token=values[token], another=more
+            )
         except TrainerError as error:
             return [training.alert_html(str(error)), gr.skip(), gr.skip(), gr.skip()]
         return ["", training.new_token(), gr.update(interactive=False), gr.update(visible=True)]
@@ -146,14 +175,24 @@ def build(shared: Shared) -> None:
             return [gr.skip()] * 9
         change = training.change_of(desk, run)
         shown = [
-            gr.update(interactive=not standing.is_active), gr.update(visible=standing.is_active),
+            gr.update(interactive=not standing.is_active),
+            gr.update(visible=standing.is_active),
             gr.update(visible=training.can_go_on(standing)),
-            gr.update(visible=bool(change), value=remedy_words(change, desk.words) or " "), gr.update(visible=standing.is_active),
-        ]  # fmt: skip
+            gr.update(visible=bool(change), value=remedy_words(change, desk.words) or " "),
+            gr.update(visible=standing.is_active),
+        ]
         pictures = samples_html(desk.jobs.run(run), standing, desk.words, desk.jobs.project_of(run) or "")
-        return [*shown, notes_html(standing, desk.words), pictures, curve_html(standing.view, desk.words), now]
+        return [
+            *shown,
+            notes_html(standing, desk.words),
+            pictures,
+            curve_html(standing.view, desk.words),
+            now,
+        ]
 
-    def look(desk: Desk, chosen: str | None, last: tuple[Any, ...], last_line: str, wanted: dict[str, str] | None):
+    def look(
+        desk: Desk, chosen: str | None, last: tuple[Any, ...], last_line: str, wanted: dict[str, str] | None
+    ):
         """All that may have changed by itself, in one question to the server."""
         return [*follow(desk, chosen, last), *follow_line(desk, last_line), *answered(desk, wanted)]
 
@@ -164,7 +203,11 @@ def build(shared: Shared) -> None:
             return [gr.skip()] * 3
         others = sum(job.kind == "train" for job in everyone) - len(mine)
         words = desk.words("train.line_resume" if paused else "train.line_pause")
-        return training.line_html(desk, mine, others, desk.words), gr.update(visible=not desk.user, value=words), now
+        return (
+            training.line_html(desk, mine, others, desk.words),
+            gr.update(visible=not desk.user, value=words),
+            now,
+        )
 
     def resume(desk: Desk, chosen: str | None):
         run = training.shown_run(desk, chosen)
@@ -188,17 +231,26 @@ def build(shared: Shared) -> None:
         return comparison_html(desk.jobs, left, right, desk.words)
 
     shared.draw([shared.project.change], opened, [shared.project, loaded], brought)
-    shared.draw([component.change for component in above.values()], changed, everything, [*before, told], keeps=True)
+    shared.draw(
+        [component.change for component in above.values()], changed, everything, [*before, told], keeps=True
+    )
     shared.draw([shared.touched.change, changed_there.click], refresh, shared.project, before)
     started = [told, token, train, stop]
     train.click(shared.on(start), everything, started, **QUIET)
     another.click(shared.on(start_another), everything, started, **QUIET)
     go_on.click(shared.on(resume), shared.project, None, **QUIET)
-    retry.click(shared.on(try_again), shared.project, None, **QUIET).then(shared.on(load), shared.project, brought, **QUIET)
+    retry.click(shared.on(try_again), shared.project, None, **QUIET).then(
+        shared.on(load), shared.project, brought, **QUIET
+    )
     pause.click(shared.on(toggle), None, None, **QUIET)
     shown = [*buttons, notes, samples, curve, seen]
     made_or_opened = [shared.project.change, shared.news["made"].click]
-    shared.draw([shared.news["train"].click], look, [shared.project, seen, seen_line, asked], [*shown, line, pause, seen_line, *before])
+    shared.draw(
+        [shared.news["train"].click],
+        look,
+        [shared.project, seen, seen_line, asked],
+        [*shown, line, pause, seen_line, *before],
+    )
     shared.draw(made_or_opened, follow, [shared.project, seen], shown)
     shared.draw(made_or_opened, list_runs, None, [one, other])
     for dropdown in (one, other):

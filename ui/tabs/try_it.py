@@ -10,7 +10,15 @@ from trainer.errors import TrainerError
 from trainer.sampling_config import SAMPLERS
 from ui.store.drawings import MOST_LETTERS, MOST_PROMPTS, SHAPES, Drawings
 from ui.tabs import PRIVATE, QUIET, Shared, rows_of_others
-from ui.views.strips import compare_html, download_html, drawing_html, drawn_pictures, grid_html, run_pictures, strip_html
+from ui.views.strips import (
+    compare_html,
+    download_html,
+    drawing_html,
+    drawn_pictures,
+    grid_html,
+    run_pictures,
+    strip_html,
+)
 from ui.views.try_it import Wish, choices, entry_of, form_values, mixed_files, shown_strip
 from ui.workspace import Desk
 
@@ -26,9 +34,12 @@ def build(shared: Shared) -> None:
         form = _form(shared)
         form["weight"], others = _mix(shared)
         when = gr.Radio(
-            [(label("try_it.waits"), "waits"), (label("try_it.between"), "between")], value="waits", label=label("try_it.when"),
-            visible=False, elem_id="when",
-        )  # fmt: skip
+            [(label("try_it.waits"), "waits"), (label("try_it.between"), "between")],
+            value="waits",
+            label=label("try_it.when"),
+            visible=False,
+            elem_id="when",
+        )
         with gr.Row():
             draw = gr.Button(label("try_it.draw"), variant="primary", elem_id="draw")
             cancel = gr.Button(label("try_it.cancel"), interactive=False, elem_id="cancel")
@@ -49,7 +60,11 @@ def build(shared: Shared) -> None:
         keys = [key for _, key in found]
         more = [("—", ""), *found]
         # A choice that holds is not sent back: another one may have been made meanwhile.
-        first = gr.update(choices=found) if current in keys else gr.update(choices=found, value=next(iter(keys), None))
+        first = (
+            gr.update(choices=found)
+            if current in keys
+            else gr.update(choices=found, value=next(iter(keys), None))
+        )
         return [first, *(gr.update(choices=more) for _ in others)]
 
     def open_lora(desk: Desk, key: str | None):
@@ -61,7 +76,9 @@ def build(shared: Shared) -> None:
         drawn = [drawings.follow(name) if name else None for name in found]
         wishes = [Wish(one.id) if one and one.is_open else None for one in drawn]
         strips = [one if one and one.state == "drawn" else None for one in drawn]
-        picture_grid = grid_html(words, drawn_pictures(strips[1]), key, desk_choice(desk, key)) if strips[1] else ""
+        picture_grid = (
+            grid_html(words, drawn_pictures(strips[1]), key, desk_choice(desk, key)) if strips[1] else ""
+        )
         return [*wishes, strip_html(words, drawn_pictures(strips[0])) if strips[0] else "", picture_grid]
 
     def follow(desk: Desk, key: str | None, last: tuple[str, str, str]):
@@ -69,7 +86,11 @@ def build(shared: Shared) -> None:
             return [gr.skip()] * 5
         pictures, trains = shown_strip(desk, key)
         entry = entry_of(desk, key)
-        now = (key, repr(pictures), f"{trains} {entry.file.stat().st_mtime_ns if entry else ''} {desk.words.language}")
+        now = (
+            key,
+            repr(pictures),
+            f"{trains} {entry.file.stat().st_mtime_ns if entry else ''} {desk.words.language}",
+        )
         before = tuple(last)
         if before == now:
             return [gr.skip()] * 5
@@ -77,19 +98,29 @@ def build(shared: Shared) -> None:
         same = before[:2] == now[:2]
         prefer = key if entry else ""
         return [
-            gr.skip() if same else strip_html(desk.words, shown, prefer=prefer), gr.skip() if same else compare_html(desk.words, shown),
-            download_html(desk.words, entry), gr.update(visible=trains), now,
-        ]  # fmt: skip
+            gr.skip() if same else strip_html(desk.words, shown, prefer=prefer),
+            gr.skip() if same else compare_html(desk.words, shown),
+            download_html(desk.words, entry),
+            gr.update(visible=trains),
+            now,
+        ]
 
     def ask(desk: Desk, values: dict[Any, Any]):
         key = values[run]
         if not key:
             raise TrainerError(desk.words("try_it.choose_first"))
-        files = mixed_files(key, values[form["weight"]], [(values[which], values[weight]) for which, weight in others])
+        files = mixed_files(
+            key, values[form["weight"]], [(values[which], values[weight]) for which, weight in others]
+        )
         between = values[when] == "between" and shown_strip(desk, key)[1]
         base = values[form["base"]] or ""
         return Wish(
-            Drawings(desk.jobs).ask(files, form_values({name: values[part] for name, part in form.items()}), between=between, base=base)
+            Drawings(desk.jobs).ask(
+                files,
+                form_values({name: values[part] for name, part in form.items()}),
+                between=between,
+                base=base,
+            )
         )
 
     def ask_grid(desk: Desk, values: dict[Any, Any]):
@@ -115,7 +146,9 @@ def build(shared: Shared) -> None:
         if found.state == "drawn" and found.kind == "draw":
             pictures = strip_html(desk.words, drawn_pictures(found))
         elif found.state == "drawn":
-            pictures = grid_html(desk.words, drawn_pictures(found), found.files[0][0], desk_choice(desk, found.files[0][0]))
+            pictures = grid_html(
+                desk.words, drawn_pictures(found), found.files[0][0], desk_choice(desk, found.files[0][0])
+            )
         return [None, told, pictures, gr.update(interactive=False)]
 
     def give_up(desk: Desk, wanted: Wish | None) -> None:
@@ -143,20 +176,51 @@ def _form(shared: Shared) -> dict[str, Any]:
     """Setting -> component; `ui.views.try_it.form_values` reads them."""
     label, jobs = shared.label, shared.studio.jobs
     form: dict[str, Any] = {
-        "prompts": gr.Textbox(label=label("try_it.prompt"), lines=2, max_length=MOST_PROMPTS * (MOST_LETTERS + 1), elem_id="prompt"),
+        "prompts": gr.Textbox(
+            label=label("try_it.prompt"),
+            lines=2,
+            max_length=MOST_PROMPTS * (MOST_LETTERS + 1),
+            elem_id="prompt",
+        ),
         "negative": gr.Textbox(label=label("try_it.negative"), max_length=MOST_LETTERS, elem_id="negative"),
     }
     with gr.Row():
         shapes = [(label(f"try_it.{shape}"), shape) for shape in SHAPES]
         samplers = [(f"{solver.label} {solver.schedule}".strip(), name) for name, solver in SAMPLERS.items()]
-        form["shape"] = gr.Dropdown(shapes, value="square", label=label("try_it.shape"), min_width=140, elem_id="shape")
-        form["sampler"] = gr.Dropdown(samplers, value="euler", label=label("try_it.sampler"), min_width=180, elem_id="sampler")
-        form["steps"] = gr.Number(16, label=label("try_it.steps"), precision=0, minimum=1, maximum=200, min_width=90, elem_id="steps")
-        form["guidance"] = gr.Number(5, label=label("try_it.guidance"), minimum=0, maximum=50, min_width=90, elem_id="guidance")
-        form["seed"] = gr.Number(0, label=label("try_it.seed"), precision=0, minimum=0, maximum=2**31 - 1, min_width=120, elem_id="seed")
+        form["shape"] = gr.Dropdown(
+            shapes, value="square", label=label("try_it.shape"), min_width=140, elem_id="shape"
+        )
+        form["sampler"] = gr.Dropdown(
+            samplers, value="euler", label=label("try_it.sampler"), min_width=180, elem_id="sampler"
+        )
+        form["steps"] = gr.Number(
+            16,
+            label=label("try_it.steps"),
+            precision=0,
+            minimum=1,
+            maximum=200,
+            min_width=90,
+            elem_id="steps",
+        )
+        form["guidance"] = gr.Number(
+            5, label=label("try_it.guidance"), minimum=0, maximum=50, min_width=90, elem_id="guidance"
+        )
+        form["seed"] = gr.Number(
+            0,
+            label=label("try_it.seed"),
+            precision=0,
+            minimum=0,
+            maximum=2**31 - 1,
+            min_width=120,
+            elem_id="seed",
+        )
         bases = [(label("try_it.as_trained"), ""), *((name, name) for name in jobs.bases())]
-        form["base"] = gr.Dropdown(bases, value="", label=label("try_it.base"), min_width=180, elem_id="draw-base")
-    form["fast"] = gr.Checkbox(False, label=label("try_it.fast"), info=label("try_it.fast_info"), elem_id="fast")
+        form["base"] = gr.Dropdown(
+            bases, value="", label=label("try_it.base"), min_width=180, elem_id="draw-base"
+        )
+    form["fast"] = gr.Checkbox(
+        False, label=label("try_it.fast"), info=label("try_it.fast_info"), elem_id="fast"
+    )
     return form
 
 

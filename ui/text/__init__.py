@@ -21,7 +21,10 @@ def sentences(language: str) -> dict[str, str]:
     """`tab.key` -> sentence, of all tabs."""
     found: dict[str, str] = {}
     for path in sorted((_HERE / language).glob("*.toml")):
-        found |= {f"{path.stem}.{key}": text for key, text in tomllib.loads(path.read_text(encoding="utf-8")).items()}
+        found |= {
+            f"{path.stem}.{key}": text
+            for key, text in tomllib.loads(path.read_text(encoding="utf-8")).items()
+        }
     return found
 
 

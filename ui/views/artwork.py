@@ -56,7 +56,9 @@ def _card(words: Words, project: str, card: Card, told: Told, faults: list[Findi
     )
     listed = "".join(f"<li>{escaped(finding_words(words, finding))}</li>" for finding in faults)
     masked = f'<span class="masked">{escaped(words("artwork.masked"))}</span>' if card.mask else ""
-    times, mask, remove = (escaped(words(f"artwork.{key}", name=card.name)) for key in ("repeats_of", "mask_of", "remove_of"))
+    times, mask, remove = (
+        escaped(words(f"artwork.{key}", name=card.name)) for key in ("repeats_of", "mask_of", "remove_of")
+    )
     return (
         f'<li class="picture{" faulty" if faults else ""}" data-place="{place}" data-name="{name}">'
         f'<div class="frame"><img src="/thumb/{place}?v={card.version}" alt="{alt}" width="{width}" height="{height}" loading="lazy">{crop}</div>'
@@ -82,7 +84,15 @@ def _crop(words: Words, card: Card, place: str, size: tuple[int, int] | None, at
     if size is None or at is None or at.cropped_share < SPARE:
         return ""
     scale = size[0] / at.resized[0], size[1] / at.resized[1]
-    box = [round(value, 1) for value in (at.crop_left * scale[0], at.crop_top * scale[1], at.bucket[0] * scale[0], at.bucket[1] * scale[1])]
+    box = [
+        round(value, 1)
+        for value in (
+            at.crop_left * scale[0],
+            at.crop_top * scale[1],
+            at.bucket[0] * scale[0],
+            at.bucket[1] * scale[1],
+        )
+    ]
     spare = at.resized[0] - at.bucket[0], at.resized[1] - at.bucket[1]
     axis = 0 if spare[0] >= spare[1] else 1
     share = card.choice.crop or (0.5, 0.5)
@@ -119,8 +129,15 @@ def findings_html(words: Words, told: Told, *, unfinished: bool = False) -> str:
         if kind == "few":
             rows.append(f"<li>{escaped(finding_words(words, of_kind[0]))}</li>")
             continue
-        named = "".join(f"<li><b>{escaped(f.picture)}</b> {escaped(finding_words(words, f))}</li>" for f in of_kind[:_NAMED])
-        more = f"<li>{escaped(words('artwork.more', count=len(of_kind) - _NAMED))}</li>" if len(of_kind) > _NAMED else ""
+        named = "".join(
+            f"<li><b>{escaped(f.picture)}</b> {escaped(finding_words(words, f))}</li>"
+            for f in of_kind[:_NAMED]
+        )
+        more = (
+            f"<li>{escaped(words('artwork.more', count=len(of_kind) - _NAMED))}</li>"
+            if len(of_kind) > _NAMED
+            else ""
+        )
         rows.append(
             f"<li><details><summary>{escaped(words(f'artwork.kind_{kind}', count=len(of_kind)))}</summary><ul>{named}{more}</ul></details></li>"
         )

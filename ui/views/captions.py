@@ -63,7 +63,9 @@ def tags_html(words: Words, captions: list[str], trigger: str) -> str:
         told = f'<div class="fused" role="status"><p>{escaped(words("captions.fused", trigger=trigger))}</p><ul class="tags">{named}</ul></div>'
     listed = "".join(f"<li>{_tag(words, tag, count)}</li>" for tag, count in tags[:_MOST_TAGS])
     title = escaped(words("captions.tags", count=len(tags)))
-    return f'{told}<details class="all-tags"><summary>{title}</summary><ul class="tags">{listed}</ul></details>'
+    return (
+        f'{told}<details class="all-tags"><summary>{title}</summary><ul class="tags">{listed}</ul></details>'
+    )
 
 
 def _tag(words: Words, tag: str, count: int) -> str:
@@ -76,9 +78,14 @@ def preview_html(words: Words, changes: list[Change], asked: bool) -> str:
     if not asked:
         return ""
     rows = "".join(
-        f"<li><b>{escaped(change.name)}</b> {_marked(' '.join(change.before), ' '.join(change.after))}</li>" for change in changes[:_SHOWN]
+        f"<li><b>{escaped(change.name)}</b> {_marked(' '.join(change.before), ' '.join(change.after))}</li>"
+        for change in changes[:_SHOWN]
     )
-    more = f"<li>{escaped(words('artwork.more', count=len(changes) - _SHOWN))}</li>" if len(changes) > _SHOWN else ""
+    more = (
+        f"<li>{escaped(words('artwork.more', count=len(changes) - _SHOWN))}</li>"
+        if len(changes) > _SHOWN
+        else ""
+    )
     line = escaped(words("captions.would", count=len(changes)))
     return f'<p role="status"><b>{line}</b></p>' + (f'<ul class="changes">{rows}{more}</ul>' if rows else "")
 
@@ -113,11 +120,19 @@ def progress_html(words: Words, stands: Standing, fresh: dict[str, str], project
         key = "captions.model_done" if view.ended == "finished" else "captions.model_stopped"
         line, bar = words(key, count=count), ""
     else:
-        line = words("captions.model_at", done=view.done, total=view.total) if view.total else words("captions.model_starting")
+        line = (
+            words("captions.model_at", done=view.done, total=view.total)
+            if view.total
+            else words("captions.model_starting")
+        )
         bar = f'<progress aria-label="{escaped(line)}" value="{view.done}" max="{max(1, view.total)}"></progress>'
     notes = "".join(f"<li>{escaped(problem)}</li>" for problem in view.problems[:20])
-    hidden = "".join(f'<li data-place="{escaped(place_of(project, name))}">{escaped(caption)}</li>' for name, caption in fresh.items())
+    hidden = "".join(
+        f'<li data-place="{escaped(place_of(project, name))}">{escaped(caption)}</li>'
+        for name, caption in fresh.items()
+    )
     return (
-        f'<p role="status">{escaped(line)}</p>{bar}' + (f'<ul class="hint">{notes}</ul>' if notes else "")
+        f'<p role="status">{escaped(line)}</p>{bar}'
+        + (f'<ul class="hint">{notes}</ul>' if notes else "")
         + (f'<ul class="fresh" hidden>{hidden}</ul>' if hidden else "")
-    )  # fmt: skip
+    )

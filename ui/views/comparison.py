@@ -43,7 +43,10 @@ def _curves(standings: list[Any], names: tuple[str, str], words: Words) -> str:
     if any(len(view.losses) < 2 for view in views):
         return ""
     told = [trend(view.losses, view.validation) for view in views]
-    said = " ".join(f"{name}: {words(f'train.trend_{found.kind}', step=found.step)}" for name, found in zip(names, told, strict=True))
+    said = " ".join(
+        f"{name}: {words(f'train.trend_{found.kind}', step=found.step)}"
+        for name, found in zip(names, told, strict=True)
+    )
     return f"<p>{_said(said)}</p>{svg(views, words, said, names)}"
 
 

@@ -43,7 +43,10 @@ def trend(losses: Points, validation: Points) -> Trend:
     ]
     for first in range(_WINDOWS - 1):
         # Level since `first`: no later span lies notably below it.
-        if all(means[later] > means[first] - 2 * math.hypot(errors[first], errors[later]) for later in range(first + 1, _WINDOWS)):
+        if all(
+            means[later] > means[first] - 2 * math.hypot(errors[first], errors[later])
+            for later in range(first + 1, _WINDOWS)
+        ):
             return Trend("falling") if first >= _WINDOWS - 2 else Trend("level", losses[first * size][0])
     return Trend("falling")
 
@@ -53,7 +56,11 @@ def _measured(validation: Points) -> Trend:
     later = [loss for step, loss in validation if step > best_step]
     if len(later) >= 3 and all(loss > (1 + _NOTABLE) * best for loss in later[-3:]):
         return Trend("rising", best_step)
-    level = next(step for n, (step, loss) in enumerate(validation) if min(value for _, value in validation[n:]) > (1 - _NOTABLE) * loss)
+    level = next(
+        step
+        for n, (step, loss) in enumerate(validation)
+        if min(value for _, value in validation[n:]) > (1 - _NOTABLE) * loss
+    )
     return Trend("falling") if level in (step for step, _ in validation[-2:]) else Trend("level", level)
 
 
@@ -62,7 +69,9 @@ def curve_html(view: View, words: Words) -> str:
     if len(view.losses) < 2:
         return f'<p class="hint">{_said(words("train.loss_none"))}</p>'
     told = trend(view.losses, view.validation)
-    sentence = words("train.loss_title", steps=view.losses[-1][0], words=words(f"train.trend_{told.kind}", step=told.step))
+    sentence = words(
+        "train.loss_title", steps=view.losses[-1][0], words=words(f"train.trend_{told.kind}", step=told.step)
+    )
     return f'<p role="status">{_said(sentence)}</p>{svg([view], words, sentence)}<p class="hint">{_said(words("train.loss_hint"))}</p>'
 
 
@@ -84,7 +93,9 @@ def svg(views: Sequence[View], words: Words, title: str, names: Sequence[str] = 
         label = words("train.loss_label")
         legend.append((f"loss-{number}", f"{names[number]}: {label}" if names else label))
         if view.validation:
-            drawn.append(f'<polyline class="aside-{number}" points="{" ".join(map(place, view.validation))}"/>')
+            drawn.append(
+                f'<polyline class="aside-{number}" points="{" ".join(map(place, view.validation))}"/>'
+            )
             label = words("train.validation_label")
             legend.append((f"aside-{number}", f"{names[number]}: {label}" if names else label))
     marks = f'<text x="2" y="14">{high:.3g}</text><text x="2" y="{_HEIGHT - _EDGE + 8}">{low:.3g}</text>'

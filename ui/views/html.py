@@ -9,4 +9,6 @@ from urllib.parse import quote
 
 def picture_url(run: str, picture: dict[str, Any]) -> str:
     """With the time it was made: a browser keeps pictures, and a continued run draws new ones under the same names."""
-    return html.escape(f"/picture/{quote(run)}/{quote(picture['file'])}?v={picture.get('made', 0)}", quote=True)
+    return html.escape(
+        f"/picture/{quote(run)}/{quote(picture['file'])}?v={picture.get('made', 0)}", quote=True
+    )

@@ -36,7 +36,11 @@ def _card(words: Words, library: Library, entry: Entry) -> str:
         "size": size_words(entry.file.stat().st_size),
         "checked": ", ".join(entry.takes),
     }
-    rows = "".join(f"<dt>{_said(words(f'library.{name}'))}</dt><dd>{_said(value)}</dd>" for name, value in facts.items() if value)
+    rows = "".join(
+        f"<dt>{_said(words(f'library.{name}'))}</dt><dd>{_said(value)}</dd>"
+        for name, value in facts.items()
+        if value
+    )
     origin = words(f"library.origin_{entry.origin}", of=", ".join(entry.of)) if entry.origin else ""
     by = f" · {_said(label.author)}" if label.author else ""
     own_work = f'<p class="hint">{_said(words("library.own_work"))}</p>' if label.own_work else ""

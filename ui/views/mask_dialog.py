@@ -9,7 +9,22 @@ from ui.views.artwork import escaped
 def mask_dialog_html(words: Words) -> str:
     say = {
         key: escaped(words(f"artwork.mask_{key}"))
-        for key in ("hint", "brush", "hide", "show", "all", "none", "invert", "left", "top", "width", "height", "box", "save", "cancel")
+        for key in (
+            "hint",
+            "brush",
+            "hide",
+            "show",
+            "all",
+            "none",
+            "invert",
+            "left",
+            "top",
+            "width",
+            "height",
+            "box",
+            "save",
+            "cancel",
+        )
     }
     title = escaped(words("artwork.mask_title", name="{name}"))
     fields = "".join(

@@ -61,14 +61,29 @@ def checks(wished: Wish, models: Path, answer: dict[str, Any] | None = None) -> 
     """
     settings, found = wished.settings, outline(wished.folder)
     small = is_small(settings.get("base", _BUNDLED), models)
-    said = [*_pictures(found, settings, small), *_captions(found), *_trigger(settings, models), *_disk(wished.folder, answer)]
+    said = [
+        *_pictures(found, settings, small),
+        *_captions(found),
+        *_trigger(settings, models),
+        *_disk(wished.folder, answer),
+    ]
     count = len(found.items)
     if wished.values is None and count >= FEWEST:
         said.append(Check("fix", "check_refused", {"message": wished.problem}))
     if answer and answer["kind"] == "refused":
-        said.append(Check("fix", "check_memory" if answer["cause"] == "memory" else "check_refused", {"message": answer["message"]}))
+        said.append(
+            Check(
+                "fix",
+                "check_memory" if answer["cause"] == "memory" else "check_refused",
+                {"message": answer["message"]},
+            )
+        )
     if answer and answer["kind"] == "planned":
-        said.append(Check("fine", "check_memory_fine", {"memory": _gb(answer["peak"]), "budget": _gb(answer["budget"])}))
+        said.append(
+            Check(
+                "fine", "check_memory_fine", {"memory": _gb(answer["peak"]), "budget": _gb(answer["budget"])}
+            )
+        )
     if small and settings.get("base", _BUNDLED) == _BUNDLED:
         said.append(Check("note", "check_bundled", {}))
     return sorted(said, key=lambda check: ("fix", "note", "fine").index(check.level))
@@ -79,9 +94,17 @@ def _pictures(found: Manifest, settings: dict[str, Any], small: bool) -> list[Ch
     if count < FEWEST:
         return [Check("fix", "check_fewest", {"n": count, "fewest": FEWEST})]
     enough = ENOUGH.get(settings.get("preset", "style"), 0)
-    said = [Check("note", "check_few", {"n": count, "enough": enough}) if count < enough else Check("fine", "check_pictures", {"n": count})]
+    said = [
+        Check("note", "check_few", {"n": count, "enough": enough})
+        if count < enough
+        else Check("fine", "check_pictures", {"n": count})
+    ]
     side = settings.get("resolution") or _NATIVE[small]
-    tiny = sum((item.width * item.height) ** 0.5 < _ENLARGED * side for item in found.items) if isinstance(side, (int, float)) else 0
+    tiny = (
+        sum((item.width * item.height) ** 0.5 < _ENLARGED * side for item in found.items)
+        if isinstance(side, (int, float))
+        else 0
+    )
     return [*said, *([Check("note", "check_small", {"n": tiny, "side": side})] if tiny else [])]
 
 
@@ -89,7 +112,11 @@ def _captions(found: Manifest) -> list[Check]:
     missing = sum(not item.caption.strip() for item in found.items)
     if not found.items:
         return []
-    return [Check("note", "check_captions", {"n": missing}) if missing else Check("fine", "check_captions_fine", {})]
+    return [
+        Check("note", "check_captions", {"n": missing})
+        if missing
+        else Check("fine", "check_captions_fine", {})
+    ]
 
 
 def _trigger(settings: dict[str, Any], models: Path) -> list[Check]:
@@ -97,7 +124,13 @@ def _trigger(settings: dict[str, Any], models: Path) -> list[Check]:
     if not word:
         return [Check("note", "check_trigger", {})]
     known = f"{word.lower()}</w>" in vocabulary(models)
-    return [Check("note" if known else "fine", "check_trigger_known" if known else "check_trigger_fine", {"word": word})]
+    return [
+        Check(
+            "note" if known else "fine",
+            "check_trigger_known" if known else "check_trigger_fine",
+            {"word": word},
+        )
+    ]
 
 
 def _disk(folder: Path, answer: dict[str, Any] | None) -> list[Check]:
@@ -118,7 +151,9 @@ def vocabulary(models: Path) -> frozenset[str]:
     return frozenset()
 
 
-def estimate_html(wished: Wish, answer: dict[str, Any] | None, words: Words, *, is_coming: bool, is_busy: bool) -> str:
+def estimate_html(
+    wished: Wish, answer: dict[str, Any] | None, words: Words, *, is_coming: bool, is_busy: bool
+) -> str:
     """One line: steps, minutes, memory, size of the file."""
     if wished.values is None:
         return ""
@@ -138,9 +173,13 @@ def checks_html(said: list[Check], words: Words, answer: dict[str, Any] | None =
     rows = []
     for check in said:
         text = words(f"train.{check.key}", **check.facts)
-        remedy = remedy_words(answer.get("remedy", {}), words) if check.key == "check_memory" and answer else ""
+        remedy = (
+            remedy_words(answer.get("remedy", {}), words) if check.key == "check_memory" and answer else ""
+        )
         level = f"<strong>{html.escape(words(f'train.{check.level}'))}:</strong> "
-        rows.append(f'<li class="{check.level}" data-check="{check.key}">{level}{html.escape(text)} {html.escape(remedy)}</li>')
+        rows.append(
+            f'<li class="{check.level}" data-check="{check.key}">{level}{html.escape(text)} {html.escape(remedy)}</li>'
+        )
     if not rows:
         return ""
     must = any(check.level == "fix" for check in said)

@@ -35,7 +35,11 @@ def status_words(standing: Standing, words: Words, *, paused: bool = False) -> s
         return words(f"train.{key}", step=view.step, steps=view.steps)
     if standing.state == "starting":
         return words("train.starting")
-    stuck = " " + words("train.stuck", time=duration(standing.silent_seconds, words)) if standing.seems_stuck else ""
+    stuck = (
+        " " + words("train.stuck", time=duration(standing.silent_seconds, words))
+        if standing.seems_stuck
+        else ""
+    )
     return _at_work(standing, words) + stuck
 
 
@@ -48,10 +52,17 @@ def _at_work(standing: Standing, words: Words) -> str:
         drawing = f" {stage_words(view.stage, words)}…" if view.stage == "drawing" else ""
         return words("train.training", left=duration(view.seconds_left, words), **facts) + drawing
     stage = stage_words(view.stage, words)
-    then = " " + words("train.then", left=duration(view.planned_seconds, words)) if view.planned_seconds and not view.step else ""
+    then = (
+        " " + words("train.then", left=duration(view.planned_seconds, words))
+        if view.planned_seconds and not view.step
+        else ""
+    )
     if view.stage_total:
         percent = 100 * view.stage_done // view.stage_total
-        return words("train.counted", stage=stage, done=view.stage_done, total=view.stage_total, percent=percent) + then
+        return (
+            words("train.counted", stage=stage, done=view.stage_done, total=view.stage_total, percent=percent)
+            + then
+        )
     return f"{stage}…{then}"
 
 
@@ -64,10 +75,16 @@ def stage_words(stage: str, words: Words) -> str:
 def duration(seconds: float, words: Words) -> str:
     if seconds < 90:
         return words("train.seconds", n=max(1, round(seconds)))
-    return words("train.minutes", n=round(seconds / 60)) if seconds < 5400 else words("train.hours", n=f"{seconds / 3600:.1f}")
+    return (
+        words("train.minutes", n=round(seconds / 60))
+        if seconds < 5400
+        else words("train.hours", n=f"{seconds / 3600:.1f}")
+    )
 
 
-def status_html(standing: Standing | None, words: Words, *, name: str = "", paused: bool = False, others: bool = False) -> str:
+def status_html(
+    standing: Standing | None, words: Words, *, name: str = "", paused: bool = False, others: bool = False
+) -> str:
     """The head's status: a sentence, a bar and, after a fault, an alert with cause and remedy.
 
     Args:
@@ -97,9 +114,17 @@ def _bar(standing: Standing, words: Words) -> str:
 def failure_html(standing: Standing, words: Words) -> str:
     """What happened, what to do, and that nothing is lost."""
     view = standing.view
-    cause = words(f"train.failed_{view.cause or 'fault'}") if f"train.failed_{view.cause or 'fault'}" in sentences("en") else ""
+    cause = (
+        words(f"train.failed_{view.cause or 'fault'}")
+        if f"train.failed_{view.cause or 'fault'}" in sentences("en")
+        else ""
+    )
     remedy = remedy_words(view.remedy, words)
-    parts = [cause, words("train.details", message=f"{view.message.rstrip('.')}.") if view.message else "", f"{remedy}." if remedy else ""]
+    parts = [
+        cause,
+        words("train.details", message=f"{view.message.rstrip('.')}.") if view.message else "",
+        f"{remedy}." if remedy else "",
+    ]
     told = " ".join(part for part in (*parts, words("train.kept")) if part)
     return f'<div role="alert" class="alert">{_said(told)}</div>'
 
@@ -110,7 +135,9 @@ def remedy_words(remedy: dict[str, Any], words: Words) -> str:
         return ""
     if None in remedy.values():
         return words("train.remedy_choose")
-    return words("train.remedy", changes=", ".join(f"{name} {_number(value)}" for name, value in remedy.items()))
+    return words(
+        "train.remedy", changes=", ".join(f"{name} {_number(value)}" for name, value in remedy.items())
+    )
 
 
 def _number(value: Any) -> str:
@@ -140,7 +167,9 @@ def samples_html(run: Run, standing: Standing, words: Words, project: str = "") 
     rows = []
     for number, prompt in enumerate(prompts):
         own = nearest(prompt, items)
-        taken = {sample["step"]: sample for sample in samples if sample["prompt"] == prompt}  # a resumed run draws some again
+        taken = {
+            sample["step"]: sample for sample in samples if sample["prompt"] == prompt
+        }  # a resumed run draws some again
         figures = [_own(os.path.relpath(own.path, folder), project, words)] if own else []
         figures += [_sample(run.path.name, taken[step], number, words) for step in sorted(taken)]
         row = f'<div class="samples" tabindex="0" role="group" aria-label="{_said(prompt)}">{"".join(figures)}</div>'
@@ -193,7 +222,9 @@ def _nearest(prompt: str, items: tuple[Item, ...]) -> Item | None:
     def shared(item: Item) -> tuple[float, float]:
         common = wanted & captions[item]
         # A word of every caption (the trigger) tells nothing.
-        return sum(1 / often[word] for word in common if often[word] < len(captions) or len(captions) == 1), -len(captions[item] - wanted)
+        return sum(
+            1 / often[word] for word in common if often[word] < len(captions) or len(captions) == 1
+        ), -len(captions[item] - wanted)
 
     best = max(captions, key=shared, default=None)
     return best if best is not None and shared(best)[0] > 0 else None

@@ -20,20 +20,34 @@ from ui.text import Words, sentences
 _ABOVE = {"name", "trigger", "preset", "pace", "base"}
 # Names of Python classes and what they are called with: for the one who has the machine, not for everyone with the page.
 TERMINAL_ONLY = {"optimizer_class", "optimizer_args"}
-FOLDERS, FILES = ("prior_folder", "validation_folder"), ("start_from",)  # chosen by name: a browser knows no paths
+FOLDERS, FILES = (
+    ("prior_folder", "validation_folder"),
+    ("start_from",),
+)  # chosen by name: a browser knows no paths
 _LONGEST = {tuple: 4000, str: 2000}  # characters
 
 TITLES = {
-    "run": "Seed", "training": "Training", "adapter": "Network", "optimizer": "Optimizer and schedule", "objective": "Noise and loss",
-    "captions": "Captions", "dataset": "Pictures and buckets", "output": "Samples and files", "validation": "Validation",
+    "run": "Seed",
+    "training": "Training",
+    "adapter": "Network",
+    "optimizer": "Optimizer and schedule",
+    "objective": "Noise and loss",
+    "captions": "Captions",
+    "dataset": "Pictures and buckets",
+    "output": "Samples and files",
+    "validation": "Validation",
     "file": "What the file says of itself",
-}  # fmt: skip
+}
 
 
 @functools.cache
 def fields() -> tuple[dataclasses.Field, ...]:
     """The settings of the form, in the order of their groups."""
-    shown = [declared for declared in dataclasses.fields(TrainConfig) if declared.name not in _ABOVE | TERMINAL_ONLY]
+    shown = [
+        declared
+        for declared in dataclasses.fields(TrainConfig)
+        if declared.name not in _ABOVE | TERMINAL_ONLY
+    ]
     return tuple(declared for group in TITLES for declared in shown if declared.metadata["group"] == group)
 
 
@@ -48,7 +62,9 @@ def declared_sentences() -> dict[str, str]:
     return said
 
 
-def form_html(words: Words, project: str, values: dict[str, Any], choices: Mapping[str, Sequence[str]]) -> str:
+def form_html(
+    words: Words, project: str, values: dict[str, Any], choices: Mapping[str, Sequence[str]]
+) -> str:
     """Every field in its folded group. Left empty, a setting is what the preset says.
 
     Args:
@@ -63,7 +79,9 @@ def form_html(words: Words, project: str, values: dict[str, Any], choices: Mappi
             if declared.metadata["group"] == group
         )
         title = _escaped(_said(words, f"group_{group}"))
-        groups.append(f'<details class="settings"><summary>{title}</summary><div class="fields">{shown}</div></details>')
+        groups.append(
+            f'<details class="settings"><summary>{title}</summary><div class="fields">{shown}</div></details>'
+        )
     return f'<div class="advanced" data-of="{_escaped(project)}">{"".join(groups)}</div>'
 
 
@@ -80,7 +98,9 @@ def _field(words: Words, declared: dataclasses.Field, value: Any, choices: Seque
     return f'<div class="field"><label for="set-{name}">{label}</label>{control}<p class="hint" id="help-{name}">{told}</p></div>'
 
 
-def _control(words: Words, declared: dataclasses.Field, value: Any, choices: Sequence[str] | None, shared: str) -> str:
+def _control(
+    words: Words, declared: dataclasses.Field, value: Any, choices: Sequence[str] | None, shared: str
+) -> str:
     facts, kind = declared.metadata, kind_of(declared)
     offered: list[tuple[str, str]] = []
     if choices is not None:
@@ -90,14 +110,21 @@ def _control(words: Words, declared: dataclasses.Field, value: Any, choices: Seq
     elif kind is bool:
         offered = [("", words("train.as_preset")), ("yes", words("train.yes")), ("no", words("train.no"))]
     if offered:
-        if str(value) not in dict(offered):  # a project or a file that is gone; the checks beside the button say so
+        if str(value) not in dict(
+            offered
+        ):  # a project or a file that is gone; the checks beside the button say so
             offered.append((str(value), str(value)))
         options = "".join(
-            f'<option value="{_escaped(key)}"{" selected" if key == str(value) else ""}>{_escaped(said)}</option>' for key, said in offered
+            f'<option value="{_escaped(key)}"{" selected" if key == str(value) else ""}>{_escaped(said)}</option>'
+            for key, said in offered
         )
         return f"<select {shared}>{options}</select>"
     if kind in (int, float):
-        bounds = "".join(f' {side}="{facts[end]:g}"' for side, end in (("min", "low"), ("max", "high")) if facts[end] is not None)
+        bounds = "".join(
+            f' {side}="{facts[end]:g}"'
+            for side, end in (("min", "low"), ("max", "high"))
+            if facts[end] is not None
+        )
         step = "1" if kind is int else "any"
         number = f"{value:g}" if isinstance(value, float) and value == float(f"{value:g}") else str(value)
         hint = _escaped(words("train.as_preset"))
@@ -105,7 +132,9 @@ def _control(words: Words, declared: dataclasses.Field, value: Any, choices: Seq
     length = f'maxlength="{_LONGEST[tuple if kind is tuple else str]}"'
     if kind is tuple:
         hint = _escaped(words("train.one_a_line"))
-        return f'<textarea rows="2" {length} placeholder="{hint}" {shared}>\n{_escaped(str(value))}</textarea>'
+        return (
+            f'<textarea rows="2" {length} placeholder="{hint}" {shared}>\n{_escaped(str(value))}</textarea>'
+        )
     return f'<input type="text" {length} value="{_escaped(str(value))}" {shared}>'
 
 
@@ -152,7 +181,9 @@ def settings_from(values: dict[str, Any]) -> dict[str, Any]:
 def _listed(declared: dataclasses.Field, text: str) -> tuple[Any, ...]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if declared.name == "resolutions":
-        return tuple(int(part) if part.isdigit() else part for line in lines for part in line.replace(",", " ").split())
+        return tuple(
+            int(part) if part.isdigit() else part for line in lines for part in line.replace(",", " ").split()
+        )
     return tuple(lines)
 
 

@@ -20,11 +20,16 @@ Pictures = Sequence[dict[str, Any]]
 
 def run_pictures(run: str, told: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of the strip that a training drew. A browser keeps pictures, and a continued run draws new ones under the same names."""
-    return [{**picture, "url": f"/picture/{quote(run)}/{quote(picture['file'])}?v={picture.get('made', 0)}"} for picture in told]
+    return [
+        {**picture, "url": f"/picture/{quote(run)}/{quote(picture['file'])}?v={picture.get('made', 0)}"}
+        for picture in told
+    ]
 
 
 def drawn_pictures(drawing: Drawing) -> list[dict[str, Any]]:
-    return [{**picture, "url": f"/drawn/{drawing.id}/{quote(picture['file'])}"} for picture in drawing.pictures()]
+    return [
+        {**picture, "url": f"/drawn/{drawing.id}/{quote(picture['file'])}"} for picture in drawing.pictures()
+    ]
 
 
 def strip_html(words: Words, pictures: Pictures, *, prefer: str = "") -> str:
@@ -39,7 +44,9 @@ def strip_html(words: Words, pictures: Pictures, *, prefer: str = "") -> str:
     at = strengths.index(1.0) if 1.0 in strengths else len(strengths) - 1
     sources = {(picture["prompt"], picture["strength"]): picture["url"] for picture in pictures}
     told = [_strength(words, strength) for strength in strengths]
-    figures = "".join(_figure(prompt, [sources[prompt, strength] for strength in strengths], at) for prompt in prompts)
+    figures = "".join(
+        _figure(prompt, [sources[prompt, strength] for strength in strengths], at) for prompt in prompts
+    )
     button = ""
     if prefer:
         button = (
@@ -73,9 +80,13 @@ def compare_html(words: Words, pictures: Pictures) -> str:
     )
     which = ""
     if len(prompts) > 1:
-        options = "".join(f'<option value="{n}">{_said(prompt[:80])}</option>' for n, prompt in enumerate(prompts))
+        options = "".join(
+            f'<option value="{n}">{_said(prompt[:80])}</option>' for n, prompt in enumerate(prompts)
+        )
         which = f'<label>{_said(words("try_it.picture"))} <select class="which">{options}</select></label>'
-    alts = [words("try_it.picture_at", prompt=prompts[0], strength=f"{strengths[n]:g}") for n in (first, second)]
+    alts = [
+        words("try_it.picture_at", prompt=prompts[0], strength=f"{strengths[n]:g}") for n in (first, second)
+    ]
     return (
         f'<div class="compare" data-urls="{_listed(urls)}"><div class="row">{pick}{which}</div><div class="pair">'
         f'<img class="under" src="{_said(urls[0][first])}" alt="{_said(alts[0])}"><img class="over" src="{_said(urls[0][second])}" alt="{_said(alts[1])}">'
@@ -125,7 +136,9 @@ def drawing_html(words: Words, drawing: Drawing | None) -> str:
     bar = f'<progress aria-label="{_said(words("try_it.drawing"))}" value="{drawing.done}" max="{max(1, drawing.total)}"></progress>'
     frame = f"/drawn/{drawing.id}/frame.png?at={drawing.done}"
     # There is none before the first step, nor of what a training draws between its own.
-    glimpse = f'<img class="glimpse" alt="{_said(words("try_it.glimpse"))}" src="{frame}">' if drawing.frame else ""
+    glimpse = (
+        f'<img class="glimpse" alt="{_said(words("try_it.glimpse"))}" src="{frame}">' if drawing.frame else ""
+    )
     return f'<div role="status">{_said(text)}</div>{bar if drawing.is_open else ""}{glimpse}'
 
 
@@ -142,7 +155,9 @@ def download_html(words: Words, entry: Entry | None) -> str:
 
 
 def _axes(pictures: Pictures) -> tuple[list[str], list[float]]:
-    return list(dict.fromkeys(picture["prompt"] for picture in pictures)), sorted({picture["strength"] for picture in pictures})
+    return list(dict.fromkeys(picture["prompt"] for picture in pictures)), sorted(
+        {picture["strength"] for picture in pictures}
+    )
 
 
 def _figure(prompt: str, urls: list[str], at: int) -> str:

@@ -52,7 +52,13 @@ def kept(desk: Desk, project: str) -> Fields:
     """A project's fields; for a new project, its name is the file's."""
     found = read_settings(desk.projects.folder(project))
     bases = desk.jobs.bases()
-    above = {"name": project, "trigger": "", "preset": "style", "pace": "balanced", **{k: v for k, v in found.items() if k != "advanced"}}
+    above = {
+        "name": project,
+        "trigger": "",
+        "preset": "style",
+        "pace": "balanced",
+        **{k: v for k, v in found.items() if k != "advanced"},
+    }
     above["base"] = found["base"] if found.get("base") in bases else bases[0]
     return Fields(above, found.get("advanced", {}))
 
@@ -69,12 +75,17 @@ def keep_advanced(desk: Desk, project: str, said: dict[str, Any]) -> None:
     keep(desk, project, advanced={name: typed(name, value) for name, value in said.items()})
 
 
-def keep(desk: Desk, project: str, *, above: dict[str, Any] | None = None, advanced: dict[str, Any] | None = None) -> Fields:
+def keep(
+    desk: Desk, project: str, *, above: dict[str, Any] | None = None, advanced: dict[str, Any] | None = None
+) -> Fields:
     """Keeps what was said beside what was not; all that is then kept. To open a project changes nothing."""
     with desk.jobs.queue.lock:
         before = kept(desk, project)
         now = Fields({**before.above, **(above or {})}, {**before.advanced, **(advanced or {})})
-        said, had = ({name: value for name, value in one.items() if value not in (None, "")} for one in (now.advanced, before.advanced))
+        said, had = (
+            {name: value for name, value in one.items() if value not in (None, "")}
+            for one in (now.advanced, before.advanced)
+        )
         if now.above != before.above or said != had:
             write_settings(desk.projects.folder(project), now.above, now.advanced)
         return Fields(now.above, said)
@@ -101,7 +112,9 @@ def told_before(desk: Desk, project: str, fields: Fields) -> Told:
 
 def told_again(desk: Desk, asked: dict[str, str] | None) -> Told | None:
     """The same once the child process has answered; None while it has not."""
-    if not asked or (desk.jobs.estimates.answer(asked["key"]) is None and desk.jobs.estimates.is_coming(asked["key"])):
+    if not asked or (
+        desk.jobs.estimates.answer(asked["key"]) is None and desk.jobs.estimates.is_coming(asked["key"])
+    ):
         return None
     return told_before(desk, asked["project"], kept(desk, asked["project"]))
 
@@ -171,7 +184,11 @@ def line_html(desk: Desk, jobs: list[Job], others: int, words: Words) -> str:
     waiting = [job for job in jobs if job.state == "waiting"]
     for job in jobs:
         name = job.folder.name
-        state = words("train.line_running") if job.state == "running" else words("train.line_waiting", place=job.place)
+        state = (
+            words("train.line_running")
+            if job.state == "running"
+            else words("train.line_waiting", place=job.place)
+        )
         wanted = ["stop"] if job.state == "running" else ["up", "down", "remove"]
         if job in waiting[:1]:
             wanted.remove("up")
@@ -183,10 +200,16 @@ def line_html(desk: Desk, jobs: list[Job], others: int, words: Words) -> str:
             f"{signs[action]}</button>"
             for action in wanted
         )
-        rows.append(f'<li><span><strong>{_said(name)}</strong> · {_said(state)}</span><span class="line-buttons">{buttons}</span></li>')
+        rows.append(
+            f'<li><span><strong>{_said(name)}</strong> · {_said(state)}</span><span class="line-buttons">{buttons}</span></li>'
+        )
     if others:
         rows.append(f"<li>{_said(words('train.line_others', n=others))}</li>")
-    return f'<ol class="line">{"".join(rows)}</ol>' if rows else f'<p class="hint">{_said(words("train.line_empty"))}</p>'
+    return (
+        f'<ol class="line">{"".join(rows)}</ol>'
+        if rows
+        else f'<p class="hint">{_said(words("train.line_empty"))}</p>'
+    )
 
 
 def _said(text: str) -> str:

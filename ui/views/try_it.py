@@ -44,11 +44,21 @@ def shown_strip(desk: Desk, key: str) -> tuple[Sequence[dict[str, Any]], bool]:
 def form_values(said: dict[str, Any]) -> dict[str, Any]:
     """Values for `Drawings.ask` from the form's components; their ranges are checked there."""
     prompts = [line.strip() for line in str(said["prompts"] or "").splitlines() if line.strip()]
-    values = {"prompts": prompts, "negative": str(said["negative"] or "").strip(), "shape": said["shape"], "sampler": said["sampler"]}
+    values = {
+        "prompts": prompts,
+        "negative": str(said["negative"] or "").strip(),
+        "shape": said["shape"],
+        "sampler": said["sampler"],
+    }
     values["fast"] = said.get("fast") is True
     for name, kind in (("steps", int), ("seed", int), ("guidance", float)):
         number = said[name]
-        if isinstance(number, bool) or not isinstance(number, int | float) or number != number or abs(number) > 2**40:
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, int | float)
+            or number != number
+            or abs(number) > 2**40
+        ):
             raise TrainerError(f"{name} must be a number")
         values[name] = kind(number)
     return values

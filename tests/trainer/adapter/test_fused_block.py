@@ -16,7 +16,9 @@ from trainer.adapter.layer import Dropout
 from trainer.adapter.lora import Adapter, LoraLinear, Size
 from trainer.sdxl.quantised import QuantisedLinear
 
-ATTENTION = tuple(f"attn{number}.{leaf}" for number in (1, 2) for leaf in ("to_q", "to_k", "to_v", "to_out.0"))
+ATTENTION = tuple(
+    f"attn{number}.{leaf}" for number in (1, 2) for leaf in ("to_q", "to_k", "to_v", "to_out.0")
+)
 CHOICES = {
     "attention": ATTENTION,
     "attention and feed-forward": (*ATTENTION, "ff.net.0.proj", "ff.net.2"),
@@ -33,10 +35,15 @@ class Model(nn.Module):
         self.block = BasicTransformerBlock(32, 2, 16, cross_attention_dim=24).to(dtype)
 
 
-def learning(leaves: tuple[str, ...], dtype: torch.dtype = torch.float64, network: str = "lora", **more: Any) -> tuple[Adapter, Any]:
+def learning(
+    leaves: tuple[str, ...], dtype: torch.dtype = torch.float64, network: str = "lora", **more: Any
+) -> tuple[Adapter, Any]:
     """(the adapter, the block), masters stirred and in vectors, at strength 0.7."""
     model, adapter = Model(dtype), Adapter(**more)
-    sizes = {f"block.{leaf}": Size(rank=3 + number % 2, alpha=5.0, network=network) for number, leaf in enumerate(leaves)}
+    sizes = {
+        f"block.{leaf}": Size(rank=3 + number % 2, alpha=5.0, network=network)
+        for number, leaf in enumerate(leaves)
+    }
     adapter.attach("unet", model, sizes)
     adapter.start(1)
     if network == "lora":
@@ -96,7 +103,9 @@ def test_a_block_and_its_gradients_are_diffusers_own(ran: list[Block], choice: s
     for given, gradient in zip((x, text), gradients[:2], strict=True):
         torch.testing.assert_close(given.grad, gradient, rtol=1e-9, atol=1e-9)
     for (name, parameter), gradient in zip(learned.items(), gradients[2:], strict=True):  # masters are fp32
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()), msg=name)
+        torch.testing.assert_close(
+            parameter.grad, gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()), msg=name
+        )
 
 
 def test_nothing_is_computed_for_inputs_that_ask_for_no_gradient(ran: list[Block]):
@@ -163,7 +172,9 @@ def test_the_same_block_learns_on_after_its_masters_have_moved(ran: list[Block])
 def recomputed(block: Any) -> None:
     feed_forward = block.ff
     assert isinstance(feed_forward, FeedForward)
-    feed_forward.forward = partial(torch.utils.checkpoint.checkpoint, feed_forward.forward, use_reentrant=False)
+    feed_forward.forward = partial(
+        torch.utils.checkpoint.checkpoint, feed_forward.forward, use_reentrant=False
+    )
 
 
 UNUSUAL = {
@@ -209,7 +220,9 @@ def test_a_base_in_few_bits_learns_in_the_same_form(ran: list[Block], kind: str)
     model, adapter = Model(torch.float32), Adapter()
     for path, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and layer.weight.numel() % 64 == 0:
-            model.set_submodule(path, QuantisedLinear(layer.weight.detach(), kind=kind, dtype=torch.float32, bias=layer.bias))
+            model.set_submodule(
+                path, QuantisedLinear(layer.weight.detach(), kind=kind, dtype=torch.float32, bias=layer.bias)
+            )
     adapter.attach("unet", model, {f"block.{leaf}": Size(rank=4, alpha=4.0) for leaf in ATTENTION})
     adapter.start(1)
     stir(adapter)

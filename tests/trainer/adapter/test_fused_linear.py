@@ -58,7 +58,10 @@ CHOICES = {
     "q and v": {"include_layers": ("*.to_q", "*.to_v")},
     "k left out": {"exclude_layers": ("*.attn1.to_k",)},
     "faster side": {"lora_plus_ratio": 16.0},
-    "ranks of blocks": {"block_ranks": ",".join(["4"] * 11 + ["7"] * 12), "block_rates": ",".join(["1"] * 12 + ["0.5"] * 11)},
+    "ranks of blocks": {
+        "block_ranks": ",".join(["4"] * 11 + ["7"] * 12),
+        "block_rates": ",".join(["1"] * 12 + ["0.5"] * 11),
+    },
 }
 
 
@@ -69,10 +72,15 @@ def test_gradients_of_layers_computed_together_are_the_plain_formulas(base, choi
     wanted = plain_gradients(adapter, unet)
     ask(unet).square().mean().backward()
     for name, parameter in adapter.masters():
-        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-4 * float(wanted[name].abs().max()))
+        torch.testing.assert_close(
+            parameter.grad, wanted[name], rtol=1e-4, atol=1e-4 * float(wanted[name].abs().max())
+        )
     for flat in adapter.flats:  # what the optimizer sees is what the layers have
         assert flat.value.grad is not None
-        assert all(p.grad.untyped_storage().data_ptr() == flat.value.grad.untyped_storage().data_ptr() for p in masters_of(flat))
+        assert all(
+            p.grad.untyped_storage().data_ptr() == flat.value.grad.untyped_storage().data_ptr()
+            for p in masters_of(flat)
+        )
 
 
 def masters_of(flat) -> list[nn.Parameter]:
@@ -94,13 +102,19 @@ def test_layers_of_different_ranks_in_one_attention_are_computed_together(base):
     unet, adapter = base.unet(CPU, torch.float32), Adapter()
     ranks = {"to_q": 2, "to_k": 5, "to_v": 3}
     paths = linear_paths("unet", unet)
-    adapter.attach("unet", unet, {path: Size(rank=ranks.get(path.rpartition(".")[2], 4), alpha=len(path) % 7 + 1) for path in paths})
+    adapter.attach(
+        "unet",
+        unet,
+        {path: Size(rank=ranks.get(path.rpartition(".")[2], 4), alpha=len(path) % 7 + 1) for path in paths},
+    )
     adapter.start(1)
     stir(adapter)
     wanted = plain_gradients(adapter, unet)
     ask(unet).square().mean().backward()
     for name, parameter in adapter.masters():
-        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-4 * float(wanted[name].abs().max()))
+        torch.testing.assert_close(
+            parameter.grad, wanted[name], rtol=1e-4, atol=1e-4 * float(wanted[name].abs().max())
+        )
 
 
 def test_a_bf16_base_gives_vectors_their_gradients_in_fp32(base):
@@ -111,7 +125,9 @@ def test_a_bf16_base_gives_vectors_their_gradients_in_fp32(base):
     (vector,) = adapter.vectors()
     assert vector.grad.dtype == torch.float32 and bool(vector.grad.any())
     exact, plain = learned(base, include_layers=("*mid_block*",))
-    plain.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1")(x.float()).square().mean().backward()
+    plain.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1")(
+        x.float()
+    ).square().mean().backward()
     assert float((vector.grad - exact.vectors()[0].grad).norm() / vector.grad.norm()) < 0.03
 
 

@@ -33,7 +33,10 @@ def ask(unet, rows: int = 2) -> torch.Tensor:
     latents = torch.randn(rows, unet.config.in_channels, 16, 16, generator=draw)
     text = torch.randn(rows, 77, unet.config.cross_attention_dim, generator=draw)
     width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-    added = {"text_embeds": torch.randn(rows, width, generator=draw), "time_ids": torch.full((rows, 6), 128.0)}
+    added = {
+        "text_embeds": torch.randn(rows, width, generator=draw),
+        "time_ids": torch.full((rows, 6), 128.0),
+    }
     return unet(latents, torch.tensor([500] * rows), text, added_cond_kwargs=added).sample
 
 
@@ -57,7 +60,9 @@ def test_every_attention_layer_is_adapted(base):
     attentions = [name for name, _ in unet.named_modules() if name.endswith((".attn1", ".attn2"))]
     assert len(paths) == 4 * len(attentions) > 0
     assert len(linear_paths("unet", unet, feed_forward=True)) > len(paths)
-    for part, encoder in zip(("text_encoder", "text_encoder_2"), base.text_encoders(CPU, torch.float32), strict=True):
+    for part, encoder in zip(
+        ("text_encoder", "text_encoder_2"), base.text_encoders(CPU, torch.float32), strict=True
+    ):
         assert len(linear_paths(part, encoder)) == 4 * encoder.config.num_hidden_layers
 
 
@@ -111,7 +116,9 @@ def test_outputs_and_gradients_equal_pefts(base):
     other.square().mean().backward()
     for _, path, layer in adapter.walk():
         module = theirs.get_submodule(path)
-        torch.testing.assert_close(layer.down.grad, module.lora_A["default"].weight.grad, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(
+            layer.down.grad, module.lora_A["default"].weight.grad, rtol=1e-3, atol=1e-6
+        )
         torch.testing.assert_close(layer.up.grad, module.lora_B["default"].weight.grad, rtol=1e-3, atol=1e-6)
 
 
@@ -163,20 +170,34 @@ def true_unet() -> UNet2DConditionModel:
 
 
 def test_blocks_are_numbered_as_kohya_does(true_unet):
-    numbers = {path: block_of(path) for path, module in true_unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    numbers = {
+        path: block_of(path)
+        for path, module in true_unet.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
     assert set(numbers.values()) == set(range(23))
-    assert {path.split(".")[0] for path, number in numbers.items() if number == 0} == {"time_embedding", "add_embedding"}
+    assert {path.split(".")[0] for path, number in numbers.items() if number == 0} == {
+        "time_embedding",
+        "add_embedding",
+    }
     assert [path for path, number in numbers.items() if number in (1, 22)] == ["conv_in", "conv_out"]
     assert numbers["down_blocks.0.resnets.0.conv1"] == 2 and numbers["down_blocks.0.downsamplers.0.conv"] == 4
-    assert numbers["down_blocks.2.attentions.1.proj_in"] == 9 and numbers["mid_block.attentions.0.proj_in"] == 11
+    assert (
+        numbers["down_blocks.2.attentions.1.proj_in"] == 9 and numbers["mid_block.attentions.0.proj_in"] == 11
+    )
     assert numbers["up_blocks.0.attentions.0.proj_in"] == 13 and numbers["up_blocks.2.resnets.2.conv1"] == 21
 
 
 def test_each_block_has_its_rank_and_the_scale_stays(true_unet):
     ranks = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]
     sizes = sizes_of(true_unet, rank=8, alpha=4.0, block_ranks=",".join(map(str, ranks)))
-    assert {size.rank for size in sizes.values()} == {ranks[block_of(path)] for path in linear_paths("unet", true_unet)}
-    assert all(size.rank == ranks[block_of(path)] and size.alpha / size.rank == pytest.approx(0.5) for path, size in sizes.items())
+    assert {size.rank for size in sizes.values()} == {
+        ranks[block_of(path)] for path in linear_paths("unet", true_unet)
+    }
+    assert all(
+        size.rank == ranks[block_of(path)] and size.alpha / size.rank == pytest.approx(0.5)
+        for path, size in sizes.items()
+    )
     without = ["8"] * 23
     without[11] = "0"
     left = sizes_of(true_unet, block_ranks=",".join(without))
@@ -185,13 +206,22 @@ def test_each_block_has_its_rank_and_the_scale_stays(true_unet):
 
 def test_kohyas_default_targets_are_one_pattern_away(true_unet):
     patterns = ("*.attentions.*.to_*", "*.attentions.*.proj_*", "*.attentions.*.ff.net.*")
-    assert set(sizes_of(true_unet, include_layers=patterns)) == set(linear_paths("unet", true_unet, feed_forward=True))
+    assert set(sizes_of(true_unet, include_layers=patterns)) == set(
+        linear_paths("unet", true_unet, feed_forward=True)
+    )
 
 
 def test_include_and_exclude_choose_layers_by_path(true_unet):
-    chosen = sizes_of(true_unet, include_layers=("unet.up_blocks.*", "*time_emb_proj"), exclude_layers=("*.attn1.*",))
-    assert all(path.startswith("up_blocks.") or path.endswith("time_emb_proj") for path in chosen) and len(chosen) > 50
-    assert any(path.endswith("time_emb_proj") for path in chosen) and not any(".attn1." in path for path in chosen)
+    chosen = sizes_of(
+        true_unet, include_layers=("unet.up_blocks.*", "*time_emb_proj"), exclude_layers=("*.attn1.*",)
+    )
+    assert (
+        all(path.startswith("up_blocks.") or path.endswith("time_emb_proj") for path in chosen)
+        and len(chosen) > 50
+    )
+    assert any(path.endswith("time_emb_proj") for path in chosen) and not any(
+        ".attn1." in path for path in chosen
+    )
     # A network that adapts convolutions can be pointed at one, at their rank.
     locon = sizes_of(true_unet, network="locon", include_layers=("conv_out", "*mid_block*to_q"), conv_rank=3)
     assert locon["conv_out"].rank == 3 and len(locon) == 21
@@ -216,11 +246,16 @@ def test_a_choice_that_leaves_nothing_is_told(true_unet, settings, word: str):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"block_ranks": "8,8"}, {"block_ranks": ",".join(["1.5"] * 23)}, {"block_ranks": "a"}, {"block_rates": ",".join(["-1"] * 23)},
-        {"block_rates": ",".join(["nan"] * 23)}, {"format": "diffusers", "network": "lokr"}, {"optimizer": "prodigy", "lora_plus_ratio": 16.0},
+        {"block_ranks": "8,8"},
+        {"block_ranks": ",".join(["1.5"] * 23)},
+        {"block_ranks": "a"},
+        {"block_rates": ",".join(["-1"] * 23)},
+        {"block_rates": ",".join(["nan"] * 23)},
+        {"format": "diffusers", "network": "lokr"},
+        {"optimizer": "prodigy", "lora_plus_ratio": 16.0},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_settings_that_contradict_are_refused(settings):
     with pytest.raises(ConfigError):
         TrainConfig(**settings)
@@ -237,7 +272,10 @@ def test_a_part_alone_can_be_asked_for(base):
     config = TrainConfig(train_text_encoder_1=True, include_layers=("text_encoder.*self_attn.*",))
     unet, encoder = base.unet(CPU, torch.float32), base.text_encoders(CPU, torch.float32)[0]
     assert layer_sizes(config, {"unet": unet}) == {"unet": {}}
-    assert len(layer_sizes(config, {"unet": unet, "text_encoder": encoder})["text_encoder"]) == 4 * encoder.config.num_hidden_layers
+    assert (
+        len(layer_sizes(config, {"unet": unet, "text_encoder": encoder})["text_encoder"])
+        == 4 * encoder.config.num_hidden_layers
+    )
 
 
 def test_a_stabilised_scale_is_alpha_by_the_root_of_the_rank(base):
@@ -251,7 +289,9 @@ def test_rates_follow_part_block_and_side(base):
     rates = ["1"] * 23
     rates[11], rates[13] = "0.5", "0"
     # An optimizer that looks at whole matrices: each is a parameter of its own.
-    config = TrainConfig(learning_rate=1e-3, lora_plus_ratio=16.0, block_rates=",".join(rates), optimizer="adafactor")
+    config = TrainConfig(
+        learning_rate=1e-3, lora_plus_ratio=16.0, block_rates=",".join(rates), optimizer="adafactor"
+    )
     unet, adapter = base.unet(CPU, torch.float32), Adapter()
     adapter.attach("unet", unet, layer_sizes(config, {"unet": unet})["unet"])
     groups = parameter_groups(config, adapter)
@@ -261,7 +301,9 @@ def test_rates_follow_part_block_and_side(base):
     )
     for _, path, layer in adapter.walk():
         block = 0.5 if path.startswith("mid_block") else 1.0
-        assert rate_of[id(layer.down)] == pytest.approx(1e-3 * block) and rate_of[id(layer.up)] == pytest.approx(16e-3 * block)
+        assert rate_of[id(layer.down)] == pytest.approx(1e-3 * block) and rate_of[
+            id(layer.up)
+        ] == pytest.approx(16e-3 * block)
 
 
 def test_without_block_rates_a_part_is_one_vector_that_holds_every_matrix(base):
@@ -272,14 +314,20 @@ def test_without_block_rates_a_part_is_one_vector_that_holds_every_matrix(base):
     assert [group["lr"] for group in groups] == [1e-3]
     (vector,) = groups[0]["params"]
     assert vector.numel() == sum(parameter.numel() for parameter in adapter.parameters())
-    assert all(parameter.untyped_storage().data_ptr() == vector.untyped_storage().data_ptr() for parameter in adapter.parameters())
+    assert all(
+        parameter.untyped_storage().data_ptr() == vector.untyped_storage().data_ptr()
+        for parameter in adapter.parameters()
+    )
     assert all(torch.equal(tensor, kept[name]) for name, tensor in adapter.tensors().items())
 
 
 def test_norms_are_limited_as_kohya_does(base):
     adapter = adapted(base.unet(CPU, torch.float32), alpha=3.0)
     stir(adapter)
-    before = {path: (layer.product().detach().clone(), layer.down.detach().clone()) for _, path, layer in adapter.walk()}
+    before = {
+        path: (layer.product().detach().clone(), layer.down.detach().clone())
+        for _, path, layer in adapter.walk()
+    }
     limit = sorted(float(product.norm()) for product, _ in before.values())[len(before) // 2]
     adapter.limit_norms(limit)
     for _, path, layer in adapter.walk():
@@ -301,7 +349,10 @@ def test_norms_of_every_network_are_limited(base, network: str):
         for _, parameter in adapter.masters():
             parameter.add_(0.3)
     adapter.limit_norms(0.5)
-    assert all(float(layer.product().detach().norm()) == pytest.approx(0.5, rel=1e-4) for _, _, layer in adapter.walk())
+    assert all(
+        float(layer.product().detach().norm()) == pytest.approx(0.5, rel=1e-4)
+        for _, _, layer in adapter.walk()
+    )
 
 
 # Dropout.
@@ -349,7 +400,14 @@ def test_checkpointed_gradients_see_the_same_dropout(base, network: str):
 
 def layer_with(**shares) -> LoraLinear:
     torch.manual_seed(0)
-    layer = LoraLinear(nn.Linear(6, 3), rank=4000, alpha=4000.0, strength=Strength(), dropout=Dropout(batch_seed=1, **shares), name="a")
+    layer = LoraLinear(
+        nn.Linear(6, 3),
+        rank=4000,
+        alpha=4000.0,
+        strength=Strength(),
+        dropout=Dropout(batch_seed=1, **shares),
+        name="a",
+    )
     layer.start(torch.Generator().manual_seed(1))
     return layer
 
@@ -358,7 +416,9 @@ def test_rank_dropout_leaves_out_whole_ranks_of_a_picture_and_keeps_the_mean():
     layer = layer_with(rank=0.25)
     hidden = layer._dropped(torch.ones(2, 5, 4000))
     assert set(hidden.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
-    assert all(torch.equal(hidden[:, token], hidden[:, 0]) for token in range(5)) and not torch.equal(hidden[0], hidden[1])
+    assert all(torch.equal(hidden[:, token], hidden[:, 0]) for token in range(5)) and not torch.equal(
+        hidden[0], hidden[1]
+    )
     assert float((hidden == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
 
 

@@ -65,7 +65,15 @@ def stirred(adapter: Adapter) -> Adapter:
     return adapter
 
 
-def alone(kind: str, network: str, *, rank: int = 4, alpha: float = 6.0, factor: int = 4, dtype: torch.dtype = torch.float32):
+def alone(
+    kind: str,
+    network: str,
+    *,
+    rank: int = 4,
+    alpha: float = 6.0,
+    factor: int = 4,
+    dtype: torch.dtype = torch.float32,
+):
     """(adapter, its one layer, an input) on a layer of `kind`."""
     torch.manual_seed(1)
     holder, adapter = Holder(BASES[kind]().to(dtype)), Adapter()
@@ -76,7 +84,13 @@ def alone(kind: str, network: str, *, rank: int = 4, alpha: float = 6.0, factor:
 
 
 def lycoris_module(network: str, layer, **more) -> nn.Module:
-    wanted = {"weight_decompose": True, "wd_on_out": False} if network == "dora" else {"factor": 4} if network == "lokr" else {}
+    wanted = (
+        {"weight_decompose": True, "wd_on_out": False}
+        if network == "dora"
+        else {"factor": 4}
+        if network == "lokr"
+        else {}
+    )
     theirs = THEIRS[network]("m", copy.deepcopy(layer.base), 1.0, layer.rank, layer.alpha, **wanted, **more)
     named = dict(theirs.named_parameters())
     with torch.no_grad():
@@ -106,13 +120,17 @@ def test_gradients_are_lycoriss(network: str, kind: str):
     theirs(x).square().mean().backward()
     named = dict(theirs.named_parameters())
     for role, parameter in layer.tensors().items():
-        torch.testing.assert_close(parameter.grad, named[ending(role).removeprefix(".")].grad, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(
+            parameter.grad, named[ending(role).removeprefix(".")].grad, rtol=1e-3, atol=1e-6
+        )
 
 
 def test_doras_gradient_takes_the_norm_for_a_constant():
     _, layer, x = alone("linear", "dora")
     layer(x).square().mean().backward()
-    down, up, scale = (layer.tensors()[role].detach().clone().requires_grad_() for role in ("down", "up", "dora_scale"))
+    down, up, scale = (
+        layer.tensors()[role].detach().clone().requires_grad_() for role in ("down", "up", "dora_scale")
+    )
     merged = layer.base.weight + layer.scale * up @ down
     norm = merged.detach().norm(dim=0, keepdim=True)
     torch.nn.functional.linear(x, merged * scale / norm, layer.base.bias).square().mean().backward()
@@ -148,7 +166,9 @@ def test_no_whole_matrix_waits_in_memory_for_the_backward_pass(network: str):
     adapter.attach("unet", model, {"layer": Size(rank=2, alpha=2.0, network=network, factor=8)})
     adapter.start(1)
     frozen = model.layer.base.weight.data_ptr()
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+    ):
         model.layer(torch.randn(3, 64, requires_grad=True)).sum().backward()
     assert kept and all(tensor.numel() < 64 * 64 or tensor.data_ptr() == frozen for tensor in kept)
 
@@ -187,12 +207,16 @@ def test_locon_adapts_every_convolution_of_residual_blocks_and_samplers(base):
         path
         for name, block in unet.named_modules()
         if type(block).__name__ in ("ResnetBlock2D", "Downsample2D", "Upsample2D")
-        for path in [f"{name}.{child}" for child, module in block.named_children() if isinstance(module, nn.Conv2d)]
+        for path in [
+            f"{name}.{child}" for child, module in block.named_children() if isinstance(module, nn.Conv2d)
+        ]
     ]
     assert sorted(conv_paths("unet", unet)) == sorted(wanted) and wanted
     adapter, _ = in_unet(base, config_of("locon"))
     convolutions = [layer for _, path, layer in adapter.walk() if path in wanted]
-    assert {(layer.rank, layer.alpha) for layer in convolutions} == {(2, 2.0)} and len(convolutions) == len(wanted)
+    assert {(layer.rank, layer.alpha) for layer in convolutions} == {(2, 2.0)} and len(convolutions) == len(
+        wanted
+    )
     assert len(adapter.layers["unet"]) == len(wanted) + len(
         linear_paths("unet", unet.__class__.from_config(unet.config), feed_forward=True)
     )
@@ -212,7 +236,9 @@ def test_what_is_saved_is_opened_with_the_same_change(base, network: str, tmp_pa
 
 @pytest.mark.parametrize("network", ["locon", "loha", "lokr"])
 def test_lycoris_reads_the_file_with_the_same_effect(base, network: str):
-    adapter, _ = in_unet(base, config_of(network, include_layers=("*mid_block*to_q", "*mid_block*conv1"), rank_stabilised=True))
+    adapter, _ = in_unet(
+        base, config_of(network, include_layers=("*mid_block*to_q", "*mid_block*conv1"), rank_stabilised=True)
+    )
     tensors = {name: tensor.float() for name, tensor in kohya_tensors(stirred(adapter)).items()}
     assert len(adapter.layers["unet"]) > 3
     for _, path, layer in adapter.walk():
@@ -221,7 +247,14 @@ def test_lycoris_reads_the_file_with_the_same_effect(base, network: str):
         weights = kind.extract_state_dict(tensors, name)
         with torch.no_grad():
             theirs = make_module(kind, weights, name, copy.deepcopy(layer.base))
-            x = torch.randn(2, *([layer.base.in_channels, 6, 6] if isinstance(layer.base, nn.Conv2d) else [5, layer.base.in_features]))
+            x = torch.randn(
+                2,
+                *(
+                    [layer.base.in_channels, 6, 6]
+                    if isinstance(layer.base, nn.Conv2d)
+                    else [5, layer.base.in_features]
+                ),
+            )
             torch.testing.assert_close(theirs(x), layer(x), rtol=1e-2, atol=5e-3)
 
 
@@ -239,7 +272,10 @@ def test_tuckers_form_of_a_convolution_is_read_as_lycoris_means_it(network: str,
     theirs = THEIRS[network]("m", copy.deepcopy(unet.get_submodule(path)), 1.0, 4, 2.0, use_tucker=True)
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, std=0.2)
-    tensors = {f"{_kohya(path)}.{key}": tensor.detach().contiguous() for key, tensor in theirs.custom_state_dict().items()}
+    tensors = {
+        f"{_kohya(path)}.{key}": tensor.detach().contiguous()
+        for key, tensor in theirs.custom_state_dict().items()
+    }
     assert any(word in key for key in tensors for word in ("mid", "_t2"))
     save_file(tensors, tmp_path / "t.safetensors")
     adapter = attach_lora(tmp_path / "t.safetensors", {"unet": unet})
@@ -287,13 +323,26 @@ MIXED = ",".join(["0", *["2"] * 9, *["8"] * 3, *["4"] * 10])
 def test_diffusers_reads_convolutions_and_mixed_ranks_with_the_same_effect(base, format: str, tmp_path: Path):
     adapter, unet = in_unet(base, config_of("locon", block_ranks=MIXED))
     assert {layer.rank for _, _, layer in adapter.walk()} == {2, 4, 8}
-    save_lora(tmp_path / "a.safetensors", stirred(adapter), {"ss_base_model_version": "sdxl_base_v1-0"}, format=format)
-    pipe = StableDiffusionXLPipeline.from_pretrained(MODELS / "tiny-sdxl", torch_dtype=torch.float32, local_files_only=True)
+    save_lora(
+        tmp_path / "a.safetensors",
+        stirred(adapter),
+        {"ss_base_model_version": "sdxl_base_v1-0"},
+        format=format,
+    )
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        MODELS / "tiny-sdxl", torch_dtype=torch.float32, local_files_only=True
+    )
     pipe.load_lora_weights(tmp_path / "a.safetensors")
-    assert len({n for n, _ in pipe.unet.named_modules() if n.endswith("lora_A.default_0")}) == len(adapter.layers["unet"])
+    assert len({n for n, _ in pipe.unet.named_modules() if n.endswith("lora_A.default_0")}) == len(
+        adapter.layers["unet"]
+    )
     for _, path, layer in adapter.walk():
         theirs = pipe.unet.get_submodule(path)
-        x = torch.randn(1, layer.base.in_channels, 6, 6) if isinstance(layer.base, nn.Conv2d) else torch.randn(1, 3, layer.base.in_features)
+        x = (
+            torch.randn(1, layer.base.in_channels, 6, 6)
+            if isinstance(layer.base, nn.Conv2d)
+            else torch.randn(1, 3, layer.base.in_features)
+        )
         torch.testing.assert_close(theirs(x), layer(x), rtol=1e-2, atol=1e-2)
     with torch.no_grad():
         torch.testing.assert_close(ask(pipe.unet), ask(unet), rtol=2e-2, atol=2e-2)
@@ -309,13 +358,21 @@ def test_all_layers_of_a_part_are_written_with_one_alpha(base, network: str):
     assert len(alphas) == 1
     for _, path, layer in adapter.walk():
         down, up = (tensors[f"{_kohya(path)}.lora_{side}.weight"].float() for side in ("down", "up"))
-        change = (up.flatten(1) @ down.flatten(1)).reshape(layer.base.weight.shape) * alphas.copy().pop() / down.shape[0]
+        change = (
+            (up.flatten(1) @ down.flatten(1)).reshape(layer.base.weight.shape)
+            * alphas.copy().pop()
+            / down.shape[0]
+        )
         torch.testing.assert_close(change, layer.product(), rtol=5e-3, atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_diffusers_adds_to_each_weight_what_was_trained_though_alphas_and_ranks_differ(base, tmp_path: Path, caplog):
-    adapter, _ = in_unet(base, config_of("locon", block_ranks=MIXED, rank_stabilised=True, conv_rank=4, conv_alpha=1.0))
+def test_diffusers_adds_to_each_weight_what_was_trained_though_alphas_and_ranks_differ(
+    base, tmp_path: Path, caplog
+):
+    adapter, _ = in_unet(
+        base, config_of("locon", block_ranks=MIXED, rank_stabilised=True, conv_rank=4, conv_alpha=1.0)
+    )
     stirred(adapter)
     save_lora(tmp_path / "a.safetensors", adapter, {"ss_base_model_version": "sdxl_base_v1-0"})
     changes = {(part, path): layer.change().detach() for part, path, layer in adapter.walk()}
@@ -328,10 +385,14 @@ def test_diffusers_adds_to_each_weight_what_was_trained_though_alphas_and_ranks_
 def test_a_dora_of_several_ranks_opens_as_it_was_trained(base, tmp_path: Path):
     adapter, _ = in_unet(base, config_of("dora", block_ranks=MIXED, rank_stabilised=True))
     save_lora(tmp_path / "a.safetensors", stirred(adapter), {})
-    again = attach_lora(tmp_path / "a.safetensors", {"unet": open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)})
+    again = attach_lora(
+        tmp_path / "a.safetensors", {"unet": open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)}
+    )
     for (_, _, mine), (_, _, found) in zip(adapter.walk(), again.walk(), strict=True):
         torch.testing.assert_close(found.change(), mine.change(), rtol=0, atol=1e-3)
-    assert not [line for line in check_file(tmp_path / "a.safetensors", bases=MODELS).warnings if "alphas of" in line]
+    assert not [
+        line for line in check_file(tmp_path / "a.safetensors", bases=MODELS).warnings if "alphas of" in line
+    ]
 
 
 @pytest.mark.parametrize("network", ["dora", "loha", "lokr"])
@@ -344,7 +405,10 @@ def test_the_diffusers_format_refuses_what_it_cannot_hold(base, network: str, tm
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("network, label", [("lora", "LoRA"), ("locon", "LoCon"), ("dora", "DoRA"), ("loha", "LoHa"), ("lokr", "LoKr")])
+@pytest.mark.parametrize(
+    "network, label",
+    [("lora", "LoRA"), ("locon", "LoCon"), ("dora", "DoRA"), ("loha", "LoHa"), ("lokr", "LoKr")],
+)
 def test_inspect_says_which_network_it_is(base, network: str, label: str, tmp_path: Path):
     adapter, _ = in_unet(base, config_of(network))
     save_lora(tmp_path / "a.safetensors", stirred(adapter), {})

@@ -62,7 +62,10 @@ def write_tagger(folder: Path, *, batch: int | str = "N", tags=TAGS) -> Path:
     given_ = helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, len(TAGS)])
     numbers = [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(biases, "biases")]
     graph = helper.make_graph(nodes, "tagger", [taken], [given_], numbers)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), folder / "model.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8),
+        folder / "model.onnx",
+    )
     with (folder / "selected_tags.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["tag_id", "name", "category", "count"])
@@ -70,8 +73,19 @@ def write_tagger(folder: Path, *, batch: int | str = "N", tags=TAGS) -> Path:
     return folder
 
 
-SIZE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 1.0}
-LETTERS = {word: n for n, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *("." if w == "." else f"Ġ{w}" for w in WORDS)])}
+SIZE = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "initializer_range": 1.0,
+}
+LETTERS = {
+    word: n
+    for n, word in enumerate(
+        ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *("." if w == "." else f"Ġ{w}" for w in WORDS)]
+    )
+}
 VISION = {**SIZE, "image_size": 32, "patch_size": 16}
 
 
@@ -81,21 +95,45 @@ def blip() -> tuple:
     text = {**SIZE, **ids, "vocab_size": len(vocab), "encoder_hidden_size": 16, "max_position_embeddings": 64}
     images = BlipImageProcessorPil(size={"height": 32, "width": 32})
     model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=VISION))
-    model.text_decoder.cls.predictions.bias.data[:5] = -1e4  # it goes on to the longest length, in words alone
+    model.text_decoder.cls.predictions.bias.data[
+        :5
+    ] = -1e4  # it goes on to the longest length, in words alone
     return model, BlipProcessor(images, BertTokenizer(vocab=vocab))
 
 
 def blip_2() -> tuple:
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+    special = {
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    }
     tokenizer = GPT2Tokenizer(vocab=dict(LETTERS), merges=[], **special)
-    processor = Blip2Processor(BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer, num_query_tokens=2)
+    processor = Blip2Processor(
+        BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer, num_query_tokens=2
+    )
     text = {
-        "model_type": "opt", "vocab_size": len(tokenizer), "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 16, "init_std": 1.0,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64, "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1,
-    }  # fmt: skip
+        "model_type": "opt",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "word_embed_proj_dim": 16,
+        "ffn_dim": 16,
+        "init_std": 1.0,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    }
     former = {**SIZE, "encoder_hidden_size": 16, "vocab_size": 20}
     config = Blip2Config(
-        vision_config=VISION, qformer_config=former, text_config=text, num_query_tokens=2, image_token_index=len(tokenizer) - 1
+        vision_config=VISION,
+        qformer_config=former,
+        text_config=text,
+        num_query_tokens=2,
+        image_token_index=len(tokenizer) - 1,
     )
     return Blip2ForConditionalGeneration(config), processor
 
@@ -103,16 +141,36 @@ def blip_2() -> tuple:
 def florence_2() -> tuple:
     tokenizer = BartTokenizer(vocab=dict(LETTERS), merges=[], extra_special_tokens={"image_token": "<image>"})
     vision = {
-        "depths": (1, 1), "patch_size": (7, 3), "patch_stride": (4, 2), "patch_padding": (3, 1), "patch_prenorm": (False, True),
-        "embed_dim": (8, 16), "num_heads": (2, 2), "num_groups": (2, 2), "window_size": 2, "projection_dim": 16, "initializer_range": 1.0,
-    }  # fmt: skip
+        "depths": (1, 1),
+        "patch_size": (7, 3),
+        "patch_stride": (4, 2),
+        "patch_padding": (3, 1),
+        "patch_prenorm": (False, True),
+        "embed_dim": (8, 16),
+        "num_heads": (2, 2),
+        "num_groups": (2, 2),
+        "window_size": 2,
+        "projection_dim": 16,
+        "initializer_range": 1.0,
+    }
     text = {
-        "model_type": "bart", "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "init_std": 1.0,
-        "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": len(tokenizer), "max_position_embeddings": 64,
-    }  # fmt: skip
+        "model_type": "bart",
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "init_std": 1.0,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 64,
+    }
     images = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
     images.image_seq_length = 17  # 4 x 4 places and their mean
-    config = Florence2Config(text_config=text, vision_config=vision, image_token_id=tokenizer.image_token_id, initializer_range=1.0)
+    config = Florence2Config(
+        text_config=text, vision_config=vision, image_token_id=tokenizer.image_token_id, initializer_range=1.0
+    )
     model = Florence2ForConditionalGeneration(config)
     model.generation_config.begin_suppress_tokens = [0, 1, 2, 3, 4]  # it says a word before it ends
     return model, Florence2Processor(images, tokenizer)
@@ -130,7 +188,9 @@ def many(tmp_path: Path, count: int) -> Path:
 
 def texts(folder: Path) -> dict[str, str]:
     return {
-        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8").strip() for path in folder.rglob("*.txt") if path.is_file()
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8").strip()
+        for path in folder.rglob("*.txt")
+        if path.is_file()
     }
 
 
@@ -186,7 +246,10 @@ def with_lost_weights(folder: Path) -> None:
 WRONG_FOLDERS = [
     (lambda folder: None, "no captioning model"),
     (lambda folder: config_only(folder, model_type="llava"), "model of type llava, which is not read"),
-    (lambda folder: config_only(folder, model_type="blip", architectures=["BlipForQuestionAnswering"]), "another task"),
+    (
+        lambda folder: config_only(folder, model_type="blip", architectures=["BlipForQuestionAnswering"]),
+        "another task",
+    ),
     (lambda folder: config_only(folder, model_type="blip"), "no weights"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json that can't be read"),
     (pickled, "can run programs when opened"),
@@ -204,8 +267,14 @@ WRONG_FOLDERS = [
 def hub(repository: str, folder: Path) -> Iterator[str]:
     """A web server that answers for one repository as the hub does; its address."""
     names, commit = sorted(path.name for path in folder.iterdir()), "0" * 40
-    facts = {"id": repository, "sha": commit, "siblings": [{"rfilename": name, "size": (folder / name).stat().st_size} for name in names]}
-    listed = [{"type": "file", "path": name, "oid": name, "size": (folder / name).stat().st_size} for name in names]
+    facts = {
+        "id": repository,
+        "sha": commit,
+        "siblings": [{"rfilename": name, "size": (folder / name).stat().st_size} for name in names],
+    }
+    listed = [
+        {"type": "file", "path": name, "oid": name, "size": (folder / name).stat().st_size} for name in names
+    ]
 
     class Answers(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -214,7 +283,11 @@ def hub(repository: str, folder: Path) -> Iterator[str]:
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             name = path.rpartition("/")[2]
-            body = json.dumps(listed if "/tree/" in path else facts).encode() if path.startswith("/api/") else (folder / name).read_bytes()
+            body = (
+                json.dumps(listed if "/tree/" in path else facts).encode()
+                if path.startswith("/api/")
+                else (folder / name).read_bytes()
+            )
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("ETag", f'"{name}"')

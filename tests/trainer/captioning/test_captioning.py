@@ -23,7 +23,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import MODELS, ROOT
-from tests.trainer.captioning.captioner_samples import SIDE, WORDS, WRONG_FOLDERS, blip, blip_2, florence_2, hub, many, texts, write_tagger
+from tests.trainer.captioning.captioner_samples import (
+    SIDE,
+    WORDS,
+    WRONG_FOLDERS,
+    blip,
+    blip_2,
+    florence_2,
+    hub,
+    many,
+    texts,
+    write_tagger,
+)
 from trainer.__main__ import main
 from trainer.captioning.fetch import wanted
 from trainer.captioning.folder import load
@@ -84,14 +95,28 @@ def caption(models: Path, monkeypatch, capsys):
     return call
 
 
-def test_a_picture_gets_the_tags_of_what_it_shows_surest_first_and_characters_before_them(caption, pictures: Path):
+def test_a_picture_gets_the_tags_of_what_it_shows_surest_first_and_characters_before_them(
+    caption, pictures: Path
+):
     status, out, err = caption(pictures)
     assert status == 0 and "2 captions" in out and "Traceback" not in err
-    assert texts(pictures) == {"red.txt": "ink (series), red, long hair, o_o", "blue.txt": "ink (series), blue, long hair, o_o"}
+    assert texts(pictures) == {
+        "red.txt": "ink (series), red, long hair, o_o",
+        "blue.txt": "ink (series), blue, long hair, o_o",
+    }
 
 
 def test_thresholds_prefix_suffix_trigger_and_tags_left_out_are_obeyed(caption, pictures: Path):
-    options = ["--general-threshold", "0.15", "--character-threshold", "0.79", "--exclude-tags", "o_o, Long Hair", "--exclude-tags", "blue"]
+    options = [
+        "--general-threshold",
+        "0.15",
+        "--character-threshold",
+        "0.79",
+        "--exclude-tags",
+        "o_o, Long Hair",
+        "--exclude-tags",
+        "blue",
+    ]
     caption(pictures, *options, "--prefix", "drawing of", "--suffix", "on paper", "--trigger", "inkish")
     assert texts(pictures) == {
         "red.txt": "inkish, drawing of ink (series), nearly ink, red, faint on paper",
@@ -104,7 +129,9 @@ def test_underscores_between_words_become_spaces(words: list[str]):
     assert worded("_".join(words)) == " ".join(words)
 
 
-@pytest.mark.parametrize("face", ["0_0", "(o)_(o)", "+_+", "._.", "<|>_<|>", "=_=", ">_<", ">_o", "^_^", "|_|", "||_||", "u_u"])
+@pytest.mark.parametrize(
+    "face", ["0_0", "(o)_(o)", "+_+", "._.", "<|>_<|>", "=_=", ">_<", ">_o", "^_^", "|_|", "||_||", "u_u"]
+)
 def test_faces_keep_their_underscore(face: str):
     assert worded(face) == face
 
@@ -130,18 +157,25 @@ def test_sentences_follow_the_picture_and_not_the_batch(models: Path, name: str,
     together = describe(pictures)
     assert captioner.kind == kind
     assert together == [describe([picture])[0] for picture in pictures] and len(set(together)) > 1
-    assert all(set(re.findall(r"[a-z]+", text)) <= set(WORDS) and not re.search(r"[<\[]", text) for text in together)
+    assert all(
+        set(re.findall(r"[a-z]+", text)) <= set(WORDS) and not re.search(r"[<\[]", text) for text in together
+    )
 
 
 def test_max_length_makes_sentences_shorter(models: Path):
     red = [Image.new("RGB", (40, 30), "blue")]
-    short, long = (load(open_captioner("blip", models), options_from({"max_length": n}))(red)[0] for n in (5, 40))
+    short, long = (
+        load(open_captioner("blip", models), options_from({"max_length": n}))(red)[0] for n in (5, 40)
+    )
     assert len(short.split()) <= 5 < len(long.split())
 
 
 def test_detail_is_what_florence_2_is_asked_for(models: Path):
     blue = [Image.new("RGB", (40, 30), "blue")]
-    short, detailed = (load(open_captioner("florence", models), options_from({"detail": d}))(blue)[0] for d in ("short", "detailed"))
+    short, detailed = (
+        load(open_captioner("florence", models), options_from({"detail": d}))(blue)[0]
+        for d in ("short", "detailed")
+    )
     assert short != detailed
 
 
@@ -154,7 +188,9 @@ def test_a_caption_that_is_cut_ends_with_its_last_whole_sentence():
 def test_sentences_are_written_beside_the_pictures(caption, pictures: Path):
     status, out, _ = caption(pictures, "--trigger", "inkish", "--max-length", "12", model="florence")
     assert status == 0 and "Florence-2" in out
-    assert set(texts(pictures)) == {"red.txt", "blue.txt"} and all(text.startswith("inkish, ") for text in texts(pictures).values())
+    assert set(texts(pictures)) == {"red.txt", "blue.txt"} and all(
+        text.startswith("inkish, ") for text in texts(pictures).values()
+    )
 
 
 def test_captions_that_are_there_are_kept_unless_told_to_overwrite(caption, pictures: Path):
@@ -166,7 +202,10 @@ def test_captions_that_are_there_are_kept_unless_told_to_overwrite(caption, pict
     (pictures / "metadata.jsonl").write_text(json.dumps({"file_name": "listed.png", "text": "my bird"}))
     assert caption(pictures)[0] == 0
     assert set(texts(pictures)) == {"own.txt", "empty.txt", "red.txt", "blue.txt"}
-    assert sidecar_caption(pictures / "own.png") == "my cat" and sidecar_caption(pictures / "kohya.png") == "my dog"
+    assert (
+        sidecar_caption(pictures / "own.png") == "my cat"
+        and sidecar_caption(pictures / "kohya.png") == "my dog"
+    )
     assert sidecar_caption(pictures / "empty.png") == "ink (series), red, long hair, o_o"
     assert caption(pictures, "--only-missing")[1].startswith("0 captions")
     assert caption(pictures, "--overwrite")[1].startswith("6 captions")
@@ -197,8 +236,14 @@ def test_a_picture_of_which_the_model_is_sure_of_nothing_stays_without_a_caption
     status, _, err = caption(pictures, "--general-threshold", "0.9", "--character-threshold", "1")
     assert status == 0 and set(texts(pictures)) == {"red.txt", "blue.txt"}  # red and blue are certain
     (pictures / "red.txt").unlink()
-    status, _, err = caption(pictures, "--general-threshold", "0.9", "--character-threshold", "1", "--exclude-tags", "red")
-    assert status == 1 and "lower the thresholds" in " ".join(err.split()) and set(texts(pictures)) == {"blue.txt"}
+    status, _, err = caption(
+        pictures, "--general-threshold", "0.9", "--character-threshold", "1", "--exclude-tags", "red"
+    )
+    assert (
+        status == 1
+        and "lower the thresholds" in " ".join(err.split())
+        and set(texts(pictures)) == {"blue.txt"}
+    )
 
 
 def begun(path: Path, models: Path) -> threading.Thread:
@@ -223,7 +268,10 @@ def test_a_job_says_each_caption_once_it_is_on_disk(models: Path, pictures: Path
     assert work(path, models) == "finished"
     view = view_of(path)
     assert (view.done, view.total, view.ended, view.problems) == (2, 2, "finished", ())
-    assert view.captions == {"blue.png": "inkish, ink (series), blue, long hair", "red.png": "inkish, ink (series), red, long hair"}
+    assert view.captions == {
+        "blue.png": "inkish, ink (series), blue, long hair",
+        "red.png": "inkish, ink (series), red, long hair",
+    }
     assert texts(pictures) == {name.replace(".png", ".txt"): text for name, text in view.captions.items()}
     with pytest.raises(RunError):
         job.create(path, pictures, "tagger", CaptionOptions())
@@ -250,10 +298,16 @@ def test_a_caption_written_by_hand_meanwhile_is_kept(models: Path, tmp_path: Pat
     worker = begun(path, models)
     (folder / "099.txt").write_text("my own")
     worker.join()
-    assert texts(folder)["099.txt"] == "my own" and len(texts(folder)) == 100 and view_of(path).ended == "finished"
+    assert (
+        texts(folder)["099.txt"] == "my own"
+        and len(texts(folder)) == 100
+        and view_of(path).ended == "finished"
+    )
 
 
-def test_a_caption_that_cannot_be_written_ends_the_job_in_a_sentence(models: Path, pictures: Path, tmp_path: Path):
+def test_a_caption_that_cannot_be_written_ends_the_job_in_a_sentence(
+    models: Path, pictures: Path, tmp_path: Path
+):
     (pictures / "red.txt").mkdir()
     path = made(tmp_path, pictures)
     with pytest.raises(DatasetError, match=r"red\.txt can't be written"):
@@ -276,8 +330,21 @@ def test_a_job_that_fails_says_why_without_a_path(tmp_path: Path, models: Path, 
 
 def test_sigterm_ends_after_the_pictures_at_hand_and_keeps_them(models: Path, tmp_path: Path):
     folder = many(tmp_path, 400)
-    command = [sys.executable, "-m", "trainer", "dataset", "caption", folder, "--model", models / "captioners" / "tagger", "--batch", "1"]
-    child = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "trainer",
+        "dataset",
+        "caption",
+        folder,
+        "--model",
+        models / "captioners" / "tagger",
+        "--batch",
+        "1",
+    ]
+    child = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     while child.poll() is None and not texts(folder):
         time.sleep(0.005)
     child.send_signal(signal.SIGTERM)
@@ -289,13 +356,20 @@ def test_sigterm_ends_after_the_pictures_at_hand_and_keeps_them(models: Path, tm
 
 
 def test_the_list_of_models_tells_their_kinds_and_bases_are_found_beside_them(models: Path):
-    assert found_captioners(models) == {"blip": BLIP, "blip-2": BLIP_2, "florence": FLORENCE_2, "tagger": WD_TAGGER}
+    assert found_captioners(models) == {
+        "blip": BLIP,
+        "blip-2": BLIP_2,
+        "florence": FLORENCE_2,
+        "tagger": WD_TAGGER,
+    }
     assert found_captioners(models / "nowhere") == {}
     assert found_bases(models) == ["tiny-sdxl"]
 
 
 @pytest.mark.parametrize("make, words", WRONG_FOLDERS)
-def test_a_folder_that_is_no_such_model_is_refused_in_a_sentence(caption, pictures: Path, tmp_path: Path, make, words: str):
+def test_a_folder_that_is_no_such_model_is_refused_in_a_sentence(
+    caption, pictures: Path, tmp_path: Path, make, words: str
+):
     folder = tmp_path / "model"
     folder.mkdir()
     make(folder)
@@ -307,11 +381,19 @@ def test_a_folder_that_is_no_such_model_is_refused_in_a_sentence(caption, pictur
 
 def test_a_program_beside_a_model_is_not_run(caption, models: Path, pictures: Path, tmp_path: Path):
     folder = shutil.copytree(models / "captioners" / "florence", tmp_path / "florence")
-    (folder / "own.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass Own: pass\n")
-    for file, part in (("processor_config", "AutoProcessor"), ("tokenizer_config", "AutoTokenizer"), ("generation_config", "AutoModel")):
+    (folder / "own.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass Own: pass\n"
+    )
+    for file, part in (
+        ("processor_config", "AutoProcessor"),
+        ("tokenizer_config", "AutoTokenizer"),
+        ("generation_config", "AutoModel"),
+    ):
         facts = json.loads((folder / f"{file}.json").read_text())
         named = ["own.Own", None] if part == "AutoTokenizer" else "own.Own"
-        (folder / f"{file}.json").write_text(json.dumps({**facts, "auto_map": {part: named, "AutoImageProcessor": named}}))
+        (folder / f"{file}.json").write_text(
+            json.dumps({**facts, "auto_map": {part: named, "AutoImageProcessor": named}})
+        )
     assert caption(pictures, model=folder)[0] == 0 and len(texts(pictures)) == 2
     assert not (tmp_path / "ran").exists()
 
@@ -342,10 +424,28 @@ def test_a_model_is_fetched_when_asked_and_only_what_is_read_of_it(pictures: Pat
     served = write_tagger(tmp_path / "hub")
     (served / "weights.msgpack").write_bytes(b"not read")
     with hub("someone/a-tagger", served) as address:
-        command = ["dataset", "caption", pictures, "--model", "someone/a-tagger", "--models", tmp_path / "models", "--fetch"]
-        surroundings = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        command = [
+            "dataset",
+            "caption",
+            pictures,
+            "--model",
+            "someone/a-tagger",
+            "--models",
+            tmp_path / "models",
+            "--fetch",
+        ]
+        surroundings = {
+            **os.environ,
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
         done = subprocess.run(
-            [sys.executable, "-m", "trainer", *map(str, command)], cwd=ROOT, env=surroundings, capture_output=True, text=True
+            [sys.executable, "-m", "trainer", *map(str, command)],
+            cwd=ROOT,
+            env=surroundings,
+            capture_output=True,
+            text=True,
         )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "models" / "captioners" / "someone--a-tagger"
@@ -354,9 +454,24 @@ def test_a_model_is_fetched_when_asked_and_only_what_is_read_of_it(pictures: Pat
 
 
 def test_of_a_repository_only_what_is_read_is_fetched():
-    tagger = ["README.md", "config.json", "model.msgpack", "model.onnx", "model.safetensors", "selected_tags.csv"]
+    tagger = [
+        "README.md",
+        "config.json",
+        "model.msgpack",
+        "model.onnx",
+        "model.safetensors",
+        "selected_tags.csv",
+    ]
     assert wanted(tagger, "x/y") == ([], ["model.onnx", "selected_tags.csv"])
-    florence = ["README.md", "config.json", "tokenizer.json", "merges.txt", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx"]
+    florence = [
+        "README.md",
+        "config.json",
+        "tokenizer.json",
+        "merges.txt",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "onnx/model.onnx",
+    ]
     assert wanted(florence, "x/y") == (["config.json", "tokenizer.json", "merges.txt"], ["model.safetensors"])
     with pytest.raises(CaptionerError, match="no weights in"):
         wanted(["config.json", "pytorch_model.bin"], "x/y")
@@ -367,16 +482,23 @@ def test_every_option_can_be_given_on_the_command_line(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     assert main() == 0
     shown = capsys.readouterr().out
-    assert all(f"--{declared.name.replace('_', '-')}" in shown for declared in dataclasses.fields(CaptionOptions))
+    assert all(
+        f"--{declared.name.replace('_', '-')}" in shown for declared in dataclasses.fields(CaptionOptions)
+    )
 
 
 def test_each_kind_of_model_lists_the_options_it_listens_to():
-    names = {kind: {declared.name for declared in options_for(kind)} for kind in (BLIP, FLORENCE_2, WD_TAGGER)}
+    names = {
+        kind: {declared.name for declared in options_for(kind)} for kind in (BLIP, FLORENCE_2, WD_TAGGER)
+    }
     assert names[FLORENCE_2] - names[BLIP] == {"detail"}
     assert names[WD_TAGGER] - names[BLIP] == {"general_threshold", "character_threshold", "exclude_tags"}
 
 
-@pytest.mark.parametrize("values", [{"batch": 0}, {"detail": "very"}, {"general_threshold": 2}, {"colour": 1}, {"exclude_tags": "red"}])
+@pytest.mark.parametrize(
+    "values",
+    [{"batch": 0}, {"detail": "very"}, {"general_threshold": 2}, {"colour": 1}, {"exclude_tags": "red"}],
+)
 def test_a_wrong_option_is_named(values: dict):
     with pytest.raises(ConfigError, match=next(iter(values))):
         options_from(values)

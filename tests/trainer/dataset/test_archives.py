@@ -44,7 +44,10 @@ def test_files_come_out_as_they_went_in(tmp_path: Path):
     assert unpacked(packed(tmp_path / "b.zip", files, zipfile.ZIP_STORED)) == files
 
 
-@pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "..\\evil.png", "C:\\evil.png", "C:/evil.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["../evil.png", "a/../../evil.png", "/etc/evil.png", "..\\evil.png", "C:\\evil.png", "C:/evil.png"],
+)
 def test_names_that_lead_out_are_refused(tmp_path: Path, name: str):
     found = unpacked(packed(tmp_path / "a.zip", {name: b"x", "good.png": b"y"}))
     assert found.pop("good.png") == b"y"
@@ -62,7 +65,10 @@ def test_links_locks_and_archives_inside_are_refused(tmp_path: Path):
         archive.writestr("locked.png", b"secret")
         archive.writestr("good.png", b"good")
     data = bytearray(path.read_bytes())
-    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag that says "encrypted", in both headers
+    for mark, at in (
+        (b"PK\x03\x04", 6),
+        (b"PK\x01\x02", 8),
+    ):  # the flag that says "encrypted", in both headers
         start = -1
         while (start := data.find(mark, start + 1)) >= 0:
             if b"locked.png" in data[start : start + 60]:
@@ -142,8 +148,16 @@ def test_damage_anywhere_is_told_not_raised(tmp_path_factory: pytest.TempPathFac
     assert all(isinstance(what, str) or len(what) <= BOUNDS.member_bytes for what in found.values())
 
 
-@given(st.lists(st.tuples(st.text(min_size=1, max_size=40), st.binary(max_size=200)), max_size=8, unique_by=lambda pair: pair[0]))
-def test_any_names_and_bytes_stay_inside(tmp_path_factory: pytest.TempPathFactory, files: list[tuple[str, bytes]]):
+@given(
+    st.lists(
+        st.tuples(st.text(min_size=1, max_size=40), st.binary(max_size=200)),
+        max_size=8,
+        unique_by=lambda pair: pair[0],
+    )
+)
+def test_any_names_and_bytes_stay_inside(
+    tmp_path_factory: pytest.TempPathFactory, files: list[tuple[str, bytes]]
+):
     place = tmp_path_factory.mktemp("zip")
     (place / "into").mkdir()
     with zipfile.ZipFile(place / "a.zip", "w") as archive:

@@ -44,7 +44,9 @@ def test_a_picture_has_one_plain_form_unless_asked():
 
 def test_mirroring_shows_each_form_a_second_time_from_the_right():
     plain, mirrored = variants_of(TrainConfig(flip=True), item(), WIDE)
-    assert np.array_equal(np.asarray(mirrored.shown(gradient())), np.asarray(ImageOps.mirror(plain.shown(gradient()))))
+    assert np.array_equal(
+        np.asarray(mirrored.shown(gradient())), np.asarray(ImageOps.mirror(plain.shown(gradient())))
+    )
     assert len(variants_of(TrainConfig(flip=True, random_crop=True, variants=3), item(), WIDE)) == 6
 
 
@@ -61,14 +63,19 @@ def test_a_mirrored_crop_names_the_edge_that_its_left_side_came_from():
 
 
 @given(st.text(min_size=1, max_size=8), st.integers(1, 400), st.integers(1, 400))
-def test_random_crops_stay_inside_the_picture_and_are_the_same_each_time(digest: str, width: int, height: int):
+def test_random_crops_stay_inside_the_picture_and_are_the_same_each_time(
+    digest: str, width: int, height: int
+):
     placement = place(width, height, [(64, 64), (96, 40)], step=8)
     config = TrainConfig(random_crop=True, variants=4)
     forms = variants_of(config, item(digest), placement)
     assert forms == variants_of(config, item(digest), placement)
     for form in forms:
         at = form.placement
-        assert 0 <= at.crop_left <= at.resized[0] - at.bucket[0] and 0 <= at.crop_top <= at.resized[1] - at.bucket[1]
+        assert (
+            0 <= at.crop_left <= at.resized[0] - at.bucket[0]
+            and 0 <= at.crop_top <= at.resized[1] - at.bucket[1]
+        )
         assert (at.bucket, at.resized) == (placement.bucket, placement.resized)
 
 
@@ -84,14 +91,20 @@ def test_colour_jitter_changes_colours_within_its_bounds_and_nothing_at_zero():
     assert len(forms) == 16
     for form in forms:
         assert all(0.8 <= factor <= 1.2 for factor in form.colours[:3]) and abs(form.colours[3]) <= 0.04
-        assert not np.array_equal(np.asarray(form.shown(gradient())), np.asarray(Variant(placement=WIDE).shown(gradient())))
+        assert not np.array_equal(
+            np.asarray(form.shown(gradient())), np.asarray(Variant(placement=WIDE).shown(gradient()))
+        )
     bright = Variant(placement=WIDE, colours=(0.5, 1.0, 1.0, 0.0))
     half = np.asarray(Variant(placement=WIDE).shown(gradient())).astype(int) // 2
     assert np.abs(np.asarray(bright.shown(gradient())).astype(int) - half).max() <= 1
     turned = np.asarray(
-        Variant(placement=place(64, 64, [(64, 64)], step=64), colours=(1, 1, 1, 1 / 3)).shown(Image.new("RGB", (64, 64), "red"))
+        Variant(placement=place(64, 64, [(64, 64)], step=64), colours=(1, 1, 1, 1 / 3)).shown(
+            Image.new("RGB", (64, 64), "red")
+        )
     )
-    assert np.abs(turned[0, 0].astype(int) - [0, 255, 0]).max() <= 8  # a third of the circle from red is green
+    assert (
+        np.abs(turned[0, 0].astype(int) - [0, 255, 0]).max() <= 8
+    )  # a third of the circle from red is green
 
 
 # ---- what the training sees
@@ -103,7 +116,15 @@ def pictures_of(tmp_path: Path, folder: Path, **settings) -> prepare.Pictures:
     base = open_base("tiny-sdxl", MODELS)
     cache = Cache(tmp_path / ".cache", base.fingerprint)
     manifest = with_named(scan(folder), TrainConfig(**settings))
-    return prepare.cache_latents(made, manifest.trained, TrainConfig(**settings), base, cache, torch.device("cpu"), StopSignal(made, None))
+    return prepare.cache_latents(
+        made,
+        manifest.trained,
+        TrainConfig(**settings),
+        base,
+        cache,
+        torch.device("cpu"),
+        StopSignal(made, None),
+    )
 
 
 @pytest.fixture
@@ -115,13 +136,17 @@ def art(tmp_path: Path) -> Path:
     return folder
 
 
-def test_mirrored_pictures_have_their_own_latents_and_are_drawn_half_the_time(tmp_path: Path, art: Path, monkeypatch):
+def test_mirrored_pictures_have_their_own_latents_and_are_drawn_half_the_time(
+    tmp_path: Path, art: Path, monkeypatch
+):
     seen = pictures_of(tmp_path, art, flip=True)
     assert all(len(forms) == 2 and not torch.equal(forms[0].mean, forms[1].mean) for forms in seen.shown)
     mirrored = [seen.draw([0], 0, position).shown[0].variant.is_mirrored for position in range(400)]
     assert 0.4 < sum(mirrored) / 400 < 0.6
     assert mirrored == [seen.draw([0], 0, position).shown[0].variant.is_mirrored for position in range(400)]
-    monkeypatch.setattr("trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again"))
+    monkeypatch.setattr(
+        "trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again")
+    )
     again = pictures_of(tmp_path, art, flip=True)
     assert torch.equal(again.shown[0][1].mean, seen.shown[0][1].mean)
 
@@ -130,7 +155,9 @@ def test_each_picture_trains_at_each_resolution(tmp_path: Path, art: Path):
     seen = pictures_of(tmp_path, art, resolutions=(64, 128))
     assert [item.name for item in seen.items] == ["owl.png", "wide.png"] * 2
     areas = [width * height for width, height in seen.buckets]
-    assert all(area <= 64 * 64 for area in areas[:2]) and all(64 * 64 < area <= 128 * 128 for area in areas[2:])
+    assert all(area <= 64 * 64 for area in areas[:2]) and all(
+        64 * 64 < area <= 128 * 128 for area in areas[2:]
+    )
 
 
 @pytest.mark.parametrize("given", [[32], ["768"], [5000], 768])
@@ -146,7 +173,9 @@ def test_masks_reach_the_training_at_latent_size(tmp_path: Path, art: Path):
     assert set(by_name) == {"owl.png", "wide.png"}
     wide = seen.draw([by_name["wide.png"]], 0, 0)
     mask = wide.masks([False])
-    assert mask is not None and mask.shape == (1, 1, *wide.shown[0].mean.shape[-2:]) and bool((mask == 1).all())
+    assert (
+        mask is not None and mask.shape == (1, 1, *wide.shown[0].mean.shape[-2:]) and bool((mask == 1).all())
+    )
     assert seen.draw([by_name["owl.png"]], 0, 0).masks([False]) is None
 
 
@@ -165,7 +194,9 @@ def test_several_folders_train_together(tmp_path: Path, art: Path):
 
 def test_a_toml_file_gives_folders_repeats_weights_and_captions(tmp_path: Path, art: Path):
     listed = tmp_path / "set.toml"
-    listed.write_text(f'[[folder]]\npath = "art"\nrepeats = 3\nweight = 0.5\ncaption = "a shape"\n[[folder]]\npath = "{INK}"\n')
+    listed.write_text(
+        f'[[folder]]\npath = "art"\nrepeats = 3\nweight = 0.5\ncaption = "a shape"\n[[folder]]\npath = "{INK}"\n'
+    )
     items = scan_all([listed], trigger="ink").items
     assert [(i.repeats, i.weight, i.caption) for i in items[:2]] == [(3, 0.5, "ink, a shape")] * 2
     assert len(items) == 26 and {(i.repeats, i.weight) for i in items[2:]} == {(1, 1.0)}
@@ -173,7 +204,14 @@ def test_a_toml_file_gives_folders_repeats_weights_and_captions(tmp_path: Path, 
 
 @pytest.mark.parametrize(
     "text",
-    ["folder = 1", "[[folder]]\nrepeats = 2", "[[folder]]\npath = 'art'\nweigth = 1", "[[folder]]\npath = 'art'\nrepeats = 0", "]", ""],
+    [
+        "folder = 1",
+        "[[folder]]\nrepeats = 2",
+        "[[folder]]\npath = 'art'\nweigth = 1",
+        "[[folder]]\npath = 'art'\nrepeats = 0",
+        "]",
+        "",
+    ],
 )
 def test_a_toml_file_that_is_not_understood_is_named(tmp_path: Path, art: Path, text: str):
     (tmp_path / "set.toml").write_text(text)

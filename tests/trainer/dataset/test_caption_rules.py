@@ -44,7 +44,9 @@ def test_captions_stay_as_they_are_unless_asked():
 
 def test_shuffling_keeps_all_tags_and_the_first_ones_in_place():
     found = drawn(200, shuffle_tags=True, keep_tokens=2)
-    assert all(tags(caption)[:2] == ["ink", "cat"] and sorted(tags(caption)) == sorted(TAGS) for caption in found)
+    assert all(
+        tags(caption)[:2] == ["ink", "cat"] and sorted(tags(caption)) == sorted(TAGS) for caption in found
+    )
     assert len(set(found)) == 6  # all orders of the other three
 
 
@@ -85,7 +87,9 @@ def test_each_line_of_a_caption_file_is_drawn_when_asked(tmp_path: Path):
 def test_wildcards_draw_each_word_alike_often_inner_ones_first():
     found = drawn(3000, item("a {red|{dark|light} blue} cat"), wildcards=True)
     counts = {caption: found.count(caption) / len(found) for caption in set(found)}
-    assert counts == pytest.approx({"a red cat": 0.5, "a dark blue cat": 0.25, "a light blue cat": 0.25}, abs=0.04)
+    assert counts == pytest.approx(
+        {"a red cat": 0.5, "a dark blue cat": 0.25, "a light blue cat": 0.25}, abs=0.04
+    )
 
 
 @given(st.text(max_size=60))
@@ -95,13 +99,24 @@ def test_wildcards_end_on_any_text(text: str):
 
 
 def test_prefix_and_suffix_stand_around_every_caption_but_not_class_captions():
-    around = {"caption_prefix": "art of", "caption_suffix": "on paper", "shuffle_tags": True, "tag_dropout": 1.0}
+    around = {
+        "caption_prefix": "art of",
+        "caption_suffix": "on paper",
+        "shuffle_tags": True,
+        "tag_dropout": 1.0,
+    }
     assert set(drawn(9, **around, trigger="ink")) == {"art of ink on paper"}
     assert drawn(1, item("a dog", role="class"), **around) == ["a dog"]
 
 
 @pytest.mark.parametrize(
-    "caption, rest", [("ink, a cat", "a cat"), ("a cat by ink, night", "a cat by, night"), ("an inkpot", "an inkpot"), ("INK", "")]
+    "caption, rest",
+    [
+        ("ink, a cat", "a cat"),
+        ("a cat by ink, night", "a cat by, night"),
+        ("an inkpot", "an inkpot"),
+        ("INK", ""),
+    ],
 )
 def test_the_class_caption_is_the_caption_without_the_trigger_word(caption: str, rest: str):
     assert without_trigger(caption, "ink") == rest
@@ -122,15 +137,25 @@ def batches_of(*items: Item, seed: int = 0) -> Batches:
 
 def test_exactly_the_captions_that_a_training_draws_are_prepared():
     items = tuple(item(f"{name}, a, b, c, d") for name in ("x", "y", "z"))
-    rules, batches = CaptionRules(TrainConfig(shuffle_tags=True, base_prior_share=0.2, trigger="x")), batches_of(*items)
+    rules, batches = (
+        CaptionRules(TrainConfig(shuffle_tags=True, base_prior_share=0.2, trigger="x")),
+        batches_of(*items),
+    )
     prepared = drawable_captions(rules, batches, 25)
-    asked = {caption for position in range(25) for caption, _ in rules.at([items[row] for row in batches.at(position)], position)}
+    asked = {
+        caption
+        for position in range(25)
+        for caption, _ in rules.at([items[row] for row in batches.at(position)], position)
+    }
     assert prepared == asked and len(asked) > 20
 
 
 def test_without_variation_every_caption_is_prepared_however_short_the_training():
     items = (item("a"), item("b", role="class"))
-    assert drawable_captions(CaptionRules(TrainConfig(caption_prefix="p")), batches_of(*items), 1) == {"p a", "b"}
+    assert drawable_captions(CaptionRules(TrainConfig(caption_prefix="p")), batches_of(*items), 1) == {
+        "p a",
+        "b",
+    }
 
 
 def test_too_many_captions_to_remember_are_not_prepared():
@@ -149,5 +174,7 @@ def test_what_is_read_as_it_comes_does_not_depend_on_what_was_read_before(monkey
     assert len(texts.known) == 2
     fresh = Texts({}, encoders, tokenizers).of(["a star"])
     for row in (0, 3):
-        assert torch.equal(before.text_NTD[row], fresh.text_NTD[0]) and torch.equal(before.pooled_NP[row], fresh.pooled_NP[0])
+        assert torch.equal(before.text_NTD[row], fresh.text_NTD[0]) and torch.equal(
+            before.pooled_NP[row], fresh.pooled_NP[0]
+        )
     assert not torch.equal(before.text_NTD[0], before.text_NTD[1])

@@ -18,7 +18,10 @@ from trainer.dataset.scan import scan
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["repeats", "crop", "x"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["repeats", "crop", "x"]), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -34,7 +37,12 @@ def folder(tmp_path: Path, choices: Any) -> Path:
 
 
 def test_repeats_multiply_and_removed_pictures_do_not_train(tmp_path: Path):
-    found = scan(folder(tmp_path, {"wide.png": {"repeats": 2}, "3_cats/tom.png": {"repeats": 5}, "gone.png": {"repeats": 9}}))
+    found = scan(
+        folder(
+            tmp_path,
+            {"wide.png": {"repeats": 2}, "3_cats/tom.png": {"repeats": 5}, "gone.png": {"repeats": 9}},
+        )
+    )
     assert {item.name: item.repeats for item in found.items} == {"wide.png": 2, "tom.png": 15}
 
 
@@ -44,7 +52,10 @@ def test_a_moved_crop_reaches_the_bucket_and_the_manifest(tmp_path: Path):
     assert wide.crop == (1.0, 0.5)
     plan = BucketPlan(side=128, latent_factor=8)
     moved, middle = (plan.place_all([(700, 100)], [crop])[0] for crop in (wide.crop, None))
-    assert moved.bucket == middle.bucket and moved.crop_left == 2 * middle.crop_left == moved.resized[0] - moved.bucket[0] > 0
+    assert (
+        moved.bucket == middle.bucket
+        and moved.crop_left == 2 * middle.crop_left == moved.resized[0] - moved.bucket[0] > 0
+    )
     assert Manifest.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
@@ -58,7 +69,9 @@ def test_a_manifest_without_crops_is_what_it_was_before_there_were_any():
 def test_the_centre_is_the_centre(share: float):
     plan = BucketPlan(side=128, latent_factor=8)
     at = plan.place_all([(333, 97)], [(share, 0.5)])[0]
-    assert 0 <= at.crop_left <= at.resized[0] - at.bucket[0] and 0 <= at.crop_top <= at.resized[1] - at.bucket[1]
+    assert (
+        0 <= at.crop_left <= at.resized[0] - at.bucket[0] and 0 <= at.crop_top <= at.resized[1] - at.bucket[1]
+    )
     if share == 0.5:
         assert abs(at.crop_left - plan.place_all([(333, 97)])[0].crop_left) <= 1
 
@@ -74,7 +87,9 @@ def test_a_choice_survives_being_written(repeats: int, crop: tuple[float, float]
     assert choice_of(json.loads(json.dumps(Choice(repeats, crop).to_json()))) == Choice(repeats, crop)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "[[[", "null", '{"a": 3}', '{"a": {"repeats": true, "crop": [2, 0]}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "[[[", "null", '{"a": 3}', '{"a": {"repeats": true, "crop": [2, 0]}}']
+)
 def test_a_damaged_file_of_choices_is_as_if_there_were_none(tmp_path: Path, text: str):
     (tmp_path / ".impasto").mkdir()
     (tmp_path / ".impasto" / "pictures.json").write_text(text)

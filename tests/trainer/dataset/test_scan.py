@@ -39,7 +39,9 @@ def test_a_turned_photo_is_put_upright(tmp_path: Path):
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_is_laid_on_white(tmp_path: Path, mode: str):
-    Image.new("RGBA", (40, 40), (255, 0, 0, 0)).convert(mode).save(tmp_path / "a.png", **({"transparency": 0} if mode == "P" else {}))
+    Image.new("RGBA", (40, 40), (255, 0, 0, 0)).convert(mode).save(
+        tmp_path / "a.png", **({"transparency": 0} if mode == "P" else {})
+    )
     assert np.asarray(open_picture(tmp_path / "a.png")).min() == 255
 
 
@@ -74,7 +76,11 @@ def test_bad_pictures_are_named_and_the_rest_go_on(tmp_path: Path):
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     manifest = scan(tmp_path)
     assert [item.name for item in manifest.items] == ["good.png"]
-    assert sorted(problem.split()[0] for problem in manifest.problems) == ["empty.png", "half.png", "words.jpg"]
+    assert sorted(problem.split()[0] for problem in manifest.problems) == [
+        "empty.png",
+        "half.png",
+        "words.jpg",
+    ]
 
 
 def test_captions_come_from_sidecars_metadata_and_trigger(tmp_path: Path):
@@ -82,9 +88,15 @@ def test_captions_come_from_sidecars_metadata_and_trigger(tmp_path: Path):
         painted().save(tmp_path / f"{name}.png")
     (tmp_path / "a.txt").write_text("a red square\n")
     (tmp_path / "b.caption").write_text("ink, a  line")
-    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "c.png", "text": "from metadata"}) + "\nbroken\n")
+    (tmp_path / "metadata.jsonl").write_text(
+        json.dumps({"file_name": "c.png", "text": "from metadata"}) + "\nbroken\n"
+    )
     manifest = scan(tmp_path, trigger="ink")
-    assert [item.caption for item in manifest.items] == ["ink, a red square", "ink, a line", "ink, from metadata"]
+    assert [item.caption for item in manifest.items] == [
+        "ink, a red square",
+        "ink, a line",
+        "ink, from metadata",
+    ]
     assert len(manifest.problems) == 1 and "line 2" in manifest.problems[0]
 
 
@@ -96,7 +108,10 @@ def test_a_picture_without_caption_gets_the_trigger_alone(tmp_path: Path):
 def test_metadata_may_weigh_a_picture_and_leave_its_text_out(tmp_path: Path):
     for name in ("a", "b"):
         painted().save(tmp_path / f"{name}.png")
-    lines = [{"file_name": "a.png", "text": None, "weight": 0.25}, {"file_name": "b.png", "text": "b", "weight": -1}]
+    lines = [
+        {"file_name": "a.png", "text": None, "weight": 0.25},
+        {"file_name": "b.png", "text": "b", "weight": -1},
+    ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     manifest = scan(tmp_path)
     assert [(item.caption, item.weight) for item in manifest.items] == [("", 0.25), ("b", 1.0)]

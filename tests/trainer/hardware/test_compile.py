@@ -19,16 +19,26 @@ from trainer.hardware.compile import compile_blocks, compiles, has_compiler
 CPU = torch.device("cpu")
 # Translating for a CPU takes half a minute; tracing, which decides what is computed, two seconds.
 asked = pytest.mark.skipif(
-    not (os.environ.get("IMPASTO_TEST_COMPILER") and has_compiler(CPU)), reason="needs IMPASTO_TEST_COMPILER=1 and g++"
+    not (os.environ.get("IMPASTO_TEST_COMPILER") and has_compiler(CPU)),
+    reason="needs IMPASTO_TEST_COMPILER=1 and g++",
 )
 
 
 def small() -> tuple[UNet2DConditionModel, Adapter]:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=4, block_out_channels=(16,), down_block_types=("CrossAttnDownBlock2D",), up_block_types=("UpBlock2D",), mid_block_type=None,
-        layers_per_block=1, attention_head_dim=2, cross_attention_dim=8, norm_num_groups=4, transformer_layers_per_block=4, use_linear_projection=True,
-    )  # fmt: skip
+        sample_size=4,
+        block_out_channels=(16,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        mid_block_type=None,
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=8,
+        norm_num_groups=4,
+        transformer_layers_per_block=4,
+        use_linear_projection=True,
+    )
     adapter = Adapter()
     adapter.attach("unet", unet, layer_sizes(TrainConfig(rank=2), {"unet": unet})["unet"])
     adapter.start(1)
@@ -47,7 +57,9 @@ def loss_of(unet: UNet2DConditionModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=asked)])
-def test_loss_and_gradients_are_the_uncompiled_ones_and_blocks_of_a_shape_share_a_translation(backend: str, tmp_path: Path, monkeypatch):
+def test_loss_and_gradients_are_the_uncompiled_ones_and_blocks_of_a_shape_share_a_translation(
+    backend: str, tmp_path: Path, monkeypatch
+):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     found = []
     for is_compiled in (False, True):
@@ -59,7 +71,9 @@ def test_loss_and_gradients_are_the_uncompiled_ones_and_blocks_of_a_shape_share_
         loss = loss_of(unet)
         loss.backward()
         found.append((loss.detach(), adapter.vectors()[0].grad))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # of four blocks: the first has an input that wants no gradient
+    assert (
+        torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    )  # of four blocks: the first has an input that wants no gradient
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-6)
 

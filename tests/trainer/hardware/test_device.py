@@ -20,8 +20,12 @@ def test_one_processor_is_left_to_the_rest_and_one_thread_always_works(threads: 
 
 
 def test_nobody_need_say_how_many_threads_for_the_machine_to_stay_usable():
-    silent = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {"CUDA_VISIBLE_DEVICES": ""}
-    said = subprocess.run([sys.executable, "-m", "trainer", "device"], env=silent, capture_output=True, text=True, check=True)
+    silent = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {
+        "CUDA_VISIBLE_DEVICES": ""
+    }
+    said = subprocess.run(
+        [sys.executable, "-m", "trainer", "device"], env=silent, capture_output=True, text=True, check=True
+    )
     found = re.fullmatch(r"CPU \((\d+) threads?\)", said.stdout.strip())
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     assert found and 1 <= int(found[1]) <= max(1, processors - 1)
@@ -29,5 +33,7 @@ def test_nobody_need_say_how_many_threads_for_the_machine_to_stay_usable():
 
 def test_who_says_how_many_threads_is_obeyed():
     wanted = os.environ | {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
-    said = subprocess.run([sys.executable, "-m", "trainer", "device"], env=wanted, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-m", "trainer", "device"], env=wanted, capture_output=True, text=True, check=True
+    )
     assert said.stdout.strip() == "CPU (2 threads)"

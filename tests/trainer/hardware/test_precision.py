@@ -22,7 +22,9 @@ def test_a_cpu_without_products_of_bf16_takes_fp32_unmeasured(monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize(("bf16", "chosen"), [(0.5, torch.bfloat16), (0.9, torch.float32)])
-def test_the_faster_precision_is_kept_so_that_a_resumed_run_has_it_too(monkeypatch, tmp_path: Path, bf16: float, chosen: torch.dtype):
+def test_the_faster_precision_is_kept_so_that_a_resumed_run_has_it_too(
+    monkeypatch, tmp_path: Path, bf16: float, chosen: torch.dtype
+):
     monkeypatch.setattr(speed, "multiplies_bf16", lambda: True)
     seconds = {torch.float32: 1.0, torch.bfloat16: bf16}
     monkeypatch.setattr(speed, "blocks_seconds", lambda unet, dtype: seconds[dtype])

@@ -40,7 +40,12 @@ def single_file(tmp_path_factory) -> Path:
 
 def parts(base) -> dict[str, dict[str, torch.Tensor]]:
     first, second = base.text_encoders(CPU, torch.float32)
-    models = {"unet": base.unet(CPU, torch.float32), "vae": base.vae(CPU), "text_encoder": first, "text_encoder_2": second}
+    models = {
+        "unet": base.unet(CPU, torch.float32),
+        "vae": base.vae(CPU),
+        "text_encoder": first,
+        "text_encoder_2": second,
+    }
     return {part: model.state_dict() for part, model in models.items()}
 
 
@@ -50,7 +55,12 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_the_shipped_configuration_is_that_of_sdxl():
     counts = {part: sum(p.numel() for p in build(part, ORIGINAL).parameters()) for part in PARTS}
-    assert counts == {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840}
+    assert counts == {
+        "unet": 2_567_463_684,
+        "vae": 83_653_863,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 694_659_840,
+    }
 
 
 def test_every_weight_of_sdxl_has_one_place_in_a_checkpoint():
@@ -89,7 +99,18 @@ def test_training_on_a_single_file_gives_the_lora_of_the_folder(single_file, tmp
     weights = []
     for name, base in (("folder", "tiny-sdxl"), ("file", str(single_file))):
         out = tmp_path / name
-        arguments = ["train", str(pictures), "--base", base, "--steps", "2", "--name", "ink", "--output", str(out)]
+        arguments = [
+            "train",
+            str(pictures),
+            "--base",
+            base,
+            "--steps",
+            "2",
+            "--name",
+            "ink",
+            "--output",
+            str(out),
+        ]
         assert run(*arguments, *SMALLEST) == 0
         weights.append(load_file(out / "ink.safetensors"))
     assert same(*weights)
@@ -117,25 +138,39 @@ def test_what_a_checkpoint_predicts_is_read_from_the_file(markers, metadata, pre
     found = read_checkpoint(path)
     assert (found.prediction_type, found.zero_terminal_snr) == (prediction, terminal)
     scheduler = open_base(str(path), MODELS).scheduler()
-    assert scheduler.config.prediction_type == (prediction or "v_prediction")  # what the bundled base's own folder says
+    assert scheduler.config.prediction_type == (
+        prediction or "v_prediction"
+    )  # what the bundled base's own folder says
     assert scheduler.config.rescale_betas_zero_snr == terminal
     assert (float(scheduler.alphas_cumprod[-1]) < 1e-6) == terminal
 
 
 def test_a_checkpoint_without_a_vae_takes_the_one_beside_it_or_asks_for_it(tmp_path):
     path = tmp_path / "bare.safetensors"
-    write(path, TINY, folder_weights(TINY), dtype=torch.float16, parts=("unet", "text_encoder", "text_encoder_2"))
+    write(
+        path,
+        TINY,
+        folder_weights(TINY),
+        dtype=torch.float16,
+        parts=("unet", "text_encoder", "text_encoder_2"),
+    )
     with pytest.raises(BaseError, match=r"no VAE; put sdxl_vae\.safetensors beside it"):
         open_base(str(path), MODELS).vae(CPU)
     write(tmp_path / "sdxl_vae.safetensors", TINY, folder_weights(TINY), dtype=torch.float16, parts=("vae",))
-    assert same(open_base(str(path), MODELS).vae(CPU).state_dict(), open_base("tiny-sdxl", MODELS).vae(CPU).state_dict())
+    assert same(
+        open_base(str(path), MODELS).vae(CPU).state_dict(),
+        open_base("tiny-sdxl", MODELS).vae(CPU).state_dict(),
+    )
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused_by_its_name(single_file, tmp_path):
     tensors = load_file(single_file)
     del tensors[UNET + "middle_block.0.in_layers.2.weight"]
     save_file(tensors, tmp_path / "torn.safetensors")
-    with pytest.raises(BaseError, match=r"torn.safetensors lacks model\.diffusion_model\.middle_block\.0\.in_layers\.2\.weight"):
+    with pytest.raises(
+        BaseError,
+        match=r"torn.safetensors lacks model\.diffusion_model\.middle_block\.0\.in_layers\.2\.weight",
+    ):
         open_base(str(tmp_path / "torn.safetensors"), MODELS).unet(CPU, torch.float32)
 
 
@@ -155,9 +190,12 @@ def half(*shape: int) -> torch.Tensor:
 
 
 WHOLE = {
-    UNET + "input_blocks.0.0.weight": half(320, 4, 3, 3), UNET + "label_emb.0.0.weight": half(4, 2816),
-    UNET + "middle_block.1.transformer_blocks.0.attn1.to_q.weight": half(2, 2), TEXT_1 + "a": half(1), TEXT_2 + "a": half(1),
-}  # fmt: skip
+    UNET + "input_blocks.0.0.weight": half(320, 4, 3, 3),
+    UNET + "label_emb.0.0.weight": half(4, 2816),
+    UNET + "middle_block.1.transformer_blocks.0.attn1.to_q.weight": half(2, 2),
+    TEXT_1 + "a": half(1),
+    TEXT_2 + "a": half(1),
+}
 
 
 def without(*starts: str) -> dict[str, torch.Tensor]:
@@ -165,11 +203,20 @@ def without(*starts: str) -> dict[str, torch.Tensor]:
 
 
 WRONG_TENSORS = {
-    "sd1": ({"cond_stage_model.transformer.text_model.x": half(1), UNET + "input_blocks.0.0.weight": half(320, 4, 3, 3)}, "Stable Diffusion 1"),
+    "sd1": (
+        {
+            "cond_stage_model.transformer.text_model.x": half(1),
+            UNET + "input_blocks.0.0.weight": half(320, 4, 3, 3),
+        },
+        "Stable Diffusion 1",
+    ),
     "sd2": ({"cond_stage_model.model.transformer.resblocks.0.x": half(1)}, "Stable Diffusion 2"),
     "sd3": ({"model.diffusion_model.joint_blocks.0.x": half(1)}, "Stable Diffusion 3"),
     "flux": ({"double_blocks.0.img_attn.qkv.weight": half(1)}, "Flux"),
-    "refiner": ({**without(UNET + "label", TEXT_1, TEXT_2), UNET + "label_emb.0.0.weight": half(4, 2560)}, "refiner"),
+    "refiner": (
+        {**without(UNET + "label", TEXT_1, TEXT_2), UNET + "label_emb.0.0.weight": half(4, 2560)},
+        "refiner",
+    ),
     "inpainting": ({**WHOLE, UNET + "input_blocks.0.0.weight": half(320, 9, 3, 3)}, "inpainting"),
     "pix2pix": ({**WHOLE, UNET + "input_blocks.0.0.weight": half(320, 8, 3, 3)}, "pix2pix"),
     "lora": ({"lora_unet_x.lora_down.weight": half(1, 1)}, "a LoRA"),
@@ -184,7 +231,7 @@ WRONG_TENSORS = {
     "nothing": ({}, "empty"),
     "strange": ({"hello": half(1)}, "no SDXL model"),
     "narrow": ({**WHOLE, UNET + "input_blocks.0.0.weight": half(64, 4, 3, 3)}, "not of SDXL's shape"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", WRONG_TENSORS)
@@ -193,7 +240,12 @@ def test_what_is_no_sdxl_checkpoint_is_told_by_its_name(kind, tmp_path, capfd):
     save_file(tensors, tmp_path / "x.safetensors")
     assert run("base", "check", str(tmp_path / "x.safetensors")) == 1
     said = capfd.readouterr().err.strip()
-    assert words in said and said.startswith("impasto: x.safetensors") and "\n" not in said and "Traceback" not in said
+    assert (
+        words in said
+        and said.startswith("impasto: x.safetensors")
+        and "\n" not in said
+        and "Traceback" not in said
+    )
 
 
 def header(text: bytes, tail: bytes = b"") -> bytes:
@@ -216,8 +268,14 @@ WRONG_BYTES = {
     "bad json": (header(b"{nope}"), "not a .safetensors"),
     "deep json": (header(b"[" * 100_000), "not a .safetensors"),
     "a list": (header(b"[1, 2]"), "damaged header"),
-    "overlap": (header(json.dumps({"a": one(0, 4, [2]), "b": one(2, 6, [2])}).encode(), b"123456"), "overlap"),
-    "gap": (header(json.dumps({"a": one(0, 4, [2]), "b": one(6, 10, [2])}).encode(), b"1234567890"), "overlap or leave gaps"),
+    "overlap": (
+        header(json.dumps({"a": one(0, 4, [2]), "b": one(2, 6, [2])}).encode(), b"123456"),
+        "overlap",
+    ),
+    "gap": (
+        header(json.dumps({"a": one(0, 4, [2]), "b": one(6, 10, [2])}).encode(), b"1234567890"),
+        "overlap or leave gaps",
+    ),
     "wrong size": (header(json.dumps({"a": one(0, 4, [99])}).encode(), b"1234"), "damaged header"),
     "negative": (header(json.dumps({"a": one(-4, 4, [4])}).encode(), b"1234"), "damaged header"),
     "truncated": (header(json.dumps({"a": one(0, 400, [200])}).encode(), b"1234"), "396 bytes are missing"),
@@ -257,8 +315,19 @@ def test_no_bytes_at_all_can_harm_the_header_reader(data):
     assert_read_or_refused(path)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-    st.sampled_from(["a", "dtype", "shape", "data_offsets", "__metadata__", "F16"]), inner, max_size=4)))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["a", "dtype", "shape", "data_offsets", "__metadata__", "F16"]),
+                inner,
+                max_size=4,
+            )
+        ),
+    )
+)
 def test_no_json_at_all_can_harm_the_header_reader(tree):
     path = Path("/tmp") / "impasto-header-json.safetensors"
     path.write_bytes(header(json.dumps(tree).encode(), b"12"))

@@ -27,10 +27,15 @@ SAID = "also holds an embedding ('mein stil'), which is left out here; A1111 rea
 @pytest.fixture
 def bundle(places, tmp_path: Path) -> Path:
     """A LoRA of the attention, with an embedding of both text encoders."""
-    attention = {place: shape for place, shape in places.items() if ".attn" in place[1] or ".self_attn." in place[1]}
+    attention = {
+        place: shape for place, shape in places.items() if ".attn" in place[1] or ".self_attn." in place[1]
+    }
     write_lora(tmp_path / "plain.safetensors", attention)
     tensors = load_file(tmp_path / "plain.safetensors")
-    embedding = {"bundle_emb.mein stil.clip_l": torch.randn(2, 64), "bundle_emb.mein stil.clip_g": torch.randn(2, 80)}
+    embedding = {
+        "bundle_emb.mein stil.clip_l": torch.randn(2, 64),
+        "bundle_emb.mein stil.clip_g": torch.randn(2, 80),
+    }
     save_file({**tensors, **embedding}, tmp_path / "bundle.safetensors", metadata=FACTS)
     return tmp_path / "bundle.safetensors"
 
@@ -84,7 +89,9 @@ def test_an_import_is_kept_and_its_entry_says_so(bundle: Path, tmp_path: Path):
     folder.mkdir()
     shutil.copy(bundle, folder)
     (tmp_path / "job").mkdir()
-    (tmp_path / "job" / "job.json").write_text(json.dumps({"tool": "check", "source": str(folder / bundle.name)}))
+    (tmp_path / "job" / "job.json").write_text(
+        json.dumps({"tool": "check", "source": str(folder / bundle.name)})
+    )
     assert work(tmp_path / "job", MODELS) == "finished"
     said = json.loads((folder / ENTRY).read_text())
     assert said["problem"] == f"bundle.safetensors {SAID}" and said["takes"] == ["A1111 1.10"]
@@ -94,14 +101,27 @@ def test_an_import_is_kept_and_its_entry_says_so(bundle: Path, tmp_path: Path):
 def test_a_training_that_starts_from_it_says_so(bundle: Path, tmp_path: Path):
     unet = {key: tensor for key, tensor in load_file(bundle).items() if not key.startswith("lora_te")}
     save_file(unet, bundle, metadata=FACTS)
-    settings = ("network=lora", "rank=3", "train_feed_forward=false", "checkpoint_every=1", f"start_from={bundle}")
+    settings = (
+        "network=lora",
+        "rank=3",
+        "train_feed_forward=false",
+        "checkpoint_every=1",
+        f"start_from={bundle}",
+    )
     chosen = [word for setting in settings for word in ("--set", setting)]
     trainer("train", INK, "--output", tmp_path / "run", "--steps", "1", *SMALLEST, *chosen)
-    said = [event["message"] for event in events.read(tmp_path / "run" / "events.jsonl")[0] if event["kind"] == "problem"]
+    said = [
+        event["message"]
+        for event in events.read(tmp_path / "run" / "events.jsonl")[0]
+        if event["kind"] == "problem"
+    ]
     assert any(SAID in message for message in said)
 
 
 def test_a_file_of_embeddings_alone_is_no_lora(tmp_path: Path):
-    save_file({"bundle_emb.stil.clip_l": torch.randn(2, 64), "bundle_emb.stil.clip_g": torch.randn(2, 80)}, tmp_path / "e.safetensors")
+    save_file(
+        {"bundle_emb.stil.clip_l": torch.randn(2, 64), "bundle_emb.stil.clip_g": torch.randn(2, 80)},
+        tmp_path / "e.safetensors",
+    )
     with pytest.raises(LoraFileError, match=r"e\.safetensors is an embedding"):
         recognise(tmp_path / "e.safetensors")

@@ -21,7 +21,11 @@ from trainer.sampling.sampler import draw
 from trainer.sampling_config import Request
 
 TINY = MODELS / "tiny-sdxl"
-FACTS = {"ss_base_model_version": "sdxl_base_v1-0", "ss_output_name": "sample", "modelspec.author": "a painter"}
+FACTS = {
+    "ss_base_model_version": "sdxl_base_v1-0",
+    "ss_output_name": "sample",
+    "modelspec.author": "a painter",
+}
 ATTENTION = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 CONVOLUTION = "up_blocks.0.upsamplers.0.conv"
 Place = tuple[str, str]  # (part, path)
@@ -65,7 +69,9 @@ def write_lora(
         tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
         if scale is not None:
             tensors[f"{name}.alpha"] = torch.tensor(scale)
-        changes[part, where] = (own if scale is None else scale) / own * up.float().flatten(1) @ down.float().flatten(1)
+        changes[part, where] = (
+            (own if scale is None else scale) / own * up.float().flatten(1) @ down.float().flatten(1)
+        )
     save_file(tensors, path, metadata=FACTS if facts is None else facts)
     return changes
 
@@ -74,10 +80,18 @@ def changes_of(path: Path) -> dict[Place, torch.Tensor]:
     return {(module.part, module.path): module.change() for module in read_modules(path).modules}
 
 
-def assert_same(found: Mapping[Place, torch.Tensor], expected: Mapping[Place, torch.Tensor], atol: float = 1e-6) -> None:
+def assert_same(
+    found: Mapping[Place, torch.Tensor], expected: Mapping[Place, torch.Tensor], atol: float = 1e-6
+) -> None:
     assert set(found) == set(expected)
     for place, change in expected.items():
-        torch.testing.assert_close(found[place].flatten(1), change.flatten(1), rtol=1e-4, atol=atol, msg=lambda m, p=place: f"{p}: {m}")
+        torch.testing.assert_close(
+            found[place].flatten(1),
+            change.flatten(1),
+            rtol=1e-4,
+            atol=atol,
+            msg=lambda m, p=place: f"{p}: {m}",
+        )
 
 
 def pipeline() -> StableDiffusionXLPipeline:
@@ -94,7 +108,9 @@ def weights_of(pipe: StableDiffusionXLPipeline, places: Mapping[Place, object]) 
     return found
 
 
-def changed_by_diffusers(files: Mapping[Path, float], places: Mapping[Place, object], caplog) -> dict[Place, torch.Tensor]:
+def changed_by_diffusers(
+    files: Mapping[Path, float], places: Mapping[Place, object], caplog
+) -> dict[Place, torch.Tensor]:
     """What diffusers adds to each weight when it fuses the files; nothing in them may be left over."""
     pipe = pipeline()
     before = weights_of(pipe, places)
@@ -108,7 +124,11 @@ def changed_by_diffusers(files: Mapping[Path, float], places: Mapping[Place, obj
     finally:
         diffusers_logging.disable_propagation()
         diffusers_logging.set_verbosity(quiet)
-    told = [r.getMessage() for r in caplog.records if "unexpected keys" in r.getMessage() or "UNEXPECTED" in r.getMessage()]
+    told = [
+        r.getMessage()
+        for r in caplog.records
+        if "unexpected keys" in r.getMessage() or "UNEXPECTED" in r.getMessage()
+    ]
     assert not told, told
     pipe.set_adapters([f"n{number}" for number in range(len(files))], list(files.values()))
     pipe.fuse_lora(adapter_names=[f"n{number}" for number in range(len(files))])
@@ -119,9 +139,15 @@ def changed_by_diffusers(files: Mapping[Path, float], places: Mapping[Place, obj
 def drawn_by_the_base_alone(warm: WarmBase, request: Request) -> list[Any]:
     """What `warm` last drew, from the same texts and with no adapter at all."""
     return draw(
-        request, unet=warm.unet, vae=warm.vae, scheduler=warm.scheduler, adapter=None,
-        conditioning=lambda prompt, strength: next(iter(warm.known.values()))[prompt], size=(128, 128), latent_factor=8,
-    )  # fmt: skip
+        request,
+        unet=warm.unet,
+        vae=warm.vae,
+        scheduler=warm.scheduler,
+        adapter=None,
+        conditioning=lambda prompt, strength: next(iter(warm.known.values()))[prompt],
+        size=(128, 128),
+        latent_factor=8,
+    )
 
 
 def by_command_line(arguments: list[str | Path], monkeypatch, capsys) -> tuple[int, str, str]:

@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import MODELS
-from tests.trainer.lora_file.lora_samples import CONVOLUTION, FACTS, Place, drawn_by_the_base_alone, write_lora
+from tests.trainer.lora_file.lora_samples import (
+    CONVOLUTION,
+    FACTS,
+    Place,
+    drawn_by_the_base_alone,
+    write_lora,
+)
 from trainer.errors import ConfigError, LoraFileError
 from trainer.lora_file.attach import attach_mix
 from trainer.lora_file.names import kohya_name
@@ -25,7 +31,11 @@ def warm() -> WarmBase:
 
 
 def chosen(places, *marks: str) -> dict[Place, tuple[int, ...]]:
-    return {place: shape for place, shape in places.items() if place[0] == "unet" and any(mark in place[1] for mark in marks)}
+    return {
+        place: shape
+        for place, shape in places.items()
+        if place[0] == "unet" and any(mark in place[1] for mark in marks)
+    }
 
 
 def changes(adapter) -> dict[Place, torch.Tensor]:
@@ -43,7 +53,13 @@ def detached(warm: WarmBase, files) -> dict[Place, torch.Tensor]:
 
 def test_a_mix_of_loras_changes_each_layer_by_the_weighted_sum(warm: WarmBase, places, tmp_path: Path):
     a = write_lora(tmp_path / "a.safetensors", chosen(places, ".attn1.to_q", CONVOLUTION), seed=1)
-    b = write_lora(tmp_path / "b.safetensors", chosen(places, ".attn1.to_q", ".attn2.to_v"), seed=2, rank=lambda n: 5, alpha=lambda n: 1.0)
+    b = write_lora(
+        tmp_path / "b.safetensors",
+        chosen(places, ".attn1.to_q", ".attn2.to_v"),
+        seed=2,
+        rank=lambda n: 5,
+        alpha=lambda n: 1.0,
+    )
     found = detached(warm, [(tmp_path / "a.safetensors", 0.7), (tmp_path / "b.safetensors", -0.4)])
     assert set(found) == set(a) | set(b)  # the union of their layers
     for place, change in found.items():
@@ -53,7 +69,10 @@ def test_a_mix_of_loras_changes_each_layer_by_the_weighted_sum(warm: WarmBase, p
 
 def test_a_mixed_picture_is_that_of_a_base_with_both_in_its_weights(warm: WarmBase, places, tmp_path: Path):
     files = [(tmp_path / "a.safetensors", 0.6), (tmp_path / "b.safetensors", 0.5)]
-    parts = [write_lora(file, chosen(places, ".attn1.", ".attn2."), seed=seed) for seed, (file, _) in enumerate(files)]
+    parts = [
+        write_lora(file, chosen(places, ".attn1.", ".attn2."), seed=seed)
+        for seed, (file, _) in enumerate(files)
+    ]
     request = Request(prompts=("a cat",), strengths=(1.0,), seed=3, steps=3)
     mixed = warm.draw(files, request)[0].picture
     warm.adapter_of([])
@@ -101,7 +120,9 @@ def test_other_networks_add_their_whole_change(warm: WarmBase, places, tmp_path:
 def test_a_mix_leaves_nothing_attached_when_one_file_does_not_fit(warm: WarmBase, places, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", chosen(places, ".attn1.to_q"))
     write_lora(
-        tmp_path / "b.safetensors", {("unet", "mid_block.attentions.0.nowhere"): (4, 4)}, naming=lambda part, path: "lora_unet_nowhere"
+        tmp_path / "b.safetensors",
+        {("unet", "mid_block.attentions.0.nowhere"): (4, 4)},
+        naming=lambda part, path: "lora_unet_nowhere",
     )
     warm.adapter_of([])
     names = [name for name, _ in warm.unet.named_modules()]

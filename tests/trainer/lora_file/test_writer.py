@@ -47,7 +47,10 @@ def test_true_sdxl_has_the_modules_that_kohya_names(true_sdxl):
     assert len(names) == 722
     assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q" in names
     assert "lora_unet_middle_block_1_transformer_blocks_9_attn2_to_out_0" in names
-    assert "lora_unet_output_blocks_5_1_proj_in" in names and "lora_unet_input_blocks_8_1_transformer_blocks_9_ff_net_0_proj" in names
+    assert (
+        "lora_unet_output_blocks_5_1_proj_in" in names
+        and "lora_unet_input_blocks_8_1_transformer_blocks_9_ff_net_0_proj" in names
+    )
 
 
 def test_every_weight_of_true_sdxl_has_one_original_name(true_sdxl):
@@ -61,13 +64,20 @@ def test_every_weight_of_true_sdxl_has_one_original_name(true_sdxl):
 def test_text_encoder_names_have_the_part_that_transformers_drops():
     name = kohya_name("text_encoder", "encoder.layers.0.self_attn.q_proj")
     assert name == "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
-    assert kohya_name("text_encoder_2", "text_model.encoder.layers.31.mlp.fc2") == "lora_te2_text_model_encoder_layers_31_mlp_fc2"
+    assert (
+        kohya_name("text_encoder_2", "text_model.encoder.layers.31.mlp.fc2")
+        == "lora_te2_text_model_encoder_layers_31_mlp_fc2"
+    )
 
 
 def adapted(alpha: float = 6.0) -> tuple[Adapter, dict]:
     base = open_base("tiny-sdxl", MODELS)
     encoders = base.text_encoders(CPU, torch.float32)
-    models = {"unet": base.unet(CPU, torch.float32), "text_encoder": encoders[0], "text_encoder_2": encoders[1]}
+    models = {
+        "unet": base.unet(CPU, torch.float32),
+        "text_encoder": encoders[0],
+        "text_encoder_2": encoders[1],
+    }
     adapter, draw = Adapter(), torch.Generator().manual_seed(2)
     for part, model in models.items():
         adapter.attach(part, model, dict.fromkeys(linear_paths(part, model), Size(rank=4, alpha=alpha)))
@@ -89,7 +99,9 @@ def test_what_is_saved_is_opened_again(format: str, tmp_path: Path):
             model.set_submodule(path, model.get_submodule(path).base)
     again = attach_lora(tmp_path / "a.safetensors", fresh)
     for (_, _, mine), (_, _, found) in zip(adapter.walk(), again.walk(), strict=True):
-        torch.testing.assert_close(found.up @ found.down * found.alpha / 4, mine.up @ mine.down * 1.5, rtol=5e-3, atol=1e-5)
+        torch.testing.assert_close(
+            found.up @ found.down * found.alpha / 4, mine.up @ mine.down * 1.5, rtol=5e-3, atol=1e-5
+        )
 
 
 def test_the_kohya_file_is_what_other_tools_expect(tmp_path: Path):
@@ -97,7 +109,15 @@ def test_the_kohya_file_is_what_other_tools_expect(tmp_path: Path):
     save_lora(tmp_path / "a.safetensors", adapter, {"ss_base_model_version": "sdxl_base_v1-0"})
     tensors = load_file(tmp_path / "a.safetensors")
     assert all(
-        key.startswith(("lora_unet_input", "lora_unet_mid", "lora_unet_output", "lora_te1_text_model_", "lora_te2_text_model_"))
+        key.startswith(
+            (
+                "lora_unet_input",
+                "lora_unet_mid",
+                "lora_unet_output",
+                "lora_te1_text_model_",
+                "lora_te2_text_model_",
+            )
+        )
         for key in tensors
     )
     assert all(t.dtype == torch.float16 for t in tensors.values())
@@ -122,7 +142,10 @@ def test_hashes_are_right_on_the_final_bytes(ink_run: Path, tmp_path: Path):
 def test_the_legacy_hash_of_a_file_beyond_a_mebibyte_sees_its_values():
     hashes = set()
     for value in (0.0, 1.0):
-        facts = with_hashes({"a.lora_up.weight": torch.full((1024, 1024), value, dtype=torch.float16)}, {"ss_output_name": "a"})
+        facts = with_hashes(
+            {"a.lora_up.weight": torch.full((1024, 1024), value, dtype=torch.float16)},
+            {"ss_output_name": "a"},
+        )
         hashes.add(facts["sshs_legacy_hash"])
     assert len(hashes) == 2
 
@@ -132,7 +155,9 @@ def test_metadata_tells_what_tools_show_and_no_secrets(ink_run: Path):
         facts = file.metadata()
     assert facts["ss_base_model_version"] == "sdxl_base_v1-0" and facts["ss_v2"] == "False"
     assert facts["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
-    assert facts["modelspec.trigger_phrase"] == "ink" and facts["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert facts["modelspec.trigger_phrase"] == "ink" and facts["modelspec.thumbnail"].startswith(
+        "data:image/jpeg;base64,"
+    )
     assert facts["ss_network_dim"] == "16" and float(facts["ss_network_alpha"]) == 16
     assert not {"ss_tag_frequency", "ss_dataset_dirs", "ss_datasets", "lora_adapter_metadata"} & set(facts)
     assert "ink-emoji" not in json.dumps(facts) and "umbrella" not in json.dumps(facts)
@@ -144,7 +169,9 @@ def test_metadata_tells_what_tools_show_and_no_secrets(ink_run: Path):
 def test_diffusers_loads_it_with_the_same_effect(format: str, tmp_path: Path):
     adapter, models = adapted()
     save_lora(tmp_path / "a.safetensors", adapter, {"ss_base_model_version": "sdxl_base_v1-0"}, format=format)
-    pipe = StableDiffusionXLPipeline.from_pretrained(MODELS / "tiny-sdxl", torch_dtype=torch.float32, local_files_only=True)
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        MODELS / "tiny-sdxl", torch_dtype=torch.float32, local_files_only=True
+    )
     pipe.load_lora_weights(tmp_path / "a.safetensors")
     loaded = {n for n, _ in pipe.unet.named_modules() if n.endswith("lora_A.default_0")}
     assert len(loaded) == len(adapter.layers["unet"])
@@ -155,19 +182,28 @@ def test_diffusers_loads_it_with_the_same_effect(format: str, tmp_path: Path):
     prompt = "a cat"
     ids = pipe.tokenizer_2(prompt, padding="max_length", max_length=77, return_tensors="pt").input_ids
     with torch.no_grad():
-        torch.testing.assert_close(pipe.text_encoder_2(ids)[0], models["text_encoder_2"](ids)[0], rtol=2e-2, atol=5e-3)
+        torch.testing.assert_close(
+            pipe.text_encoder_2(ids)[0], models["text_encoder_2"](ids)[0], rtol=2e-2, atol=5e-3
+        )
 
 
 def test_a_module_that_the_base_lacks_is_no_silent_loss(ink_run: Path, tmp_path: Path):
     tensors = load_file(ink_run / "ink.safetensors")
     name = next(key for key in tensors if key.endswith(".alpha")).removesuffix(".alpha")
-    moved = {key.replace(name, "lora_unet_input_blocks_99_1_attn1_to_q"): tensor for key, tensor in tensors.items()}
+    moved = {
+        key.replace(name, "lora_unet_input_blocks_99_1_attn1_to_q"): tensor for key, tensor in tensors.items()
+    }
     save_file(moved, tmp_path / "other.safetensors")
     with pytest.raises(LoraFileError, match="input_blocks_99"):
-        attach_lora(tmp_path / "other.safetensors", {"unet": open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)})
+        attach_lora(
+            tmp_path / "other.safetensors", {"unet": open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)}
+        )
 
 
-@pytest.mark.parametrize("content", [b"", b"short", b"\x80\x04\x95" + b"x" * 100, b"\xff" * 64, (10).to_bytes(8, "little") + b"not json!!"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"short", b"\x80\x04\x95" + b"x" * 100, b"\xff" * 64, (10).to_bytes(8, "little") + b"not json!!"],
+)
 def test_what_is_no_safetensors_is_refused_in_a_sentence(content: bytes, tmp_path: Path):
     path = tmp_path / "evil.safetensors"
     path.write_bytes(content)
@@ -183,7 +219,11 @@ def test_inspect_tells_parts_ranks_and_metadata(ink_run: Path):
 # Files that others made.
 
 
-def one(path: Path, tensors: dict[str, torch.Tensor], name: str = "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q") -> Path:
+def one(
+    path: Path,
+    tensors: dict[str, torch.Tensor],
+    name: str = "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q",
+) -> Path:
     save_file({f"{name}.{key}": tensor for key, tensor in tensors.items()}, path / "f.safetensors")
     return path / "f.safetensors"
 
@@ -213,16 +253,56 @@ def test_every_spelling_of_a_layer_is_found(base, spelling: str, tmp_path: Path)
         ({"lora_down.weight": torch.ones(4, 112)}, "missing or don't fit"),
         ({"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.ones(112, 5)}, "another shape"),
         ({"lora_down.weight": torch.ones(4, 111), "lora_up.weight": torch.ones(112, 4)}, "another shape"),
-        ({"lora_down.weight": torch.ones(0, 112), "lora_up.weight": torch.ones(112, 0)}, "missing or don't fit"),
-        ({"lora_down.weight": torch.ones(4, 112, dtype=torch.int8), "lora_up.weight": torch.ones(112, 4)}, "as int8"),
-        ({"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.full((112, 4), torch.nan)}, "no numbers"),
-        ({"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.ones(112, 4), "alpha": torch.ones(2)}, "several numbers"),
-        ({"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.ones(112, 4), "alpha": torch.tensor(torch.inf)}, "no numbers"),
-        ({"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.ones(112, 4), "dora_scale": torch.ones(7)}, "another shape"),
-        ({"hada_w1_a": torch.ones(112, 4), "hada_w1_b": torch.ones(4, 112), "hada_w2_a": torch.ones(112, 4)}, "missing or don't fit"),
+        (
+            {"lora_down.weight": torch.ones(0, 112), "lora_up.weight": torch.ones(112, 0)},
+            "missing or don't fit",
+        ),
+        (
+            {"lora_down.weight": torch.ones(4, 112, dtype=torch.int8), "lora_up.weight": torch.ones(112, 4)},
+            "as int8",
+        ),
+        (
+            {"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.full((112, 4), torch.nan)},
+            "no numbers",
+        ),
+        (
+            {
+                "lora_down.weight": torch.ones(4, 112),
+                "lora_up.weight": torch.ones(112, 4),
+                "alpha": torch.ones(2),
+            },
+            "several numbers",
+        ),
+        (
+            {
+                "lora_down.weight": torch.ones(4, 112),
+                "lora_up.weight": torch.ones(112, 4),
+                "alpha": torch.tensor(torch.inf),
+            },
+            "no numbers",
+        ),
+        (
+            {
+                "lora_down.weight": torch.ones(4, 112),
+                "lora_up.weight": torch.ones(112, 4),
+                "dora_scale": torch.ones(7),
+            },
+            "another shape",
+        ),
+        (
+            {
+                "hada_w1_a": torch.ones(112, 4),
+                "hada_w1_b": torch.ones(4, 112),
+                "hada_w2_a": torch.ones(112, 4),
+            },
+            "missing or don't fit",
+        ),
         ({"lokr_w1": torch.ones(1000, 1000), "lokr_w2": torch.ones(1000, 1000)}, "another shape"),
         ({"lokr_w1": torch.ones(8, 8), "lokr_w2_a": torch.ones(14, 2)}, "missing or don't fit"),
-        ({"lora_mid.weight": torch.ones(4, 4, 3, 3), "lora_down.weight": torch.ones(4, 112)}, "missing or don't fit"),
+        (
+            {"lora_mid.weight": torch.ones(4, 4, 3, 3), "lora_down.weight": torch.ones(4, 112)},
+            "missing or don't fit",
+        ),
         ({"oft_blocks": torch.ones(4, 4)}, "no part of"),
         ({"alpha": torch.ones(())}, "missing or don't fit"),
     ],
@@ -238,11 +318,16 @@ def test_matrices_that_do_not_fit_are_refused_in_a_sentence(base, tensors, word:
 
 @given(data=st.data())
 def test_a_damaged_file_is_refused_and_never_crashes(data, tmp_path_factory):
-    path = one(tmp_path_factory.mktemp("f"), {"lora_down.weight": torch.ones(4, 8), "lora_up.weight": torch.ones(8, 4)})
+    path = one(
+        tmp_path_factory.mktemp("f"),
+        {"lora_down.weight": torch.ones(4, 8), "lora_up.weight": torch.ones(8, 4)},
+    )
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, min(300, len(content) - 1)))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
+    path.write_bytes(
+        content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content
+    )
     try:
         read_lora(path)
         dict(describe(path))
@@ -263,7 +348,17 @@ def test_a_damaged_file_is_refused_and_never_crashes(data, tmp_path_factory):
         "[]",
         "{}",
     ],
-    ids=["overlap", "beyond the end", "odd dtype", "negative", "overflow", "metadata", "deep", "list", "empty"],
+    ids=[
+        "overlap",
+        "beyond the end",
+        "odd dtype",
+        "negative",
+        "overflow",
+        "metadata",
+        "deep",
+        "list",
+        "empty",
+    ],
 )
 def test_a_hostile_header_is_refused_in_a_sentence(header: str, tmp_path: Path):
     path = tmp_path / "h.safetensors"

@@ -23,8 +23,13 @@ def _header(entries: object, data: bytes = b"", *, length: int | None = None) ->
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-def _lora(name: str, down: tuple[int, ...], up: tuple[int, ...], dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
-    return {f"{name}.lora_down.weight": torch.ones(down, dtype=dtype), f"{name}.lora_up.weight": torch.ones(up, dtype=dtype)}
+def _lora(
+    name: str, down: tuple[int, ...], up: tuple[int, ...], dtype: torch.dtype = torch.float16
+) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.lora_down.weight": torch.ones(down, dtype=dtype),
+        f"{name}.lora_up.weight": torch.ones(up, dtype=dtype),
+    }
 
 
 def _picture(kind: str) -> bytes:
@@ -71,20 +76,74 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "bad json": (struct.pack("<Q", 10) + b"{not json!", "not a .safetensors"),
     "deep json": (struct.pack("<Q", 200000) + b"[" * 200000, "not a .safetensors"),
     "json list": (_header([1, 2]), "damaged header"),
-    "overlapping": (_header({f"{MIDDLE}.lora_up.weight": {**_F16, "data_offsets": [0, 8]}, f"{MIDDLE}.lora_down.weight": {**_F16, "data_offsets": [4, 12]}}, bytes(12)), "overlap"),
+    "overlapping": (
+        _header(
+            {
+                f"{MIDDLE}.lora_up.weight": {**_F16, "data_offsets": [0, 8]},
+                f"{MIDDLE}.lora_down.weight": {**_F16, "data_offsets": [4, 12]},
+            },
+            bytes(12),
+        ),
+        "overlap",
+    ),
     "negative offsets": (_header({"a": {**_F16, "data_offsets": [-8, 0]}}, bytes(8)), "damaged header"),
-    "wrong size": (_header({"a": {"dtype": "F16", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 8]}}, bytes(8)), "damaged header"),
-    "unknown dtype": (_header({f"{MIDDLE}.lora_up.weight": {"dtype": "F7", "shape": [2, 2], "data_offsets": [0, 8]}}, bytes(8)), "F7"),
-    "metadata is a list": (_header({"__metadata__": [1], "a": {**_F16, "data_offsets": [0, 8]}}, bytes(8)), "damaged"),
-    "half a character": (_header({"__metadata__": {"ss_output_name": "\ud800"}, f"{MIDDLE}.lora_up.weight": {**_F16, "data_offsets": [0, 8]}}, bytes(8)), "not a .safetensors"),
+    "wrong size": (
+        _header({"a": {"dtype": "F16", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 8]}}, bytes(8)),
+        "damaged header",
+    ),
+    "unknown dtype": (
+        _header(
+            {f"{MIDDLE}.lora_up.weight": {"dtype": "F7", "shape": [2, 2], "data_offsets": [0, 8]}}, bytes(8)
+        ),
+        "F7",
+    ),
+    "metadata is a list": (
+        _header({"__metadata__": [1], "a": {**_F16, "data_offsets": [0, 8]}}, bytes(8)),
+        "damaged",
+    ),
+    "half a character": (
+        _header(
+            {
+                "__metadata__": {"ss_output_name": "\ud800"},
+                f"{MIDDLE}.lora_up.weight": {**_F16, "data_offsets": [0, 8]},
+            },
+            bytes(8),
+        ),
+        "not a .safetensors",
+    ),
     "no tensors": (_header({"__metadata__": {"format": "pt"}}), "holds no tensors"),
-    "sd15 lora": (save(_lora("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", (4, 768), (1280, 4))), "Stable Diffusion 1.5"),
-    "sd2 lora": (save(_lora("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", (4, 1024), (1280, 4))), "Stable Diffusion 2"),
-    "sd15 blocks": (save(_lora("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k", (4, 320), (320, 4))), "1.5 or 2"),
+    "sd15 lora": (
+        save(_lora("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", (4, 768), (1280, 4))),
+        "Stable Diffusion 1.5",
+    ),
+    "sd2 lora": (
+        save(_lora("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", (4, 1024), (1280, 4))),
+        "Stable Diffusion 2",
+    ),
+    "sd15 blocks": (
+        save(
+            _lora("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k", (4, 320), (320, 4))
+        ),
+        "1.5 or 2",
+    ),
     "flux lora": (save(_lora("lora_unet_double_blocks_0_img_attn_qkv", (4, 3072), (9216, 4))), "Flux"),
-    "flux lora of diffusers": (save(_lora("transformer.single_transformer_blocks.0.attn.to_q", (4, 3072), (3072, 4))), "Flux"),
-    "sd3 lora": (save(_lora("transformer.transformer_blocks.0.attn.to_q", (4, 1536), (1536, 4))), "Stable Diffusion 3"),
-    "checkpoint": (save({"model.diffusion_model.out.2.weight": torch.ones(4), "first_stage_model.encoder.conv_in.weight": torch.ones(4)}), "checkpoint"),
+    "flux lora of diffusers": (
+        save(_lora("transformer.single_transformer_blocks.0.attn.to_q", (4, 3072), (3072, 4))),
+        "Flux",
+    ),
+    "sd3 lora": (
+        save(_lora("transformer.transformer_blocks.0.attn.to_q", (4, 1536), (1536, 4))),
+        "Stable Diffusion 3",
+    ),
+    "checkpoint": (
+        save(
+            {
+                "model.diffusion_model.out.2.weight": torch.ones(4),
+                "first_stage_model.encoder.conv_in.weight": torch.ones(4),
+            }
+        ),
+        "checkpoint",
+    ),
     "unet": ((TINY / "unet" / "diffusion_pytorch_model.safetensors").read_bytes(), "whole UNet"),
     "text encoder": ((TINY / "text_encoder_2" / "model.safetensors").read_bytes(), "text encoder"),
     "vae": ((TINY / "vae" / "diffusion_pytorch_model.safetensors").read_bytes(), "VAE"),
@@ -94,20 +153,34 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "only alpha": (save({f"{MIDDLE}.alpha": torch.tensor(1.0)}), "no part of a LoRA"),
     "something else": (save({"weight": torch.ones(4), "bias": torch.ones(4)}), "no part of a LoRA"),
     "whole numbers": (save(_lora(MIDDLE, (2, 144), (112, 2), torch.int8)), "not as fractions"),
-}  # fmt: skip
+}
 
 # These hold together as LoRA files, so `check` reports on them; what would make another file of them refuses.
 BROKEN: dict[str, tuple[bytes, str]] = {
-    "nan": (save({**_lora(MIDDLE, (2, 144), (112, 2)), f"{MIDDLE}.lora_up.weight": torch.full((112, 2), torch.nan)}), "no numbers"),
+    "nan": (
+        save(
+            {**_lora(MIDDLE, (2, 144), (112, 2)), f"{MIDDLE}.lora_up.weight": torch.full((112, 2), torch.nan)}
+        ),
+        "no numbers",
+    ),
     "missing up": (save({f"{MIDDLE}.lora_down.weight": torch.ones(2, 144)}), "no up matrix"),
     "missing down": (save({f"{MIDDLE}.lora_up.weight": torch.ones(112, 2)}), "no down matrix"),
     "ranks differ": (save(_lora(MIDDLE, (2, 144), (112, 3))), "don't fit"),
     "no dimensions": (save(_lora(MIDDLE, (), ())), "don't fit"),
     "rank 0": (save(_lora(MIDDLE, (0, 144), (112, 0))), "don't fit"),
-    "half a loha": (save({f"{MIDDLE}.hada_w1_a": torch.ones(112, 2), f"{MIDDLE}.hada_w1_b": torch.ones(2, 144)}), "hada"),
+    "half a loha": (
+        save({f"{MIDDLE}.hada_w1_a": torch.ones(112, 2), f"{MIDDLE}.hada_w1_b": torch.ones(2, 144)}),
+        "hada",
+    ),
     "unknown module": (save(_lora("lora_unet_nothing", (2, 144), (112, 2))), "no module of SDXL"),
-    "alpha of several numbers": (save({**_lora(MIDDLE, (2, 144), (112, 2)), f"{MIDDLE}.alpha": torch.ones(3)}), "alpha of several"),
-    "dora of a wrong length": (save({**_lora(MIDDLE, (2, 144), (112, 2)), f"{MIDDLE}.dora_scale": torch.ones(7, 1)}), "dora_scale"),
+    "alpha of several numbers": (
+        save({**_lora(MIDDLE, (2, 144), (112, 2)), f"{MIDDLE}.alpha": torch.ones(3)}),
+        "alpha of several",
+    ),
+    "dora of a wrong length": (
+        save({**_lora(MIDDLE, (2, 144), (112, 2)), f"{MIDDLE}.dora_scale": torch.ones(7, 1)}),
+        "dora_scale",
+    ),
 }
 
 
@@ -117,15 +190,25 @@ def test_a_wrong_file_is_named_in_one_sentence(command: str, kind: str, tmp_path
     content, word = WRONG[kind]
     (tmp_path / "wrong.safetensors").write_bytes(content)
     more = [tmp_path / "out.safetensors", "--to", "kohya"] if command == "convert" else []
-    status, out, err = by_command_line(["lora", command, tmp_path / "wrong.safetensors", *more], monkeypatch, capsys)
+    status, out, err = by_command_line(
+        ["lora", command, tmp_path / "wrong.safetensors", *more], monkeypatch, capsys
+    )
     assert status == 1 and not out
-    assert err.startswith("impasto: wrong.safetensors ") and err.count("\n") == 1 and word in err and ";" in err and len(err) < 300
+    assert (
+        err.startswith("impasto: wrong.safetensors ")
+        and err.count("\n") == 1
+        and word in err
+        and ";" in err
+        and len(err) < 300
+    )
     assert "unexpected fault" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.safetensors"]
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_lora_is_refused_in_a_sentence_and_reported_by_check(kind: str, tmp_path: Path, monkeypatch, capsys):
+def test_a_broken_lora_is_refused_in_a_sentence_and_reported_by_check(
+    kind: str, tmp_path: Path, monkeypatch, capsys
+):
     content, word = BROKEN[kind]
     file, out = tmp_path / "wrong.safetensors", tmp_path / "out.safetensors"
     file.write_bytes(content)
@@ -136,26 +219,49 @@ def test_a_broken_lora_is_refused_in_a_sentence_and_reported_by_check(kind: str,
         ["bake", file, tmp_path / "base"],
     ):
         status, _, err = by_command_line(["lora", *arguments], monkeypatch, capsys)
-        assert status == 1 and err.count("\n") == 1 and err.startswith("impasto: ") and "unexpected fault" not in err, arguments
+        assert (
+            status == 1
+            and err.count("\n") == 1
+            and err.startswith("impasto: ")
+            and "unexpected fault" not in err
+        ), arguments
         assert word in err, err
     status, told, err = by_command_line(["lora", "check", file], monkeypatch, capsys)
     assert "unexpected fault" not in err and (status == 1 or kind == "alpha of several numbers"), told
     assert told or err.count("\n") == 1
 
 
-PEFT = {f"unet.{ATTENTION}.lora_A.weight": torch.ones(2, 144), f"unet.{ATTENTION}.lora_B.weight": torch.ones(112, 2)}
+PEFT = {
+    f"unet.{ATTENTION}.lora_A.weight": torch.ones(2, 144),
+    f"unet.{ATTENTION}.lora_B.weight": torch.ones(112, 2),
+}
 
 
 @pytest.mark.parametrize(
-    "told", ["[1]", '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": 2, "unet.alpha_pattern": [1]}', '{"unet.lora_alpha": 2, "unet.alpha_pattern": {"(": 1}}']
-)  # fmt: skip
+    "told",
+    [
+        "[1]",
+        '{"unet.lora_alpha": "x"}',
+        '{"unet.lora_alpha": 2, "unet.alpha_pattern": [1]}',
+        '{"unet.lora_alpha": 2, "unet.alpha_pattern": {"(": 1}}',
+    ],
+)
 @pytest.mark.parametrize("command", ["convert", "merge", "resize"])
-def test_what_peft_says_of_itself_may_be_damaged(command: str, told: str, tmp_path: Path, monkeypatch, capsys):
+def test_what_peft_says_of_itself_may_be_damaged(
+    command: str, told: str, tmp_path: Path, monkeypatch, capsys
+):
     file, out = tmp_path / "a.safetensors", tmp_path / "out.safetensors"
     file.write_bytes(save(PEFT, {"lora_adapter_metadata": told}))
-    arguments = {"convert": [file, out, "--to", "kohya"], "merge": [out, file], "resize": [file, out, "--rank", "1"]}[command]
+    arguments = {
+        "convert": [file, out, "--to", "kohya"],
+        "merge": [out, file],
+        "resize": [file, out, "--rank", "1"],
+    }[command]
     status, _, err = by_command_line(["lora", command, *arguments], monkeypatch, capsys)
-    assert status == 1 and err == "impasto: a.safetensors has damaged lora_adapter_metadata in its header; save it again\n"
+    assert (
+        status == 1
+        and err == "impasto: a.safetensors has damaged lora_adapter_metadata in its header; save it again\n"
+    )
     assert not out.exists()
 
 
@@ -163,18 +269,25 @@ def test_a_change_beyond_all_numbers_is_not_resized(tmp_path: Path, monkeypatch,
     huge = {key: tensor * 1e30 for key, tensor in _lora(MIDDLE, (2, 144), (112, 2), torch.float32).items()}
     (tmp_path / "a.safetensors").write_bytes(save({**huge, f"{MIDDLE}.alpha": torch.tensor(1e30)}))
     status, _, err = by_command_line(
-        ["lora", "resize", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--rank", "1"], monkeypatch, capsys
+        ["lora", "resize", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--rank", "1"],
+        monkeypatch,
+        capsys,
     )
     assert status == 1 and "are too large; use an earlier checkpoint" in err and err.count("\n") == 1
     assert not (tmp_path / "b.safetensors").exists()
 
 
 @pytest.mark.parametrize(
-    ("out", "why"), [("x" * 300 + ".safetensors", "File name too long"), ("a.safetensors/b.safetensors", "a.safetensors")]
+    ("out", "why"),
+    [("x" * 300 + ".safetensors", "File name too long"), ("a.safetensors/b.safetensors", "a.safetensors")],
 )
-def test_a_name_that_can_not_be_written_asks_for_another(out: str, why: str, tmp_path: Path, monkeypatch, capsys):
+def test_a_name_that_can_not_be_written_asks_for_another(
+    out: str, why: str, tmp_path: Path, monkeypatch, capsys
+):
     (tmp_path / "a.safetensors").write_bytes(GOOD)
-    status, _, err = by_command_line(["lora", "convert", tmp_path / "a.safetensors", tmp_path / out, "--to", "kohya"], monkeypatch, capsys)
+    status, _, err = by_command_line(
+        ["lora", "convert", tmp_path / "a.safetensors", tmp_path / out, "--to", "kohya"], monkeypatch, capsys
+    )
     assert status == 1 and why in err and err.endswith("; choose another name or folder\n")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 

@@ -57,14 +57,20 @@ def trained(level: str, quantised: str = "none") -> tuple[Step, Adapter, float]:
     adapter.start(0)
     with torch.no_grad():
         for index, parameter in enumerate(adapter.parameters()):
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)), alpha=0.01)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)), alpha=0.01
+            )
     recompute(unet, level)
     draw = torch.Generator().manual_seed(1)
     inputs = {
-        "sample": torch.randn(ROWS, 4, 16, 16, generator=draw), "timestep": torch.randint(1000, (ROWS,), generator=draw),
+        "sample": torch.randn(ROWS, 4, 16, 16, generator=draw),
+        "timestep": torch.randint(1000, (ROWS,), generator=draw),
         "encoder_hidden_states": torch.randn(ROWS, 77, 144, generator=draw),
-        "added_cond_kwargs": {"text_embeds": torch.randn(ROWS, 80, generator=draw), "time_ids": torch.full((ROWS, 6), 128.0)},
-    }  # fmt: skip
+        "added_cond_kwargs": {
+            "text_embeds": torch.randn(ROWS, 80, generator=draw),
+            "time_ids": torch.full((ROWS, 6), 128.0),
+        },
+    }
     with Alive(unet) as alive:
         adapter.zero_grad()
         loss = unet(**inputs).sample.square().mean()
@@ -98,11 +104,17 @@ def test_computing_again_changes_no_gradient(level):
     (_, plain, loss), (_, other, other_loss) = trained("none"), trained(level)
     assert other_loss == loss
     for one, two in zip(plain.parameters(), other.parameters(), strict=True):
-        assert one.grad is not None and two.grad is not None and torch.allclose(one.grad, two.grad, rtol=1e-4, atol=1e-7)
+        assert (
+            one.grad is not None
+            and two.grad is not None
+            and torch.allclose(one.grad, two.grad, rtol=1e-4, atol=1e-7)
+        )
 
 
 def test_what_text_encoders_pass_through_is_counted_when_they_train():
-    more = step_of(TrainConfig(batch=ROWS, train_text_encoder_1=True, train_text_encoder_2=True), SMALL, "none")
+    more = step_of(
+        TrainConfig(batch=ROWS, train_text_encoder_1=True, train_text_encoder_2=True), SMALL, "none"
+    )
     assert more.passing > counted("none").passing and more.staying > counted("none").staying
 
 
@@ -114,7 +126,9 @@ def test_shapes_that_are_known_are_worked_out_as_the_meta_device_does(monkeypatc
         for _ in range(3):
             y = torch.nn.functional.layer_norm(x @ x.t() @ x, (6,))
             y.add_(1).view(2, 12).mul_(2)
-            torch.mm(y.t(), y, out=torch.empty(6, 6, device=META, requires_grad=False)) if not y.requires_grad else None
+            torch.mm(
+                y.t(), y, out=torch.empty(6, 6, device=META, requires_grad=False)
+            ) if not y.requires_grad else None
             y.square().mean().backward()
 
     with Alive() as quick:
@@ -131,7 +145,10 @@ def test_the_size_of_the_file_is_told_before(tmp_path: Path):
     adapter = attached(config, {"unet": unet})
     adapter.start(0)
     save_lora(tmp_path / "x.safetensors", adapter, {})
-    facts = sum(len(key) + len(value) + 6 for key, value in with_hashes(kohya_tensors(adapter), {"format": "pt"}).items())
+    facts = sum(
+        len(key) + len(value) + 6
+        for key, value in with_hashes(kohya_tensors(adapter), {"format": "pt"}).items()
+    )
     predicted = file_bytes(held(config, SMALL)[1])
     assert abs((tmp_path / "x.safetensors").stat().st_size - facts - predicted) < 64
 
@@ -180,4 +197,6 @@ def test_what_reading_captions_takes_is_told():
     with torch.no_grad(), Alive(*encoders) as alive:
         for encoder in encoders:
             encoder(torch.zeros(1, 77, dtype=torch.long), output_hidden_states=True)
-    assert reading_bytes(SMALL) == pytest.approx(sum(weights_of(encoder) for encoder in encoders) + alive.peak, rel=0.02)
+    assert reading_bytes(SMALL) == pytest.approx(
+        sum(weights_of(encoder) for encoder in encoders) + alive.peak, rel=0.02
+    )

@@ -48,7 +48,11 @@ def test_the_cheapest_way_to_fit_is_taken(planned):
     free = planned()
     assert free.way == Way() and free.peak < free.budget
     tight = planned(memory_budget=(own_bytes(CPU) + free.need.peak - 1e6) / GB)
-    assert tight.level == "feed-forward" and tight.peak <= tight.budget and "feed-forward layers again to fit" in tight.line()
+    assert (
+        tight.level == "feed-forward"
+        and tight.peak <= tight.budget
+        and "feed-forward layers again to fit" in tight.line()
+    )
 
 
 def test_text_encoders_that_stay_are_counted_whole(tmp_path: Path, monkeypatch):
@@ -58,7 +62,9 @@ def test_text_encoders_that_stay_are_counted_whole(tmp_path: Path, monkeypatch):
     manifest = scan(INK)
 
     def need(**settings) -> Need:
-        return planned_for(config_from({"steps": 100, "batch": 4, **settings}), manifest, base, CPU, tmp_path).need
+        return planned_for(
+            config_from({"steps": 100, "batch": 4, **settings}), manifest, base, CPU, tmp_path
+        ).need
 
     plain, learning = need(), need(train_text_encoder_1=True)
     assert learning.base - plain.base == encoders
@@ -89,13 +95,19 @@ def test_pictures_are_cached_in_tiles_only_where_the_whole_would_not_fit(kept: P
     large = dataclasses.replace(SDXL, width=1536, height=1536, drawn=(1024, 1024), drawn_rows=1)
 
     def within(budget: float) -> Plan:
-        config = config_from({"batch": 1, "quantised_base": "nf4", "gradient_checkpointing": "all", "memory_budget": budget})
+        config = config_from(
+            {"batch": 1, "quantised_base": "nf4", "gradient_checkpointing": "all", "memory_budget": budget}
+        )
         return plan(config, large, CPU, kept)
 
     own = own_bytes(CPU) / GB + 0.07  # that bf16 takes on a CPU
     wide = within(own + 20)
     caching = wide.need.before / GB
-    assert wide.way.encoding_tile == 0 and wide.need.peak == wide.need.before and "encoded in tiles" not in wide.line()
+    assert (
+        wide.way.encoding_tile == 0
+        and wide.need.peak == wide.need.before
+        and "encoded in tiles" not in wide.line()
+    )
     tight = within(own + caching - 0.1)
     assert tight.way.encoding_tile == 1024 and "pictures encoded in tiles to fit" in tight.line()
     assert tight.peak <= tight.budget and tight.need.before < 0.6 * wide.need.before
@@ -117,14 +129,19 @@ def test_what_is_given_up_comes_in_order(monkeypatch):
     given = [(way.level, way.optimizer, way.quantised) for way in planning._ways(config_from({}), CARD)]
     assert given[:4] == [(level, "adamw", "none") for level in ("none", "feed-forward", "deep", "all")]
     assert list(dict.fromkeys((optimizer, base) for _, optimizer, base in given)) == [
-        ("adamw", "none"), ("adamw8bit", "none"), ("adamw8bit", "int8"), ("adamw8bit", "nf4"),
-    ]  # fmt: skip
+        ("adamw", "none"),
+        ("adamw8bit", "none"),
+        ("adamw8bit", "int8"),
+        ("adamw8bit", "nf4"),
+    ]
 
 
 @pytest.mark.parametrize("settings", [{"optimizer": "lion"}, {"optimizer_args": ("betas=(0.9, 0.99)",)}])
 def test_an_optimizer_that_was_chosen_is_kept(settings, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace())
-    assert {way.optimizer for way in planning._ways(config_from(settings), CARD)} == {settings.get("optimizer", "adamw")}
+    assert {way.optimizer for way in planning._ways(config_from(settings), CARD)} == {
+        settings.get("optimizer", "adamw")
+    }
 
 
 def test_without_a_card_or_its_library_the_optimizer_stays(monkeypatch):
@@ -150,16 +167,24 @@ def test_true_sdxl_trains_and_draws_in_8_gb_and_quantised_in_6(kept: Path):
 
 
 def test_a_training_that_cannot_fit_says_what_to_change(planned):
-    with pytest.raises(MemoryShortError, match=r"needs \d\.\d GB \(.* the base as nf4\) and 0\.1 are there; try .*a smaller resolution"):
+    with pytest.raises(
+        MemoryShortError,
+        match=r"needs \d\.\d GB \(.* the base as nf4\) and 0\.1 are there; try .*a smaller resolution",
+    ):
         planned(memory_budget=0.1)
-    with pytest.raises(MemoryShortError, match=r"batch 2 with accumulation 2, or gradient_checkpointing auto, or quantised_base auto"):
+    with pytest.raises(
+        MemoryShortError,
+        match=r"batch 2 with accumulation 2, or gradient_checkpointing auto, or quantised_base auto",
+    ):
         planned(memory_budget=0.1, gradient_checkpointing="none", quantised_base="none")
 
 
 def test_what_was_chosen_is_kept(planned):
     chosen = planned(gradient_checkpointing="deep", quantised_base="fp8")
     assert (chosen.level, chosen.way.quantised) == ("deep", "fp8")
-    assert config_from({"gradient_checkpointing": True}).gradient_checkpointing == "all"  # as runs of version 0.1 wrote it
+    assert (
+        config_from({"gradient_checkpointing": True}).gradient_checkpointing == "all"
+    )  # as runs of version 0.1 wrote it
 
 
 def test_a_resumed_run_keeps_the_base_optimizer_and_tiles_that_it_began_with(tmp_path: Path):
@@ -167,4 +192,7 @@ def test_a_resumed_run_keeps_the_base_optimizer_and_tiles_that_it_began_with(tmp
     assert as_before(made) == made.config and tile_before(made) == 0
     made.say("planned", words="", level="all", optimizer="adamw8bit", quantised="int8", tile=1024)
     made.say("planned", words="", level="none", optimizer="adamw8bit", quantised="int8", tile=0)
-    assert (as_before(made).optimizer, as_before(made).quantised_base) == ("adamw8bit", "int8") and tile_before(made) == 1024
+    assert (as_before(made).optimizer, as_before(made).quantised_base) == (
+        "adamw8bit",
+        "int8",
+    ) and tile_before(made) == 1024

@@ -30,13 +30,28 @@ from trainer.training import checkpoint as state
 
 CPU = torch.device("cpu")
 QUICK = {
-    "steps": 4, "batch": 2, "rank": 2, "checkpoint_every": 1, "keep_checkpoints": 4, "warmup_steps": 1, "resolution": 64,
-    "precision": "fp32", "sample_prompts": ("a star --w 64 --h 64 --s 1",), "name": "lora", "network": "lora", "train_feed_forward": False, "thumbnail": "none",
-}  # fmt: skip
+    "steps": 4,
+    "batch": 2,
+    "rank": 2,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 4,
+    "warmup_steps": 1,
+    "resolution": 64,
+    "precision": "fp32",
+    "sample_prompts": ("a star --w 64 --h 64 --s 1",),
+    "name": "lora",
+    "network": "lora",
+    "train_feed_forward": False,
+    "thumbnail": "none",
+}
 STOPPED = {
-    "quantised_base": "nf4", "train_text_encoder_1": True, "text_encoder_stop": 0.5, "optimizer": "schedulefree", "schedule": "constant",
+    "quantised_base": "nf4",
+    "train_text_encoder_1": True,
+    "text_encoder_stop": 0.5,
+    "optimizer": "schedulefree",
+    "schedule": "constant",
     "include_layers": ("*mid_block*attn2.to_k", "text_encoder.*0.self_attn.*"),
-}  # fmt: skip
+}
 
 
 def made(path: Path, **settings) -> run.Run:
@@ -66,14 +81,18 @@ def test_a_training_over_a_quantised_base_says_so_and_its_file_too(stopped: run.
 
 
 def test_a_text_encoder_that_has_stopped_stays_as_it_is_to_the_bit(stopped: run.Run):
-    two, three, four = (load_file(stopped.checkpoints / f"step-{step}" / "adapter.safetensors") for step in (2, 3, 4))
+    two, three, four = (
+        load_file(stopped.checkpoints / f"step-{step}" / "adapter.safetensors") for step in (2, 3, 4)
+    )
     text = [name for name in two if name.startswith("text_encoder/")]
     assert text and any(bool(two[name].any()) for name in text if name.endswith(".up"))
     assert all(torch.equal(two[name], four[name]) for name in text)
     assert all(not torch.equal(three[name], four[name]) for name in two if name.startswith("unet/"))
 
 
-def test_resumed_after_its_text_encoder_has_stopped_a_run_ends_with_the_same_bytes(stopped: run.Run, tmp_path: Path):
+def test_resumed_after_its_text_encoder_has_stopped_a_run_ends_with_the_same_bytes(
+    stopped: run.Run, tmp_path: Path
+):
     again = run.create(tmp_path / "run", stopped.config, stopped.manifest)
     (tmp_path / ".cache").symlink_to(stopped.path.parent / ".cache")
     shutil.copytree(stopped.checkpoints / "step-3", again.checkpoints / "step-3")
@@ -86,18 +105,33 @@ def test_resumed_after_its_text_encoder_has_stopped_a_run_ends_with_the_same_byt
 def parts() -> dict:
     base = open_base("tiny-sdxl", MODELS)
     adapter = Adapter()
-    return {"unet": base.unet(CPU, torch.float32), "vae": base.vae(CPU), "scheduler": base.scheduler(), "adapter": adapter}
+    return {
+        "unet": base.unet(CPU, torch.float32),
+        "vae": base.vae(CPU),
+        "scheduler": base.scheduler(),
+        "adapter": adapter,
+    }
 
 
 def test_a_strip_divided_for_want_of_memory_shows_the_same_pictures(parts: dict):
     draws = torch.Generator().manual_seed(0)
-    texts = {text: Conditioning(torch.randn(1, 77, 144, generator=draws), torch.randn(1, 80, generator=draws)) for text in ("a cat", "")}
+    texts = {
+        text: Conditioning(torch.randn(1, 77, 144, generator=draws), torch.randn(1, 80, generator=draws))
+        for text in ("a cat", "")
+    }
     request = Request(prompts=("a cat",), strengths=(0.0, 0.5, 1.0), steps=2)
     passes: list[int] = []
 
     def drawn(room: Room) -> list:
         hook = parts["unet"].register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
-        cells = draw(request, **parts, conditioning=lambda text, _: texts[text], size=(128, 128), latent_factor=8, room=room)
+        cells = draw(
+            request,
+            **parts,
+            conditioning=lambda text, _: texts[text],
+            size=(128, 128),
+            latent_factor=8,
+            room=room,
+        )
         hook.remove()
         return [np.asarray(cell.picture, dtype=float) for cell in cells]
 
@@ -107,15 +141,22 @@ def test_a_strip_divided_for_want_of_memory_shows_the_same_pictures(parts: dict)
 
 
 def test_a_pass_holds_whole_strips_while_one_fits():
-    rows = {room: rows_of_pass(4, 5, (128, 128), Room(pixels=room * 128 * 128)) for room in (0, 20, 19, 9, 4, 1)}
+    rows = {
+        room: rows_of_pass(4, 5, (128, 128), Room(pixels=room * 128 * 128)) for room in (0, 20, 19, 9, 4, 1)
+    }
     assert rows == {0: 20, 20: 20, 19: 15, 9: 5, 4: 4, 1: 1}
     assert rows_of_pass(4, 5, (1024, 1024)) == 5 and rows_of_pass(1, 1, (2048, 2048), Room(pixels=1)) == 1
 
 
 def test_a_picture_in_tiles_is_nearly_the_picture(parts: dict):
     vae = parts["vae"]
-    latents = posterior(vae, pixels(Image.open(INK / "owl.png").convert("RGB").resize((256, 256))))[0] * vae.config["scaling_factor"]
-    whole, tiled, again = (np.asarray(pictures(vae, latents, tile)[0], float) for tile in (0, tile_of(vae), 0))
+    latents = (
+        posterior(vae, pixels(Image.open(INK / "owl.png").convert("RGB").resize((256, 256))))[0]
+        * vae.config["scaling_factor"]
+    )
+    whole, tiled, again = (
+        np.asarray(pictures(vae, latents, tile)[0], float) for tile in (0, tile_of(vae), 0)
+    )
     assert whole.shape == (256, 256, 3) and np.array_equal(whole, again)
     assert 0 < np.abs(whole - tiled).mean() < 8
 
@@ -138,7 +179,9 @@ def lacking(call: int, error: Exception):
 
 
 ON_A_CARD = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-ON_A_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+ON_A_CPU = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+)
 
 
 @pytest.mark.parametrize(
@@ -150,16 +193,31 @@ ON_A_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocat
     ],
     ids=["caching", "first step", "second step"],
 )
-def test_memory_that_runs_out_ends_in_one_sentence_and_keeps_what_was_done(place, call, error, tmp_path: Path, monkeypatch):
+def test_memory_that_runs_out_ends_in_one_sentence_and_keeps_what_was_done(
+    place, call, error, tmp_path: Path, monkeypatch
+):
     art = tmp_path / "art"
     art.mkdir()
     for name in ("owl.png", "owl.txt", "star.png", "star.txt"):
         shutil.copy(INK / name, art)
     monkeypatch.setattr(*place, lacking(call, error)(getattr(*place)))
-    wanted = ["--rank", "2", "--steps", "2", *SMALLEST, "--set", "network=lora", "--set", "checkpoint_every=1"]
+    wanted = [
+        "--rank",
+        "2",
+        "--steps",
+        "2",
+        *SMALLEST,
+        "--set",
+        "network=lora",
+        "--set",
+        "checkpoint_every=1",
+    ]
     done = trainer("train", art, "--output", tmp_path / "run", *wanted, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "memory ran out; the caches and every checkpoint are kept" in done.stderr and "smaller batch" in done.stderr
+    assert (
+        "memory ran out; the caches and every checkpoint are kept" in done.stderr
+        and "smaller batch" in done.stderr
+    )
     of = run.Run(tmp_path / "run")
     assert said(of, "ended")[-1]["cause"] == "memory" and [
         path for path in (tmp_path / ".cache").rglob("*") if path.is_file() and "plans" not in path.parts
@@ -172,4 +230,7 @@ def test_memory_that_runs_out_for_pictures_costs_only_them(tmp_path: Path, monke
     of = made(tmp_path / "run", steps=1, sample_at_start=True)
     monkeypatch.setattr(AutoencoderKL, "decode", lacking(1, ON_A_CARD)(AutoencoderKL.decode))
     assert train(of, MODELS) == "finished" and of.lora_file.is_file() and (of.samples / "strip.png").is_file()
-    assert any("memory did not suffice to draw pictures at step 0" in event["message"] for event in said(of, "problem"))
+    assert any(
+        "memory did not suffice to draw pictures at step 0" in event["message"]
+        for event in said(of, "problem")
+    )

@@ -35,7 +35,9 @@ def _write_many(path: Path, writer: int) -> None:
 def test_several_writers_lose_no_line(tmp_path: Path):
     log = tmp_path / "events.jsonl"
     log.touch()
-    writers = [multiprocessing.get_context("spawn").Process(target=_write_many, args=(log, n)) for n in range(3)]
+    writers = [
+        multiprocessing.get_context("spawn").Process(target=_write_many, args=(log, n)) for n in range(3)
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:

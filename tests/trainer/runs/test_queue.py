@@ -54,7 +54,11 @@ def test_jobs_wait_for_the_device_and_start_in_the_order_that_the_artist_gave(tm
         queue.step()
         for name in ("first", "second", "third"):
             submitted(queue, name)
-        assert names(queue, "running") == ["begun-elsewhere"] and names(queue, "waiting") == ["first", "second", "third"]
+        assert names(queue, "running") == ["begun-elsewhere"] and names(queue, "waiting") == [
+            "first",
+            "second",
+            "third",
+        ]
         assert [job.place for job in queue.line()] == [0, 1, 2, 3]
         queue.move(tmp_path / "third", -1)
         queue.move(tmp_path / "first", -1)  # has nobody before it
@@ -66,8 +70,11 @@ def test_jobs_wait_for_the_device_and_start_in_the_order_that_the_artist_gave(tm
     assert not ends["second"] and ends["first"][-1]["cause"] == ends["third"][-1]["cause"] == "pictures"
     assert ends["first"][-1]["time"] < ends["third"][0]["time"]
     assert {job.folder.name: job.state for job in queue.all()} == {
-        "begun-elsewhere": "interrupted", "first": "failed", "second": "stopped", "third": "failed",
-    }  # fmt: skip
+        "begun-elsewhere": "interrupted",
+        "first": "failed",
+        "second": "stopped",
+        "third": "failed",
+    }
 
 
 def test_many_servers_start_a_job_once(tmp_path: Path):
@@ -87,7 +94,11 @@ def test_a_click_that_arrives_twenty_times_makes_one_job(tmp_path: Path):
     queue = Queue(tmp_path, MODELS, ())
     folder = a_run(tmp_path, "run")
     with ThreadPoolExecutor(8) as pool:
-        jobs = list(pool.map(lambda _: queue.submit(folder, "train", ["resume", str(folder)], token="click"), range(20)))
+        jobs = list(
+            pool.map(
+                lambda _: queue.submit(folder, "train", ["resume", str(folder)], token="click"), range(20)
+            )
+        )
     assert len({job.id for job in jobs}) == 1 and len(queue.line()) == 1
     with pytest.raises(RunError, match="in the line already"):
         queue.submit(folder, "train", ["resume", str(folder)], token="another click")
@@ -119,14 +130,20 @@ def test_a_killed_training_is_told_and_not_started_again_by_itself(tmp_path: Pat
     os.kill(pid, signal.SIGKILL)
     settled(queue)
     job = queue.find(folder)
-    assert job and (job.state, job.signal) == ("interrupted", signal.SIGKILL) and not (folder / ".queue.json").exists()
+    assert (
+        job
+        and (job.state, job.signal) == ("interrupted", signal.SIGKILL)
+        and not (folder / ".queue.json").exists()
+    )
     queue.step()
     assert not queue.line()
 
 
 def test_a_training_that_is_stuck_ends_at_the_second_stop_and_not_before(tmp_path: Path):
     queue = Queue(tmp_path, MODELS, CPU)
-    made = create(tmp_path / "run", config_from({"name": "run", "steps": 100_000, "base": "tiny-sdxl"}), [INK])
+    made = create(
+        tmp_path / "run", config_from({"name": "run", "steps": 100_000, "base": "tiny-sdxl"}), [INK]
+    )
     queue.submit(made.path, "train", ["resume", str(made.path)])
     worker = psutil.Process(queue._ledger.do(lambda db: db.execute("SELECT pid FROM job").fetchone()["pid"]))
     while not made.is_alive():
@@ -138,7 +155,11 @@ def test_a_training_that_is_stuck_ends_at_the_second_stop_and_not_before(tmp_pat
     queue.stop(made.path, at_once=True)
     settled(queue)
     job = queue.find(made.path)
-    assert job and (job.state, job.signal, job.stops) == ("interrupted", signal.SIGKILL, 2) and not made.is_alive()
+    assert (
+        job
+        and (job.state, job.signal, job.stops) == ("interrupted", signal.SIGKILL, 2)
+        and not made.is_alive()
+    )
 
 
 def test_a_server_that_comes_later_finds_what_runs(tmp_path: Path):

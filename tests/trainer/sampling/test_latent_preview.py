@@ -50,4 +50,6 @@ def test_whoever_follows_a_drawing_sees_it_come(warm: WarmBase, tmp_path: Path, 
     assert seen and seen[0] == (2 * 128, 2 * 128)
     assert not (tmp_path / FRAME).exists() and len(drawn) == 5
     quiet = save_all(warm, [], request, tmp_path / "quiet")
-    assert [path.read_bytes() for path in quiet] == [path.read_bytes() for path in drawn]  # to look changes nothing
+    assert [path.read_bytes() for path in quiet] == [
+        path.read_bytes() for path in drawn
+    ]  # to look changes nothing

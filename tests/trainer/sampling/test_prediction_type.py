@@ -32,9 +32,23 @@ NAMED = {"ss_sd_model_name": "tiny-sdxl"}
         ([{}], BASE.prediction_type),
         ([{"modelspec.prediction_type": SPEC[OTHER]}], OTHER),
         ([{**NAMED, "modelspec.prediction_type": SPEC[OTHER]}], OTHER),
-        ([{"ss_sd_model_name": "tiny-sdxl.safetensors", "ss_v_parameterization": str(OTHER == "v_prediction")}], OTHER),
-        ([{"ss_sd_model_name": "another-base", "modelspec.prediction_type": SPEC[OTHER]}], BASE.prediction_type),
-        ([{"modelspec.prediction_type": "epsilon"}, {"modelspec.prediction_type": "v"}], BASE.prediction_type),
+        (
+            [
+                {
+                    "ss_sd_model_name": "tiny-sdxl.safetensors",
+                    "ss_v_parameterization": str(OTHER == "v_prediction"),
+                }
+            ],
+            OTHER,
+        ),
+        (
+            [{"ss_sd_model_name": "another-base", "modelspec.prediction_type": SPEC[OTHER]}],
+            BASE.prediction_type,
+        ),
+        (
+            [{"modelspec.prediction_type": "epsilon"}, {"modelspec.prediction_type": "v"}],
+            BASE.prediction_type,
+        ),
         ([{"modelspec.prediction_type": "nonsense"}], BASE.prediction_type),
     ],
 )
@@ -45,7 +59,9 @@ def test_files_trained_on_this_base_decide_and_others_leave_it(facts, prediction
 def test_zero_terminal_snr_is_sampled_as_it_was_trained():
     config = TrainConfig(prediction_type="v_prediction", zero_terminal_snr="on")
     trained = scheduler_of(config, BASE)
-    shown = scheduler_of_files([{**NAMED, "modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}], BASE)
+    shown = scheduler_of_files(
+        [{**NAMED, "modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}], BASE
+    )
     assert shown.config == trained.config and torch.equal(shown.alphas_cumprod, trained.alphas_cumprod)
 
 
@@ -60,11 +76,17 @@ def test_a_preview_draws_what_the_trainings_own_strip_draws(tmp_path: Path):
     texts = next(iter(warm.known.values()))
     expected, other = (
         drawing.draw(
-            dataclasses.replace(request), unet=warm.unet, vae=warm.vae, scheduler=scheduler_of(TrainConfig(prediction_type=kind), BASE),
-            adapter=None, conditioning=lambda prompt, strength: texts[prompt], size=(128, 128), latent_factor=8,
+            dataclasses.replace(request),
+            unet=warm.unet,
+            vae=warm.vae,
+            scheduler=scheduler_of(TrainConfig(prediction_type=kind), BASE),
+            adapter=None,
+            conditioning=lambda prompt, strength: texts[prompt],
+            size=(128, 128),
+            latent_factor=8,
         )[0].picture
         for kind in (OTHER, BASE.prediction_type)
-    )  # fmt: skip
+    )
     # The adapter's B is zero: it draws the base's own picture.
     assert np.abs(np.asarray(shown.picture, float) - np.asarray(expected, float)).max() <= 1
     assert np.abs(np.asarray(shown.picture, float) - np.asarray(other, float)).mean() > 1

@@ -25,8 +25,22 @@ PROMPTS = ("a cat", "a house")
 @pytest.fixture(scope="module")
 def drawn(ink_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("drawn")
-    trainer("preview", ink_run / "ink.safetensors", "--prompt", PROMPTS[0], "--prompt", PROMPTS[1],
-            "--strengths", "0,0.25,1", "--seed", "7", "--steps", "4", "--out-dir", out)  # fmt: skip
+    trainer(
+        "preview",
+        ink_run / "ink.safetensors",
+        "--prompt",
+        PROMPTS[0],
+        "--prompt",
+        PROMPTS[1],
+        "--strengths",
+        "0,0.25,1",
+        "--seed",
+        "7",
+        "--steps",
+        "4",
+        "--out-dir",
+        out,
+    )
     return out
 
 
@@ -38,7 +52,9 @@ def test_one_picture_a_prompt_and_strength_and_a_strip(drawn: Path):
 
 def test_pictures_carry_their_parameters_as_a1111_writes_them(drawn: Path):
     told = Image.open(drawn / "p01_s0.25.png").text["parameters"]
-    assert told.startswith("a house <lora:ink:0.25>\nSteps: 4, Sampler: Euler, CFG scale: 5, Seed: 8, Size: 128x128")
+    assert told.startswith(
+        "a house <lora:ink:0.25>\nSteps: 4, Sampler: Euler, CFG scale: 5, Seed: 8, Size: 128x128"
+    )
 
 
 def test_strength_zero_is_the_base_models_own_picture(ink_run: Path):
@@ -55,8 +71,13 @@ def test_a_strip_is_one_pass_for_all_strengths(ink_run: Path, monkeypatch):
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
     rows = []
     ask = warm.unet.forward
-    monkeypatch.setattr(warm.unet, "forward", lambda sample, *a, **k: rows.append(len(sample)) or ask(sample, *a, **k))
-    warm.draw(ink_run / "ink.safetensors", Request(prompts=("a cat",), strengths=(-1.0, 0.0, 0.5, 1.0, 2.0), steps=3))
+    monkeypatch.setattr(
+        warm.unet, "forward", lambda sample, *a, **k: rows.append(len(sample)) or ask(sample, *a, **k)
+    )
+    warm.draw(
+        ink_run / "ink.safetensors",
+        Request(prompts=("a cat",), strengths=(-1.0, 0.0, 0.5, 1.0, 2.0), steps=3),
+    )
     assert rows == [10, 10, 10]
 
 
@@ -68,8 +89,13 @@ def test_the_warm_base_is_itself_again_when_no_lora_is_asked_for(ink_run: Path, 
     warm.draw(None, Request(prompts=("a cat",), strengths=(1.0,), steps=1))
     assert [name for name, _ in warm.unet.named_modules()] == names
     # A file that fits no module leaves nothing attached either.
-    save_file({"lora_unet_nothing_of_the_kind.lora_down.weight": torch.zeros(1, 2),
-               "lora_unet_nothing_of_the_kind.lora_up.weight": torch.zeros(2, 1)}, tmp_path / "foreign.safetensors")  # fmt: skip
+    save_file(
+        {
+            "lora_unet_nothing_of_the_kind.lora_down.weight": torch.zeros(1, 2),
+            "lora_unet_nothing_of_the_kind.lora_up.weight": torch.zeros(2, 1),
+        },
+        tmp_path / "foreign.safetensors",
+    )
     with pytest.raises(LoraFileError):
         warm.draw(tmp_path / "foreign.safetensors", Request(prompts=("a cat",), strengths=(1.0,), steps=1))
     assert [name for name, _ in warm.unet.named_modules()] == names
@@ -89,14 +115,20 @@ def test_a_lora_of_the_same_shape_takes_the_place_of_the_last_one(ink_run: Path,
     first = warm.draw(ink_run / "ink.safetensors", request)
     layers = [layer for _, _, layer in warm.adapter_of([(ink_run / "ink.safetensors", 1.0)]).walk()]
     second = warm.draw(other, request)
-    assert all(layer is kept for (_, _, layer), kept in zip(warm.adapter_of([(other, 1.0)]).walk(), layers, strict=True))
+    assert all(
+        layer is kept
+        for (_, _, layer), kept in zip(warm.adapter_of([(other, 1.0)]).walk(), layers, strict=True)
+    )
     wanted = fresh.draw(other, request)
     assert np.array_equal(np.asarray(second[0].picture), np.asarray(wanted[0].picture))
     assert not np.array_equal(np.asarray(second[0].picture), np.asarray(first[0].picture))
 
 
 def test_the_outermost_level_on_the_deep_layers_answer_is_the_whole_answer():
-    unet, draw = open_base("tiny-sdxl", MODELS).unet(torch.device("cpu"), torch.float32), torch.Generator().manual_seed(1)
+    unet, draw = (
+        open_base("tiny-sdxl", MODELS).unet(torch.device("cpu"), torch.float32),
+        torch.Generator().manual_seed(1),
+    )
     width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
     added = {"text_embeds": torch.randn(1, width, generator=draw), "time_ids": torch.full((1, 6), 128.0)}
     asked = (
@@ -120,11 +152,17 @@ def test_a_fast_preview_is_like_the_true_one_for_far_less_work_and_says_so(ink_r
         with FlopCounterMode(warm.unet, display=False) as counted:
             drawn.append(warm.draw(ink_run / "ink.safetensors", wanted))
         work.append(counted.get_total_flops())
-    assert work[1] < 0.6 * work[0]  # of SDXL's shape a third: its outermost level is a smaller part of the whole
+    assert (
+        work[1] < 0.6 * work[0]
+    )  # of SDXL's shape a third: its outermost level is a smaller part of the whole
     elsewhere = warm.draw(ink_run / "ink.safetensors", dataclasses.replace(request, seed=5, strengths=(1.0,)))
-    true, fast, other = (np.asarray(cell.picture).astype(float) for cell in (drawn[0][1], drawn[1][1], elsewhere[0]))
+    true, fast, other = (
+        np.asarray(cell.picture).astype(float) for cell in (drawn[0][1], drawn[1][1], elsewhere[0])
+    )
     assert np.abs(true - fast).mean() < np.abs(true - other).mean()
-    drawing.save_picture(drawn[1][0], dataclasses.replace(request, fast=True), tmp_path / "a.png", base="tiny-sdxl", loras=[])
+    drawing.save_picture(
+        drawn[1][0], dataclasses.replace(request, fast=True), tmp_path / "a.png", base="tiny-sdxl", loras=[]
+    )
     assert "Fast preview: guidance on 40% of the steps" in Image.open(tmp_path / "a.png").text["parameters"]
 
 
@@ -139,7 +177,16 @@ def test_a_fast_preview_is_like_the_true_one_for_far_less_work_and_says_so(ink_r
     ],
 )
 def test_wrong_input_is_one_sentence(ink_run: Path, tmp_path: Path, arguments, word):
-    done = trainer("preview", ink_run / "ink.safetensors", "--prompt", "x", "--out-dir", tmp_path / "o", *arguments, check=False)
+    done = trainer(
+        "preview",
+        ink_run / "ink.safetensors",
+        "--prompt",
+        "x",
+        "--out-dir",
+        tmp_path / "o",
+        *arguments,
+        check=False,
+    )
     assert done.returncode == 1 and word in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "o").exists()
 
@@ -156,5 +203,9 @@ def test_wrong_input_is_one_sentence(ink_run: Path, tmp_path: Path, arguments, w
 )
 def test_what_is_not_there_is_told_in_one_sentence(arguments, tmp_path: Path):
     done = trainer(*(a if a != "x" else tmp_path / "x" for a in arguments), check=False)
-    assert done.returncode == 1 and done.stderr.startswith("impasto: ") and len(done.stderr.strip().splitlines()) == 1
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("impasto: ")
+        and len(done.stderr.strip().splitlines()) == 1
+    )
     assert not (tmp_path / "x").exists()

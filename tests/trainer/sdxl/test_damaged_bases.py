@@ -15,7 +15,13 @@ DAMAGE = {
     "list": lambda data: b"[1]",
     "binary": lambda data: b"\xff\xfe\0\1" * 10,
 }
-CONFIGS = ("model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json", "text_encoder/config.json")
+CONFIGS = (
+    "model_index.json",
+    "unet/config.json",
+    "vae/config.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+)
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "text_encoder_2/model.safetensors")
 
 
@@ -35,7 +41,9 @@ def refused(*arguments: str | Path) -> str:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_damaged_configuration_is_named(folder: Path, name: str, how: str):
     (folder / name).write_bytes(DAMAGE[how]((folder / name).read_bytes()))
-    assert f"painted is not a whole diffusers folder ({name} can't be read)" in refused("base", "check", folder)
+    assert f"painted is not a whole diffusers folder ({name} can't be read)" in refused(
+        "base", "check", folder
+    )
 
 
 def test_a_configuration_that_says_too_little_is_named_with_what_it_lacks(folder: Path):
@@ -57,7 +65,16 @@ def test_a_damaged_vocabulary_is_named(folder: Path, ink_run: Path, name: str, h
         (folder / name).unlink()
     else:
         (folder / name).write_bytes(DAMAGE[how]((folder / name).read_bytes()))
-    drawing = ("preview", ink_run / "ink.safetensors", "--prompt", "a star", "--out-dir", tmp_path / "drawn", "--base", folder)
+    drawing = (
+        "preview",
+        ink_run / "ink.safetensors",
+        "--prompt",
+        "a star",
+        "--out-dir",
+        tmp_path / "drawn",
+        "--base",
+        folder,
+    )
     for arguments in (("base", "check", folder), drawing):
         assert f"painted has a damaged {name.partition('/')[0]} (" in refused(*arguments)
     assert not (tmp_path / "drawn").exists()

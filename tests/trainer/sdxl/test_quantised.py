@@ -30,7 +30,9 @@ def test_each_nf4_value_is_the_nearest_of_its_blocks_levels():
     blocks = weight.double().reshape(-1, BLOCK)
     most = blocks.abs().amax(dim=1, keepdim=True)
     levels = most[..., None] * torch.tensor(NF4_LEVELS, dtype=torch.float64)
-    nearest = levels.expand(-1, BLOCK, -1).gather(2, (blocks[..., None] - levels).abs().argmin(dim=2, keepdim=True))
+    nearest = levels.expand(-1, BLOCK, -1).gather(
+        2, (blocks[..., None] - levels).abs().argmin(dim=2, keepdim=True)
+    )
     torch.testing.assert_close(layer.weight.double(), nearest.reshape(48, 64), rtol=1e-6, atol=1e-7)
     assert layer.codes.numel() * 2 == weight.numel()  # two values a byte
 
@@ -64,7 +66,9 @@ def test_the_gradient_of_the_input_is_that_of_the_weight_it_stands_for(kind):
 def test_neither_weight_nor_input_is_kept_for_the_backward_pass(kind):
     _, layer = layer_of(kind)
     saved: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    ):
         layer(drawn(2, 5, 64).requires_grad_())
     assert not saved
 
@@ -74,7 +78,9 @@ def test_attention_and_feed_forward_are_quantised_and_all_else_is_as_it_was():
     plain = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)
     changed = {path for path, module in unet.named_modules() if isinstance(module, QuantisedLinear)}
     assert changed == set(quantisable(plain)) and all(".attentions." in path for path in changed)
-    assert any(path.endswith("ff.net.2") for path in changed) and any(path.endswith("attn2.to_k") for path in changed)
+    assert any(path.endswith("ff.net.2") for path in changed) and any(
+        path.endswith("attn2.to_k") for path in changed
+    )
     others = plain.state_dict()
     assert all(torch.equal(tensor, others[name]) for name, tensor in unet.state_dict().items())
 
@@ -83,9 +89,11 @@ def test_attention_and_feed_forward_are_quantised_and_all_else_is_as_it_was():
 def test_strength_zero_is_the_quantised_base_to_the_bit(kind):
     unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32, kind)
     inputs = {
-        "sample": drawn(2, 4, 16, 16), "timestep": torch.tensor([10, 700]), "encoder_hidden_states": drawn(2, 77, 144),
+        "sample": drawn(2, 4, 16, 16),
+        "timestep": torch.tensor([10, 700]),
+        "encoder_hidden_states": drawn(2, 77, 144),
         "added_cond_kwargs": {"text_embeds": drawn(2, 80), "time_ids": torch.full((2, 6), 128.0)},
-    }  # fmt: skip
+    }
     with torch.no_grad():
         alone = unet(**inputs).sample
         adapter = attached(TrainConfig(train_feed_forward=True), {"unet": unet})

@@ -26,7 +26,9 @@ def parts():
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return StableDiffusionXLPipeline.from_pretrained(MODELS / "tiny-sdxl", local_files_only=True, torch_dtype=torch.float32)
+    return StableDiffusionXLPipeline.from_pretrained(
+        MODELS / "tiny-sdxl", local_files_only=True, torch_dtype=torch.float32
+    )
 
 
 @pytest.mark.parametrize("prompt", ["", "a red apple", "un café très noir 🍎 (x:2)", LONG])
@@ -34,8 +36,12 @@ def pipeline():
 @torch.inference_mode()
 def test_a_prompt_is_read_as_the_sdxl_pipeline_reads_it(parts, pipeline, prompt, skip):
     ours = encode([prompt], *parts, Reading(clip_skip=skip))
-    theirs = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False, clip_skip=None if skip == 2 else skip - 2)
-    assert torch.allclose(ours.text_NTD, theirs[0], atol=1e-5) and torch.allclose(ours.pooled_NP, theirs[2], atol=1e-5)
+    theirs = pipeline.encode_prompt(
+        prompt, do_classifier_free_guidance=False, clip_skip=None if skip == 2 else skip - 2
+    )
+    assert torch.allclose(ours.text_NTD, theirs[0], atol=1e-5) and torch.allclose(
+        ours.pooled_NP, theirs[2], atol=1e-5
+    )
 
 
 @torch.inference_mode()
@@ -45,7 +51,9 @@ def test_a_long_prompt_is_read_to_its_end_in_windows(parts):
     long = encode([LONG], *parts, Reading(windows=3))
     assert long.text_NTD.shape[1] == 3 * 77 and tokens_cut(LONG, tokenizers[0], Reading(windows=3)) == 0
     other_end = encode([LONG.removesuffix("rain") + "snow"], *parts, Reading(windows=3))
-    assert torch.equal(long.text_NTD[:, :154], other_end.text_NTD[:, :154]) and not torch.equal(long.text_NTD, other_end.text_NTD)
+    assert torch.equal(long.text_NTD[:, :154], other_end.text_NTD[:, :154]) and not torch.equal(
+        long.text_NTD, other_end.text_NTD
+    )
     assert torch.equal(long.pooled_NP, other_end.pooled_NP)  # of the first window
     # The first window is what one window reads.
     assert torch.allclose(long.text_NTD[:, :77], encode([LONG], *parts).text_NTD, atol=1e-5)
@@ -58,20 +66,26 @@ def test_a_weight_moves_only_its_words_and_away_from_the_empty_prompt(parts):
     moved = (heavy - plain).abs().amax(dim=(0, 2)) > 1e-6
     assert moved.nonzero().flatten().tolist() == [2]  # start mark, a, red
     assert torch.allclose(heavy[:, 2], empty[:, 2] + 1.5 * (plain[:, 2] - empty[:, 2]), atol=1e-5)
-    assert torch.allclose(encode(["a (red:1.0) apple"], *parts, Reading(weighted=True)).text_NTD, plain, atol=1e-5)
+    assert torch.allclose(
+        encode(["a (red:1.0) apple"], *parts, Reading(weighted=True)).text_NTD, plain, atol=1e-5
+    )
 
 
 @torch.inference_mode()
 def test_a_caption_with_brackets_is_plain_text_unless_weights_are_asked_for(parts):
     tokenizers, _ = parts
     assert (
-        tokenizers[0].decode(token_windows("rem (re:zero)", tokenizers[0], Reading())[0][0], skip_special_tokens=True)
+        tokenizers[0].decode(
+            token_windows("rem (re:zero)", tokenizers[0], Reading())[0][0], skip_special_tokens=True
+        )
         == "rem ( re : zero )"
     )
 
 
 def test_a_clip_skip_deeper_than_the_encoder_is_refused(parts):
-    with pytest.raises(ConfigError, match="clip_skip 9 is deeper than this base's text encoder; take at most 3"):
+    with pytest.raises(
+        ConfigError, match="clip_skip 9 is deeper than this base's text encoder; take at most 3"
+    ):
         encode(["a"], *parts, Reading(clip_skip=9))
 
 

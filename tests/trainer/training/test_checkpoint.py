@@ -56,7 +56,10 @@ def test_a_continued_fp16_run_goes_on_with_the_scale_that_it_had(made: run.Run, 
             keeper.write(state.snapshot(last, unbroken.adapter, unbroken.optimizer, None, unbroken.scaler))
             keeper.close()
             scale = unbroken.scaler.get_scale()
-    assert state.load_newest(made, continued.adapter, continued.optimizer, None, continued.scaler) == (last, [])
+    assert state.load_newest(made, continued.adapter, continued.optimizer, None, continued.scaler) == (
+        last,
+        [],
+    )
     assert continued.scaler.get_scale() == scale
     for number in range(last + 1, 11):
         continued.step(number)

@@ -54,22 +54,37 @@ def test_latents_of_tiles_never_serve_a_training_that_takes_pictures_whole(mean_
 
 def test_latents_of_whole_pictures_serve_a_training_that_is_short_of_memory(mean_of, monkeypatch):
     whole, small = mean_of(0), mean_of(0, 128)
-    monkeypatch.setattr("trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again"))
+    monkeypatch.setattr(
+        "trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again")
+    )
     assert torch.equal(mean_of(128), whole) and torch.equal(mean_of(128, 128), small)
 
 
 def test_a_picture_no_larger_than_a_tile_is_the_same_in_either_way(mean_of, monkeypatch):
     small = mean_of(128, 128)
-    monkeypatch.setattr("trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again"))
+    monkeypatch.setattr(
+        "trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again")
+    )
     assert torch.equal(mean_of(0, 128), small)
 
 
-def test_a_training_short_of_memory_encodes_in_tiles_and_so_does_its_continuation(tmp_path: Path, art: Path, monkeypatch):
+def test_a_training_short_of_memory_encodes_in_tiles_and_so_does_its_continuation(
+    tmp_path: Path, art: Path, monkeypatch
+):
     """Though there is memory enough by then: its bytes are those of a run that was never interrupted."""
     settings = {
-        "steps": 2, "rank": 2, "batch": 1, "resolution": 512, "precision": "fp32", "network": "lora", "checkpoint_every": 1, "name": "lora",
-        "sample_prompts": ("a star --w 64 --h 64 --s 1",), "memory_budget": 0.135, "thumbnail": "none",
-    }  # fmt: skip
+        "steps": 2,
+        "rank": 2,
+        "batch": 1,
+        "resolution": 512,
+        "precision": "fp32",
+        "network": "lora",
+        "checkpoint_every": 1,
+        "name": "lora",
+        "sample_prompts": ("a star --w 64 --h 64 --s 1",),
+        "memory_budget": 0.135,
+        "thumbnail": "none",
+    }
     sides: list[int] = []
     encode = prepare.posterior
 

@@ -45,7 +45,9 @@ def weights(made: run.Run) -> str:
 
 
 def test_a_picture_between_two_steps_changes_no_byte_of_the_training(tmp_path: Path):
-    request = dataclasses.asdict(Request(prompts=("a cat never seen",), strengths=(0.0, 1.0), steps=2, sampler="euler_a"))
+    request = dataclasses.asdict(
+        Request(prompts=("a cat never seen",), strengths=(0.0, 1.0), steps=2, sampler="euler_a")
+    )
     wishes = [
         {"kind": "draw", "id": "good", "request": request, "out": str(tmp_path / "good")},
         {"kind": "draw", "id": "gone", "request": request, "out": str(tmp_path / "gone")},
@@ -56,10 +58,24 @@ def test_a_picture_between_two_steps_changes_no_byte_of_the_training(tmp_path: P
     plain = trained(tmp_path / "plain", [], network_dropout=0.1)
     asked = trained(tmp_path / "run", wishes, network_dropout=0.1)
     assert weights(asked) == weights(plain)
-    said = {event["id"]: event for event in events.read(asked.events)[0] if event["kind"] in ("drawn", "cancelled", "failed")}
-    assert {name: event["kind"] for name, event in said.items()} == {"good": "drawn", "gone": "cancelled", "bad": "failed"}
+    said = {
+        event["id"]: event
+        for event in events.read(asked.events)[0]
+        if event["kind"] in ("drawn", "cancelled", "failed")
+    }
+    assert {name: event["kind"] for name, event in said.items()} == {
+        "good": "drawn",
+        "gone": "cancelled",
+        "bad": "failed",
+    }
     assert "steps must be from 1 to 200" in said["bad"]["message"]
-    assert [Image.open(tmp_path / "good" / name).size for name in said["good"]["pictures"]] == [(128, 128)] * 2
+    assert [Image.open(tmp_path / "good" / name).size for name in said["good"]["pictures"]] == [
+        (128, 128)
+    ] * 2
     assert not (tmp_path / "gone").exists()
-    told = [event["done"] for event in events.read(asked.events)[0] if event["kind"] == "drawing" and event["id"] == "good"]
+    told = [
+        event["done"]
+        for event in events.read(asked.events)[0]
+        if event["kind"] == "drawing" and event["id"] == "good"
+    ]
     assert told == [0, 1, 2]

@@ -14,14 +14,23 @@ CPU = torch.device("cpu")
 def waiting(losses: list[float], norms: list[float]) -> Progress:
     progress = Progress(CPU, 10, 100)
     for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=11):
-        progress.add(number, loss=torch.tensor(loss), norm=torch.tensor(norm), rate=number / 1000, names=[f"{number}.png"])
+        progress.add(
+            number,
+            loss=torch.tensor(loss),
+            norm=torch.tensor(norm),
+            rate=number / 1000,
+            names=[f"{number}.png"],
+        )
     return progress
 
 
 def test_steps_read_together_keep_their_own_numbers():
     progress = waiting([0.5, 0.25], [1.0, 2.0])
     told = [facts for facts, _ in progress.read()]
-    assert [(f["step"], f["loss"], f["learning_rate"], f["steps"]) for f in told] == [(11, 0.5, 0.011, 100), (12, 0.25, 0.012, 100)]
+    assert [(f["step"], f["loss"], f["learning_rate"], f["steps"]) for f in told] == [
+        (11, 0.5, 0.011, 100),
+        (12, 0.25, 0.012, 100),
+    ]
     assert told[0]["seconds_left"] >= told[1]["seconds_left"] >= 0 and progress.read() == []
 
 
@@ -40,8 +49,13 @@ def test_a_gradient_that_is_no_number_does_not_reach_the_weights(norm: float):
     vector.grad = torch.full((3,), norm)
     held = vector.grad.data_ptr()
     only_if_finite([vector], torch.tensor(norm))
-    assert vector.grad.tolist() == ([1.0] * 3 if norm == 1.0 else [0.0] * 3) and vector.grad.data_ptr() == held
+    assert (
+        vector.grad.tolist() == ([1.0] * 3 if norm == 1.0 else [0.0] * 3) and vector.grad.data_ptr() == held
+    )
 
 
 def test_what_is_sent_has_the_precision_asked_for():
-    assert sent(torch.ones(2), CPU, torch.bfloat16).dtype == torch.bfloat16 and sent(torch.ones(2), CPU).dtype == torch.float32
+    assert (
+        sent(torch.ones(2), CPU, torch.bfloat16).dtype == torch.bfloat16
+        and sent(torch.ones(2), CPU).dtype == torch.float32
+    )

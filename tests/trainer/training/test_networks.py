@@ -32,10 +32,17 @@ def base():
 # Whole trainings.
 
 QUICK = {
-    "steps": 3, "batch": 2, "resolution": 64, "precision": "fp32", "rank": 4, "checkpoint_every": 2, "warmup_steps": 1,
-    "sample_prompts": ("a star --w 64 --h 64 --s 1",), "thumbnail": "none",
+    "steps": 3,
+    "batch": 2,
+    "resolution": 64,
+    "precision": "fp32",
+    "rank": 4,
+    "checkpoint_every": 2,
+    "warmup_steps": 1,
+    "sample_prompts": ("a star --w 64 --h 64 --s 1",),
+    "thumbnail": "none",
     "include_layers": ("mid_block.*to_q", "mid_block.*to_out.0", "up_blocks.0.attentions.0.*to_v"),
-}  # fmt: skip
+}
 
 
 def made(path: Path, **settings) -> run.Run:
@@ -49,7 +56,11 @@ def made(path: Path, **settings) -> run.Run:
         {"network": "lora", "include_layers": (), "block_ranks": MIXED, "train_feed_forward": False},
         {"network": "locon", "include_layers": (), "conv_rank": 2, "train_feed_forward": False},
         {"network": "dora", "lora_plus_ratio": 4.0},
-        {"network": "loha", "train_text_encoder_1": True, "include_layers": ("*mid_block*to_q", "text_encoder.*self_attn.*")},
+        {
+            "network": "loha",
+            "train_text_encoder_1": True,
+            "include_layers": ("*mid_block*to_q", "text_encoder.*self_attn.*"),
+        },
         {"network": "lokr", "rank_stabilised": True, "scale_weight_norms": 0.01},
     ],
     ids=lambda settings: settings["network"],
@@ -58,17 +69,28 @@ def test_each_network_trains_to_a_checked_file_that_says_what_it_is(settings, tm
     done = made(tmp_path / "run", **settings)
     assert train(done, MODELS) == "finished" and (done.samples / "strip.png").is_file()
     told = dict(describe(done.lora_file))
-    assert told["network"].lower() == settings["network"] and told["ss_network_module"] in ("networks.lora", "lycoris.kohya")
+    assert told["network"].lower() == settings["network"] and told["ss_network_module"] in (
+        "networks.lora",
+        "lycoris.kohya",
+    )
     learned = load_file(state.checkpoints(done)[0] / "adapter.safetensors")
     # SDXL does not read the last layer of text encoder 1, so nothing reaches it.
     silent = {name.rpartition(".")[0] for name, tensor in learned.items() if not bool(tensor.any())}
-    assert all(name.startswith("text_encoder/encoder.layers.") for name in silent), "every matrix has left zero"
+    assert all(name.startswith("text_encoder/encoder.layers.") for name in silent), (
+        "every matrix has left zero"
+    )
     assert len({name.split(".")[2] for name in silent}) <= 1
 
 
 @pytest.mark.parametrize("network", ["lora", "dora", "lokr"])
 def test_a_resumed_training_drops_out_what_the_unbroken_one_did(network: str, tmp_path: Path, monkeypatch):
-    settings = {"network": network, "network_dropout": 0.2, "rank_dropout": 0.2, "module_dropout": 0.2, "scale_weight_norms": 0.5}
+    settings = {
+        "network": network,
+        "network_dropout": 0.2,
+        "rank_dropout": 0.2,
+        "module_dropout": 0.2,
+        "scale_weight_norms": 0.5,
+    }
     whole, broken = made(tmp_path / "whole", **settings), made(tmp_path / "broken", **settings)
     assert train(whole, MODELS) == "finished"
     say = run.Run.say
@@ -117,9 +139,12 @@ def test_what_does_not_fit_leaves_no_run_behind(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "network, format", [("lora", "diffusers"), ("locon", "kohya"), ("dora", "kohya"), ("loha", "kohya"), ("lokr", "kohya")]
+    "network, format",
+    [("lora", "diffusers"), ("locon", "kohya"), ("dora", "kohya"), ("loha", "kohya"), ("lokr", "kohya")],
 )
-def test_a_training_starts_from_a_file_at_whatever_scale_it_was_made(base, network: str, format: str, tmp_path: Path):
+def test_a_training_starts_from_a_file_at_whatever_scale_it_was_made(
+    base, network: str, format: str, tmp_path: Path
+):
     made, _ = in_unet(base, config_of(network))
     save_lora(tmp_path / "a.safetensors", stirred(made), {}, format=format)
     fresh, _ = in_unet(base, config_of(network, alpha=3.0, conv_alpha=5.0))

@@ -43,8 +43,12 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def base_with(**scheduler) -> SimpleNamespace:
     """A base of which only the scheduler is looked at."""
-    made = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **scheduler)
-    return SimpleNamespace(name="base", prediction_type=scheduler.get("prediction_type", "epsilon"), scheduler=lambda: made)
+    made = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **scheduler
+    )
+    return SimpleNamespace(
+        name="base", prediction_type=scheduler.get("prediction_type", "epsilon"), scheduler=lambda: made
+    )
 
 
 # ---- weights
@@ -62,7 +66,9 @@ def test_weights_mean_the_same_error_in_the_picture_whatever_is_predicted(weight
     snr = SNR[LEVELS]
     # An error d in x_0 is an error sqrt(snr) d in the noise and sqrt(snr + 1) d in v.
     torch.testing.assert_close(objective(snr_weighting=weighting).weight(LEVELS) * snr, of_x0(snr))
-    torch.testing.assert_close(objective("v_prediction", snr_weighting=weighting).weight(LEVELS) * (snr + 1), of_x0(snr))
+    torch.testing.assert_close(
+        objective("v_prediction", snr_weighting=weighting).weight(LEVELS) * (snr + 1), of_x0(snr)
+    )
 
 
 def test_debiased_estimation_weighs_the_noise_by_the_inverse_root_of_snr():
@@ -71,7 +77,9 @@ def test_debiased_estimation_weighs_the_noise_by_the_inverse_root_of_snr():
 
 def test_no_weighting_weighs_all_levels_alike():
     assert torch.equal(objective(snr_weighting="none").weight(LEVELS), torch.ones(5))
-    assert torch.equal(objective(snr_weighting="soft_min_snr", min_snr_gamma=0.0).weight(LEVELS), torch.ones(5))
+    assert torch.equal(
+        objective(snr_weighting="soft_min_snr", min_snr_gamma=0.0).weight(LEVELS), torch.ones(5)
+    )
 
 
 # ---- zero terminal SNR
@@ -81,14 +89,17 @@ def test_zero_terminal_snr_follows_the_paper():
     scheduler = scheduler_of(TrainConfig(zero_terminal_snr="on"), base_with(prediction_type="v_prediction"))
     root = ALPHAS.double().sqrt()
     rescaled = (root - root[-1]) * root[0] / (root[0] - root[-1])  # Lin et al. 2023, algorithm 1
-    torch.testing.assert_close(scheduler.alphas_cumprod.double()[:-1], rescaled[:-1] ** 2, atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(
+        scheduler.alphas_cumprod.double()[:-1], rescaled[:-1] ** 2, atol=1e-6, rtol=1e-3
+    )
     assert scheduler.alphas_cumprod[-1] < 1e-6
     scheduler.set_timesteps(10)
     assert scheduler.timesteps[0] == 999  # trailing: drawing begins where there is only noise
 
 
 @pytest.mark.parametrize(
-    "setting, of_base, zero", [("auto", True, True), ("auto", False, False), ("off", True, False), ("on", False, True)]
+    "setting, of_base, zero",
+    [("auto", True, True), ("auto", False, False), ("off", True, False), ("on", False, True)],
 )
 def test_zero_terminal_snr_follows_the_base_unless_told(setting: str, of_base: bool, zero: bool):
     base = base_with(prediction_type="v_prediction", rescale_betas_zero_snr=of_base)
@@ -103,7 +114,9 @@ def test_weights_and_targets_stay_finite_at_zero_terminal_snr():
         weight = noise.loss_weight("v_prediction", last, made.alphas_cumprod, 5.0, weighting)
         assert 0 <= float(weight) < 1e-3
     x, e = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4)
-    torch.testing.assert_close(made.target(x, e, last), -x, atol=2e-3, rtol=0)  # v of pure noise is the picture
+    torch.testing.assert_close(
+        made.target(x, e, last), -x, atol=2e-3, rtol=0
+    )  # v of pure noise is the picture
     torch.testing.assert_close(made.noisy(x, e, last, seeded()), e, atol=2e-3, rtol=0)
 
 
@@ -116,14 +129,23 @@ def test_zero_terminal_snr_is_refused_where_noise_is_predicted():
 
 @pytest.mark.parametrize(
     "asked, of_base, expected",
-    [("auto", "epsilon", "epsilon"), ("v_prediction", "epsilon", "v_prediction"), ("epsilon", "v_prediction", "epsilon")],
+    [
+        ("auto", "epsilon", "epsilon"),
+        ("v_prediction", "epsilon", "v_prediction"),
+        ("epsilon", "v_prediction", "epsilon"),
+    ],
 )
 def test_the_prediction_type_can_be_told(asked: str, of_base: str, expected: str):
     made = objective_of(TrainConfig(prediction_type=asked), base_with(prediction_type=of_base))
     x, e = torch.randn(5, 4, 8, 8), torch.randn(5, 4, 8, 8)
     wanted = e if expected == "epsilon" else SCHEDULER.get_velocity(x, e, LEVELS)
     torch.testing.assert_close(made.target(x, e, LEVELS), wanted)
-    assert scheduler_of(TrainConfig(prediction_type=asked), base_with(prediction_type=of_base)).config.prediction_type == expected
+    assert (
+        scheduler_of(
+            TrainConfig(prediction_type=asked), base_with(prediction_type=of_base)
+        ).config.prediction_type
+        == expected
+    )
 
 
 # ---- noise
@@ -146,12 +168,16 @@ def test_multi_resolution_noise_has_unit_deviation_and_more_at_coarse_scales():
     torch.testing.assert_close(made.std(dim=(1, 2, 3)), torch.ones(16))
     coarse = torch.nn.functional.avg_pool2d
     assert coarse(made, 16).std() > 3 * coarse(fine, 16).std()
-    assert torch.equal(noise.with_coarser(fine, 6, 0.5, seeded(1)), noise.with_coarser(fine, 6, 0.5, seeded(1)))
+    assert torch.equal(
+        noise.with_coarser(fine, 6, 0.5, seeded(1)), noise.with_coarser(fine, 6, 0.5, seeded(1))
+    )
 
 
 def test_without_discount_multi_resolution_noise_is_the_noise_itself():
     fine = torch.randn(2, 4, 16, 16, generator=seeded())
-    torch.testing.assert_close(noise.with_coarser(fine, 4, 0.0, seeded()), fine / fine.std(dim=(1, 2, 3), keepdim=True))
+    torch.testing.assert_close(
+        noise.with_coarser(fine, 4, 0.0, seeded()), fine / fine.std(dim=(1, 2, 3), keepdim=True)
+    )
 
 
 def test_input_perturbation_adds_noise_that_the_target_does_not_know():
@@ -171,12 +197,15 @@ def test_input_perturbation_adds_noise_that_the_target_does_not_know():
     [
         ({}, lambda u: u),
         ({"timestep_distribution": "logit_normal"}, lambda u: _normal_below(math.log(u / (1 - u)))),
-        ({"timestep_distribution": "logit_normal", "timestep_location": -1.0, "timestep_scale": 0.5}, lambda u: _normal_below((math.log(u / (1 - u)) + 1) / 0.5)),
+        (
+            {"timestep_distribution": "logit_normal", "timestep_location": -1.0, "timestep_scale": 0.5},
+            lambda u: _normal_below((math.log(u / (1 - u)) + 1) / 0.5),
+        ),
         ({"timestep_distribution": "cubic_low"}, lambda u: u ** (1 / 3)),
         ({"timestep_distribution": "cubic_high"}, lambda u: 1 - (1 - u) ** (1 / 3)),
     ],
     ids=["uniform", "logit_normal", "moved", "cubic_low", "cubic_high"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("low, high", [(0, 999), (200, 599)])
 def test_noise_levels_follow_their_distribution(settings: dict, share_below, low: int, high: int):
     drawn = objective(**settings, timestep_min=low, timestep_max=high).timesteps(40_000, seeded()).float()
@@ -220,8 +249,12 @@ def test_delta_follows_its_schedule():
     exponential = objective(huber_schedule="exponential", huber_delta=0.1).delta(torch.tensor([0, 500, 999]))
     assert exponential.tolist() == pytest.approx([1.0, math.sqrt(0.1), 0.1**0.999])
     sigma = ((1 - ALPHAS[LEVELS]) / ALPHAS[LEVELS]).sqrt()
-    torch.testing.assert_close(objective(huber_schedule="snr", huber_delta=0.1).delta(LEVELS), 0.9 / (1 + sigma) ** 2 + 0.1)
-    assert torch.equal(objective(huber_schedule="constant", huber_delta=0.3).delta(LEVELS), torch.full((5,), 0.3))
+    torch.testing.assert_close(
+        objective(huber_schedule="snr", huber_delta=0.1).delta(LEVELS), 0.9 / (1 + sigma) ** 2 + 0.1
+    )
+    assert torch.equal(
+        objective(huber_schedule="constant", huber_delta=0.3).delta(LEVELS), torch.full((5,), 0.3)
+    )
 
 
 def test_a_masked_loss_counts_only_where_the_mask_is():

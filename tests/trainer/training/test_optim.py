@@ -26,11 +26,16 @@ HERE = [name for name in OPTIMIZERS if name != "adamw8bit"]  # which needs a CUD
 
 
 def config_of(optimizer: str, **settings) -> TrainConfig:
-    more = {"schedulefree": {"schedule": "constant"}, "custom": {"optimizer_class": "pytorch_optimizer.AdaBelief"}}.get(optimizer, {})
+    more = {
+        "schedulefree": {"schedule": "constant"},
+        "custom": {"optimizer_class": "pytorch_optimizer.AdaBelief"},
+    }.get(optimizer, {})
     return TrainConfig(optimizer=optimizer, **{**more, **settings})
 
 
-def regression(optimizer_config: TrainConfig, steps: int, rate: float) -> tuple[list[float], torch.nn.Parameter, torch.optim.Optimizer]:
+def regression(
+    optimizer_config: TrainConfig, steps: int, rate: float
+) -> tuple[list[float], torch.nn.Parameter, torch.optim.Optimizer]:
     """Losses of fitting a 4 x 6 matrix, whose starting loss is 1."""
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.nn.Parameter(torch.zeros(4, 6)), torch.randn(64, 6, generator=generator)
@@ -84,13 +89,17 @@ def test_lion_moves_by_the_sign_of_its_momentum():
 
 
 def test_optimizer_arguments_reach_the_optimizer():
-    _, _, optimizer = regression(config_of("adamw", optimizer_args=("betas=(0.5, 0.6)", "eps = 1e-3", "amsgrad=True")), 1, 0.1)
+    _, _, optimizer = regression(
+        config_of("adamw", optimizer_args=("betas=(0.5, 0.6)", "eps = 1e-3", "amsgrad=True")), 1, 0.1
+    )
     group = optimizer.param_groups[0]
     assert (group["betas"], group["eps"], group["amsgrad"]) == ((0.5, 0.6), 1e-3, True)
 
 
 def test_a_custom_class_takes_rate_decay_and_arguments():
-    config = config_of("custom", optimizer_class="torch.optim.SGD", optimizer_args=("momentum=0.9",), weight_decay=0.3)
+    config = config_of(
+        "custom", optimizer_class="torch.optim.SGD", optimizer_args=("momentum=0.9",), weight_decay=0.3
+    )
     optimizer = build_optimizer(config, [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 0.7}], CPU)
     group = optimizer.param_groups[0]
     assert type(optimizer) is torch.optim.SGD
@@ -110,7 +119,9 @@ def test_a_custom_class_takes_rate_decay_and_arguments():
 )
 def test_an_optimizer_that_can_not_be_built_says_what_to_do(settings: dict, words: str):
     with pytest.raises(ConfigError, match=words):
-        build_optimizer(TrainConfig(**settings), [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1}], CPU)
+        build_optimizer(
+            TrainConfig(**settings), [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1}], CPU
+        )
 
 
 @pytest.mark.parametrize(
@@ -160,16 +171,30 @@ def scheduled(make) -> list[float]:
     [
         ({"schedule": "linear"}, lambda o: transformers.get_linear_schedule_with_warmup(o, 20, 100)),
         ({"schedule": "cosine"}, lambda o: transformers.get_cosine_schedule_with_warmup(o, 20, 100)),
-        ({"schedule": "cosine_with_restarts", "restarts": 2}, lambda o: transformers.get_cosine_with_hard_restarts_schedule_with_warmup(o, 20, 100, 2)),
-        ({"schedule": "polynomial", "schedule_power": 3.0, "min_rate": 0.1},
-         lambda o: transformers.get_polynomial_decay_schedule_with_warmup(o, 20, 100, lr_end=0.1, power=3.0)),
+        (
+            {"schedule": "cosine_with_restarts", "restarts": 2},
+            lambda o: transformers.get_cosine_with_hard_restarts_schedule_with_warmup(o, 20, 100, 2),
+        ),
+        (
+            {"schedule": "polynomial", "schedule_power": 3.0, "min_rate": 0.1},
+            lambda o: transformers.get_polynomial_decay_schedule_with_warmup(
+                o, 20, 100, lr_end=0.1, power=3.0
+            ),
+        ),
         ({"schedule": "inverse_sqrt"}, lambda o: transformers.get_inverse_sqrt_schedule(o, 20)),
-        ({"schedule": "cosine", "min_rate": 0.2}, lambda o: transformers.get_cosine_with_min_lr_schedule_with_warmup(o, 20, 100, min_lr_rate=0.2)),
-        ({"schedule": "wsd", "decay_share": 0.3},
-         lambda o: transformers.get_wsd_schedule(o, num_warmup_steps=20, num_decay_steps=30, num_stable_steps=50, decay_type="1-sqrt")),
+        (
+            {"schedule": "cosine", "min_rate": 0.2},
+            lambda o: transformers.get_cosine_with_min_lr_schedule_with_warmup(o, 20, 100, min_lr_rate=0.2),
+        ),
+        (
+            {"schedule": "wsd", "decay_share": 0.3},
+            lambda o: transformers.get_wsd_schedule(
+                o, num_warmup_steps=20, num_decay_steps=30, num_stable_steps=50, decay_type="1-sqrt"
+            ),
+        ),
     ],
     ids=lambda value: value["schedule"] if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_after_warm_up_schedules_equal_those_of_transformers(settings: dict, make):
     assert factors(**settings)[20:] == pytest.approx(scheduled(make)[20:], abs=1e-9)
 
@@ -196,7 +221,9 @@ def small_adapter() -> tuple[Adapter, torch.nn.Module]:
     return adapter, model
 
 
-def trained(adapter: Adapter, model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: Average, steps: int) -> None:
+def trained(
+    adapter: Adapter, model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: Average, steps: int
+) -> None:
     for _ in range(steps):
         model(torch.ones(2, 4)).square().sum().backward()
         optimizer.step()
@@ -212,7 +239,9 @@ def test_the_average_is_an_exponential_one_that_forgets_the_start():
     for step in range(1, 6):
         trained(adapter, model, optimizer, average, 1)
         decay = min(0.3, step / (9 + step)) if step > 1 else 0.0
-        expected = {name: decay * old + (1 - decay) * adapter.tensors()[name] for name, old in expected.items()}
+        expected = {
+            name: decay * old + (1 - decay) * adapter.tensors()[name] for name, old in expected.items()
+        }
     averaged = average.tensors()
     assert averaged is not None
     for name, tensor in averaged.items():
@@ -238,7 +267,9 @@ def test_showing_the_average_leaves_the_trained_weights_as_they_were(kind: str):
 
 def test_schedulefree_shows_the_weights_that_its_evaluation_mode_recommends():
     adapter, model = small_adapter()
-    optimizer = build_optimizer(config_of("schedulefree"), [{"params": adapter.parameters(), "lr": 0.05}], CPU)
+    optimizer = build_optimizer(
+        config_of("schedulefree"), [{"params": adapter.parameters(), "lr": 0.05}], CPU
+    )
     average = Average(adapter, optimizer, 0.0)
     trained(adapter, model, optimizer, average, 5)
     y, z = adapter.parameters()[1].detach().clone(), optimizer.state[adapter.parameters()[1]]["z"]
@@ -261,12 +292,24 @@ def test_a_vectors_state_is_kept_by_matrix_and_put_back_from_either(name: str):
         adapter.changed()
         adapter.zero_grad()
     kept = split_state(optimizer, adapter.flats)
-    order = [parameter for flat in adapter.flats for parameter in (layer.tensors()[role] for layer, role in flat.masters)]
-    assert sum(len(group["params"]) for group in kept["param_groups"]) == len(order) == len(adapter.parameters())
+    order = [
+        parameter
+        for flat in adapter.flats
+        for parameter in (layer.tensors()[role] for layer, role in flat.masters)
+    ]
+    assert (
+        sum(len(group["params"]) for group in kept["param_groups"]) == len(order) == len(adapter.parameters())
+    )
     # Over the matrices themselves it is a state like any other.
-    by_matrix = build_optimizer(config, [{"params": order, "lr": group["lr"]} for group in parameter_groups_of_matrices(adapter)], CPU)
+    by_matrix = build_optimizer(
+        config, [{"params": order, "lr": group["lr"]} for group in parameter_groups_of_matrices(adapter)], CPU
+    )
     by_matrix.load_state_dict(copy.deepcopy(kept))
-    longs = [key for key, value in optimizer.state[adapter.vectors()[0]].items() if getattr(value, "numel", lambda: 1)() > 1]
+    longs = [
+        key
+        for key, value in optimizer.state[adapter.vectors()[0]].items()
+        if getattr(value, "numel", lambda: 1)() > 1
+    ]
     assert longs and all(by_matrix.state[order[0]][key].shape[-2:] == order[0].shape[-2:] for key in longs)
     # And back again, to the bit.
     again = build_optimizer(config, [{"params": [vector], "lr": 1e-3} for vector in adapter.vectors()], CPU)
@@ -277,4 +320,7 @@ def test_a_vectors_state_is_kept_by_matrix_and_put_back_from_either(name: str):
 
 
 def parameter_groups_of_matrices(adapter: Adapter) -> list[dict]:
-    return [{"params": [layer.tensors()[role] for layer, role in flat.masters], "lr": 1e-3} for flat in adapter.flats]
+    return [
+        {"params": [layer.tensors()[role] for layer, role in flat.masters], "lr": 1e-3}
+        for flat in adapter.flats
+    ]

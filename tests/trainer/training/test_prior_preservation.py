@@ -13,7 +13,11 @@ from trainer.training.text_conditioning import Texts
 
 def test_chosen_rows_are_taught_the_untouched_bases_answer_and_the_others_their_own():
     base, cpu = open_base("tiny-sdxl", MODELS), torch.device("cpu")
-    unet, encoders, tokenizers = base.unet(cpu, torch.float32), base.text_encoders(cpu, torch.float32), base.tokenizers()
+    unet, encoders, tokenizers = (
+        base.unet(cpu, torch.float32),
+        base.text_encoders(cpu, torch.float32),
+        base.tokenizers(),
+    )
     draws = torch.Generator().manual_seed(0)
     noisy = torch.randn(3, unet.config.in_channels, 16, 16, generator=draws)
     steps, time_ids = torch.tensor([10, 400, 900]), torch.tensor([[128.0, 128, 0, 0, 128, 128]]).repeat(3, 1)
@@ -34,7 +38,15 @@ def test_chosen_rows_are_taught_the_untouched_bases_answer_and_the_others_their_
         changed = unet(noisy, steps, text.text_NTD, added_cond_kwargs=added).sample
     texts = Texts({}, encoders, tokenizers, are_trained=True)
     taught = with_base_answers(
-        answer, [False, True, True], prompts, unet=unet, adapter=adapter, texts=texts, noisy_NCHW=noisy, timestep_N=steps, time_ids=time_ids
+        answer,
+        [False, True, True],
+        prompts,
+        unet=unet,
+        adapter=adapter,
+        texts=texts,
+        noisy_NCHW=noisy,
+        timestep_N=steps,
+        time_ids=time_ids,
     )
     assert torch.equal(taught[0], answer[0])
     torch.testing.assert_close(taught[1:], untouched[1:], atol=1e-4, rtol=1e-4)

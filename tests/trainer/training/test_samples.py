@@ -18,17 +18,28 @@ pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
 def requests(*prompts: str, **settings):
-    return sample_requests(TrainConfig(sample_prompts=prompts, **settings), scan(INK), open_base("tiny-sdxl", MODELS))
+    return sample_requests(
+        TrainConfig(sample_prompts=prompts, **settings), scan(INK), open_base("tiny-sdxl", MODELS)
+    )
 
 
 def test_flags_are_read_as_kohya_writes_them():
     text, facts = parsed("a cat --n blurry, grey --w 832 --h 1216 --d 7 --l 6.5 --s 24")
     assert text == "a cat"
-    assert facts == {"negative": "blurry, grey", "width": 832, "height": 1216, "seed": 7, "guidance": 6.5, "steps": 24}
+    assert facts == {
+        "negative": "blurry, grey",
+        "width": 832,
+        "height": 1216,
+        "seed": 7,
+        "guidance": 6.5,
+        "steps": 24,
+    }
 
 
 @given(
-    st.text(alphabet="abc ,.-", max_size=30).filter(lambda text: " --" not in f" {text}"), st.integers(0, 2**31 - 1), st.integers(1, 200)
+    st.text(alphabet="abc ,.-", max_size=30).filter(lambda text: " --" not in f" {text}"),
+    st.integers(0, 2**31 - 1),
+    st.integers(1, 200),
 )
 def test_any_prompt_keeps_its_words_and_flags(text: str, seed: int, steps: int):
     assert parsed(f"{text} --d {seed} --s {steps}") == (text.strip(), {"seed": seed, "steps": steps})
@@ -58,7 +69,11 @@ def test_prompts_without_flags_are_drawn_together_and_each_has_its_own_seed():
 
 def test_samples_come_every_so_many_steps_or_epochs():
     def steps(config: TrainConfig, per_epoch: int = 4) -> list[int]:
-        return [step for step in range(1, 13) if sample_is_due(config, step, (step - 1) // per_epoch, step // per_epoch)]
+        return [
+            step
+            for step in range(1, 13)
+            if sample_is_due(config, step, (step - 1) // per_epoch, step // per_epoch)
+        ]
 
     assert steps(TrainConfig()) == []
     assert steps(TrainConfig(sample_every=5)) == [5, 10]
@@ -68,5 +83,13 @@ def test_samples_come_every_so_many_steps_or_epochs():
 
 def test_a_prompt_file_with_a_mistake_leaves_no_run_behind(tmp_path):
     (tmp_path / "prompts.txt").write_text("# mine\na star --s 2\na cat --w 100\n")
-    done = trainer("train", INK, "--output", tmp_path / "run", "--sample-prompt-file", tmp_path / "prompts.txt", check=False)
+    done = trainer(
+        "train",
+        INK,
+        "--output",
+        tmp_path / "run",
+        "--sample-prompt-file",
+        tmp_path / "prompts.txt",
+        check=False,
+    )
     assert done.returncode == 1 and "multiples of" in done.stderr and not (tmp_path / "run").exists()

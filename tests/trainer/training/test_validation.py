@@ -34,8 +34,14 @@ def measured(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> run.
     (folder / ".cache").symlink_to(warm_cache)
     made = make(
         folder / "run",
-        steps=8, validation_share=0.1, validation_every=1, learning_rate=0.3, warmup_steps=4, keep_checkpoints=1, log_with="tensorboard",
-    )  # fmt: skip
+        steps=8,
+        validation_share=0.1,
+        validation_every=1,
+        learning_rate=0.3,
+        warmup_steps=4,
+        keep_checkpoints=1,
+        log_with="tensorboard",
+    )
     assert train(made, MODELS) == "finished"
     return made
 
@@ -62,7 +68,9 @@ def test_the_page_is_given_the_curve_and_the_advice(measured: run.Run):
     said = events.read(measured.events)[0]
     view = events.fold(events.View(), [*said, {"kind": "ended", "how": "finished"}])
     assert [step for step, _ in view.validation] == list(range(9))
-    assert "at strength" in view.advice and f"Advice: {view.advice}." in status_words(standing_of(view, False, None), Words())
+    assert "at strength" in view.advice and f"Advice: {view.advice}." in status_words(
+        standing_of(view, False, None), Words()
+    )
     again = events.fold(view, [{"kind": "validation", "step": 5, "loss": 0.5}])  # resumed from step 4
     assert again.validation == (*view.validation[:5], (5, 0.5))
 
@@ -70,25 +78,33 @@ def test_the_page_is_given_the_curve_and_the_advice(measured: run.Run):
 def test_training_too_far_is_told_once_and_the_best_weights_are_kept(measured: run.Run):
     best = told(measured, "advice")[0]["step"]
     assert best < 8
-    warnings = [event["message"] for event in told(measured, "problem") if "learnt by heart" in event["message"]]
+    warnings = [
+        event["message"] for event in told(measured, "problem") if "learnt by heart" in event["message"]
+    ]
     assert len(warnings) == 1 and f"step {best}:" in warnings[0]
     assert {path.name for path in state.checkpoints(measured)} == {"step-8", f"step-{best}"}
     kept = load_file(measured.path / f"lora-step-{best}.safetensors")
     checkpoint = load_file(measured.checkpoints / f"step-{best}" / "adapter.safetensors")
     ups = [tensor.half() for name, tensor in checkpoint.items() if name.endswith(".up")]
     in_file = [tensor for name, tensor in kept.items() if name.endswith("lora_up.weight")]
-    assert len(ups) == len(in_file) and all(any(torch.equal(up, tensor) for tensor in in_file) for up in ups[:5])
+    assert len(ups) == len(in_file) and all(
+        any(torch.equal(up, tensor) for tensor in in_file) for up in ups[:5]
+    )
 
 
 def test_tensorboard_shows_loss_rate_and_validation(measured: run.Run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (folder,) = {
-        path.parent for path in measured.path.rglob("events.out.tfevents*") if len(path.parent.relative_to(measured.path).parts) == 1
+        path.parent
+        for path in measured.path.rglob("events.out.tfevents*")
+        if len(path.parent.relative_to(measured.path).parts) == 1
     }
     shown = EventAccumulator(str(folder)).Reload()
     losses = {event.step: event.value for event in shown.Scalars("loss")}
-    assert losses == pytest.approx({event["step"]: event["loss"] for event in told(measured, "step")}, rel=1e-5)
+    assert losses == pytest.approx(
+        {event["step"]: event["loss"] for event in told(measured, "step")}, rel=1e-5
+    )
     assert [event.step for event in shown.Scalars("validation_loss")] == list(range(1, 9))
     assert len(shown.Scalars("learning_rate")) == 8
 
@@ -104,7 +120,9 @@ def test_tensorboard_shows_loss_rate_and_validation(measured: run.Run):
         ([0.5, 0.6, 0.7, 0.8], 0),
     ],
 )
-def test_three_measurements_notably_above_the_lowest_mean_training_too_far(losses: list[float], since: int | None):
+def test_three_measurements_notably_above_the_lowest_mean_training_too_far(
+    losses: list[float], since: int | None
+):
     assert overtrained_since(dict(enumerate(losses))) == since
 
 
@@ -120,7 +138,9 @@ def test_a_share_is_set_aside_spread_over_the_set(share: float, count: int):
 def test_a_folder_can_be_set_aside_instead(tmp_path: Path):
     shutil.copy(INK / "owl.png", tmp_path)
     manifest = with_named(scan(INK), TrainConfig(validation_folder=str(tmp_path), trigger="ink"))
-    assert [(item.name, item.caption) for item in manifest.set_aside] == [("owl.png", "ink")] and len(manifest.trained) == 24
+    assert [(item.name, item.caption) for item in manifest.set_aside] == [("owl.png", "ink")] and len(
+        manifest.trained
+    ) == 24
 
 
 def test_what_can_not_be_set_aside_is_refused(tmp_path: Path):
@@ -134,6 +154,8 @@ def test_what_can_not_be_set_aside_is_refused(tmp_path: Path):
 def test_a_loss_that_is_no_number_counts_as_the_worst(tmp_path, monkeypatch):
     """A rate far too high once ended the run with a fault of the event log."""
     made = make(tmp_path / "run", steps=2, validation_share=0.1, validation_every=1)
-    monkeypatch.setattr("trainer.training.validation.Validation._error", lambda self, number: torch.tensor([float("inf")]))
+    monkeypatch.setattr(
+        "trainer.training.validation.Validation._error", lambda self, number: torch.tensor([float("inf")])
+    )
     assert train(made, MODELS) == "finished"
     assert {event["loss"] for event in told(made, "validation")} == {WORST}

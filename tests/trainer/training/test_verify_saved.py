@@ -29,7 +29,14 @@ def said(made: run.Run, kind: str) -> list[dict]:
 
 def test_every_training_says_which_tools_take_its_file(ink_run: Path):
     (checked,) = said(run.Run(ink_run), "checked")
-    assert {tool.split()[0] for tool in checked["takes"]} == {"A1111", "Forge", "ComfyUI", "InvokeAI", "sd-scripts", "diffusers"}
+    assert {tool.split()[0] for tool in checked["takes"]} == {
+        "A1111",
+        "Forge",
+        "ComfyUI",
+        "InvokeAI",
+        "sd-scripts",
+        "diffusers",
+    }
     assert checked["difference"] < 1
 
 
@@ -44,7 +51,9 @@ def saved(tmp_path: Path):
     adapter.start(0)
     with torch.no_grad():
         for number, parameter in enumerate(adapter.parameters()):
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)), alpha=0.1)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)), alpha=0.1
+            )
     save_lora(made.lora_file, adapter, {"ss_base_model_version": "sdxl_base_v1-0"})
     texts = Texts({}, base.text_encoders(CPU, torch.float32), base.tokenizers())
     sampler = Sampler(made, config, base, [(0, Request(prompts=("a cat",), steps=4))], unet, adapter, texts)

@@ -14,7 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.conftest import MODELS
-from tests.trainer.lora_file.lora_samples import ATTENTION, assert_same, by_command_line, changes_of, shape_of, write_lora
+from tests.trainer.lora_file.lora_samples import (
+    ATTENTION,
+    assert_same,
+    by_command_line,
+    changes_of,
+    shape_of,
+    write_lora,
+)
 from trainer.errors import LoraFileError, RunError
 from trainer.headers.edit_metadata import Label, relabel
 from trainer.headers.lora import recognise
@@ -37,27 +44,41 @@ def made(folder: Path, **job) -> tuple[str, dict]:
 
 @given(
     changes=st.dictionaries(
-        st.sampled_from(["modelspec.title", "ss_training_comment", "x"]), st.none() | st.text(st.characters(codec="utf-8"), max_size=60)
+        st.sampled_from(["modelspec.title", "ss_training_comment", "x"]),
+        st.none() | st.text(st.characters(codec="utf-8"), max_size=60),
     ),
     rank=st.sampled_from([1, 2000]),
 )
 def test_relabelling_keeps_every_tensor_and_renews_the_hashes(changes, rank: int, tmp_path_factory):
     path = tmp_path_factory.mktemp("label") / "a.safetensors"
-    write_lora(path, PLACE, rank=lambda n: rank)  # of rank 2000 it is long enough for the old hash to see tensors
+    write_lora(
+        path, PLACE, rank=lambda n: rank
+    )  # of rank 2000 it is long enough for the old hash to see tensors
     tensors = load_file(path)
     facts = relabel(path, {"sshs_legacy_hash": "stale"})
     facts = relabel(path, changes)
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == facts
-        assert set(file.keys()) == set(tensors) and all(torch.equal(file.get_tensor(key), tensors[key]) for key in tensors)
-    expected = with_hashes(tensors, {key: value for key, value in facts.items() if not key.startswith("sshs_")})
+        assert set(file.keys()) == set(tensors) and all(
+            torch.equal(file.get_tensor(key), tensors[key]) for key in tensors
+        )
+    expected = with_hashes(
+        tensors, {key: value for key, value in facts.items() if not key.startswith("sshs_")}
+    )
     assert facts["sshs_legacy_hash"] == expected["sshs_legacy_hash"]
 
 
 def test_a_label_comes_back_as_it_was_written(tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", PLACE)
     label = Label(
-        title="Tinte", author="A", licence="CC0-1.0", description="two\nlines", tags="ink, wash", trigger="inkk", weight=0.8, own_work=True
+        title="Tinte",
+        author="A",
+        licence="CC0-1.0",
+        description="two\nlines",
+        tags="ink, wash",
+        trigger="inkk",
+        weight=0.8,
+        own_work=True,
     )
     facts = relabel(tmp_path / "a.safetensors", label.changes())
     assert Label.of(recognise(tmp_path / "a.safetensors").metadata) == label
@@ -69,9 +90,16 @@ def test_the_command_line_says_and_changes_what_a_file_tells(tmp_path: Path, mon
     file = tmp_path / "a.safetensors"
     write_lora(file, PLACE)
     before = load_file(file)
-    assert by_command_line(["lora", "label", file, "--title", " Tinte ", "--weight", 0.8, "--own-work"], monkeypatch, capsys)[0] == 0
+    assert (
+        by_command_line(
+            ["lora", "label", file, "--title", " Tinte ", "--weight", 0.8, "--own-work"], monkeypatch, capsys
+        )[0]
+        == 0
+    )
     status, said, _ = by_command_line(["lora", "label", file, "--author", "A"], monkeypatch, capsys)
-    assert status == 0 and {"title: Tinte", "author: A", "weight: 0.8", "own work: True"} <= set(said.splitlines())
+    assert status == 0 and {"title: Tinte", "author: A", "weight: 0.8", "own work: True"} <= set(
+        said.splitlines()
+    )
     by_command_line(["lora", "label", file, "--title", "", "--no-own-work"], monkeypatch, capsys)
     assert Label.of(recognise(file).metadata) == Label(author="A", weight=0.8)
     kept = file.read_bytes()
@@ -80,11 +108,17 @@ def test_the_command_line_says_and_changes_what_a_file_tells(tmp_path: Path, mon
     assert all(torch.equal(tensor, load_file(file)[name]) for name, tensor in before.items())
 
 
-@pytest.mark.parametrize(("title", "why"), [("a\0b", "no text"), ("a\udcff", "no text"), ("x" * 2001, "at most 2000")])
-def test_words_that_no_file_can_hold_are_refused_by_their_name(title: str, why: str, tmp_path: Path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("title", "why"), [("a\0b", "no text"), ("a\udcff", "no text"), ("x" * 2001, "at most 2000")]
+)
+def test_words_that_no_file_can_hold_are_refused_by_their_name(
+    title: str, why: str, tmp_path: Path, monkeypatch, capsys
+):
     write_lora(tmp_path / "a.safetensors", PLACE)
     before = (tmp_path / "a.safetensors").read_bytes()
-    status, _, err = by_command_line(["lora", "label", tmp_path / "a.safetensors", "--title", title], monkeypatch, capsys)
+    status, _, err = by_command_line(
+        ["lora", "label", tmp_path / "a.safetensors", "--title", title], monkeypatch, capsys
+    )
     assert status == 1 and err.startswith("impasto: title ") and why in err and err.count("\n") == 1
     assert (tmp_path / "a.safetensors").read_bytes() == before
 
@@ -93,7 +127,9 @@ def test_what_is_no_lora_is_not_relabelled(tmp_path: Path):
     (tmp_path / "a.safetensors").write_bytes(b"PK\3\4 no lora")
     with pytest.raises(LoraFileError):
         relabel(tmp_path / "a.safetensors", {"x": "y"})
-    assert (tmp_path / "a.safetensors").read_bytes() == b"PK\3\4 no lora" and not list(tmp_path.glob(".tmp-*"))
+    assert (tmp_path / "a.safetensors").read_bytes() == b"PK\3\4 no lora" and not list(
+        tmp_path.glob(".tmp-*")
+    )
 
 
 def test_the_last_checkpoint_gives_the_file_that_the_training_wrote(ink_run: Path, tmp_path: Path):
@@ -101,18 +137,27 @@ def test_the_last_checkpoint_gives_the_file_that_the_training_wrote(ink_run: Pat
     file_of_checkpoint(run, 12, tmp_path / "a.safetensors", MODELS)
     ours, theirs = load_file(tmp_path / "a.safetensors"), load_file(run.lora_file)
     assert set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert recognise(tmp_path / "a.safetensors").metadata["sshs_model_hash"] == recognise(run.lora_file).metadata["sshs_model_hash"]
+    assert (
+        recognise(tmp_path / "a.safetensors").metadata["sshs_model_hash"]
+        == recognise(run.lora_file).metadata["sshs_model_hash"]
+    )
     with pytest.raises(RunError, match="step 7"):
         file_of_checkpoint(run, 7, tmp_path / "b.safetensors", MODELS)
 
 
-def test_the_chosen_checkpoint_becomes_a_checked_file_with_its_preferred_weight(ink_run: Path, tmp_path: Path):
+def test_the_chosen_checkpoint_becomes_a_checked_file_with_its_preferred_weight(
+    ink_run: Path, tmp_path: Path
+):
     shutil.copytree(ink_run, tmp_path / "ink")
     how, _ = made(tmp_path / "job", tool="choose", run=str(tmp_path / "ink"), step=10, strength=0.8)
     choice = json.loads((tmp_path / "ink" / "choice.json").read_text())
     assert how == "finished" and choice["file"] == "ink-10.safetensors" and "ComfyUI 0.3" in choice["takes"]
     facts = recognise(tmp_path / "ink" / "ink-10.safetensors").metadata
-    assert Label.of(facts).weight == 0.8 and facts["ss_steps"] == "10" and facts["modelspec.trigger_phrase"] == "ink"
+    assert (
+        Label.of(facts).weight == 0.8
+        and facts["ss_steps"] == "10"
+        and facts["modelspec.trigger_phrase"] == "ink"
+    )
     # Marked again, the last step's file is the training's own, not a copy of it.
     made(tmp_path / "again", tool="choose", run=str(tmp_path / "ink"), step=12, strength=1.0)
     assert json.loads((tmp_path / "ink" / "choice.json").read_text())["file"] == "ink.safetensors"
@@ -123,13 +168,23 @@ def test_files_are_merged_resized_converted_and_checked_into_entries(tmp_path: P
     changes = [write_lora(path, PLACE, seed=seed, rank=lambda n: 4) for seed, path in enumerate((a, b))]
     out = {tool: str(tmp_path / tool / f"{tool}.safetensors") for tool in ("merge", "resize", "convert")}
     assert (
-        made(tmp_path / "1", tool="merge", terms=[[str(a), 0.5], [str(b), -1.0]], method="concat", rank=0, out=out["merge"])[0]
+        made(
+            tmp_path / "1",
+            tool="merge",
+            terms=[[str(a), 0.5], [str(b), -1.0]],
+            method="concat",
+            rank=0,
+            out=out["merge"],
+        )[0]
         == "finished"
     )
     expected = {place: 0.5 * changes[0][place] - changes[1][place] for place in PLACE}
     assert_same(changes_of(Path(out["merge"])), expected)
     assert made(tmp_path / "2", tool="resize", source=str(a), rank=2, out=out["resize"])[0] == "finished"
-    assert made(tmp_path / "3", tool="convert", source=str(a), form="diffusers", out=out["convert"])[0] == "finished"
+    assert (
+        made(tmp_path / "3", tool="convert", source=str(a), form="diffusers", out=out["convert"])[0]
+        == "finished"
+    )
     entry = json.loads((tmp_path / "merge" / "entry.json").read_text())
     assert entry["origin"] == "merge" and entry["of"] == ["a", "b"] and "A1111 1.10" in entry["takes"]
 
@@ -142,7 +197,11 @@ def test_work_that_fails_says_why_and_leaves_nothing(tmp_path: Path):
         "method": "concat",
     }
     how, last = made(tmp_path / "job", **job, out=str(tmp_path / "new" / "new.safetensors"))
-    assert how == "failed" and "gone.safetensors does not exist" in last["message"] and not (tmp_path / "new").exists()
+    assert (
+        how == "failed"
+        and "gone.safetensors does not exist" in last["message"]
+        and not (tmp_path / "new").exists()
+    )
 
 
 def test_an_imported_file_with_values_that_are_no_numbers_is_told_of(tmp_path: Path):

@@ -55,7 +55,9 @@ def door(home: Path) -> Guard:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(accounts, "_N", 2**10)  # the hash says its own cost; a quarter of a second each is for attackers
+    monkeypatch.setattr(
+        accounts, "_N", 2**10
+    )  # the hash says its own cost; a quarter of a second each is for attackers
     accounts._nobodys.cache_clear()
     add_user(tmp_path / "users.toml", "ana", ANA["password"])
     return tmp_path
@@ -73,11 +75,16 @@ def test_a_password_is_kept_as_scrypt_of_a_salt_of_its_own():
     one, two = hash_password("vermilion"), hash_password("vermilion")
     _, n, r, p, salt, kept = one.split("$")
     assert one != two and "vermilion" not in one and int(n) * int(r) * 128 >= 32 * 2**20
-    made = hashlib.scrypt(b"vermilion", salt=base64.b64decode(salt), n=int(n), r=int(r), p=int(p), maxmem=2**27, dklen=32)
+    made = hashlib.scrypt(
+        b"vermilion", salt=base64.b64decode(salt), n=int(n), r=int(r), p=int(p), maxmem=2**27, dklen=32
+    )
     assert base64.b64decode(kept) == made and fits("vermilion", one)
 
 
-@pytest.mark.parametrize("kept", ["", "plain", "md5$1$2$3$4$5", "scrypt$3$8$1$AA==$AA==", "scrypt$x$8$1$AA==$AA==", "scrypt$1024$8$1$*$*"])
+@pytest.mark.parametrize(
+    "kept",
+    ["", "plain", "md5$1$2$3$4$5", "scrypt$3$8$1$AA==$AA==", "scrypt$x$8$1$AA==$AA==", "scrypt$1024$8$1$*$*"],
+)
 def test_a_damaged_hash_lets_nobody_in(kept: str):
     assert not fits("", kept) and not fits("plain", kept)
 
@@ -88,7 +95,12 @@ def test_a_users_name_is_a_safe_folder_name_or_refused(text: str):
         name = user_name(text)
     except AccountError:
         return
-    assert not set(name) & set('/\\:*?"<>|\0\n ') and name[0] not in "._-" and user_name(name) == name and len(name) <= 40
+    assert (
+        not set(name) & set('/\\:*?"<>|\0\n ')
+        and name[0] not in "._-"
+        and user_name(name) == name
+        and len(name) <= 40
+    )
 
 
 def test_a_user_is_one_in_any_spelling(home: Path):
@@ -102,7 +114,11 @@ def test_a_user_is_one_in_any_spelling(home: Path):
 
 def test_an_unknown_user_costs_as_much_as_a_wrong_password(home: Path, monkeypatch: pytest.MonkeyPatch):
     users, spent = Accounts(home / "users.toml"), []
-    monkeypatch.setattr(hashlib, "scrypt", lambda *a, real=hashlib.scrypt, **k: spent.append((k["n"], k["r"], k["p"])) or real(*a, **k))
+    monkeypatch.setattr(
+        hashlib,
+        "scrypt",
+        lambda *a, real=hashlib.scrypt, **k: spent.append((k["n"], k["r"], k["p"])) or real(*a, **k),
+    )
     for name in ("ana", "nobody", "", "a/b", "x" * 500):
         accounts._nobodys()
         spent.clear()
@@ -142,7 +158,10 @@ def test_guesses_that_must_wait_are_not_compared(client: TestClient, monkeypatch
     said = [client.post("/login", data={"username": "ana", "password": f"guess {i}"}) for i in range(12)]
     assert len(reached) == 5 and [answer.status_code for answer in said] == [401] * 5 + [429] * 7
     assert int(said[-1].headers["retry-after"]) > 20 and "Wait" in said[-1].json()["message"]
-    others = [client.post("/login", data={"username": f"user{i}", "password": "guess"}).status_code for i in range(50)]
+    others = [
+        client.post("/login", data={"username": f"user{i}", "password": "guess"}).status_code
+        for i in range(50)
+    ]
     assert others.count(401) <= 20  # nor does going through the names help
 
 
@@ -177,7 +196,10 @@ def test_a_session_outlives_the_server_and_only_its_hash_is_kept(tmp_path: Path)
     assert Sessions(tmp_path / "s.sqlite3").user(token) == ("ana", "f")
     assert token.encode() not in (tmp_path / "s.sqlite3").read_bytes()
     with sqlite3.connect(tmp_path / "s.sqlite3") as rows:
-        assert rows.execute("SELECT token FROM sessions").fetchone()[0] == hashlib.sha256(token.encode()).digest()
+        assert (
+            rows.execute("SELECT token FROM sessions").fetchone()[0]
+            == hashlib.sha256(token.encode()).digest()
+        )
     assert Sessions(tmp_path / "s.sqlite3")._rows.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
 
 
@@ -215,14 +237,23 @@ def test_a_user_logs_in_by_a_form_and_out_by_a_post(client: TestClient, home: Pa
     answer = client.post("/login", data=ANA, headers=BROWSER)
     cookie = answer.headers["set-cookie"]
     assert answer.status_code == 303 and answer.headers["location"] == "/"
-    assert "HttpOnly" in cookie and "samesite=strict" in cookie.lower() and "Secure" not in cookie and "Path=/" in cookie
+    assert (
+        "HttpOnly" in cookie
+        and "samesite=strict" in cookie.lower()
+        and "Secure" not in cookie
+        and "Path=/" in cookie
+    )
     assert client.get("/mine").text == '"private"'
     token = client.cookies[COOKIE]
-    assert TestClient(door(home), base_url=HERE, cookies={COOKIE: token}).get("/mine").status_code == 200  # the server was started anew
+    assert (
+        TestClient(door(home), base_url=HERE, cookies={COOKIE: token}).get("/mine").status_code == 200
+    )  # the server was started anew
     assert client.get("/logout").status_code == 404 and client.get("/mine").status_code == 200
     assert client.post("/logout", headers=BROWSER).headers["location"] == "/login"
     assert client.get("/mine").status_code == 401
-    assert TestClient(door(home), base_url=HERE, cookies={COOKIE: token}).get("/mine").status_code == 401  # not by an old copy either
+    assert (
+        TestClient(door(home), base_url=HERE, cookies={COOKIE: token}).get("/mine").status_code == 401
+    )  # not by an old copy either
 
 
 def test_the_cookie_keeps_to_https_where_there_is_https(home: Path):
@@ -246,9 +277,16 @@ def test_a_new_password_ends_the_sessions_of_the_old_one(client: TestClient, hom
 
 
 def test_a_wrong_password_and_an_unknown_name_are_answered_alike(client: TestClient):
-    wrong, unknown = (client.post("/login", data={"username": name, "password": "wrong"}, headers=BROWSER) for name in ("ana", "eve"))
+    wrong, unknown = (
+        client.post("/login", data={"username": name, "password": "wrong"}, headers=BROWSER)
+        for name in ("ana", "eve")
+    )
     assert wrong.status_code == unknown.status_code == 401
-    assert wrong.text.replace("ana", "eve") == unknown.text and 'role="alert"' in wrong.text and COOKIE not in wrong.cookies
+    assert (
+        wrong.text.replace("ana", "eve") == unknown.text
+        and 'role="alert"' in wrong.text
+        and COOKIE not in wrong.cookies
+    )
 
 
 def test_another_site_logs_nobody_in(client: TestClient):
@@ -263,12 +301,23 @@ def test_the_form_speaks_the_browsers_language(client: TestClient, language: str
 
 
 def test_markup_in_a_name_is_shown_as_text(client: TestClient):
-    page = client.post("/login", data={"username": '"><img src=x onerror=alert(1)>', "password": "x"}, headers=BROWSER)
+    page = client.post(
+        "/login", data={"username": '"><img src=x onerror=alert(1)>', "password": "x"}, headers=BROWSER
+    )
     assert "<img" not in page.text and "&lt;img" in page.text
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"\xff\xfe", b"username=ana", b"password=x", b"username=%00&password=%00", b"username=ana&username=ben", b"{}"]
+    "body",
+    [
+        b"",
+        b"\xff\xfe",
+        b"username=ana",
+        b"password=x",
+        b"username=%00&password=%00",
+        b"username=ana&username=ben",
+        b"{}",
+    ],
 )
 def test_no_form_is_a_fault(client: TestClient, body: bytes):
     assert client.post("/login", content=body).status_code == 401
@@ -308,9 +357,14 @@ def test_a_user_is_added_by_what_is_piped_in(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [(["--share"], "--host 0.0.0.0 --auth"), (["--share", "--auth", "u.toml"], "not offered"), (["--host", "0.0.0.0"], "--open"),
-     (["--host", "::"], "add-user"), (["--host", "192.168.1.5"], "--auth")],
-)  # fmt: skip
+    [
+        (["--share"], "--host 0.0.0.0 --auth"),
+        (["--share", "--auth", "u.toml"], "not offered"),
+        (["--host", "0.0.0.0"], "--open"),
+        (["--host", "::"], "add-user"),
+        (["--host", "192.168.1.5"], "--auth"),
+    ],
+)
 def test_nobody_opens_a_studio_to_the_network_by_mistake(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, flags: list[str], said: str
 ):

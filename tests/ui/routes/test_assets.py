@@ -21,7 +21,9 @@ HERE = "http://127.0.0.1:7860"
 
 def client_of(home: Path, users: Path | None = None) -> TestClient:
     sample_home(home)
-    app = build_app(host="127.0.0.1", datasets=home / "datasets", outputs=home / "outputs", models=MODELS, users=users)
+    app = build_app(
+        host="127.0.0.1", datasets=home / "datasets", outputs=home / "outputs", models=MODELS, users=users
+    )
     return TestClient(app, base_url=HERE)
 
 
@@ -38,10 +40,16 @@ def test_a_file_is_gradios_own_and_kept_for_good(client: TestClient, name: str, 
     assert answer.headers.get("content-encoding", "identity") == encoding
     assert "immutable" in answer.headers["cache-control"] and "private" in answer.headers["cache-control"]
     assert answer.headers["vary"] == "Accept-Encoding"
-    assert answer.headers["content-type"].split(";")[0] in ("text/javascript", "application/javascript", "text/css")
+    assert answer.headers["content-type"].split(";")[0] in (
+        "text/javascript",
+        "application/javascript",
+        "text/css",
+    )
 
 
-@pytest.mark.parametrize("name", ["none.js", "..%2findex.html", "%2e%2e%2findex.html", "%2fetc%2fpasswd", ".", "a%00b.js"])
+@pytest.mark.parametrize(
+    "name", ["none.js", "..%2findex.html", "%2e%2e%2findex.html", "%2fetc%2fpasswd", ".", "a%00b.js"]
+)
 def test_nothing_else_is_found_there(client: TestClient, name: str):
     assert client.get(f"/assets/{name}").status_code in (400, 404)
 
@@ -62,5 +70,7 @@ def test_with_accounts_they_are_for_who_has_logged_in(tmp_path: Path):
     client = client_of(tmp_path, users)
     refused = client.get(f"/assets/{SCRIPT}", follow_redirects=False)
     assert refused.status_code != 200 and "immutable" not in refused.headers.get("cache-control", "")
-    client.post("/login", data={"username": "ana", "password": "a long enough password"}, headers={"origin": HERE})
+    client.post(
+        "/login", data={"username": "ana", "password": "a long enough password"}, headers={"origin": HERE}
+    )
     assert client.get(f"/assets/{SCRIPT}").status_code == 200

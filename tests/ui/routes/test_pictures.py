@@ -53,7 +53,13 @@ def drawn(size: tuple[int, int], value: int = 0) -> bytes:
 
 def desk(home: Path) -> Desk:
     outputs = home / "outputs"
-    return Desk(Projects(home / "datasets", outputs / ".cache"), Jobs(outputs, MODELS), Words(), Limits(), Uploads(outputs / "uploads"))
+    return Desk(
+        Projects(home / "datasets", outputs / ".cache"),
+        Jobs(outputs, MODELS),
+        Words(),
+        Limits(),
+        Uploads(outputs / "uploads"),
+    )
 
 
 def test_pictures_come_small_and_large(house):
@@ -67,8 +73,19 @@ def test_pictures_come_small_and_large(house):
 
 @pytest.mark.parametrize("route", ["thumb", "large", "mask", "thumb-removed"])
 @pytest.mark.parametrize(
-    "name", ["owl.txt", "gone.png", "..%2f..%2fapp.py", ".impasto/pictures.json", "%2e%2e/art/owl.png", "owl%00.png", "10_sks%20cat", "masks/owl.png", "..\\owl.png"]
-)  # fmt: skip
+    "name",
+    [
+        "owl.txt",
+        "gone.png",
+        "..%2f..%2fapp.py",
+        ".impasto/pictures.json",
+        "%2e%2e/art/owl.png",
+        "owl%00.png",
+        "10_sks%20cat",
+        "masks/owl.png",
+        "..\\owl.png",
+    ],
+)
 def test_only_pictures_are_shown(house, route: str, name: str):
     assert house[1].get(f"/{route}/art/{name}").status_code == 404
 
@@ -122,15 +139,22 @@ def test_a_removed_picture_takes_its_caption_and_mask_along_and_brings_them_back
     art = home / "datasets" / "art"
     client.put("/mask/art/owl.png", content=drawn((512, 512)))
     before = {
-        path.relative_to(art).as_posix(): path.read_bytes() for path in art.rglob("*.*") if path.is_file() and ".impasto" not in path.parts
+        path.relative_to(art).as_posix(): path.read_bytes()
+        for path in art.rglob("*.*")
+        if path.is_file() and ".impasto" not in path.parts
     }
-    assert client.post("/remove/art/owl.png").status_code == 200 and client.post("/remove/art/10_sks%20cat/tom.png").status_code == 200
+    assert (
+        client.post("/remove/art/owl.png").status_code == 200
+        and client.post("/remove/art/10_sks%20cat/tom.png").status_code == 200
+    )
     assert [item.name for item in scan(art).items] == ["wide.png"] and not (art / "owl.txt").exists()
     assert client.get("/thumb-removed/art/owl.png").status_code == 200
     assert client.post("/restore/art/owl.png").json()["name"] == "owl.png"
     assert client.post("/restore/art/10_sks%20cat/tom.png").json()["name"] == "10_sks cat/tom.png"
     after = {
-        path.relative_to(art).as_posix(): path.read_bytes() for path in art.rglob("*.*") if path.is_file() and ".impasto" not in path.parts
+        path.relative_to(art).as_posix(): path.read_bytes()
+        for path in art.rglob("*.*")
+        if path.is_file() and ".impasto" not in path.parts
     }
     assert after == before and client.post("/restore/art/owl.png").status_code == 400
 
@@ -158,7 +182,9 @@ def test_the_crop_is_drawn_in_the_buckets_of_the_chosen_base(tmp_path: Path):
         at = found.placements["wide.png"]
         assert at.bucket[0] <= 2 * resolution and aims.trigger == "ink"
         page = cards_html(Words(), "art", cards, found)
-        assert 'viewBox="0 0 1000 100"' in page and 'role="slider"' in page and f'width="{float(kept)}"' in page
+        assert (
+            'viewBox="0 0 1000 100"' in page and 'role="slider"' in page and f'width="{float(kept)}"' in page
+        )
     assert "few to teach" in findings_html(Words(), found)
 
 
@@ -167,7 +193,12 @@ def test_names_with_markup_are_shown_as_text(tmp_path: Path):
     art = tmp_path / "datasets" / projects.create("art")
     Image.new("RGB", (40, 40)).save(art / "<b onclick=x>&.png")
     (art / "<b onclick=x>&.txt").write_text("<i>caption</i>")
-    page = cards_html(Words(), "art", projects.cards("art"), told(projects, "art", projects.cards("art"), aims_of(art, MODELS)))
+    page = cards_html(
+        Words(),
+        "art",
+        projects.cards("art"),
+        told(projects, "art", projects.cards("art"), aims_of(art, MODELS)),
+    )
     page += removed_html(Words(), "art", ["<b onclick=x>&.png"])
     assert "<b onclick" not in page and "<i>" not in page and "&lt;i&gt;caption" in page
 
@@ -190,7 +221,9 @@ def test_deleting_a_project_leaves_no_file_of_it(tmp_path: Path):
     (tmp_path / "outputs" / ".cache" / "latents" / "x.safetensors").write_text("x")
     receipt = delete_project(here, "art", trainings=True)
     assert receipt.files == 3 and receipt.trainings == 1
-    assert [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith(".queue")] == []
+    assert [
+        path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith(".queue")
+    ] == []
 
 
 def test_deleting_a_project_can_keep_its_trainings(tmp_path: Path):

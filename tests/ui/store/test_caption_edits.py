@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainer.errors import DatasetError
-from ui.store.caption_edits import KINDS, Edit, about_tokens, apply, changes, fused_tags, last, remember, save_caption, tag_counts, undo
+from ui.store.caption_edits import (
+    KINDS,
+    Edit,
+    about_tokens,
+    apply,
+    changes,
+    fused_tags,
+    last,
+    remember,
+    save_caption,
+    tag_counts,
+    undo,
+)
 from ui.store.picture_checks import Told
 from ui.store.projects import Projects
 from ui.text import Words
@@ -18,7 +30,8 @@ from ui.views.captions import captions_html, preview_html, tags_html
 
 WORDS = st.text(st.sampled_from("ab ,é猫\r\n\udcff"), max_size=12)
 SIDECAR = st.none() | st.tuples(
-    st.sampled_from([".txt", ".caption"]), st.binary(max_size=20) | WORDS.map(lambda t: t.encode("utf-8", "surrogateescape"))
+    st.sampled_from([".txt", ".caption"]),
+    st.binary(max_size=20) | WORDS.map(lambda t: t.encode("utf-8", "surrogateescape")),
 )
 
 
@@ -38,7 +51,11 @@ def texts(projects: Projects) -> dict[str, str]:
 
 
 def sidecars(projects: Projects) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (projects.datasets / "art").iterdir() if path.suffix in (".txt", ".caption")}
+    return {
+        path.name: path.read_bytes()
+        for path in (projects.datasets / "art").iterdir()
+        if path.suffix in (".txt", ".caption")
+    }
 
 
 @pytest.mark.parametrize(
@@ -53,7 +70,11 @@ def sidecars(projects: Projects) -> dict[str, bytes]:
         (Edit("append", text=", ink"), "a cat", "a cat , ink"),
         (Edit("remove", "Ink"), "cat, ink, INK , inky", "cat, inky"),
         (Edit("remove", "dog"), "cat,  ink", "cat,  ink"),
-        (Edit("apart", "inkstyle"), "inkstyle cat, a dog inkstyle, inkstyleowl", "inkstyle, cat, a dog, inkstyle, inkstyle, owl"),
+        (
+            Edit("apart", "inkstyle"),
+            "inkstyle cat, a dog inkstyle, inkstyleowl",
+            "inkstyle, cat, a dog, inkstyle, inkstyle, owl",
+        ),
         (Edit("apart", "inkstyle"), "Inkstyle, a cat", "Inkstyle, a cat"),
         (Edit("replace"), "a cat", "a cat"),
         (Edit("apart"), "a cat", "a cat"),
@@ -64,7 +85,10 @@ def test_each_edit_does_what_it_says(edit: Edit, before: str, after: str):
 
 
 def test_the_count_shown_before_is_what_changes(tmp_path: Path):
-    projects = project(tmp_path, {"one.txt": b"a cat\n", "two.txt": b"a dog\n", "three.caption": b"cat\ncat two\n", "four.txt": None})
+    projects = project(
+        tmp_path,
+        {"one.txt": b"a cat\n", "two.txt": b"a dog\n", "three.caption": b"cat\ncat two\n", "four.txt": None},
+    )
     edit = Edit("replace", "cat", "owl")
     shown = changes(projects, "art", edit)
     assert [change.name for change in shown] == ["one.png", "three.png"]
@@ -75,7 +99,9 @@ def test_the_count_shown_before_is_what_changes(tmp_path: Path):
 
 def test_a_caption_from_a_list_becomes_a_file_and_undo_removes_it(tmp_path: Path):
     projects = project(tmp_path, {"one.txt": None})
-    (tmp_path / "datasets" / "art" / "metadata.jsonl").write_text('{"file_name": "one.png", "text": "a cat"}\n')
+    (tmp_path / "datasets" / "art" / "metadata.jsonl").write_text(
+        '{"file_name": "one.png", "text": "a cat"}\n'
+    )
     assert apply(projects, "art", Edit("append", text="ink")) == 1
     assert sidecars(projects) == {"one.txt": b"a cat, ink\n"}
     undo(projects, "art")
@@ -86,11 +112,21 @@ def test_a_caption_from_a_list_becomes_a_file_and_undo_removes_it(tmp_path: Path
 @given(
     st.dictionaries(st.sampled_from(["a", "b", "c"]), SIDECAR, min_size=1),
     st.lists(
-        st.builds(Edit, st.sampled_from(KINDS), st.sampled_from(["a", "b,", "猫", ""]), st.sampled_from(["a", " x", "é,", ""])), max_size=4
+        st.builds(
+            Edit,
+            st.sampled_from(KINDS),
+            st.sampled_from(["a", "b,", "猫", ""]),
+            st.sampled_from(["a", " x", "é,", ""]),
+        ),
+        max_size=4,
     ),
 )
-def test_undo_restores_every_byte_through_several_levels(tmp_path_factory: pytest.TempPathFactory, captions, edits: list[Edit]):
-    named = {f"{stem}{kept[0] if kept else '.txt'}": kept[1] if kept else None for stem, kept in captions.items()}
+def test_undo_restores_every_byte_through_several_levels(
+    tmp_path_factory: pytest.TempPathFactory, captions, edits: list[Edit]
+):
+    named = {
+        f"{stem}{kept[0] if kept else '.txt'}": kept[1] if kept else None for stem, kept in captions.items()
+    }
     projects, states = project(tmp_path_factory.mktemp("undo"), named), []
     for edit in edits:
         before = sidecars(projects)
@@ -132,7 +168,18 @@ def test_what_a_model_overwrites_comes_back(tmp_path: Path):
     assert undo(projects, "art").kind == "model" and sidecars(projects) == {"one.txt": b"mine"}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"entries": 3}', '{"entries": [{}]}', "[[[[", '{"entries": [{"kind": "x", "find": "", "text": "", "files": [{"file": "../../out.txt", "before": "x", "after": null}]}]}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"entries": 3}',
+        '{"entries": [{}]}',
+        "[[[[",
+        '{"entries": [{"kind": "x", "find": "", "text": "", "files": [{"file": "../../out.txt", "before": "x", "after": null}]}]}',
+    ],
+)
 def test_a_damaged_undo_file_undoes_nothing(tmp_path: Path, text: str):
     projects = project(tmp_path, {"one.txt": b"cat"})
     (tmp_path / "datasets" / "art" / ".impasto").mkdir()
@@ -150,9 +197,19 @@ def test_captions_that_would_grow_too_long_are_refused_whole(tmp_path: Path):
 
 
 def test_tags_are_counted_and_those_that_ran_into_the_trigger_are_told():
-    captions = ["inkstyle, a cat", "inkstyle cat, a cat", "inkstyledog", "a small drawing of a cat in inkstyle, on a table", "my_inkstyle"]
+    captions = [
+        "inkstyle, a cat",
+        "inkstyle cat, a cat",
+        "inkstyledog",
+        "a small drawing of a cat in inkstyle, on a table",
+        "my_inkstyle",
+    ]
     assert tag_counts(captions)[0] == ("a cat", 2)
-    assert [tag for tag, _ in fused_tags(captions, "InkStyle")] == ["inkstyle cat", "inkstyledog", "my_inkstyle"]
+    assert [tag for tag, _ in fused_tags(captions, "InkStyle")] == [
+        "inkstyle cat",
+        "inkstyledog",
+        "my_inkstyle",
+    ]
     assert fused_tags(captions, "") == []
 
 
@@ -164,8 +221,14 @@ def test_tokens_are_estimated_for_any_text(text: str):
 @pytest.mark.parametrize(
     ("text", "counted"),  # by CLIP's own tokenizer, without start and end
     [
-        ("a wise owl sitting on a branch, drawn in ink with bold outlines and fine hatching, on white paper, full moon behind it", 27),
-        ("1girl, solo, long hair, looking at viewer, masterpiece, best quality, absurdres, highres, outdoors, night sky, stars", 29),
+        (
+            "a wise owl sitting on a branch, drawn in ink with bold outlines and fine hatching, on white paper, full moon behind it",
+            27,
+        ),
+        (
+            "1girl, solo, long hair, looking at viewer, masterpiece, best quality, absurdres, highres, outdoors, night sky, stars",
+            29,
+        ),
     ],
 )
 def test_the_estimate_of_tokens_is_near_what_clip_counts(text: str, counted: int):

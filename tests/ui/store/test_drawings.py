@@ -33,27 +33,53 @@ def asked(**more) -> dict:
     return {"prompts": ["a cat"], "steps": 1, **more}
 
 
-def test_the_warm_process_draws_mixes_and_grids_and_leaves_out_what_was_cancelled(drawings: Drawings, ink_run: Path):
+def test_the_warm_process_draws_mixes_and_grids_and_leaves_out_what_was_cancelled(
+    drawings: Drawings, ink_run: Path
+):
     other = drawings.library.take_in(ink_run / "ink.safetensors", "wash.safetensors")
-    mix = drawings.ask([("ink", 0.5), (other, 0.25)], asked(strengths=(0.0, 1.0), shape="portrait", sampler="unipc", negative="blurry"))
+    mix = drawings.ask(
+        [("ink", 0.5), (other, 0.25)],
+        asked(strengths=(0.0, 1.0), shape="portrait", sampler="unipc", negative="blurry"),
+    )
     gone = drawings.ask([("ink", 1.0)], asked())
     grid = drawings.grid("ink", asked())
-    assert drawings.follow(mix).state == "waiting" and "Waiting" in drawing_html(Words(), drawings.follow(mix))
+    assert drawings.follow(mix).state == "waiting" and "Waiting" in drawing_html(
+        Words(), drawings.follow(mix)
+    )
     drawings.cancel(gone)
     serve(drawings.session.path, MODELS, idle_seconds=0.2)
     assert [drawings.follow(name).state for name in (mix, gone, grid)] == ["drawn", "cancelled", "drawn"]
     found = drawings.follow(mix)
     shown = Image.open(drawings.picture(mix, "p00_s1.00.png"))
-    assert shown.size == (96, 160) and [picture["file"] for picture in found.pictures()] == ["p00_s0.00.png", "p00_s1.00.png"]
-    assert "<lora:ink:0.5> <lora:wash:0.25>" in shown.text["parameters"] and "Sampler: UniPC" in shown.text["parameters"]
+    assert shown.size == (96, 160) and [picture["file"] for picture in found.pictures()] == [
+        "p00_s0.00.png",
+        "p00_s1.00.png",
+    ]
+    assert (
+        "<lora:ink:0.5> <lora:wash:0.25>" in shown.text["parameters"]
+        and "Sampler: UniPC" in shown.text["parameters"]
+    )
     rows = {picture["step"] for picture in drawings.follow(grid).pictures()}
     assert rows == {5, 10, 12}
     # At strength 0 every checkpoint is the base, to the bit; at 1 each is another.
-    at = {s: {drawings.picture(grid, f"step-{step:06d}_p00_s{s:.2f}.png").read_bytes() for step in rows} for s in (0.0, 1.0)}
-    pixels = {s: len({Image.open(drawings.picture(grid, f"step-{step:06d}_p00_s{s:.2f}.png")).tobytes() for step in rows}) for s in at}
+    at = {
+        s: {drawings.picture(grid, f"step-{step:06d}_p00_s{s:.2f}.png").read_bytes() for step in rows}
+        for s in (0.0, 1.0)
+    }
+    pixels = {
+        s: len(
+            {
+                Image.open(drawings.picture(grid, f"step-{step:06d}_p00_s{s:.2f}.png")).tobytes()
+                for step in rows
+            }
+        )
+        for s in at
+    }
     assert pixels == {0.0: 1, 1.0: 3}
     assert (
-        not list(drawings.session.path.rglob("*.safetensors")) and drawings.newest("ink", "grid") == grid and drawings.newest(other) == mix
+        not list(drawings.session.path.rglob("*.safetensors"))
+        and drawings.newest("ink", "grid") == grid
+        and drawings.newest(other) == mix
     )
     # A process that is started again answers nothing twice.
     before = drawings.session.events.read_bytes()
@@ -63,11 +89,19 @@ def test_the_warm_process_draws_mixes_and_grids_and_leaves_out_what_was_cancelle
 
 def test_what_can_not_be_drawn_is_refused_before_anything_is_asked(drawings: Drawings):
     wrong = [
-        ([], asked()), ([("gone", 1.0)], asked()), ([("ink", float("nan"))], asked()), ([("ink", 1.0), ("ink", 1.0)], asked()),
-        ([("ink", 1.0)], asked(prompts=[])), ([("ink", 1.0)], asked(prompts=["x" * 1001])), ([("ink", 1.0)], asked(steps=10**9)),
-        ([("ink", 1.0)], asked(guidance=float("inf"))), ([("ink", 1.0)], asked(sampler="rm -rf")), ([("ink", 1.0)], asked(shape="../..")),
-        ([("ink", 1.0)], asked(seed=True)), ([("ink", 1.0)], asked(command="x")),
-    ]  # fmt: skip
+        ([], asked()),
+        ([("gone", 1.0)], asked()),
+        ([("ink", float("nan"))], asked()),
+        ([("ink", 1.0), ("ink", 1.0)], asked()),
+        ([("ink", 1.0)], asked(prompts=[])),
+        ([("ink", 1.0)], asked(prompts=["x" * 1001])),
+        ([("ink", 1.0)], asked(steps=10**9)),
+        ([("ink", 1.0)], asked(guidance=float("inf"))),
+        ([("ink", 1.0)], asked(sampler="rm -rf")),
+        ([("ink", 1.0)], asked(shape="../..")),
+        ([("ink", 1.0)], asked(seed=True)),
+        ([("ink", 1.0)], asked(command="x")),
+    ]
     for files, values in wrong:
         with pytest.raises(TrainerError):
             drawings.ask(files, values)
@@ -88,7 +122,11 @@ def test_a_drawing_between_two_steps_goes_to_the_training_itself(drawings: Drawi
         assert command["id"] == name and not drawings.session.commands.exists()
         run.say("drawing", id=name, done=3, total=16)
         found = drawings.follow(name)
-        assert (found.state, found.done, found.total) == ("drawing", 3, 16) and 'value="3" max="16"' in drawing_html(Words("de"), found)
+        assert (found.state, found.done, found.total) == (
+            "drawing",
+            3,
+            16,
+        ) and 'value="3" max="16"' in drawing_html(Words("de"), found)
     assert drawings.follow(name).state == "failed"  # the training has ended without it
 
 
@@ -123,13 +161,21 @@ def test_drawings_of_others_are_not_there(drawings: Drawings):
 
 def test_strip_comparison_and_grid_show_markup_as_text(drawings: Drawings):
     words = Words("fr")
-    pictures = [{"url": f"/drawn/x/{s}.png", "prompt": EVIL, "strength": s, "step": step} for s in (0.0, 0.5) for step in (1, 2)]
+    pictures = [
+        {"url": f"/drawn/x/{s}.png", "prompt": EVIL, "strength": s, "step": step}
+        for s in (0.0, 0.5)
+        for step in (1, 2)
+    ]
     page = (
         strip_html(words, pictures, prefer="ink")
         + compare_html(words, pictures)
         + grid_html(words, pictures, "ink", {"step": 2, "strength": 0.5})
     )
-    assert "<img src=x" not in page and page.count('aria-pressed="true"') == 1 and "0 : le modèle de base" in page
+    assert (
+        "<img src=x" not in page
+        and page.count('aria-pressed="true"') == 1
+        and "0 : le modèle de base" in page
+    )
     found = drawings.follow(drawings.ask([("ink", 1.0)], asked(prompts=[EVIL])))
     assert "<img src=x" not in strip_html(words, drawn_pictures(found))
 

@@ -66,12 +66,27 @@ def captions(projects: Projects) -> dict[str, str]:
 
 def test_bad_files_are_named_with_their_reason_and_good_ones_stay(projects: Projects):
     files = {
-        "good.png": png(), "good.txt": b"a red field", "bad.png": b"nothing", "empty.jpg": b"", "virus.exe": b"x", "photo.heic": b"x",
-        "old.rar": b"x", "cut.png": png(size=(400, 400), colour="blue")[:-30], "dot.png": png(size=(8, 8)),
-    }  # fmt: skip
+        "good.png": png(),
+        "good.txt": b"a red field",
+        "bad.png": b"nothing",
+        "empty.jpg": b"",
+        "virus.exe": b"x",
+        "photo.heic": b"x",
+        "old.rar": b"x",
+        "cut.png": png(size=(400, 400), colour="blue")[:-30],
+        "dot.png": png(size=(8, 8)),
+    }
     arrivals = drop(projects, files)
     assert captions(projects) == {"good.png": "a red field"} and arrivals.kept == 1
-    assert sorted(problem.split()[0] for problem in arrivals.problems) == ["bad.png", "cut.png", "dot.png", "empty.jpg", "old.rar", "photo.heic", "virus.exe"]  # fmt: skip
+    assert sorted(problem.split()[0] for problem in arrivals.problems) == [
+        "bad.png",
+        "cut.png",
+        "dot.png",
+        "empty.jpg",
+        "old.rar",
+        "photo.heic",
+        "virus.exe",
+    ]
     assert "is empty" in " ".join(arrivals.problems) and "make a zip" in " ".join(arrivals.problems)
 
 
@@ -93,9 +108,16 @@ def test_captions_may_come_later_and_sooner_than_their_pictures(projects: Projec
 
 def test_a_zip_is_taken_in_like_a_drop(projects: Projects):
     files = {
-        "a/1.png": png("red"), "a/1.txt": b"one", "b/1.txt": b"other", "b/1.png": png("blue"), "../../evil.png": png(), "b/note.md": b"x",
-        "3_cats/tom.png": png("green"), "__MACOSX/a/._1.png": b"x", "inner.zip": b"PK",
-    }  # fmt: skip
+        "a/1.png": png("red"),
+        "a/1.txt": b"one",
+        "b/1.txt": b"other",
+        "b/1.png": png("blue"),
+        "../../evil.png": png(),
+        "b/note.md": b"x",
+        "3_cats/tom.png": png("green"),
+        "__MACOSX/a/._1.png": b"x",
+        "inner.zip": b"PK",
+    }
     arrivals = drop(projects, {"art.zip": zipped(files)})
     assert captions(projects) == {"1.png": "one", "1-2.png": "other", "tom.png": ""}
     assert len(arrivals.problems) == 3 and {problem.split()[0] for problem in arrivals.problems} == {
@@ -105,21 +127,35 @@ def test_a_zip_is_taken_in_like_a_drop(projects: Projects):
     }
     assert next(card for card in projects.cards("art") if card.name == "tom.png").choice.repeats == 3
     assert not list(projects.datasets.parent.rglob("evil*"))
-    assert sorted(path.name for path in (projects.datasets / "art" / ".impasto").iterdir()) == ["pictures.json"]
+    assert sorted(path.name for path in (projects.datasets / "art" / ".impasto").iterdir()) == [
+        "pictures.json"
+    ]
 
 
 def test_a_damaged_zip_is_told_and_leaves_nothing(projects: Projects):
     arrivals = drop(projects, {"art.zip": b"PK\x03\x04 no zip", "good.png": png()})
-    assert list(captions(projects)) == ["good.png"] and "art.zip can't be read as a zip" in arrivals.problems[0]
-    assert not (projects.datasets / "art" / ".impasto").exists() or not list((projects.datasets / "art" / ".impasto").glob("arriving*"))
+    assert (
+        list(captions(projects)) == ["good.png"] and "art.zip can't be read as a zip" in arrivals.problems[0]
+    )
+    assert not (projects.datasets / "art" / ".impasto").exists() or not list(
+        (projects.datasets / "art" / ".impasto").glob("arriving*")
+    )
 
 
 def test_masks_come_with_their_pictures(projects: Projects):
     mask = io.BytesIO()
     Image.new("L", (50, 40), 0).save(mask, format="PNG")
-    files = {"art/one.png": png(), "art/masks/one.png": mask.getvalue(), "two.png": png("blue"), "two.mask.png": mask.getvalue()}
+    files = {
+        "art/one.png": png(),
+        "art/masks/one.png": mask.getvalue(),
+        "two.png": png("blue"),
+        "two.mask.png": mask.getvalue(),
+    }
     drop(projects, {"art.zip": zipped(files), "lone.mask.png": mask.getvalue()})
-    assert {card.name: bool(card.mask) for card in projects.cards("art")} == {"one.png": True, "two.png": True}
+    assert {card.name: bool(card.mask) for card in projects.cards("art")} == {
+        "one.png": True,
+        "two.png": True,
+    }
 
 
 def test_giant_pictures_are_refused_by_their_header(projects: Projects):
@@ -216,8 +252,17 @@ def test_the_doctor_waits_until_a_drop_has_come_in(projects: Projects, monkeypat
 
 
 @settings(max_examples=40)
-@given(st.lists(st.tuples(st.text(min_size=1, max_size=30), st.sampled_from([".png", ".txt", ".mask.png", ".PNG", ""])), max_size=5))
-def test_any_names_become_safe_pictures(tmp_path_factory: pytest.TempPathFactory, names: list[tuple[str, str]]):
+@given(
+    st.lists(
+        st.tuples(
+            st.text(min_size=1, max_size=30), st.sampled_from([".png", ".txt", ".mask.png", ".PNG", ""])
+        ),
+        max_size=5,
+    )
+)
+def test_any_names_become_safe_pictures(
+    tmp_path_factory: pytest.TempPathFactory, names: list[tuple[str, str]]
+):
     made = Projects(tmp_path_factory.mktemp("names") / "datasets", tmp_path_factory.mktemp("cache"))
     made.create("art")
     drop(made, {stem + suffix: png(size=(20, 20 + number)) for number, (stem, suffix) in enumerate(names)})
@@ -240,8 +285,12 @@ def test_drawn_masks_are_grey_and_of_the_pictures_shape(projects: Projects):
     found = mask_file(picture)
     assert found and Image.open(found).mode == "L" and Image.open(found).size == (60, 40)
     wrong = [
-        b"no picture", drawn("RGB", (60, 40), (255, 0, 0)), drawn("RGBA", (60, 40), (0, 0, 0, 0)), drawn("L", (40, 60), 0), drawn("L", (61, 41), 0),
-    ]  # fmt: skip
+        b"no picture",
+        drawn("RGB", (60, 40), (255, 0, 0)),
+        drawn("RGBA", (60, 40), (0, 0, 0, 0)),
+        drawn("L", (40, 60), 0),
+        drawn("L", (61, 41), 0),
+    ]
     for data in wrong:
         with pytest.raises(DatasetError, match="a mask must be a grey PNG"):
             save_mask(picture, data)

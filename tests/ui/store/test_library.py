@@ -52,7 +52,11 @@ def test_a_training_is_a_card_with_all_that_its_file_says(library: Library):
         "ink",
     ) and "ComfyUI 0.3" in entry.takes
     page = cards_html(Words(), library, [entry])
-    assert 'href="/download/ink"' in page and 'download="ink-12.safetensors"' in page and "/download/ink/zip" in page
+    assert (
+        'href="/download/ink"' in page
+        and 'download="ink-12.safetensors"' in page
+        and "/download/ink/zip" in page
+    )
 
 
 def test_what_an_artist_says_is_written_into_the_file_and_shown_as_text(library: Library):
@@ -103,26 +107,49 @@ def header(text: str) -> bytes:
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"PK\3\4" + b"x" * 200, b"\x80\4cos\nsystem\n(S'id'\ntR.", b"\x89PNG\r\n\x1a\n" + b"\0" * 64, header("{"), header("[" * 50_000), header('{"a":1}'),
-        struct.pack("<Q", 2**62) + b"{}", header('{"__metadata__":{"x":"y"}}'),
+        b"",
+        b"PK\3\4" + b"x" * 200,
+        b"\x80\4cos\nsystem\n(S'id'\ntR.",
+        b"\x89PNG\r\n\x1a\n" + b"\0" * 64,
+        header("{"),
+        header("[" * 50_000),
+        header('{"a":1}'),
+        struct.pack("<Q", 2**62) + b"{}",
+        header('{"__metadata__":{"x":"y"}}'),
         header('{"lora_unet_x.lora_down.weight":{"dtype":"F16","shape":[4,4],"data_offsets":[0,99999]}}'),
         header('{"lora_unet_x.lora_down.weight":{"dtype":"F16","shape":[-4,4],"data_offsets":[0,0]}}'),
-        header("{" + ",".join(f'"lora_unet_{n}.alpha":{{"dtype":"F16","shape":[0],"data_offsets":[0,0]}}' for n in range(20_001)) + "}"),
+        header(
+            "{"
+            + ",".join(
+                f'"lora_unet_{n}.alpha":{{"dtype":"F16","shape":[0],"data_offsets":[0,0]}}'
+                for n in range(20_001)
+            )
+            + "}"
+        ),
         header('{"model.diffusion_model.x":{"dtype":"F16","shape":[0],"data_offsets":[0,0]}}'),
     ],
-)  # fmt: skip
-def test_a_hostile_file_is_refused_in_one_sentence_and_leaves_nothing(library: Library, tmp_path: Path, content: bytes):
+)
+def test_a_hostile_file_is_refused_in_one_sentence_and_leaves_nothing(
+    library: Library, tmp_path: Path, content: bytes
+):
     (tmp_path / "4f7d").write_bytes(content)
     with pytest.raises(LoraFileError) as refused:
         library.take_in(tmp_path / "4f7d", "evil.safetensors")
-    assert str(refused.value).startswith("evil.safetensors") and "\n" not in str(refused.value) and str(tmp_path) not in str(refused.value)
+    assert (
+        str(refused.value).startswith("evil.safetensors")
+        and "\n" not in str(refused.value)
+        and str(tmp_path) not in str(refused.value)
+    )
     assert library.all() == ["ink"] and not list(library.jobs.outputs.rglob("evil*"))
 
 
 def test_two_loras_are_merged_into_a_new_entry(library: Library, tmp_path: Path):
     write_lora(tmp_path / "upload", PLACE)
     other = library.take_in(tmp_path / "upload", "b.safetensors")
-    assert done(library, library.make("merge", ["ink", other], weights=[1.0, 0.5], name="both")) == ("finished", "")
+    assert done(library, library.make("merge", ["ink", other], weights=[1.0, 0.5], name="both")) == (
+        "finished",
+        "",
+    )
     entry = library.entry("library:both")
     assert entry.origin == "merge" and entry.of == ("ink", "b") and entry.stem == "both"
     for wrong in (["ink"], ["ink", "ink"], []):
@@ -133,7 +160,17 @@ def test_two_loras_are_merged_into_a_new_entry(library: Library, tmp_path: Path)
 
 
 def test_keys_are_looked_up_never_joined(library: Library):
-    for key in ("..", "", "/etc/passwd", "library:", "library:..", "library:../ink", "gone", "ink/../ink", "ink\0"):
+    for key in (
+        "..",
+        "",
+        "/etc/passwd",
+        "library:",
+        "library:..",
+        "library:../ink",
+        "gone",
+        "ink/../ink",
+        "ink\0",
+    ):
         with pytest.raises(RunError):
             library.entry(key)
         with pytest.raises(RunError):
@@ -146,28 +183,47 @@ def test_deleting_removes_all_that_came_of_a_lora(library: Library, tmp_path: Pa
     for name, keys in (("one", ["ink"]), ("two", ["library:other"])):
         folder = outputs / ".drawing" / "drawn" / name
         folder.mkdir(parents=True)
-        (folder / "asked.json").write_text(json.dumps({"kind": "draw", "files": [[key, 1.0] for key in keys]}))
+        (folder / "asked.json").write_text(
+            json.dumps({"kind": "draw", "files": [[key, 1.0] for key in keys]})
+        )
     files, size = library.delete("ink")
     assert files > 10 and size > 100_000 and library.all() == []
-    assert not (outputs / "ink").exists() and not (outputs / ".drawing" / "drawn" / "one").exists() and not list(outputs.rglob("*.webp"))
+    assert (
+        not (outputs / "ink").exists()
+        and not (outputs / ".drawing" / "drawn" / "one").exists()
+        and not list(outputs.rglob("*.webp"))
+    )
     assert (outputs / ".drawing" / "drawn" / "two").exists() and not list(outputs.glob(".removing-*"))
 
 
 @pytest.fixture
 def client(library: Library, tmp_path: Path) -> TestClient:
     shutil.copytree(INK, tmp_path / "datasets" / "ink-emoji")
-    app = build_app(host="127.0.0.1", datasets=tmp_path / "datasets", outputs=library.jobs.outputs, models=MODELS)
+    app = build_app(
+        host="127.0.0.1", datasets=tmp_path / "datasets", outputs=library.jobs.outputs, models=MODELS
+    )
     return TestClient(app, base_url="http://127.0.0.1:7860")
 
 
 def test_what_goes_out_is_what_other_tools_and_the_hub_read(library: Library, client: TestClient):
     library.relabel(
         "ink",
-        {"trigger": "inkk", "weight": 0.8, "licence": "My own: ask", "title": "Ink\n---\nevil: yes", "tags": "ink, wash", "own_work": True},
+        {
+            "trigger": "inkk",
+            "weight": 0.8,
+            "licence": "My own: ask",
+            "title": "Ink\n---\nevil: yes",
+            "tags": "ink, wash",
+            "own_work": True,
+        },
     )
     assert 'filename="ink-12.safetensors"' in client.get("/download/ink").headers["content-disposition"]
     words = client.get("/download/ink/json").json()
-    assert words["activation text"] == "inkk" and words["preferred weight"] == 0.8 and words["sd version"] == "SDXL"
+    assert (
+        words["activation text"] == "inkk"
+        and words["preferred weight"] == 0.8
+        and words["sd version"] == "SDXL"
+    )
     assert Image.open(io.BytesIO(client.get("/download/ink/png").content)).format == "PNG"
     cover = client.get("/cover/ink")
     assert cover.headers["content-type"] == "image/webp" and len(cover.content) < 60_000
@@ -175,12 +231,26 @@ def test_what_goes_out_is_what_other_tools_and_the_hub_read(library: Library, cl
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert archive.testzip() is None
         names = archive.namelist()
-        assert {"ink-12.safetensors", "ink-12.json", "ink-12.png", "README.md", "images/p00_s0.00.png"} <= set(names)
+        assert {
+            "ink-12.safetensors",
+            "ink-12.json",
+            "ink-12.png",
+            "README.md",
+            "images/p00_s0.00.png",
+        } <= set(names)
         assert archive.read("ink-12.safetensors") == library.entry("ink").file.read_bytes()
         text = archive.read("README.md").decode()
     head = dict(line.split(": ", 1) for line in text.split("---\n")[1].splitlines())
-    assert head["license"] == '"other"' and head["license_name"] == '"My own: ask"' and json.loads(head["tags"])[-2:] == ["ink", "wash"]
-    assert json.loads(head["instance_prompt"]) == "inkk" and "the author's own work" in text and "images/p00_s1.00.png" in text
+    assert (
+        head["license"] == '"other"'
+        and head["license_name"] == '"My own: ask"'
+        and json.loads(head["tags"])[-2:] == ["ink", "wash"]
+    )
+    assert (
+        json.loads(head["instance_prompt"]) == "inkk"
+        and "the author's own work" in text
+        and "images/p00_s1.00.png" in text
+    )
 
 
 def test_a_strength_is_preferred_by_its_route_and_nonsense_is_refused(library: Library, client: TestClient):
@@ -197,7 +267,13 @@ def test_a_strength_is_preferred_by_its_route_and_nonsense_is_refused(library: L
     ):
         assert client.put("/prefer/ink", content=body).status_code == 400, body
     assert client.put("/prefer/gone", content=b'{"strength": 1}').status_code == 400
-    for path in ("/download/gone", "/download/ink/exe", "/cover/%2e%2e", "/drawn/x/y.png", "/download/library:..%2fink"):
+    for path in (
+        "/download/gone",
+        "/download/ink/exe",
+        "/cover/%2e%2e",
+        "/drawn/x/y.png",
+        "/download/library:..%2fink",
+    ):
         assert client.get(path).status_code == 404, path
 
 

@@ -21,15 +21,27 @@ TERMINAL = {"optimizer_class", "optimizer_args"}  # run what they name
 
 def html_fields(values: dict | None = None) -> dict[str, str]:
     """Setting -> its field, as the page has it."""
-    page = form_html(Words(), "ink", values or {}, {"prior_folder": ["cats"], "start_from": [], "validation_folder": []})
-    return {field: text for text in page.split('<div class="field">')[1:] for field in re.findall(r' name="(\w+)"', text)}
+    page = form_html(
+        Words(), "ink", values or {}, {"prior_folder": ["cats"], "start_from": [], "validation_folder": []}
+    )
+    return {
+        field: text
+        for text in page.split('<div class="field">')[1:]
+        for field in re.findall(r' name="(\w+)"', text)
+    }
 
 
 def test_every_setting_is_on_the_page_or_has_a_reason_not_to_be():
-    assert set(html_fields()) == {field.name for field in dataclasses.fields(TrainConfig)} - ELSEWHERE - TERMINAL
+    assert (
+        set(html_fields()) == {field.name for field in dataclasses.fields(TrainConfig)} - ELSEWHERE - TERMINAL
+    )
     assert {field.metadata["group"] for field in dataclasses.fields(TrainConfig)} == set(TITLES)
     for name, text in html_fields().items():
-        assert f'<label for="set-{name}">' in text and f'aria-describedby="help-{name}"' in text and f'id="help-{name}"' in text
+        assert (
+            f'<label for="set-{name}">' in text
+            and f'aria-describedby="help-{name}"' in text
+            and f'id="help-{name}"' in text
+        )
 
 
 def test_what_is_left_empty_is_left_to_the_preset():
@@ -38,9 +50,14 @@ def test_what_is_left_empty_is_left_to_the_preset():
 
 def test_a_field_shows_what_was_said_and_nothing_said_is_markup():
     evil = '"><img src=x onerror=alert(1)>'
-    shown = html_fields({"rank": 8, "learning_rate": 0.0003, "prior_folder": "gone", "title": evil, "network": "dora"})
+    shown = html_fields(
+        {"rank": 8, "learning_rate": 0.0003, "prior_folder": "gone", "title": evil, "network": "dora"}
+    )
     assert 'value="8"' in shown["rank"] and 'value="0.0003"' in shown["learning_rate"]
-    assert '<option value="gone" selected>' in shown["prior_folder"] and '<option value="dora" selected>' in shown["network"]
+    assert (
+        '<option value="gone" selected>' in shown["prior_folder"]
+        and '<option value="dora" selected>' in shown["network"]
+    )
     assert "<img" not in "".join(shown.values()) and "&lt;img" in shown["title"]
 
 

@@ -41,7 +41,9 @@ def desk(tmp_path: Path):
 def fields(desk, **changed) -> training.Fields:
     kept = training.kept(desk, "ink")
     above = {name: value for name, value in changed.items() if name in kept.above}
-    return training.Fields({**kept.above, **above}, {name: value for name, value in changed.items() if name not in above})
+    return training.Fields(
+        {**kept.above, **above}, {name: value for name, value in changed.items() if name not in above}
+    )
 
 
 def test_a_project_brings_its_own_settings_and_opening_it_changes_nothing(desk):
@@ -56,7 +58,11 @@ def test_a_project_brings_its_own_settings_and_opening_it_changes_nothing(desk):
 
 
 @given(
-    st.dictionaries(st.text(max_size=8), st.none() | st.text(max_size=9) | st.floats() | st.lists(st.integers(), max_size=2), max_size=5)
+    st.dictionaries(
+        st.text(max_size=8),
+        st.none() | st.text(max_size=9) | st.floats() | st.lists(st.integers(), max_size=2),
+        max_size=5,
+    )
 )
 def test_no_browser_can_make_a_project_unreadable(tmp_path_factory: pytest.TempPathFactory, said: dict):
     from ui.store.project_settings import read_settings
@@ -64,12 +70,21 @@ def test_no_browser_can_make_a_project_unreadable(tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.getbasetemp()
     write_settings(folder, said, said)
     found = read_settings(folder)["advanced"]
-    assert all(value == said[name] and not (isinstance(value, float) and not math.isfinite(value)) for name, value in found.items())
+    assert all(
+        value == said[name] and not (isinstance(value, float) and not math.isfinite(value))
+        for name, value in found.items()
+    )
     json.loads((folder / ".impasto" / "settings.json").read_text())
 
 
 def test_a_name_that_leads_elsewhere_is_refused(desk):
-    for said in ({"base": "/etc"}, {"base": "../models/tiny-sdxl"}, {"prior_folder": "../.."}, {"start_from": "/etc/passwd"}, {"base": 5}):
+    for said in (
+        {"base": "/etc"},
+        {"base": "../models/tiny-sdxl"},
+        {"prior_folder": "../.."},
+        {"start_from": "/etc/passwd"},
+        {"base": 5},
+    ):
         with pytest.raises(TrainerError):
             training.settings_of(desk, fields(desk, **said))
 
@@ -79,7 +94,11 @@ def test_the_kind_and_the_pace_change_the_steps(desk):
         return whole_values(desk.projects.folder("ink"), {"name": "x", **said}, MODELS)["steps"]
 
     assert len({steps(preset=preset) for preset in ("style", "character", "concept")}) == 3
-    assert steps(pace="quick") * 2 == steps() and steps(pace="thorough") == 2 * steps() and steps(pace="thorough", steps=7) == 7
+    assert (
+        steps(pace="quick") * 2 == steps()
+        and steps(pace="thorough") == 2 * steps()
+        and steps(pace="thorough", steps=7) == 7
+    )
 
 
 def test_what_should_be_mended_is_told_before_a_minute_is_spent(desk):
@@ -87,10 +106,15 @@ def test_what_should_be_mended_is_told_before_a_minute_is_spent(desk):
     (folder / "owl.txt").unlink()
 
     def told(**said) -> dict[str, str]:
-        return {check.key: check.level for check in checks(wish(folder, {"name": "x", **said}, MODELS), MODELS)}
+        return {
+            check.key: check.level for check in checks(wish(folder, {"name": "x", **said}, MODELS), MODELS)
+        }
 
     assert told()["check_trigger"] == "note" and told()["check_captions"] == "note"
-    assert told(trigger="Cat")["check_trigger_known"] == "note" and told(trigger="inkzzq")["check_trigger_fine"] == "fine"
+    assert (
+        told(trigger="Cat")["check_trigger_known"] == "note"
+        and told(trigger="inkzzq")["check_trigger_fine"] == "fine"
+    )
     assert told(resolution=1024)["check_small"] == "note"
     assert told(rank=0)["check_refused"] == "fix"
     refused = {"kind": "refused", "cause": "memory", "message": "needs 9 GB", "remedy": {"batch": 2}}
@@ -102,7 +126,11 @@ def test_what_should_be_mended_is_told_before_a_minute_is_spent(desk):
 def test_one_click_makes_one_training_and_another_needs_to_be_asked_for(desk):
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(lambda _: training.start(desk, "ink", fields(desk), token="click"), range(20)))
-    assert set(names) == {"ink"} and desk.jobs.names() == ["ink"] and desk.jobs.standing("ink").state == "waiting"
+    assert (
+        set(names) == {"ink"}
+        and desk.jobs.names() == ["ink"]
+        and desk.jobs.standing("ink").state == "waiting"
+    )
     with pytest.raises(RunError, match="is training already"):
         training.start(desk, "ink", fields(desk), token="a second window")
     assert training.start(desk, "ink", fields(desk, rank=4.0), token="more", another=True) == "ink-2"
@@ -122,7 +150,9 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(desk):
     assert training.change_of(desk, "ink") == {"learning_rate": rate / 2}
     assert training.retry(desk, "ink", "ink") == "ink-2"
     tried = desk.jobs.run("ink-2").config
-    assert {k for k, v in dataclasses.asdict(tried).items() if v != getattr(run.config, k)} == {"learning_rate"}
+    assert {k for k, v in dataclasses.asdict(tried).items() if v != getattr(run.config, k)} == {
+        "learning_rate"
+    }
     assert training.kept(desk, "ink").advanced["learning_rate"] == rate / 2
     assert "learning_rate" in comparison_html(desk.jobs, "ink", "ink-2", desk.words)
     run.say("ended", how="failed", **failure(BaseError("gone"), run.config))
@@ -131,7 +161,13 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(desk):
 
 
 @pytest.mark.parametrize(
-    "said", [{"batch": 4}, {"batch": 1}, {"batch": 1, "gradient_checkpointing": "none"}, {"resolution": 768, "batch": 1}]
+    "said",
+    [
+        {"batch": 4},
+        {"batch": 1},
+        {"batch": 1, "gradient_checkpointing": "none"},
+        {"resolution": 768, "batch": 1},
+    ],
 )
 def test_every_remedy_for_memory_is_a_setting_that_can_be(said: dict):
     config = config_from({"name": "x", **said})
@@ -172,7 +208,10 @@ def curve(*spans: tuple[int, float, float]) -> list[tuple[int, float]]:
     """Steps with a mean that moves along each (steps, from, to), and a saw of 10 % on it."""
     losses: list[tuple[int, float]] = []
     for steps, low, high in spans:
-        losses += [(len(losses) + 1 + n, (low + (high - low) * n / steps) * (1.1 if n % 2 else 0.9)) for n in range(steps)]
+        losses += [
+            (len(losses) + 1 + n, (low + (high - low) * n / steps) * (1.1 if n % 2 else 0.9))
+            for n in range(steps)
+        ]
     return losses
 
 
@@ -198,13 +237,16 @@ def test_ten_thousand_steps_stay_a_small_curve_with_the_same_mean():
     view = events.View()
     for first in range(0, 10_000, 250):
         said = [
-            {"kind": "step", "step": n + 1, "steps": 10_000, "loss": n / 10_000, "seconds_left": 1.0} for n in range(first, first + 250)
+            {"kind": "step", "step": n + 1, "steps": 10_000, "loss": n / 10_000, "seconds_left": 1.0}
+            for n in range(first, first + 250)
         ]
         view = events.fold(view, said)
     assert len(view.losses) <= 2 * events.POINTS and view.losses[-1][0] == 10_000
     assert sum(loss for _, loss in view.losses) / len(view.losses) == pytest.approx(0.5, abs=0.01)
     assert len(curve_html(view, Words())) < 10_000
-    again = events.fold(view, [{"kind": "step", "step": 5001, "steps": 10_000, "loss": 9.0, "seconds_left": 1.0}])
+    again = events.fold(
+        view, [{"kind": "step", "step": 5001, "steps": 10_000, "loss": 9.0, "seconds_left": 1.0}]
+    )
     assert again.losses[-1][0] == 5001 and again.losses[-1][1] > 0.6 and again.loss_span == view.loss_span
 
 
@@ -216,4 +258,6 @@ def test_markup_in_names_and_prompts_is_shown_as_text(desk):
     from ui.views.progress import notes_html
 
     standing = desk.jobs.standing("ink")
-    assert "<img src=x" not in samples_html(run, standing, desk.words) + notes_html(standing, desk.words) + training.alert_html(evil)
+    assert "<img src=x" not in samples_html(run, standing, desk.words) + notes_html(
+        standing, desk.words
+    ) + training.alert_html(evil)

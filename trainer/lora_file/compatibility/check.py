@@ -39,16 +39,26 @@ class Report:
 
     def lines(self) -> list[str]:
         """For a person to read."""
-        parts = ", ".join(f"{PART_LABELS[part]} {count} modules" for part, count in self.modules.items()) or "no module of SDXL"
-        told = [f"{self.file}: {' and '.join(self.kinds) or 'unknown network'}, {parts}; compared with {self.base}"]
+        parts = (
+            ", ".join(f"{PART_LABELS[part]} {count} modules" for part, count in self.modules.items())
+            or "no module of SDXL"
+        )
+        told = [
+            f"{self.file}: {' and '.join(self.kinds) or 'unknown network'}, {parts}; compared with {self.base}"
+        ]
         width = max(len(verdict.tool) for verdict in self.verdicts)
         for verdict in self.verdicts:
             needs = f" with {verdict.needs}" if verdict.needs else ""
             state = (
-                f"refuses the file: {verdict.refusal}" if verdict.refusal else f"takes {verdict.taken} of {verdict.total} tensors{needs}"
+                f"refuses the file: {verdict.refusal}"
+                if verdict.refusal
+                else f"takes {verdict.taken} of {verdict.total} tensors{needs}"
             )
             told.append(f"{verdict.tool:<{width}}  {state}")
-            told += [f"{'':<{width}}  drops {len(drop.keys)} ({drop.keys[0]}): {drop.reason}" for drop in verdict.drops]
+            told += [
+                f"{'':<{width}}  drops {len(drop.keys)} ({drop.keys[0]}): {drop.reason}"
+                for drop in verdict.drops
+            ]
         told += [f"fault: {text}" for text in self.faults]
         return told + [f"warning: {text}" for text in self.warnings]
 
@@ -131,7 +141,13 @@ def _fits(module: Module, layout: Layout) -> bool:
     for left, right in pairs:
         if left in found and right in found and module.network in ("lora", "dora", "loha"):
             a, b = found[left], found[right]
-            if a.dim() < 2 or b.dim() < 2 or not a.numel() or a.shape[1] != b.shape[0] or (a.shape[0], b.shape[1:].numel()) != sides:
+            if (
+                a.dim() < 2
+                or b.dim() < 2
+                or not a.numel()
+                or a.shape[1] != b.shape[0]
+                or (a.shape[0], b.shape[1:].numel()) != sides
+            ):
                 return False
     if module.network == "lokr":
         try:
@@ -143,7 +159,9 @@ def _fits(module: Module, layout: Layout) -> bool:
 
 def _faults(container: Container) -> list[str]:
     told = []
-    broken = [key for key, tensor in container.tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
+    broken = [
+        key for key, tensor in container.tensors.items() if not bool(torch.isfinite(tensor.float()).all())
+    ]
     if broken:
         told.append(
             f"{len(broken)} tensors hold values that are no numbers, such as {broken[0]}; pictures come out black: use an earlier checkpoint"
@@ -168,13 +186,23 @@ def _warnings(container: Container, keys: Keys, modules: list[Module]) -> list[s
         told.append(notice)
     if any(DORA in module.tensors for module in modules):
         by_input = all(module.tensors[DORA].shape[:1] == (1,) for module in modules if DORA in module.tensors)
-        read = "ComfyUI, Forge, A1111 and InvokeAI read it as it was trained" if by_input else "others divide by norms along different axes"
-        told.append(f"DoRA is not read by every tool: {read}, sd-scripts and diffusers do not; to be sure, bake it: lora bake")
+        read = (
+            "ComfyUI, Forge, A1111 and InvokeAI read it as it was trained"
+            if by_input
+            else "others divide by norms along different axes"
+        )
+        told.append(
+            f"DoRA is not read by every tool: {read}, sd-scripts and diffusers do not; to be sure, bake it: lora bake"
+        )
     facts = container.facts
     if facts and not facts.get("ss_base_model_version", "").startswith("sdxl_"):
-        told.append("the metadata lacks ss_base_model_version = sdxl_…, so A1111 hides the file while an SDXL model is loaded")
+        told.append(
+            "the metadata lacks ss_base_model_version = sdxl_…, so A1111 hides the file while an SDXL model is loaded"
+        )
     if container.header_bytes > HEADER_LIMIT:
-        told.append(f"the header has {container.header_bytes:,} bytes; beyond 1 MiB ComfyUI shows no metadata: make the thumbnail smaller")
+        told.append(
+            f"the header has {container.header_bytes:,} bytes; beyond 1 MiB ComfyUI shows no metadata: make the thumbnail smaller"
+        )
     flat = [entry for entry in keys.entries if entry.style in ("flat", "dotted-flat")]
     if flat:
         told.append(
@@ -200,10 +228,14 @@ def _scale_warnings(keys: Keys, modules: list[Module]) -> list[str]:
     kohya = any(entry.kohya for entry in keys.entries)
     without = [module for module in modules if ALPHA not in module.tensors and module.rank]
     if without and kohya:
-        told.append(f"{len(without)} modules have no alpha; every tool then takes scale 1 (alpha = rank), whatever the training meant")
+        told.append(
+            f"{len(without)} modules have no alpha; every tool then takes scale 1 (alpha = rank), whatever the training meant"
+        )
     boxed = [key for key, shape in keys.shapes.items() if key.endswith(".alpha") and shape != ()]
     if boxed:
-        told.append(f"alpha has a shape ({boxed[0]}: {keys.shapes[boxed[0]]}); sd-scripts can't merge such a file: lora convert mends it")
+        told.append(
+            f"alpha has a shape ({boxed[0]}: {keys.shapes[boxed[0]]}); sd-scripts can't merge such a file: lora convert mends it"
+        )
     for part in PART_LABELS:
         alphas = {module.alpha for module in modules if module.part == part and module.alpha is not None}
         if len(alphas) > 1:

@@ -100,7 +100,10 @@ class Keys:
     def forms(self) -> dict[str, str]:
         """What diffusers takes each text encoder's keys for."""
         known = [entry for entry in self.entries if entry.style not in ("comfyui", "unknown")]
-        return {part: _form([e for e in known if e.place and e.place[0] == part]) for part in ("text_encoder", "text_encoder_2")}
+        return {
+            part: _form([e for e in known if e.place and e.place[0] == part])
+            for part in ("text_encoder", "text_encoder_2")
+        }
 
 
 @dataclass(frozen=True)
@@ -126,9 +129,13 @@ class Verdict:
 def _form(found: Sequence[Entry]) -> str:
     """diffusers' utils/state_dict_utils.py infers the form of a text encoder's keys from those that are there."""
     if not found or any(
-        entry.ending.startswith(".lora_A") or (entry.kohya and ".out_proj" in entry.place[1]) for entry in found if entry.place
+        entry.ending.startswith(".lora_A") or (entry.kohya and ".out_proj" in entry.place[1])
+        for entry in found
+        if entry.place
     ):
         return "whole"
-    if any("lora_linear_layer" in entry.ending for entry in found) or any(".mlp." in entry.place[1] for entry in found if entry.place):
+    if any("lora_linear_layer" in entry.ending for entry in found) or any(
+        ".mlp." in entry.place[1] for entry in found if entry.place
+    ):
         return "feed-forward"
     return "unknown"

@@ -47,7 +47,9 @@ class Tool:
         refusal = self.refusal(keys, dropped)
         drops = tuple(Drop(reason, tuple(found)) for reason, found in reasons.items())
         taken = 0 if refusal else len(keys.entries) - dropped
-        return Verdict(self.name, taken, len(keys.entries), drops, refusal, "" if refusal else self.needs(keys))
+        return Verdict(
+            self.name, taken, len(keys.entries), drops, refusal, "" if refusal else self.needs(keys)
+        )
 
 
 def _missing(entry: Entry) -> str | None:
@@ -108,7 +110,9 @@ def _forge(entry: Entry, keys: Keys) -> str | None:
 
 
 def _forge_refusal(keys: Keys, dropped: int) -> str | None:
-    unmatched = dropped - sum(entry.exists and not entry.fits for entry in keys.entries)  # wrong shapes are met later
+    unmatched = dropped - sum(
+        entry.exists and not entry.fits for entry in keys.entries
+    )  # wrong shapes are met later
     if unmatched > FORGE_LIMIT:
         return f"{unmatched} keys match nothing, more than {FORGE_LIMIT}, so it applies none of the file"
     if keys.misfit:
@@ -137,7 +141,9 @@ def _a1111(entry: Entry, keys: Keys) -> str | None:
     if entry.role in (ALPHA, DORA) and ".lora_A.weight" in keys.endings[entry.name]:
         return f"it forgets {entry.role} where the matrices are called lora_A and lora_B"
     if entry.style == "diffusers" and path == "up_blocks.0.upsamplers.0.conv":
-        return "it looks for this upsampler in the wrong place (output_blocks_2_1 instead of output_blocks_2_2)"
+        return (
+            "it looks for this upsampler in the wrong place (output_blocks_2_1 instead of output_blocks_2_2)"
+        )
     if entry.style == "diffusers" and path.startswith(("add_embedding", "conv_norm_out")):
         return "it can't convert diffusers' name of this module"
     if part == "text_encoder_2" and ".self_attn." in path and not _whole_attention(path, keys):
@@ -178,7 +184,12 @@ def _invokeai(entry: Entry, keys: Keys) -> str | None:
 
 
 def _invokeai_refusal(keys: Keys, dropped: int) -> str | None:
-    known = ("lora_unet_", "lora_te1_", "lora_te2_", BUNDLED)  # model_loaders/lora.py takes the last out before it looks
+    known = (
+        "lora_unet_",
+        "lora_te1_",
+        "lora_te2_",
+        BUNDLED,
+    )  # model_loaders/lora.py takes the last out before it looks
     odd = [entry.key for entry in keys.entries if not entry.key.startswith(known)]
     if odd:
         return f"{odd[0]} starts with none of lora_unet_, lora_te1_ and lora_te2_; convert the file: lora convert --to kohya"
@@ -193,7 +204,9 @@ def _looks_like_sdxl(keys: Keys) -> bool:
     parts = {entry.place[0] for entry in keys.entries if entry.place}
     paths = [entry.place[1] for entry in keys.entries if entry.place]
     cross = any(re.search(r"attn2\.to_[kv]$", path) for path in paths)
-    deep = any(int(number) >= 2 for path in paths for number in re.findall(r"transformer_blocks\.(\d+)", path))
+    deep = any(
+        int(number) >= 2 for path in paths for number in re.findall(r"transformer_blocks\.(\d+)", path)
+    )
     return cross or deep or "text_encoder_2" in parts
 
 
@@ -205,7 +218,9 @@ def _sd_module(keys: Keys) -> str:
         return "networks.lora"
     if forms == {"loha"} or (forms == {"lokr"} and _lokr_factor(keys) is not None):
         return f"networks.{forms.pop()}"
-    lycoris = "lycoris" in keys.facts.get("ss_network_module", "") or not any({DOWN, UP} & found for found in keys.roles.values())
+    lycoris = "lycoris" in keys.facts.get("ss_network_module", "") or not any(
+        {DOWN, UP} & found for found in keys.roles.values()
+    )
     return "lycoris.kohya" if lycoris else "networks.lora"
 
 
@@ -223,7 +238,9 @@ def _form_of(roles: set[str]) -> str:
 
 def _lokr_factor(keys: Keys) -> int | None:
     """What --network_args must say as factor to make first matrices of the file's shapes; -1 for as nearly alike as can be."""
-    firsts = {key.removesuffix(".lokr_w1"): shape for key, shape in keys.shapes.items() if key.endswith(".lokr_w1")}
+    firsts = {
+        key.removesuffix(".lokr_w1"): shape for key, shape in keys.shapes.items() if key.endswith(".lokr_w1")
+    }
     sides: set[tuple[int, int]] = set()  # (of the first matrix, of both)
     for name, first in firsts.items():
         second = keys.shapes.get(f"{name}.lokr_w2") or (*keys.shapes.get(f"{name}.lokr_w2_a", ())[:1], 0)
@@ -247,7 +264,9 @@ def _sd_scripts(entry: Entry, keys: Keys) -> str | None:
     if reason := _not_kohyas(entry, "it calls the first text encoder lora_te1_"):
         return reason
     module, roles = _sd_module(keys), keys.roles[entry.name]
-    if entry.style == "diffusers" and not (module == "networks.lora" and re.search("(down|up)_blocks", " ".join(keys.roles))):
+    if entry.style == "diffusers" and not (
+        module == "networks.lora" and re.search("(down|up)_blocks", " ".join(keys.roles))
+    ):
         return "it does not know diffusers' block names here; convert the file: lora convert --to kohya"
     if module == "lycoris.kohya":
         return None
@@ -292,7 +311,12 @@ def _diffusers(entry: Entry, keys: Keys) -> str | None:
         return "dora_scale is filtered out, and the rest applied as a plain LoRA"
     if entry.style == "original" and "diffusers" in keys.styles:
         return "it also holds diffusers' block names, beside which the original ones are dropped"
-    if entry.kohya and entry.place and ".self_attn." in entry.place[1] and keys.forms[entry.place[0]] == "feed-forward":
+    if (
+        entry.kohya
+        and entry.place
+        and ".self_attn." in entry.place[1]
+        and keys.forms[entry.place[0]] == "feed-forward"
+    ):
         return "a text encoder's q, k and v are dropped where it has no out_proj"
     if entry.style == "diffusers" and entry.place and entry.place[1].startswith("add_embedding"):
         return "it can't convert diffusers' own name of this module back from underscores"
@@ -300,7 +324,9 @@ def _diffusers(entry: Entry, keys: Keys) -> str | None:
 
 
 def _diffusers_refusal(keys: Keys, dropped: int) -> str | None:
-    if all(entry.key.startswith(("lora_te_", "lora_te1_", "lora_te2_", "lora_unet_")) for entry in keys.entries):
+    if all(
+        entry.key.startswith(("lora_te_", "lora_te1_", "lora_te2_", "lora_unet_")) for entry in keys.entries
+    ):
         if kept := [entry.key for entry in keys.entries if entry.role not in (DOWN, UP, ALPHA, DORA)]:
             return f"{kept[0]} has no place in its conversion of kohya's names, which takes LoRA and nothing else"
         if any(entry.role == ALPHA for entry in keys.entries) and "lora_adapter_metadata" in keys.facts:

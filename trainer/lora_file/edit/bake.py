@@ -39,7 +39,9 @@ def bake(source: Path, out: Path, base: Path, strength: float = 1.0) -> int:
             shutil.copyfile(base, half_written)
             _bake_file(half_written, base, file, weights, strength)
         else:
-            shutil.copytree(base, half_written, ignore=lambda folder, names: _left_out(Path(folder), names, base, used))
+            shutil.copytree(
+                base, half_written, ignore=lambda folder, names: _left_out(Path(folder), names, base, used)
+            )
             for original in sorted(used):
                 _bake_file(half_written / original.relative_to(base), original, file, weights, strength)
         half_written.replace(out)
@@ -57,7 +59,11 @@ def _left_out(folder: Path, names: list[str], base: Path, used: set[Path]) -> se
     baked_parts = {"unet", "text_encoder", "text_encoder_2"}
     if folder != base and folder.name not in baked_parts:
         return set()
-    weights = {name for name in names if Path(name).suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".onnx", ".onnx_data")}
+    weights = {
+        name
+        for name in names
+        if Path(name).suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".onnx", ".onnx_data")
+    }
     return {name for name in weights if folder / name not in used}
 
 
@@ -65,9 +71,13 @@ def _expect_fit(file: LoraFile, weights: dict[str, PartWeights], base: str) -> N
     for module in file.modules:
         shape = weights[module.part].shape(module.path)
         if shape is None:
-            raise LoraFileError(f"{base} has no {module.part}.{module.path}, which {file.path.name} changes; choose its base")
+            raise LoraFileError(
+                f"{base} has no {module.part}.{module.path}, which {file.path.name} changes; choose its base"
+            )
         if _sides(module) != (shape[0], torch.Size(shape[1:]).numel()):
-            raise LoraFileError(f"{file.path.name} was trained on a base of another shape than {base} ({module.path}); choose its base")
+            raise LoraFileError(
+                f"{file.path.name} was trained on a base of another shape than {base} ({module.path}); choose its base"
+            )
 
 
 def _sides(module: Module) -> tuple[int, int]:
@@ -82,10 +92,14 @@ def _sides(module: Module) -> tuple[int, int]:
 def _changed(module: Module, weight: torch.Tensor, strength: float, name: str) -> torch.Tensor:
     """The new weight, in the dtype of the old one. Raises LoraFileError when it doesn't fit that."""
     old = weight.float()
-    new = old + strength * (_decomposed(module, old) - old if module.network == "dora" else module.change().reshape(old.shape))
+    new = old + strength * (
+        _decomposed(module, old) - old if module.network == "dora" else module.change().reshape(old.shape)
+    )
     new = new.to(weight.dtype)
     if not bool(torch.isfinite(new.float()).all()):
-        raise LoraFileError(f"{name} at strength {strength:g} does not fit {weight.dtype} in {module.path}; take a lower strength")
+        raise LoraFileError(
+            f"{name} at strength {strength:g} does not fit {weight.dtype} in {module.path}; take a lower strength"
+        )
     return new
 
 
@@ -101,7 +115,9 @@ def _decomposed(module: Module, weight: torch.Tensor) -> torch.Tensor:
     return merged * (length / magnitude(merged, length.shape))
 
 
-def _bake_file(copy: Path, original: Path, file: LoraFile, weights: dict[str, PartWeights], strength: float) -> None:
+def _bake_file(
+    copy: Path, original: Path, file: LoraFile, weights: dict[str, PartWeights], strength: float
+) -> None:
     """Overwrites the changed tensors of one weight file: same dtype and shape, so nothing else in it moves."""
     header = read_header(original, BaseError)
     copy.chmod(copy.stat().st_mode | 0o200)  # a hub's cache is read-only
@@ -111,7 +127,14 @@ def _bake_file(copy: Path, original: Path, file: LoraFile, weights: dict[str, Pa
             if place.file != original:
                 continue
             changed = _changed(module, weights[module.part].tensor(module.path), strength, file.path.name)
-            data = (changed.T if place.source.transposed else changed).contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            data = (
+                (changed.T if place.source.transposed else changed)
+                .contiguous()
+                .flatten()
+                .view(torch.uint8)
+                .numpy()
+                .tobytes()
+            )
             stream.seek(header.tensors[place.source.key].start + (place.source.third or 0) * len(data))
             stream.write(data)
         stream.flush()

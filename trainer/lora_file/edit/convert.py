@@ -16,7 +16,17 @@ from safetensors.torch import save
 from trainer.atomic_files import write_atomically
 from trainer.errors import LoraFileError
 from trainer.lora_file.metadata import with_hashes
-from trainer.lora_file.modules import ALPHA, DORA, DOWN, UP, LoraFile, Module, read_modules, with_one_alpha, written_key
+from trainer.lora_file.modules import (
+    ALPHA,
+    DORA,
+    DOWN,
+    UP,
+    LoraFile,
+    Module,
+    read_modules,
+    with_one_alpha,
+    written_key,
+)
 from trainer.lora_file.names import PREFIX, diffusers_name, kohya_name
 
 FORMS = ("kohya", "kohya-diffusers", "diffusers")
@@ -61,11 +71,18 @@ def _diffusers_tensors(module: Module, source: str) -> list[tuple[str, torch.Ten
             f"{source} holds a {module.kind} ({module.part}.{module.path}), for which diffusers' files have no form; "
             "convert it to kohya, or make it a LoRA with: lora resize"
         )
-    name = f"{module.part}.{module.path}" if module.path == "text_projection" else diffusers_name(module.part, module.path)
+    name = (
+        f"{module.part}.{module.path}"
+        if module.path == "text_projection"
+        else diffusers_name(module.part, module.path)
+    )
     up = module.tensors[UP]
     if module.scale != 1:
         up = (up.float() * module.scale).to(up.dtype)
-    found = [(f"{name}.lora_A.weight", module.tensors[DOWN].contiguous()), (f"{name}.lora_B.weight", up.contiguous())]
+    found = [
+        (f"{name}.lora_A.weight", module.tensors[DOWN].contiguous()),
+        (f"{name}.lora_B.weight", up.contiguous()),
+    ]
     if module.network == "dora":
         lengths = module.tensors[DORA]
         if up.dim() != 2 or lengths.shape != (up.shape[0], 1):
@@ -105,7 +122,9 @@ def expect_free(out: Path, overwrite: bool) -> None:
         raise LoraFileError(f"{out} is there already; choose another name, or add --overwrite")
 
 
-def write_lora(out: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, str], *, overwrite: bool) -> None:
+def write_lora(
+    out: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, str], *, overwrite: bool
+) -> None:
     """Writes a LoRA file whole or not at all, with hashes of its own tensors. Raises LoraFileError."""
     expect_free(out, overwrite)
     for key, tensor in tensors.items():

@@ -49,18 +49,28 @@ def extract(
             kept.append(Kept(part, path, up.shape[1], spectrum.share(rank)))
             report(kept[-1])
     if not modules:
-        raise LoraFileError(f"{tuned.name} has the same layers as {base.name}, so there is nothing to extract; give the tuned one second")
-    write_lora(out, tensors_of(modules, "kohya", out.name), _facts(base, tuned, out, modules), overwrite=overwrite)
+        raise LoraFileError(
+            f"{tuned.name} has the same layers as {base.name}, so there is nothing to extract; give the tuned one second"
+        )
+    write_lora(
+        out, tensors_of(modules, "kohya", out.name), _facts(base, tuned, out, modules), overwrite=overwrite
+    )
     return kept
 
 
 def _layers(base: PartWeights, tuned: PartWeights, where: str) -> list[str]:
     """Paths of the linear and convolution layers. Raises LoraFileError when the two have other layers."""
-    paths = [path for path, place in base.places.items() if len(place.shape) >= 2 and not path.startswith("embeddings.")]
+    paths = [
+        path
+        for path, place in base.places.items()
+        if len(place.shape) >= 2 and not path.startswith("embeddings.")
+    ]
     for path in paths:
         ours, theirs = base.shape(path), tuned.shape(path)
         if theirs != ours:
-            raise LoraFileError(f"{where} differs in {path} ({theirs or 'missing'}, not {ours}); give two checkpoints of one family")
+            raise LoraFileError(
+                f"{where} differs in {path} ({theirs or 'missing'}, not {ours}); give two checkpoints of one family"
+            )
     return sorted(paths)
 
 

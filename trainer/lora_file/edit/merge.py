@@ -32,7 +32,9 @@ def term(text: str) -> Term:
         weight = math.nan
     if colon and name and not math.isnan(weight):
         if weight == 0 or math.isinf(weight):
-            raise LoraFileError(f"{text!r} has the weight {number}, which takes nothing or everything; give a number such as 0.5 or -1")
+            raise LoraFileError(
+                f"{text!r} has the weight {number}, which takes nothing or everything; give a number such as 0.5 or -1"
+            )
         return Term(Path(name), weight)
     return Term(Path(text), 1.0)
 
@@ -57,9 +59,13 @@ def merge(
     """
     expect_free(out, overwrite)
     if method == "svd" and not rank:
-        raise LoraFileError("merging by svd needs the rank of the new file; add --rank 32, or take --method concat")
+        raise LoraFileError(
+            "merging by svd needs the rank of the new file; add --rank 32, or take --method concat"
+        )
     if method == "concat" and rank:
-        raise LoraFileError("concat keeps every rank, so --rank has no place there; take --method svd, or leave --rank out")
+        raise LoraFileError(
+            "concat keeps every rank, so --rank has no place there; take --method svd, or leave --rank out"
+        )
     files = [read_modules(each.file) for each in terms]
     weights = [each.weight for each in terms]
     dtype = dtype or _widest(files)
@@ -69,7 +75,9 @@ def merge(
             shared.setdefault((module.part, module.path), []).append((weight, module))
     joined = _side_by_side if method == "concat" else _approximated
     modules = [joined(part, path, shared[part, path], rank, dtype) for part, path in sorted(shared)]
-    write_lora(out, tensors_of(modules, "kohya", out.name), _facts(out, files, terms, modules), overwrite=overwrite)
+    write_lora(
+        out, tensors_of(modules, "kohya", out.name), _facts(out, files, terms, modules), overwrite=overwrite
+    )
     return modules
 
 
@@ -80,26 +88,38 @@ def _widest(files: Sequence[LoraFile]) -> torch.dtype:
     return dtype
 
 
-def _side_by_side(part: str, path: str, found: list[tuple[float, Module]], rank: int | None, dtype: torch.dtype) -> Module:
+def _side_by_side(
+    part: str, path: str, found: list[tuple[float, Module]], rank: int | None, dtype: torch.dtype
+) -> Module:
     """up = [w1 s1 up1, w2 s2 up2], down = [down1; down2]; alpha = rank, so that the scale is 1."""
     ups, downs = [], []
     for weight, module in found:
         if module.network != "lora":
-            raise LoraFileError(f"{part}.{path} is a {module.kind}, and concat joins LoRAs only; take --method svd --rank 32")
+            raise LoraFileError(
+                f"{part}.{path} is a {module.kind}, and concat joins LoRAs only; take --method svd --rank 32"
+            )
         up, down = module.matrices()
         ups.append(weight * module.scale * up)
         downs.append(down)
-    _expect_same_shape(part, path, [(up.shape[0], down.shape[1]) for up, down in zip(ups, downs, strict=True)])
+    _expect_same_shape(
+        part, path, [(up.shape[0], down.shape[1]) for up, down in zip(ups, downs, strict=True)]
+    )
     up, down = torch.cat(ups, dim=1), torch.cat(downs)
     return lora_module(part, path, up, down, alpha=up.shape[1], dtype=dtype)
 
 
-def _approximated(part: str, path: str, found: list[tuple[float, Module]], rank: int | None, dtype: torch.dtype) -> Module:
+def _approximated(
+    part: str, path: str, found: list[tuple[float, Module]], rank: int | None, dtype: torch.dtype
+) -> Module:
     assert rank
     if all(module.network == "lora" for _, module in found):
-        pairs = [(weight * module.scale * module.matrices()[0], module.matrices()[1]) for weight, module in found]
+        pairs = [
+            (weight * module.scale * module.matrices()[0], module.matrices()[1]) for weight, module in found
+        ]
         _expect_same_shape(part, path, [(up.shape[0], down.shape[1]) for up, down in pairs])
-        spectrum = of_product(torch.cat([up for up, _ in pairs], dim=1), torch.cat([down for _, down in pairs]))
+        spectrum = of_product(
+            torch.cat([up for up, _ in pairs], dim=1), torch.cat([down for _, down in pairs])
+        )
         sides = pairs[0][0].shape[0], pairs[0][1].shape[1]
     else:
         changes = [weight * module.change() for weight, module in found]
@@ -114,16 +134,27 @@ def _approximated(part: str, path: str, found: list[tuple[float, Module]], rank:
 
 def _expect_same_shape(part: str, path: str, shapes: list[tuple[int, int]]) -> None:
     if len(set(shapes)) > 1:
-        raise LoraFileError(f"{part}.{path} is {shapes[0]} in one file and {shapes[1]} in another; merge LoRAs of one base")
+        raise LoraFileError(
+            f"{part}.{path} is {shapes[0]} in one file and {shapes[1]} in another; merge LoRAs of one base"
+        )
 
 
-def _facts(out: Path, files: Sequence[LoraFile], terms: Sequence[Term], modules: list[Module]) -> dict[str, str]:
+def _facts(
+    out: Path, files: Sequence[LoraFile], terms: Sequence[Term], modules: list[Module]
+) -> dict[str, str]:
     """What all files agree on about their base, and what was merged."""
     kept = {
         key: value
         for key, value in files[0].facts.items()
         if key.startswith(
-            ("ss_base_model", "ss_v2", "ss_sd_model", "modelspec.architecture", "modelspec.prediction_type", "modelspec.resolution")
+            (
+                "ss_base_model",
+                "ss_v2",
+                "ss_sd_model",
+                "modelspec.architecture",
+                "modelspec.prediction_type",
+                "modelspec.resolution",
+            )
         )
         and all(file.facts.get(key) == value for file in files)
     }

@@ -45,7 +45,9 @@ def resize(
     if rank is None and energy is None:
         raise LoraFileError("say how much to keep: add --rank 16, or --energy 0.95")
     if energy is not None and not 0 < energy <= 1:
-        raise LoraFileError(f"--energy is a share between 0 and 1, not {energy:g}; 0.95 keeps most of a style")
+        raise LoraFileError(
+            f"--energy is a share between 0 and 1, not {energy:g}; 0.95 keeps most of a style"
+        )
     file = read_modules(source)
     modules, kept = [], []
     for module in file.modules:
@@ -57,19 +59,33 @@ def resize(
             ) from None
         modules.append(small)
         kept.append(left)
-    facts = {**file.facts, **network_facts(modules, file.facts), "ss_network_module": "networks.lora", "ss_network_args": "{}"}
+    facts = {
+        **file.facts,
+        **network_facts(modules, file.facts),
+        "ss_network_module": "networks.lora",
+        "ss_network_args": "{}",
+    }
     facts["ss_training_comment"] = "; ".join(
-        text for text in (file.facts.get("ss_training_comment", ""), f"resized from rank {file.facts.get('ss_network_dim', '?')}") if text
+        text
+        for text in (
+            file.facts.get("ss_training_comment", ""),
+            f"resized from rank {file.facts.get('ss_network_dim', '?')}",
+        )
+        if text
     )
     write_lora(out, tensors_of(modules, "kohya", source.name), facts, overwrite=overwrite)
     return kept
 
 
-def _resized(module: Module, rank: int | None, energy: float | None, dtype: torch.dtype) -> tuple[Module, Kept]:
+def _resized(
+    module: Module, rank: int | None, energy: float | None, dtype: torch.dtype
+) -> tuple[Module, Kept]:
     spectrum = spectrum_of(module)
     if not len(spectrum.values):  # a module that changes nothing stays, so that no tool misses it
         up, down = torch.zeros(spectrum.left.shape[0], 1), torch.zeros(1, spectrum.right.shape[1])
-        return lora_module(module.part, module.path, up, down, alpha=1, dtype=dtype), Kept(module.part, module.path, 1, 1.0)
+        return lora_module(module.part, module.path, up, down, alpha=1, dtype=dtype), Kept(
+            module.part, module.path, 1, 1.0
+        )
     wanted = len(spectrum.values) if energy is None else spectrum.rank_for(energy)
     wanted = min(wanted, rank or wanted, len(spectrum.values))
     up, down = spectrum.factors(wanted)

@@ -13,7 +13,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import MODELS, trainer
-from tests.trainer.lora_file.lora_samples import ATTENTION, FACTS, TINY, assert_same, by_command_line, changes_of, pipeline, write_lora
+from tests.trainer.lora_file.lora_samples import (
+    ATTENTION,
+    FACTS,
+    TINY,
+    assert_same,
+    by_command_line,
+    changes_of,
+    pipeline,
+    write_lora,
+)
 from trainer.lora_file.compatibility.check import Report, check_file
 from trainer.lora_file.compatibility.keys import Verdict
 from trainer.lora_file.edit.convert import convert
@@ -27,7 +36,9 @@ OTHERS = ("A1111 1.10", "Forge", "ComfyUI 0.3", "InvokeAI 6.14", "sd-scripts", "
 @pytest.fixture(scope="module")
 def attention(places) -> dict:
     """What a training adapts: attention of the UNet and of both text encoders."""
-    return {place: shape for place, shape in places.items() if ".attn" in place[1] or ".self_attn." in place[1]}
+    return {
+        place: shape for place, shape in places.items() if ".attn" in place[1] or ".self_attn." in place[1]
+    }
 
 
 def verdicts(report: Report) -> dict[str, str]:
@@ -58,7 +69,11 @@ def test_a_trained_file_is_taken_whole_by_every_tool(ink_run: Path):
 
 
 def test_a_file_for_the_true_sdxl_is_compared_with_that(tmp_path: Path):
-    attention = {("unet", path): shape for path, shape in sdxl().shapes["unet"].items() if ".attn" in path and len(shape) == 2}
+    attention = {
+        ("unet", path): shape
+        for path, shape in sdxl().shapes["unet"].items()
+        if ".attn" in path and len(shape) == 2
+    }
     write_lora(tmp_path / "a.safetensors", attention, rank=lambda n: 1, dtype=torch.float16)
     report = checked(tmp_path / "a.safetensors")
     assert report.ok and report.base == "SDXL" and report.modules == {"unet": 560}
@@ -69,10 +84,15 @@ def test_a_file_for_the_true_sdxl_is_compared_with_that(tmp_path: Path):
 
 def test_text_encoders_without_text_model_are_taken_by_diffusers_alone(attention, tmp_path: Path):
     write_lora(
-        tmp_path / "a.safetensors", {place: shape for place, shape in attention.items() if place[0] != "text_encoder_2"}, naming=flat
+        tmp_path / "a.safetensors",
+        {place: shape for place, shape in attention.items() if place[0] != "text_encoder_2"},
+        naming=flat,
     )
     report = checked(tmp_path / "a.safetensors")
-    assert verdicts(report) == dict.fromkeys(OTHERS, "drops") | {"Forge": "refuses", "diffusers 0.42": "whole"}
+    assert verdicts(report) == dict.fromkeys(OTHERS, "drops") | {
+        "Forge": "refuses",
+        "diffusers 0.42": "whole",
+    }
     assert any("text_model" in warning for warning in report.warnings)
     (forge,) = [verdict for verdict in report.verdicts if verdict.tool == "Forge"]
     assert forge.taken == 0 and "more than 12" in str(forge.refusal)
@@ -81,9 +101,13 @@ def test_text_encoders_without_text_model_are_taken_by_diffusers_alone(attention
 def test_forge_bears_twelve_unknown_keys_and_no_more(attention, tmp_path: Path):
     for unknown in (12, 13):
         write_lora(tmp_path / "a.safetensors", attention)
-        tensors = load_file(tmp_path / "a.safetensors") | {f"lora_unet_nothing_{n}.alpha": torch.tensor(1.0) for n in range(unknown)}
+        tensors = load_file(tmp_path / "a.safetensors") | {
+            f"lora_unet_nothing_{n}.alpha": torch.tensor(1.0) for n in range(unknown)
+        }
         save_file(tensors, tmp_path / "a.safetensors", metadata=FACTS)
-        assert verdicts(checked(tmp_path / "a.safetensors"))["Forge"] == ("drops" if unknown == 12 else "refuses")
+        assert verdicts(checked(tmp_path / "a.safetensors"))["Forge"] == (
+            "drops" if unknown == 12 else "refuses"
+        )
 
 
 def test_peft_names_are_taken_whole_by_diffusers_alone(attention, tmp_path: Path):
@@ -106,7 +130,11 @@ def test_diffusers_block_names_are_taken_but_warned_of(attention, tmp_path: Path
 def test_a1111_misses_the_first_upsampler_under_diffusers_name(places, tmp_path: Path):
     place = ("unet", "up_blocks.0.upsamplers.0.conv")
     for naming, found in ((kohya_name, "whole"), (diffusers_blocks, "drops")):
-        write_lora(tmp_path / "a.safetensors", {place: places[place], ("unet", ATTENTION): places["unet", ATTENTION]}, naming=naming)
+        write_lora(
+            tmp_path / "a.safetensors",
+            {place: places[place], ("unet", ATTENTION): places["unet", ATTENTION]},
+            naming=naming,
+        )
         assert verdicts(checked(tmp_path / "a.safetensors"))["A1111 1.10"] == found
 
 
@@ -118,7 +146,11 @@ def test_mixed_block_names_are_refused_by_invokeai_and_half_dropped_by_diffusers
 
     write_lora(tmp_path / "a.safetensors", {place: attention[place] for place in unet}, naming=naming)
     found = verdicts(checked(tmp_path / "a.safetensors"))
-    assert found["InvokeAI 6.14"] == "refuses" and found["diffusers 0.42"] == "drops" and found["ComfyUI 0.3"] == "whole"
+    assert (
+        found["InvokeAI 6.14"] == "refuses"
+        and found["diffusers 0.42"] == "drops"
+        and found["ComfyUI 0.3"] == "whole"
+    )
 
 
 def test_sd15_names_of_the_text_encoder_are_taken_by_some(attention, tmp_path: Path):
@@ -127,47 +159,74 @@ def test_sd15_names_of_the_text_encoder_are_taken_by_some(attention, tmp_path: P
 
     write_lora(tmp_path / "a.safetensors", attention, naming=naming)
     assert verdicts(checked(tmp_path / "a.safetensors")) == {
-        "A1111 1.10": "drops", "Forge": "whole", "ComfyUI 0.3": "whole", "InvokeAI 6.14": "refuses", "sd-scripts": "drops", "diffusers 0.42": "whole",
-    }  # fmt: skip
+        "A1111 1.10": "drops",
+        "Forge": "whole",
+        "ComfyUI 0.3": "whole",
+        "InvokeAI 6.14": "refuses",
+        "sd-scripts": "drops",
+        "diffusers 0.42": "whole",
+    }
 
 
-def test_a_second_encoder_without_out_proj_is_dropped_by_a1111_and_refused_by_diffusers(attention, tmp_path: Path):
+def test_a_second_encoder_without_out_proj_is_dropped_by_a1111_and_refused_by_diffusers(
+    attention, tmp_path: Path
+):
     some = {place: shape for place, shape in attention.items() if "out_proj" not in place[1]}
     write_lora(tmp_path / "a.safetensors", some)
     report = checked(tmp_path / "a.safetensors")
     found = verdicts(report)
-    assert found["A1111 1.10"] == "drops" and found["diffusers 0.42"] == "refuses" and found["ComfyUI 0.3"] == "whole"
+    assert (
+        found["A1111 1.10"] == "drops"
+        and found["diffusers 0.42"] == "refuses"
+        and found["ComfyUI 0.3"] == "whole"
+    )
     assert sum("out_proj" in warning for warning in report.warnings) == 2
 
 
 def test_a_to_out_without_its_zero_stops_a1111(tmp_path: Path):
     path = "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"
     write_lora(
-        tmp_path / "a.safetensors", {("unet", path): (112, 112)}, naming=lambda part, where: kohya_name(part, where).removesuffix("_0")
+        tmp_path / "a.safetensors",
+        {("unet", path): (112, 112)},
+        naming=lambda part, where: kohya_name(part, where).removesuffix("_0"),
     )
     report = checked(tmp_path / "a.safetensors")
-    assert verdicts(report)["A1111 1.10"] == "refuses" and not any(verdict.whole for verdict in report.verdicts)
+    assert verdicts(report)["A1111 1.10"] == "refuses" and not any(
+        verdict.whole for verdict in report.verdicts
+    )
 
 
 def test_dora_is_told_to_differ(attention, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", attention)
-    scales = {f"{kohya_name(*place)}.dora_scale": torch.ones(1, shape[1]) for place, shape in attention.items()}
+    scales = {
+        f"{kohya_name(*place)}.dora_scale": torch.ones(1, shape[1]) for place, shape in attention.items()
+    }
     save_file(load_file(tmp_path / "a.safetensors") | scales, tmp_path / "a.safetensors", metadata=FACTS)
     report = checked(tmp_path / "a.safetensors")
     dropping = {"sd-scripts": "drops", "diffusers 0.42": "drops"}
-    assert verdicts(report) == dict.fromkeys(OTHERS, "whole") | dropping and any("DoRA" in warning for warning in report.warnings)
+    assert verdicts(report) == dict.fromkeys(OTHERS, "whole") | dropping and any(
+        "DoRA" in warning for warning in report.warnings
+    )
 
 
 def test_a_lokr_is_refused_by_diffusers_alone(tmp_path: Path):
     name = kohya_name("unet", ATTENTION)
-    tensors = {f"{name}.lokr_w1": torch.ones(4, 4), f"{name}.lokr_w2": torch.ones(28, 36), f"{name}.alpha": torch.tensor(1.0)}
+    tensors = {
+        f"{name}.lokr_w1": torch.ones(4, 4),
+        f"{name}.lokr_w2": torch.ones(28, 36),
+        f"{name}.alpha": torch.tensor(1.0),
+    }
     save_file(tensors, tmp_path / "a.safetensors", metadata=FACTS)
-    assert verdicts(checked(tmp_path / "a.safetensors")) == dict.fromkeys(OTHERS, "whole") | {"diffusers 0.42": "refuses"}
+    assert verdicts(checked(tmp_path / "a.safetensors")) == dict.fromkeys(OTHERS, "whole") | {
+        "diffusers 0.42": "refuses"
+    }
 
 
 def test_only_the_true_sdxl_lets_invokeai_know_what_it_is(tmp_path: Path):
-    for path, found in (("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", "refuses"),
-                        ("down_blocks.2.attentions.0.transformer_blocks.9.attn1.to_q", "whole")):  # fmt: skip
+    for path, found in (
+        ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", "refuses"),
+        ("down_blocks.2.attentions.0.transformer_blocks.9.attn1.to_q", "whole"),
+    ):
         shape = sdxl().shapes["unet"][path]
         write_lora(tmp_path / "a.safetensors", {("unet", path): shape})
         assert verdicts(checked(tmp_path / "a.safetensors"))["InvokeAI 6.14"] == found
@@ -176,19 +235,29 @@ def test_only_the_true_sdxl_lets_invokeai_know_what_it_is(tmp_path: Path):
 def comfyui(part: str, path: str) -> str:
     """As ComfyUI's LoraSave writes a model's difference."""
     clip = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-    return f"diffusion_model.{sgm_path(path)}" if part == "unet" else f"text_encoders.{clip[part]}.transformer.text_model.{path}"
+    return (
+        f"diffusion_model.{sgm_path(path)}"
+        if part == "unet"
+        else f"text_encoders.{clip[part]}.transformer.text_model.{path}"
+    )
 
 
 def test_comfyuis_own_names_are_read_and_told_to_need_conversion_for_others(attention, tmp_path: Path):
     changes = write_lora(tmp_path / "a.safetensors", attention, naming=comfyui, alpha=lambda n: None)
     found = verdicts(checked(tmp_path / "a.safetensors"))
-    assert found == dict.fromkeys(OTHERS, "refuses") | {"ComfyUI 0.3": "whole", "sd-scripts": "drops", "diffusers 0.42": "drops"}
+    assert found == dict.fromkeys(OTHERS, "refuses") | {
+        "ComfyUI 0.3": "whole",
+        "sd-scripts": "drops",
+        "diffusers 0.42": "drops",
+    }
     assert_same(changes_of(tmp_path / "a.safetensors"), changes)
     convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya")
     assert checked(tmp_path / "b.safetensors").ok
 
 
-def _verdict(tensors: dict[str, torch.Tensor], folder: Path, facts: dict[str, str] = FACTS) -> dict[str, Verdict]:
+def _verdict(
+    tensors: dict[str, torch.Tensor], folder: Path, facts: dict[str, str] = FACTS
+) -> dict[str, Verdict]:
     save_file(tensors, folder / "a.safetensors", metadata=facts)
     return {verdict.tool.split()[0]: verdict for verdict in checked(folder / "a.safetensors").verdicts}
 
@@ -198,11 +267,16 @@ def test_a_half_missing_product_stops_a1111_and_is_met_by_each_tool_in_its_own_w
     tensors, name = load_file(tmp_path / "a.safetensors"), kohya_name("unet", ATTENTION)
     up, down = f"{name}.lora_up.weight", f"{name}.lora_down.weight"
     # (ComfyUI, Forge, A1111, sd-scripts), as their loaders did
-    for missing, expected in (((up,), (1, 1, None, 0)), ((down,), (None, None, None, 2)), ((up, down), (0, 0, None, 1))):
+    for missing, expected in (
+        ((up,), (1, 1, None, 0)),
+        ((down,), (None, None, None, 2)),
+        ((up, down), (0, 0, None, 1)),
+    ):
         left = {key: tensor for key, tensor in tensors.items() if key not in missing}
         found = _verdict(left, tmp_path)
         dropped = tuple(
-            None if found[tool].refusal else len(left) - found[tool].taken for tool in ("ComfyUI", "Forge", "A1111", "sd-scripts")
+            None if found[tool].refusal else len(left) - found[tool].taken
+            for tool in ("ComfyUI", "Forge", "A1111", "sd-scripts")
         )
         assert dropped == expected, missing
 
@@ -210,19 +284,35 @@ def test_a_half_missing_product_stops_a1111_and_is_met_by_each_tool_in_its_own_w
 def test_a_module_of_another_shape_stops_forge_and_sd_scripts(attention, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", attention)
     found = _verdict(
-        load_file(tmp_path / "a.safetensors") | {f"{kohya_name('unet', ATTENTION)}.lora_up.weight": torch.ones(9, 3)}, tmp_path
+        load_file(tmp_path / "a.safetensors")
+        | {f"{kohya_name('unet', ATTENTION)}.lora_up.weight": torch.ones(9, 3)},
+        tmp_path,
     )
-    assert found["Forge"].refusal and found["sd-scripts"].refusal and len(found["ComfyUI"].drops) == len(found["A1111"].drops) == 1
+    assert (
+        found["Forge"].refusal
+        and found["sd-scripts"].refusal
+        and len(found["ComfyUI"].drops) == len(found["A1111"].drops) == 1
+    )
 
 
 def test_sd_scripts_is_told_which_network_module_reads_the_file(tmp_path: Path):
-    name, facts = kohya_name("unet", ATTENTION), FACTS | {"ss_network_module": "lycoris.kohya"}  # its weight is 112 x 144
+    name, facts = (
+        kohya_name("unet", ATTENTION),
+        FACTS | {"ss_network_module": "lycoris.kohya"},
+    )  # its weight is 112 x 144
     alpha = {f"{name}.alpha": torch.tensor(1.0)}
     up_down = {f"{name}.lora_up.weight": torch.ones(112, 2), f"{name}.lora_down.weight": torch.ones(2, 144)}
-    loha = {f"{name}.hada_w{n}_{side}": torch.ones(112, 2) if side == "a" else torch.ones(2, 144) for n in (1, 2) for side in "ab"}
+    loha = {
+        f"{name}.hada_w{n}_{side}": torch.ones(112, 2) if side == "a" else torch.ones(2, 144)
+        for n in (1, 2)
+        for side in "ab"
+    }
 
     def lokr(rows: int, columns: int) -> dict[str, torch.Tensor]:
-        return {f"{name}.lokr_w1": torch.ones(rows, columns), f"{name}.lokr_w2": torch.ones(112 // rows, 144 // columns)}
+        return {
+            f"{name}.lokr_w1": torch.ones(rows, columns),
+            f"{name}.lokr_w2": torch.ones(112 // rows, 144 // columns),
+        }
 
     for tensors, needs in (
         (up_down, "--network_module networks.lora"),
@@ -235,7 +325,9 @@ def test_sd_scripts_is_told_which_network_module_reads_the_file(tmp_path: Path):
         verdict = _verdict(tensors | alpha, tmp_path, facts)["sd-scripts"]
         assert verdict.whole and verdict.needs == needs
     # The package makes magnitudes of each output and stops at those of each input; a LoHa without alpha stops both.
-    assert _verdict(up_down | alpha | {f"{name}.dora_scale": torch.ones(1, 144)}, tmp_path, facts)["sd-scripts"].refusal
+    assert _verdict(up_down | alpha | {f"{name}.dora_scale": torch.ones(1, 144)}, tmp_path, facts)[
+        "sd-scripts"
+    ].refusal
     assert _verdict(loha, tmp_path, facts)["sd-scripts"].refusal
 
 
@@ -273,7 +365,9 @@ def _heavy(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
         (_heavy, "1 MiB"),
     ],
 )
-def test_what_goes_wrong_silently_is_warned_of_and_mended_by_conversion(change: Change, warning: str, attention, tmp_path: Path):
+def test_what_goes_wrong_silently_is_warned_of_and_mended_by_conversion(
+    change: Change, warning: str, attention, tmp_path: Path
+):
     write_lora(tmp_path / "a.safetensors", attention)
     tensors, facts = load_file(tmp_path / "a.safetensors"), dict(FACTS)
     assert not checked(tmp_path / "a.safetensors").warnings
@@ -286,7 +380,9 @@ def test_what_goes_wrong_silently_is_warned_of_and_mended_by_conversion(change: 
     assert (mended == ()) != (change is _heavy), "all but the author's own thumbnail"
 
 
-@pytest.mark.parametrize(("value", "fault"), [(float("nan"), "no numbers"), (float("inf"), "no numbers"), (1e6, "beyond fp16")])
+@pytest.mark.parametrize(
+    ("value", "fault"), [(float("nan"), "no numbers"), (float("inf"), "no numbers"), (1e6, "beyond fp16")]
+)
 def test_values_that_draw_black_pictures_are_a_fault(value: float, fault: str, attention, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", attention)
     tensors = load_file(tmp_path / "a.safetensors")
@@ -340,7 +436,9 @@ _FILES: dict[str, tuple[Callable[[str, str], str], Callable[[str, str], bool]]] 
 def test_what_is_said_of_diffusers_is_what_diffusers_does(kind: str, places, tmp_path: Path):
     naming, wanted = _FILES[kind]
     path = tmp_path / "a.safetensors"
-    changes = write_lora(path, {place: shape for place, shape in places.items() if wanted(*place)}, naming=naming)
+    changes = write_lora(
+        path, {place: shape for place, shape in places.items() if wanted(*place)}, naming=naming
+    )
     (verdict,) = [v for v in checked(path).verdicts if v.tool.startswith("diffusers")]
     pipe = pipeline()
     if verdict.refusal:
@@ -354,7 +452,12 @@ def test_what_is_said_of_diffusers_is_what_diffusers_does(kind: str, places, tmp
 def test_the_command_ends_with_status_1_when_a_tool_drops_something(attention, tmp_path: Path):
     write_lora(tmp_path / "bad.safetensors", attention, naming=flat)
     done = trainer("lora", "check", tmp_path / "bad.safetensors", check=False)
-    assert done.returncode == 1 and "Forge" in done.stdout and "refuses the file" in done.stdout and "impasto:" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "Forge" in done.stdout
+        and "refuses the file" in done.stdout
+        and "impasto:" not in done.stderr
+    )
 
 
 def test_json_is_for_programs(attention, tmp_path: Path, monkeypatch, capsys):
@@ -362,13 +465,23 @@ def test_json_is_for_programs(attention, tmp_path: Path, monkeypatch, capsys):
     arguments = ["lora", "check", tmp_path / "a.safetensors", "--json", "--base", "tiny-sdxl"]
     status, out, _ = by_command_line(arguments, monkeypatch, capsys)
     told = json.loads(out)
-    assert status == 0 and told["ok"] and told["base"] == "tiny-sdxl" and [v["tool"] for v in told["verdicts"]] == list(OTHERS)
+    assert (
+        status == 0
+        and told["ok"]
+        and told["base"] == "tiny-sdxl"
+        and [v["tool"] for v in told["verdicts"]] == list(OTHERS)
+    )
 
 
 def test_pefts_own_file_of_a_unet_is_read_and_told_to_need_conversion(attention, tmp_path: Path):
     unet = {place: shape for place, shape in attention.items() if place[0] == "unet"}
     for prefix in ("", "base_model.model."):
-        write_lora(tmp_path / "a.safetensors", unet, naming=lambda part, path, start=prefix: start + path, alpha=lambda n: None)
+        write_lora(
+            tmp_path / "a.safetensors",
+            unet,
+            naming=lambda part, path, start=prefix: start + path,
+            alpha=lambda n: None,
+        )
         report = checked(tmp_path / "a.safetensors")
         assert not any(verdict.whole for verdict in report.verdicts) and report.modules == {"unet": len(unet)}
         convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya", overwrite=True)

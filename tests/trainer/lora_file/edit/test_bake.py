@@ -32,7 +32,11 @@ def small(places) -> dict[Place, tuple[int, ...]]:
     """Some layers of every kind and part."""
     kinds = (".attn2.to_v", ".mlp.fc2", ".self_attn.")
     chosen = {place: shape for place, shape in places.items() if any(kind in place[1] for kind in kinds)}
-    return {**chosen, ("unet", CONVOLUTION): places["unet", CONVOLUTION], ("unet", "conv_out"): places["unet", "conv_out"]}
+    return {
+        **chosen,
+        ("unet", CONVOLUTION): places["unet", CONVOLUTION],
+        ("unet", "conv_out"): places["unet", "conv_out"],
+    }
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -44,7 +48,9 @@ def test_a_baked_base_is_what_diffusers_fuses(small, tmp_path: Path, caplog):
     for part, path in small:
         exact = before[part].tensor(path).float().flatten(1) + theirs[part, path]
         torch.testing.assert_close(after[part].tensor(path).flatten(1), exact.half(), rtol=1e-3, atol=1e-4)
-    StableDiffusionXLPipeline.from_pretrained(tmp_path / "baked", local_files_only=True)  # still a whole folder
+    StableDiffusionXLPipeline.from_pretrained(
+        tmp_path / "baked", local_files_only=True
+    )  # still a whole folder
 
 
 def test_baking_changes_no_byte_but_those_of_its_layers(small, tmp_path: Path):
@@ -52,12 +58,16 @@ def test_baking_changes_no_byte_but_those_of_its_layers(small, tmp_path: Path):
     bake(tmp_path / "a.safetensors", tmp_path / "still", TINY, 0.0)
     bake(tmp_path / "a.safetensors", tmp_path / "baked", TINY)
     files = [path.relative_to(TINY) for path in TINY.rglob("*") if path.is_file()]
-    assert all((tmp_path / "still" / file).read_bytes() == (TINY / file).read_bytes() for file in files), "strength 0 is the base"
+    assert all((tmp_path / "still" / file).read_bytes() == (TINY / file).read_bytes() for file in files), (
+        "strength 0 is the base"
+    )
     for file in (file for file in files if file.suffix == ".safetensors"):
         old, new = load_file(TINY / file), load_file(tmp_path / "baked" / file)
         changed = {key for key in old if not torch.equal(old[key], new[key])}
         part = file.parts[0]
-        assert {key.removesuffix(".weight").removeprefix("text_model.") for key in changed} == {path for p, path in small if p == part}
+        assert {key.removesuffix(".weight").removeprefix("text_model.") for key in changed} == {
+            path for p, path in small if p == part
+        }
         assert all(new[key].dtype == old[key].dtype for key in old)
 
 
@@ -87,7 +97,12 @@ def test_baking_replaces_nothing_and_leaves_nothing_half_done(small, tmp_path: P
     write_lora(tmp_path / "deep.safetensors", {deep: (1280, 2048)})
     with pytest.raises(LoraFileError, match="choose its base"):
         bake(tmp_path / "deep.safetensors", tmp_path / "out", TINY)
-    assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "big.safetensors", "deep.safetensors", "there"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a.safetensors",
+        "big.safetensors",
+        "deep.safetensors",
+        "there",
+    }
 
 
 def test_what_was_baked_is_extracted_again(small, tmp_path: Path):

@@ -42,33 +42,61 @@ from trainer.lora_file.names import accepted_names, kohya_name
 def test_the_modules_of_sdxl_are_those_that_diffusers_and_transformers_build():
     with torch.device("meta"):
         unet = UNet2DConditionModel(
-            sample_size=128, block_out_channels=(320, 640, 1280), attention_head_dim=(5, 10, 20), cross_attention_dim=2048,
-            transformer_layers_per_block=(1, 2, 10), use_linear_projection=True, addition_embed_type="text_time",
-            addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            transformer_layers_per_block=(1, 2, 10),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        )  # fmt: skip
-        first = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+        )
+        first = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+            )
+        )
         second = CLIPTextModelWithProjection(
-            CLIPTextConfig(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280)
+            CLIPTextConfig(
+                hidden_size=1280,
+                intermediate_size=5120,
+                num_hidden_layers=32,
+                num_attention_heads=20,
+                projection_dim=1280,
+            )
         )
     for part, model in (("unet", unet), ("text_encoder", first), ("text_encoder_2", second)):
-        weights = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if name.endswith(".weight")}
-        assert {name.removeprefix("text_model."): tuple(p.shape) for name, p in weights.items()} == sdxl().shapes[part]
+        weights = {
+            name.removesuffix(".weight"): p
+            for name, p in model.named_parameters()
+            if name.endswith(".weight")
+        }
+        assert {
+            name.removeprefix("text_model."): tuple(p.shape) for name, p in weights.items()
+        } == sdxl().shapes[part]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", FORMS)
-def test_diffusers_takes_every_module_of_a_converted_file_with_the_same_change(form: str, places, tmp_path: Path, caplog):
+def test_diffusers_takes_every_module_of_a_converted_file_with_the_same_change(
+    form: str, places, tmp_path: Path, caplog
+):
     # add_embedding in diffusers' block names is beyond diffusers' own conversion; `lora check` says so.
     places = {place: shape for place, shape in places.items() if "add_embedding" not in place[1]}
     # Ranks and alphas differ within a part, which diffusers reads wrongly in the original file.
-    changes = write_lora(tmp_path / "a.safetensors", places, rank=lambda n: 2 + n % 3, alpha=lambda n: 1.0 + n % 2)
+    changes = write_lora(
+        tmp_path / "a.safetensors", places, rank=lambda n: 2 + n % 3, alpha=lambda n: 1.0 + n % 2
+    )
     convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", form)
     assert_same(changed_by_diffusers({tmp_path / "b.safetensors": 1.0}, places, caplog), changes, atol=1e-4)
 
 
-def test_diffusers_reads_several_alphas_of_a_part_wrongly_until_the_file_is_converted(places, tmp_path: Path, caplog):
+def test_diffusers_reads_several_alphas_of_a_part_wrongly_until_the_file_is_converted(
+    places, tmp_path: Path, caplog
+):
     """The reason for one alpha in each part: should diffusers learn it, this says so."""
     some = {place: shape for place, shape in places.items() if ".attn1." in place[1]}
     changes = write_lora(tmp_path / "a.safetensors", some, alpha=lambda n: 1.0 + n % 2)
@@ -80,8 +108,15 @@ def test_diffusers_reads_several_alphas_of_a_part_wrongly_until_the_file_is_conv
 
 @pytest.mark.parametrize("start", FORMS)
 @pytest.mark.parametrize("end", FORMS)
-def test_a_file_converted_there_and_back_changes_the_base_as_before(start: str, end: str, places, tmp_path: Path):
-    changes = write_lora(tmp_path / "a.safetensors", places, rank=lambda n: 1 + n % 4, alpha=lambda n: None if n % 5 == 0 else 1.0)
+def test_a_file_converted_there_and_back_changes_the_base_as_before(
+    start: str, end: str, places, tmp_path: Path
+):
+    changes = write_lora(
+        tmp_path / "a.safetensors",
+        places,
+        rank=lambda n: 1 + n % 4,
+        alpha=lambda n: None if n % 5 == 0 else 1.0,
+    )
     for number, (source, form) in enumerate((("a", start), ("0", end), ("1", "kohya"))):
         convert(tmp_path / f"{source}.safetensors", tmp_path / f"{number}.safetensors", form)
     assert_same(changes_of(tmp_path / "2.safetensors"), changes)
@@ -100,7 +135,10 @@ def test_every_spelling_in_use_is_read(spelling: int, places, tmp_path: Path):
 
 
 def test_names_of_old_diffusers_and_of_sd15_trainers_are_read(tmp_path: Path):
-    block, layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1", "text_model.encoder.layers.0.self_attn.q_proj"
+    block, layer = (
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1",
+        "text_model.encoder.layers.0.self_attn.q_proj",
+    )
     up, down = torch.randn(96, 2), torch.randn(2, 96)
     pairs = {
         f"unet.{block}.processor.to_out_lora": ("up.weight", "down.weight"),
@@ -109,22 +147,36 @@ def test_names_of_old_diffusers_and_of_sd15_trainers_are_read(tmp_path: Path):
         "lora_te_text_model_encoder_layers_1_mlp_fc1": ("lora_up.weight", "lora_down.weight"),
     }
     save_file(
-        {f"{name}.{end}": tensor.clone() for name, ends in pairs.items() for end, tensor in zip(ends, (up, down), strict=True)},
+        {
+            f"{name}.{end}": tensor.clone()
+            for name, ends in pairs.items()
+            for end, tensor in zip(ends, (up, down), strict=True)
+        },
         tmp_path / "a.safetensors",
     )
     assert {(m.part, m.path) for m in read_modules(tmp_path / "a.safetensors").modules} == {
-        ("unet", f"{block}.to_out.0"), ("unet", f"{block}.to_q"),
-        ("text_encoder", "encoder.layers.0.self_attn.q_proj"), ("text_encoder", "encoder.layers.1.mlp.fc1"),
-    }  # fmt: skip
+        ("unet", f"{block}.to_out.0"),
+        ("unet", f"{block}.to_q"),
+        ("text_encoder", "encoder.layers.0.self_attn.q_proj"),
+        ("text_encoder", "encoder.layers.1.mlp.fc1"),
+    }
 
 
 def test_metadata_is_kept_and_hashes_are_those_of_the_new_tensors(places, tmp_path: Path):
-    write_lora(tmp_path / "a.safetensors", places, facts={**FACTS, "sshs_model_hash": "stale", "lora_adapter_metadata": "{}"})
+    write_lora(
+        tmp_path / "a.safetensors",
+        places,
+        facts={**FACTS, "sshs_model_hash": "stale", "lora_adapter_metadata": "{}"},
+    )
     convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya-diffusers")
     data = (tmp_path / "b.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     facts = json.loads(data[8:start])["__metadata__"]
-    assert {key: facts[key] for key in FACTS} == FACTS and facts["ss_network_dim"] == "3" and facts["ss_network_alpha"] == "2"
+    assert (
+        {key: facts[key] for key in FACTS} == FACTS
+        and facts["ss_network_dim"] == "3"
+        and facts["ss_network_alpha"] == "2"
+    )
     assert facts["sshs_model_hash"] == hashlib.sha256(data[start:]).hexdigest()
     assert "lora_adapter_metadata" not in facts, "diffusers refuses it beside .alpha"
 
@@ -140,16 +192,21 @@ def test_a_file_without_metadata_is_not_hidden_by_a1111_after_conversion(places,
 def test_alpha_in_the_header_of_diffusers_own_file_is_applied(tmp_path: Path):
     unet = UNet2DConditionModel.from_pretrained(TINY / "unet", local_files_only=True)
     config = LoraConfig(
-        r=4, lora_alpha=6, target_modules=["to_q"], alpha_pattern={"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": 2}
+        r=4,
+        lora_alpha=6,
+        target_modules=["to_q"],
+        alpha_pattern={"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": 2},
     )
     unet.add_adapter(config)
     for name, parameter in unet.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     StableDiffusionXLPipeline.save_lora_weights(
-        tmp_path, unet_lora_layers=get_peft_model_state_dict(unet), unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
+        tmp_path,
+        unet_lora_layers=get_peft_model_state_dict(unet),
+        unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
         weight_name="a.safetensors",
-    )  # fmt: skip
+    )
     expected = {
         ("unet", name): module.get_delta_weight("default").detach()
         for name, module in unet.named_modules()
@@ -193,7 +250,10 @@ def test_a_dora_of_columns_is_refused_for_diffusers_and_baked_by_its_formula(tmp
     merged = weight + 2 / 3 * up @ down
     decomposed = module.tensors["dora_scale"] * merged / merged.pow(2).sum(0, keepdim=True).sqrt()
     torch.testing.assert_close(
-        base_weights(tmp_path / "baked")["unet"].tensor(ATTENTION), ((weight + decomposed) / 2).half(), rtol=2e-3, atol=1e-4
+        base_weights(tmp_path / "baked")["unet"].tensor(ATTENTION),
+        ((weight + decomposed) / 2).half(),
+        rtol=2e-3,
+        atol=1e-4,
     )
 
 
@@ -201,18 +261,31 @@ def loha_and_lokr(path: Path) -> dict[Place, torch.Tensor]:
     """A file with a LoHa and a LoKr module; their changes as LyCORIS computes them."""
     draw = torch.Generator().manual_seed(4)
     out, inputs = shape_of(ATTENTION)
-    w1a, w1b, w2a, w2b = (0.3 * torch.randn(*s, generator=draw) for s in ((out, 2), (2, inputs), (out, 2), (2, inputs)))
+    w1a, w1b, w2a, w2b = (
+        0.3 * torch.randn(*s, generator=draw) for s in ((out, 2), (2, inputs), (out, 2), (2, inputs))
+    )
     first, second = kohya_name("unet", ATTENTION), kohya_name("unet", CONVOLUTION)
     o, i = shape_of(CONVOLUTION)[:2]
-    w1, left, right = torch.randn(4, 4, generator=draw), torch.randn(o // 4, 2, generator=draw), torch.randn(2, i // 4 * 9, generator=draw)
+    w1, left, right = (
+        torch.randn(4, 4, generator=draw),
+        torch.randn(o // 4, 2, generator=draw),
+        torch.randn(2, i // 4 * 9, generator=draw),
+    )
     save_file(
         {
-            f"{first}.hada_w1_a": w1a, f"{first}.hada_w1_b": w1b, f"{first}.hada_w2_a": w2a, f"{first}.hada_w2_b": w2b,
-            f"{first}.alpha": torch.tensor(1.0), f"{second}.lokr_w1": w1, f"{second}.lokr_w2_a": left, f"{second}.lokr_w2_b": right,
+            f"{first}.hada_w1_a": w1a,
+            f"{first}.hada_w1_b": w1b,
+            f"{first}.hada_w2_a": w2a,
+            f"{first}.hada_w2_b": w2b,
+            f"{first}.alpha": torch.tensor(1.0),
+            f"{second}.lokr_w1": w1,
+            f"{second}.lokr_w2_a": left,
+            f"{second}.lokr_w2_b": right,
             f"{second}.alpha": torch.tensor(1.0),
         },
-        path, metadata=FACTS,
-    )  # fmt: skip
+        path,
+        metadata=FACTS,
+    )
     kronecker = lokr.diff_weight(
         w1, None, None, None, left, right.reshape(2, i // 4, 3, 3), None, gamma=1.0
     )  # alpha: it divides by the rank
@@ -232,7 +305,9 @@ def test_loha_and_lokr_change_the_base_as_lycoris_does_and_become_plain_loras(tm
     assert_same(changes_of(tmp_path / "c.safetensors"), changes, atol=1e-4)
     bake(tmp_path / "a.safetensors", tmp_path / "baked", TINY)
     for _, path in changes:
-        new, old = (base_weights(folder)["unet"].tensor(path).float() for folder in (tmp_path / "baked", TINY))
+        new, old = (
+            base_weights(folder)["unet"].tensor(path).float() for folder in (tmp_path / "baked", TINY)
+        )
         torch.testing.assert_close(new - old, changes["unet", path].reshape(old.shape), rtol=2e-3, atol=5e-3)
 
 
@@ -245,7 +320,11 @@ def test_diffusers_form_of_a_loha_is_refused_in_a_sentence(tmp_path: Path):
 def test_a_module_under_two_spellings_is_refused(tmp_path: Path):
     names = accepted_names("unet", ATTENTION)
     save_file(
-        {f"{name}.{end}": torch.zeros(2, 2) for name in names[:2] for end in ("lora_up.weight", "lora_down.weight")},
+        {
+            f"{name}.{end}": torch.zeros(2, 2)
+            for name in names[:2]
+            for end in ("lora_up.weight", "lora_down.weight")
+        },
         tmp_path / "a.safetensors",
     )
     with pytest.raises(LoraFileError, match="twice"):

@@ -41,15 +41,26 @@ from trainer.lora_file.modules import read_modules
 def test_a_concatenation_is_the_weighted_sum_also_of_different_modules(weights, seed, cut, tmp_path_factory):
     folder = tmp_path_factory.mktemp("merge")
     shapes = {
-        (part, path): place.shape for part, w in base_weights(TINY).items() for path, place in w.places.items() if len(place.shape) >= 2
+        (part, path): place.shape
+        for part, w in base_weights(TINY).items()
+        for path, place in w.places.items()
+        if len(place.shape) >= 2
     }
-    chosen = [("unet", ATTENTION), ("unet", CONVOLUTION), ("text_encoder", "encoder.layers.0.mlp.fc1"), ("unet", "conv_in")]
+    chosen = [
+        ("unet", ATTENTION),
+        ("unet", CONVOLUTION),
+        ("text_encoder", "encoder.layers.0.mlp.fc1"),
+        ("unet", "conv_in"),
+    ]
     expected: dict[Place, torch.Tensor] = {}
     terms = []
     for number, weight in enumerate(weights):
         some = [place for n, place in enumerate(chosen) if (n + number + cut) % 3 or n == number % 4]
         changes = write_lora(
-            folder / f"{number}.safetensors", {p: shapes[p] for p in some}, seed=seed + number, rank=lambda n, r=number: 1 + (n + r) % 3
+            folder / f"{number}.safetensors",
+            {p: shapes[p] for p in some},
+            seed=seed + number,
+            rank=lambda n, r=number: 1 + (n + r) % 3,
         )
         terms.append(Term(folder / f"{number}.safetensors", weight))
         for place, change in changes.items():
@@ -60,13 +71,22 @@ def test_a_concatenation_is_the_weighted_sum_also_of_different_modules(weights, 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_merged_file_is_what_diffusers_makes_of_both_at_those_weights(places, tmp_path: Path, caplog):
-    first = {place: shape for place, shape in places.items() if ".attn1." in place[1] or place[0] == "text_encoder"}
-    second = {place: shape for place, shape in places.items() if ".attn" in place[1] or place[1] == CONVOLUTION}
+    first = {
+        place: shape for place, shape in places.items() if ".attn1." in place[1] or place[0] == "text_encoder"
+    }
+    second = {
+        place: shape for place, shape in places.items() if ".attn" in place[1] or place[1] == CONVOLUTION
+    }
     write_lora(tmp_path / "a.safetensors", first, seed=1, rank=lambda n: 2)
     write_lora(tmp_path / "b.safetensors", second, seed=2, rank=lambda n: 5)
-    merge(tmp_path / "sum.safetensors", [Term(tmp_path / "a.safetensors", 0.7), Term(tmp_path / "b.safetensors", -0.4)])
+    merge(
+        tmp_path / "sum.safetensors",
+        [Term(tmp_path / "a.safetensors", 0.7), Term(tmp_path / "b.safetensors", -0.4)],
+    )
     union = {**first, **second}
-    theirs = changed_by_diffusers({tmp_path / "a.safetensors": 0.7, tmp_path / "b.safetensors": -0.4}, union, caplog)
+    theirs = changed_by_diffusers(
+        {tmp_path / "a.safetensors": 0.7, tmp_path / "b.safetensors": -0.4}, union, caplog
+    )
     assert_same(changes_of(tmp_path / "sum.safetensors"), theirs, atol=1e-5)
     assert_same(changed_by_diffusers({tmp_path / "sum.safetensors": 1.0}, union, caplog), theirs, atol=1e-5)
 
@@ -75,26 +95,41 @@ def test_a_merged_file_is_what_diffusers_makes_of_both_at_those_weights(places, 
 def test_a_merge_by_svd_errs_by_the_singular_values_left_out(rank: int, tmp_path: Path):
     place = ("unet", CONVOLUTION)
     shapes = {place: shape_of(CONVOLUTION)}
-    one, two = (write_lora(tmp_path / f"{n}.safetensors", shapes, seed=n, rank=lambda n: 4)[place] for n in (1, 2))
+    one, two = (
+        write_lora(tmp_path / f"{n}.safetensors", shapes, seed=n, rank=lambda n: 4)[place] for n in (1, 2)
+    )
     terms = [Term(tmp_path / "1.safetensors", 1.5), Term(tmp_path / "2.safetensors", -1.0)]
     merge(tmp_path / "sum.safetensors", terms, method="svd", rank=rank)
     whole = 1.5 * one - two
     error = (changes_of(tmp_path / "sum.safetensors")[place] - whole).norm()
-    left_out = torch.linalg.svdvals(whole)[rank:].norm()  # Eckart & Young: no approximation of this rank errs less
+    left_out = torch.linalg.svdvals(whole)[
+        rank:
+    ].norm()  # Eckart & Young: no approximation of this rank errs less
     torch.testing.assert_close(error, left_out, rtol=1e-3, atol=1e-4)
 
 
 def test_a_lora_minus_itself_is_a_file_that_changes_nothing(tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", {("unet", ATTENTION): shape_of(ATTENTION)})
-    merge(tmp_path / "b.safetensors", [Term(tmp_path / "a.safetensors", 1), Term(tmp_path / "a.safetensors", -1)], method="svd", rank=4)
+    merge(
+        tmp_path / "b.safetensors",
+        [Term(tmp_path / "a.safetensors", 1), Term(tmp_path / "a.safetensors", -1)],
+        method="svd",
+        rank=4,
+    )
     assert not changes_of(tmp_path / "b.safetensors")["unet", ATTENTION].abs().max() > 1e-6
 
 
 @pytest.mark.parametrize(
     ("text", "file", "weight"),
-    [("a.safetensors:0.5", "a.safetensors", 0.5), ("a.safetensors", "a.safetensors", 1), ("C:\\a.safetensors:-1", "C:\\a.safetensors", -1),
-     ("C:\\a.safetensors", "C:\\a.safetensors", 1), ("style:ink.safetensors:1e-1", "style:ink.safetensors", 0.1), ("12:30:0.25", "12:30", 0.25)],
-)  # fmt: skip
+    [
+        ("a.safetensors:0.5", "a.safetensors", 0.5),
+        ("a.safetensors", "a.safetensors", 1),
+        ("C:\\a.safetensors:-1", "C:\\a.safetensors", -1),
+        ("C:\\a.safetensors", "C:\\a.safetensors", 1),
+        ("style:ink.safetensors:1e-1", "style:ink.safetensors", 0.1),
+        ("12:30:0.25", "12:30", 0.25),
+    ],
+)
 def test_the_weight_is_read_from_the_right(text: str, file: str, weight: float):
     assert term(text) == Term(Path(file), weight)
 
@@ -110,7 +145,11 @@ def test_loras_of_two_bases_are_not_merged(tmp_path: Path):
     write_lora(tmp_path / "b.safetensors", {("unet", ATTENTION): (1280, 2048)})
     for how in ({}, {"method": "svd", "rank": 2}):
         with pytest.raises(LoraFileError, match="one base"):
-            merge(tmp_path / "c.safetensors", [Term(tmp_path / "a.safetensors", 1), Term(tmp_path / "b.safetensors", 1)], **how)
+            merge(
+                tmp_path / "c.safetensors",
+                [Term(tmp_path / "a.safetensors", 1), Term(tmp_path / "b.safetensors", 1)],
+                **how,
+            )
 
 
 def test_merging_asks_for_a_rank_exactly_where_it_has_one(tmp_path: Path):
@@ -122,7 +161,13 @@ def test_merging_asks_for_a_rank_exactly_where_it_has_one(tmp_path: Path):
 
 
 @settings(max_examples=40)
-@given(out=st.integers(1, 12), inputs=st.integers(1, 12), rank=st.integers(1, 6), seed=st.integers(0, 999), share=st.floats(0.05, 1))
+@given(
+    out=st.integers(1, 12),
+    inputs=st.integers(1, 12),
+    rank=st.integers(1, 6),
+    seed=st.integers(0, 999),
+    share=st.floats(0.05, 1),
+)
 def test_singular_values_are_torchs_and_the_kept_share_is_reached(out, inputs, rank, seed, share):
     draw = torch.Generator().manual_seed(seed)
     up, down = torch.randn(out, rank, generator=draw), torch.randn(rank, inputs, generator=draw)
@@ -146,19 +191,30 @@ def test_a_smaller_rank_errs_by_the_singular_values_left_out(places, tmp_path: P
         values = torch.linalg.svdvals(changes[module.part, module.path])
         error = (small[module.part, module.path] - changes[module.part, module.path]).norm()
         torch.testing.assert_close(error, values[2:].norm(), rtol=1e-3, atol=1e-4)
-        assert module.share == pytest.approx(float(values[:2].square().sum() / values.square().sum()), abs=1e-4)
+        assert module.share == pytest.approx(
+            float(values[:2].square().sum() / values.square().sum()), abs=1e-4
+        )
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_ranks_by_energy_differ_and_are_still_read_right_by_diffusers(places, tmp_path: Path, caplog):
-    some = {place: shape for place, shape in places.items() if ".attn" in place[1] or ".self_attn." in place[1]}
+    some = {
+        place: shape for place, shape in places.items() if ".attn" in place[1] or ".self_attn." in place[1]
+    }
     write_lora(tmp_path / "a.safetensors", some, rank=lambda n: 3 + n % 6)
     kept = resize(tmp_path / "a.safetensors", tmp_path / "b.safetensors", energy=0.8, rank=4)
     assert len({module.rank for module in kept}) > 1 and max(module.rank for module in kept) <= 4
     assert all(module.share >= 0.8 or module.rank == 4 for module in kept)
-    assert_same(changed_by_diffusers({tmp_path / "b.safetensors": 1.0}, some, caplog), changes_of(tmp_path / "b.safetensors"), atol=1e-5)
+    assert_same(
+        changed_by_diffusers({tmp_path / "b.safetensors": 1.0}, some, caplog),
+        changes_of(tmp_path / "b.safetensors"),
+        atol=1e-5,
+    )
     with safe_open(tmp_path / "b.safetensors", framework="pt") as file:
-        assert file.metadata()["ss_network_dim"] == "Dynamic" and "resized" in file.metadata()["ss_training_comment"]
+        assert (
+            file.metadata()["ss_network_dim"] == "Dynamic"
+            and "resized" in file.metadata()["ss_training_comment"]
+        )
 
 
 def test_all_energy_of_a_file_is_the_file(places, tmp_path: Path):
@@ -191,7 +247,10 @@ def test_nothing_is_written_over_unless_asked_and_never_in_part(places, tmp_path
     with pytest.raises(OSError, match="disk full"):
         attempts[0](overwrite=True)
     monkeypatch.undo()
-    assert out.read_bytes() == b"precious" and {path.name for path in tmp_path.iterdir()} == {source.name, out.name}
+    assert out.read_bytes() == b"precious" and {path.name for path in tmp_path.iterdir()} == {
+        source.name,
+        out.name,
+    }
     for attempt in attempts:
         attempt(overwrite=True)
         assert read_modules(out).modules
@@ -204,7 +263,9 @@ def test_what_does_not_fit_fp16_is_not_written(tmp_path: Path):
     assert not (tmp_path / "b.safetensors").exists()
 
 
-def test_the_tools_work_by_the_command_line_on_a_trained_file(ink_run: Path, tmp_path: Path, monkeypatch, capsys):
+def test_the_tools_work_by_the_command_line_on_a_trained_file(
+    ink_run: Path, tmp_path: Path, monkeypatch, capsys
+):
     def told(*arguments: str | Path) -> str:
         status, out, err = by_command_line(["lora", *arguments], monkeypatch, capsys)
         assert status == 0, err
@@ -214,9 +275,15 @@ def test_the_tools_work_by_the_command_line_on_a_trained_file(ink_run: Path, tmp
     other, both, few = (tmp_path / f"{name}.safetensors" for name in ("other", "both", "few"))
     assert "names of diffusers" in told("convert", ink, other, "--to", "diffusers")
     assert "rank 32" in told("merge", both, f"{ink}:0.5", f"{other}:0.5")
-    assert "squared singular values kept" in told("resize", both, few, "--energy", "0.9", "--rank", "8", "--precision", "fp32")
-    assert {tensor.dtype for key, tensor in load_file(few).items() if key.endswith("lora_up.weight")} == {torch.float32}
-    assert "weights of tiny-sdxl changed" in told("bake", few, base, "--base", "tiny-sdxl", "--strength", "0.5")
+    assert "squared singular values kept" in told(
+        "resize", both, few, "--energy", "0.9", "--rank", "8", "--precision", "fp32"
+    )
+    assert {tensor.dtype for key, tensor in load_file(few).items() if key.endswith("lora_up.weight")} == {
+        torch.float32
+    }
+    assert "weights of tiny-sdxl changed" in told(
+        "bake", few, base, "--base", "tiny-sdxl", "--strength", "0.5"
+    )
     assert "UNet" in told("extract", "tiny-sdxl", base, again, "--rank", "4")
     assert "LoRA" in told("inspect", few)
     # Both halves are the same change, so the sum is the trained one.
