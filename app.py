@@ -122,7 +122,7 @@ def add_user(words: list[str]) -> int:
     from ui.access import accounts
 
     try:
-        name = accounts.add_user(options.auth, options.name, accounts.ask_password(options.name))
+        name = accounts.add_user(options.auth, options.name, accounts.prompt_password(options.name))
     except (TrainerError, OSError, KeyboardInterrupt) as error:
         return refuse(str(error) or "nothing was changed")
     print(f"{name} may log in: python app.py --auth {options.auth}")
