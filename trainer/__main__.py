@@ -22,7 +22,7 @@ from trainer.cli import ModelsOption, dataset, lora
 from trainer.cli.base import app as base_command
 from trainer.errors import ConfigError, RunError, TrainerError
 from trainer.runs import events
-from trainer.sampling_config import MOST_FILES, SAMPLERS, request_from, weighted
+from trainer.sampling_config import MAX_FILES, SAMPLERS, parse_weighted_file, sampling_config_from
 
 app = typer.Typer(
     help="Impasto's trainer: pictures in, a LoRA file out.",
@@ -280,7 +280,7 @@ def preview(
 ) -> None:
     """Draw prompts at several strengths: one PNG each, and strip.png."""
     width, height = _size(size)
-    request = request_from(
+    request = sampling_config_from(
         {
             "prompts": tuple(prompt),
             "strengths": _strengths(strengths),
@@ -295,9 +295,9 @@ def preview(
             "fast": fast,
         }
     )
-    files = [(file, 1.0), *(weighted(text) for text in with_ or [])]
-    if len(files) > MOST_FILES:
-        raise ConfigError([f"at most {MOST_FILES} LoRAs are mixed; merge some into one first: lora merge"])
+    files = [(file, 1.0), *(parse_weighted_file(text) for text in with_ or [])]
+    if len(files) > MAX_FILES:
+        raise ConfigError([f"at most {MAX_FILES} LoRAs are mixed; merge some into one first: lora merge"])
     from trainer.headers.lora import bundled_notice, recognise
     from trainer.sampling.pipeline import draw_file
 
