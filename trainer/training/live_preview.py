@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from trainer.errors import ConfigError
-from trainer.runs.commands import StopSignal
+from trainer.runs.commands import CommandInbox
 from trainer.runs.draw_protocol import OnStep, answer
 from trainer.sampling.images import save_picture
 from trainer.sampling.sampler import conditioner, draw
@@ -25,13 +25,13 @@ from trainer.training.samples import Sampler
 class Between:
     """Answers the wishes that a training has heard, with the models that train."""
 
-    def __init__(self, sampler: Sampler, stop: StopSignal, average: Average) -> None:
+    def __init__(self, sampler: Sampler, stop: CommandInbox, average: Average) -> None:
         self.sampler, self.stop, self.average = sampler, stop, average
 
     def answer(self) -> None:
         """To be called between two steps."""
-        wishes, self.stop.wishes = self.stop.wishes, []
-        for wish in wishes if self.sampler.run.speaks else ():
+        requests, self.stop.draw_requests = self.stop.draw_requests, []
+        for wish in requests if self.sampler.run.is_main_process else ():
             was_training = self.sampler.unet.training
             self.sampler.unet.eval()
             try:
@@ -41,7 +41,7 @@ class Between:
                 self.sampler.unet.train(was_training)
 
     def _is_cancelled(self, name: str) -> bool:
-        return self.stop.asked() or name in self.stop.cancelled
+        return self.stop.stop_requested() or name in self.stop.cancelled
 
     def _drawn(self, request: SamplingConfig, out: Path, on_step: OnStep) -> list[Path]:
         sampler, base = self.sampler, self.sampler.base

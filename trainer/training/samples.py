@@ -107,9 +107,9 @@ class Sampler:
 
     def at_step(self, step: int) -> None:
         """Pictures at strength 1, told as they are made."""
-        self.run.say("stage", stage="drawing")
+        self.run.emit("stage", stage="drawing")
         for facts in self._safely(lambda: self._drawn((1.0,), f"step-{step:06d}_"), f"at step {step}"):
-            self.run.say("sample", step=step, **facts)
+            self.run.emit("sample", step=step, **facts)
 
     def one(self) -> Image.Image:
         """The first prompt's picture at strength 1."""
@@ -126,7 +126,7 @@ class Sampler:
 
     def at_end(self) -> list[dict[str, Any]]:
         """Pictures at all strengths and `strip.png`; their facts for the page."""
-        self.run.say("stage", stage="drawing")
+        self.run.emit("stage", stage="drawing")
         return self._safely(lambda: self._drawn(STRENGTHS, ""), "of the end")
 
     def _safely(self, drawn: Any, when: str) -> list[dict[str, Any]]:
@@ -139,7 +139,7 @@ class Sampler:
             if not isinstance(error, OSError) and not lacks_memory(error):
                 raise
             lacked = "disk" if isinstance(error, OSError) else "memory"
-            self.run.say("problem", message=f"the {lacked} did not suffice to draw pictures {when}")
+            self.run.emit("problem", message=f"the {lacked} did not suffice to draw pictures {when}")
             return []
         finally:
             self.unet.train(was_training)

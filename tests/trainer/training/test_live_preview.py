@@ -36,7 +36,7 @@ def trained(path: Path, wishes: list[dict], **settings) -> run.Run:
     made = run.create(path, config_from({**preset_values("style", 24), **values}), scan(INK))
     for wish in wishes:
         events.append(made.commands, wish.pop("kind"), **wish)
-    assert train(made, MODELS, heard=0) == "finished"
+    assert train(made, MODELS, commands_offset=0) == "finished"
     return made
 
 
