@@ -30,6 +30,7 @@ from trainer.runs.commands import StopSignal
 from trainer.runs.run import Run, sweep
 from trainer.sdxl.base import open_base
 from trainer.sdxl.text import Conditioning
+from trainer.sdxl.unet import predict
 from trainer.training import checkpoint as state
 from trainer.training.batches import Batches
 from trainer.training.caching import cache_latents, cache_set_aside, cache_text
@@ -223,8 +224,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
                 time_ids=time_ids,
             )
 
-            added = {"text_embeds": wanted.pooled_NP, "time_ids": time_ids}
-            predicted = unet(noisy, sent(timesteps, device), wanted.text_NTD, added_cond_kwargs=added).sample
+            predicted = predict(unet, noisy, sent(timesteps, device), wanted, time_ids)
             error_N = objective.error(
                 predicted.float(), answer, timesteps, None if mask is None else sent(mask, device)
             )

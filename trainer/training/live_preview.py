@@ -18,6 +18,7 @@ from trainer.sampling.sampler import conditioner, draw
 from trainer.sampling_config import Request, picture_name
 from trainer.sdxl.schedulers import scheduler_of
 from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
+from trainer.sdxl.unet import eval_mode
 from trainer.training.ema import Average
 from trainer.training.samples import Sampler
 
@@ -32,13 +33,8 @@ class Between:
         """To be called between two steps."""
         wishes, self.stop.wishes = self.stop.wishes, []
         for wish in wishes if self.sampler.run.speaks else ():
-            was_training = self.sampler.unet.training
-            self.sampler.unet.eval()
-            try:
-                with self.average.shown():
-                    answer(self.sampler.run, wish, self._is_cancelled, self._drawn)
-            finally:
-                self.sampler.unet.train(was_training)
+            with eval_mode(self.sampler.unet), self.average.shown():
+                answer(self.sampler.run, wish, self._is_cancelled, self._drawn)
 
     def _is_cancelled(self, name: str) -> bool:
         return self.stop.asked() or name in self.stop.cancelled
