@@ -88,7 +88,7 @@ class Captioning:
 
 @dataclass(frozen=True)
 class Standing:
-    view: job.View
+    view: job.CaptioningView
     alive: bool
     waits: bool
 
