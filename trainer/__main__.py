@@ -20,9 +20,10 @@ from trainer import config as settings
 from trainer.cli import MODELS as DEFAULT_MODELS
 from trainer.cli import ModelsOption, dataset, lora
 from trainer.cli.base import app as base_command
+from trainer.data_folders import data_folders
 from trainer.errors import ConfigError, RunError, TrainerError
 from trainer.runs import events
-from trainer.sampling_config import MOST_FILES, SAMPLERS, request_from, weighted
+from trainer.sampling_config import MAX_FILES, SAMPLERS, parse_weighted_file, sampling_config_from
 
 app = typer.Typer(
     help="Impasto's trainer: pictures in, a LoRA file out.",
@@ -289,7 +290,7 @@ def preview(
 ) -> None:
     """Draw prompts at several strengths: one PNG each, and strip.png."""
     width, height = _size(size)
-    request = request_from(
+    request = sampling_config_from(
         {
             "prompts": tuple(prompt),
             "strengths": _strengths(strengths),
@@ -304,9 +305,9 @@ def preview(
             "fast": fast,
         }
     )
-    files = [(file, 1.0), *(weighted(text) for text in with_ or [])]
-    if len(files) > MOST_FILES:
-        raise ConfigError([f"at most {MOST_FILES} LoRAs are mixed; merge some into one first: lora merge"])
+    files = [(file, 1.0), *(parse_weighted_file(text) for text in with_ or [])]
+    if len(files) > MAX_FILES:
+        raise ConfigError([f"at most {MAX_FILES} LoRAs are mixed; merge some into one first: lora merge"])
     from trainer.headers.lora import bundled_notice, recognise
     from trainer.sampling.pipeline import draw_file
 
@@ -412,6 +413,7 @@ def main() -> int:
         logging.ERROR
     )  # its kernels are for CUDA; without one it says so at length
     try:
+        data_folders().prepare()
         ended = app(standalone_mode=False)
         return ended if isinstance(ended, int) else 0  # typer.Exit comes back as its status
     except TrainerError as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer.errors import TrainerError, lacks_memory
 from trainer.runs.run import Run
-from trainer.sampling_config import Request, request_from
+from trainer.sampling_config import SamplingConfig, sampling_config_from
 
 FRAME = "frame.png"  # in `out` while it is drawn: a rough picture of what is coming
 ANSWERS = ("drawn", "cancelled", "failed")
@@ -29,7 +29,7 @@ def answer(
     owner: Run,
     wish: dict[str, Any],
     is_cancelled: Callable[[str], bool],
-    draw: Callable[[Request, Path, OnStep], list[Path]],
+    draw: Callable[[SamplingConfig, Path, OnStep], list[Path]],
 ) -> None:
     """Draws one wish and says how it goes in the owner's events; whatever is wrong with it, the caller goes on.
 
@@ -45,7 +45,7 @@ def answer(
         owner.emit("drawing", id=name, done=done, total=total)
 
     try:
-        request = request_from(wish["request"])
+        request = sampling_config_from(wish["request"])
         on_step(0, request.steps)
         paths = draw(request, Path(wish["out"]), on_step)
         owner.emit("drawn", sync=True, id=name, pictures=[path.name for path in paths])

@@ -15,7 +15,7 @@ from trainer.runs.commands import CommandInbox
 from trainer.runs.draw_protocol import OnStep, answer
 from trainer.sampling.images import save_picture
 from trainer.sampling.sampler import conditioner, draw
-from trainer.sampling_config import Request, picture_name
+from trainer.sampling_config import SamplingConfig, picture_name
 from trainer.sdxl.schedulers import scheduler_of
 from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
 from trainer.training.ema import Average
@@ -43,7 +43,7 @@ class Between:
     def _is_cancelled(self, name: str) -> bool:
         return self.stop.stop_requested() or name in self.stop.cancelled
 
-    def _drawn(self, request: Request, out: Path, on_step: OnStep) -> list[Path]:
+    def _drawn(self, request: SamplingConfig, out: Path, on_step: OnStep) -> list[Path]:
         sampler, base = self.sampler, self.sampler.base
         native, device = base.native_size, sampler.unet.device
         size = (request.width or native, request.height or native)
@@ -75,7 +75,7 @@ class Between:
             save_picture(cell, request, path, base=base.name, loras=[(sampler.config.name, 1.0)])
         return paths
 
-    def _encoder(self, request: Request) -> Callable[[str], Conditioning]:
+    def _encoder(self, request: SamplingConfig) -> Callable[[str], Conditioning]:
         """Prompt -> conditioning; frozen encoders that have left memory are read again, on the CPU: no room of the training's is asked."""
         texts, base = self.sampler.texts, self.sampler.base
         tokenizers = texts.tokenizers or base.tokenizers()
