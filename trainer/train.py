@@ -27,7 +27,7 @@ from trainer.lora_file.metadata import Training, metadata, thumbnail
 from trainer.lora_file.writer import save_lora
 from trainer.planning.plan import as_before, give_back_memory, peak_bytes, tile_before
 from trainer.runs.commands import CommandInbox
-from trainer.runs.run import Run, sweep
+from trainer.runs.run import Run, remove_temporary_files
 from trainer.sdxl.base import open_base
 from trainer.sdxl.text import Conditioning
 from trainer.training import checkpoint as state
@@ -72,7 +72,7 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
     started = time.time()
     stop = CommandInbox(run, commands_offset)
     if run.is_main_process:
-        sweep(run)
+        remove_temporary_files(run)
     run.emit("started")
 
     # 1 The base, frozen.
@@ -94,7 +94,7 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
 
     # 2 What frozen parts say of pictures and captions, from the cache on disk; then they leave memory.
     cache = Cache(run.path.parent / ".cache", base.fingerprint, tile_before(run) or planned.way.encoding_tile)
-    pictures = cache_latents(run, manifest.trained, config, base, cache, device, stop)
+    pictures = cache_latents(run, manifest.training_items, config, base, cache, device, stop)
     batches = Batches(pictures.items, pictures.buckets, config.batch, config.seed)
     captions = CaptionRules(config)
     samples = sample_requests(config, manifest, base)

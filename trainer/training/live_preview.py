@@ -12,7 +12,7 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.runs.commands import CommandInbox
-from trainer.runs.draw_protocol import OnStep, answer
+from trainer.runs.draw_protocol import OnStep, serve_request
 from trainer.sampling.images import save_picture
 from trainer.sampling.sampler import conditioner, draw
 from trainer.sampling_config import SamplingConfig, picture_name
@@ -28,7 +28,7 @@ class Between:
     def __init__(self, sampler: Sampler, stop: CommandInbox, average: Average) -> None:
         self.sampler, self.stop, self.average = sampler, stop, average
 
-    def answer(self) -> None:
+    def serve_request(self) -> None:
         """To be called between two steps."""
         requests, self.stop.draw_requests = self.stop.draw_requests, []
         for wish in requests if self.sampler.run.is_main_process else ():
@@ -36,7 +36,7 @@ class Between:
             self.sampler.unet.eval()
             try:
                 with self.average.shown():
-                    answer(self.sampler.run, wish, self._is_cancelled, self._drawn)
+                    serve_request(self.sampler.run, wish, self._is_cancelled, self._drawn)
             finally:
                 self.sampler.unet.train(was_training)
 

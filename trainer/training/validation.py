@@ -28,7 +28,7 @@ WORST = 1e9  # a loss that is no number any more: worse than all others, and wri
 
 
 class Validation:
-    """Measures with the models that train; what was measured before a run was resumed is read from its events."""
+    """ImageMetrics with the models that train; what was measured before a run was resumed is read from its events."""
 
     def __init__(
         self,
