@@ -45,7 +45,7 @@ def test_a_picture_has_one_plain_form_unless_asked():
 def test_mirroring_shows_each_form_a_second_time_from_the_right():
     plain, mirrored = augmentations_of(TrainConfig(flip=True), item(), WIDE)
     assert np.array_equal(
-        np.asarray(mirrored.apply(gradient())), np.asarray(ImageOps.mirror(plain.shown(gradient())))
+        np.asarray(mirrored.apply(gradient())), np.asarray(ImageOps.mirror(plain.apply(gradient())))
     )
     assert len(augmentations_of(TrainConfig(flip=True, random_crop=True, variants=3), item(), WIDE)) == 6
 
