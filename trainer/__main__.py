@@ -20,6 +20,7 @@ from trainer import config as settings
 from trainer.cli import MODELS as DEFAULT_MODELS
 from trainer.cli import ModelsOption, dataset, lora
 from trainer.cli.base import app as base_command
+from trainer.data_folders import data_folders
 from trainer.errors import ConfigError, RunError, TrainerError
 from trainer.runs import events
 from trainer.sampling_config import MAX_FILES, SAMPLERS, parse_weighted_file, sampling_config_from
@@ -412,6 +413,7 @@ def main() -> int:
         logging.ERROR
     )  # its kernels are for CUDA; without one it says so at length
     try:
+        data_folders().prepare()
         ended = app(standalone_mode=False)
         return ended if isinstance(ended, int) else 0  # typer.Exit comes back as its status
     except TrainerError as error:
