@@ -12,7 +12,7 @@ from trainer.dataset.pictures import open_picture
 from trainer.dataset.scan import pictures_in, places
 from trainer.errors import DatasetError
 from trainer.headers.captioner import WD_TAGGER, Captioner
-from trainer.runs.commands import StopSignal
+from trainer.runs.commands import CommandInbox
 from trainer.runs.run import Run
 
 
@@ -25,7 +25,7 @@ class Work:
     options: CaptionOptions
 
 
-def caption_folder(run: Run, work: Work, stop: StopSignal, done: set[str]) -> str:
+def caption_folder(run: Run, work: Work, stop: CommandInbox, done: set[str]) -> str:
     """Writes a `.txt` beside each picture that is to have one; "finished" or "stopped". What it does is said to the run.
 
     Args:
@@ -38,17 +38,17 @@ def caption_folder(run: Run, work: Work, stop: StopSignal, done: set[str]) -> st
     wanted = pictures_wanted(run, work)
     left = [path for path in wanted if _name(path, work) not in done]
     total, problems = len(wanted), []
-    if left and not stop.asked():
-        run.say("stage", stage="loading the model", done=0, total=0)
+    if left and not stop.stop_requested():
+        run.emit("stage", stage="loading the model", done=0, total=0)
         describe = load(work.captioner, work.options)
     for start in range(0, len(left), work.options.batch):
-        if stop.asked():
+        if stop.stop_requested():
             return "stopped"
-        run.say("stage", stage="captioning", done=total - len(left) + start, total=total)
+        run.emit("stage", stage="captioning", done=total - len(left) + start, total=total)
         for problem in _batch(run, work, describe, left[start : start + work.options.batch]):
             problems.append(problem)
-            run.say("problem", message=problem)
-    run.say("stage", stage="captioning", done=total, total=total)
+            run.emit("problem", message=problem)
+    run.emit("stage", stage="captioning", done=total, total=total)
     if left and len(problems) == total:
         raise DatasetError(f"no picture of {work.folder.name} could be captioned: {problems[0]}")
     return "finished"
@@ -79,7 +79,7 @@ def pictures_wanted(run: Run, work: Work) -> list[Path]:
             if work.options.overwrite or not written:
                 wanted.append(path)
         for problem in problems + odd:
-            run.say("problem", message=problem)
+            run.emit("problem", message=problem)
     if not any_picture:
         raise DatasetError(
             f"{work.folder.name} holds no picture to caption (png, jpg, webp, bmp, tiff, gif or avif)"
@@ -123,7 +123,7 @@ def _batch(run: Run, work: Work, describe: Describe, paths: list[Path]) -> list[
             raise DatasetError(
                 f"{path.stem}.txt can't be written ({error.strerror}); check the disk and the folder"
             ) from None
-        run.say("captioned", name=_name(path, work), caption=caption)
+        run.emit("captioned", name=_name(path, work), caption=caption)
     return problems
 
 

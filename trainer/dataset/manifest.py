@@ -41,7 +41,7 @@ class Manifest:
         return tuple(item for item in self.items if item.role != "validation")
 
     @property
-    def set_aside(self) -> tuple[Item, ...]:
+    def validation_items(self) -> tuple[Item, ...]:
         return tuple(item for item in self.items if item.role == "validation")
 
     def to_json(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from trainer.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class CaptioningView:
     """What a page shows of a job, folded from its events."""
 
     stage: str = ""
@@ -70,9 +70,9 @@ def read(path: Path) -> tuple[Path, str, CaptionOptions]:
     return folder, model, options_from(facts)
 
 
-def fold(view: View, fresh: list[dict[str, Any]]) -> View:
+def fold(view: CaptioningView, fresh: list[dict[str, Any]]) -> CaptioningView:
     """The view after `fresh` events."""
-    facts = {name: getattr(view, name) for name in View.__dataclass_fields__}
+    facts = {name: getattr(view, name) for name in CaptioningView.__dataclass_fields__}
     facts["captions"] = dict(view.captions)
     for event in fresh:
         match event["kind"]:
@@ -90,4 +90,4 @@ def fold(view: View, fresh: list[dict[str, Any]]) -> View:
                 facts["problems"] += (event["message"],)
             case "ended":
                 facts |= {"ended": event["how"], "message": event.get("message", "")}
-    return View(**facts)
+    return CaptioningView(**facts)

@@ -36,7 +36,7 @@ from trainer.runs import events
 @dataclass(frozen=True)
 class Run:
     path: Path
-    speaks: bool = True  # False in all but the first of several processes: they only compute
+    is_main_process: bool = True  # False in all but the first of several processes: they only compute
 
     @property
     def events(self) -> Path:
@@ -66,8 +66,8 @@ class Run:
     def lora_file(self) -> Path:
         return self.path / f"{self.config.name}.safetensors"
 
-    def say(self, kind: str, *, sync: bool = False, **facts: Any) -> None:
-        if self.speaks:
+    def emit(self, kind: str, *, sync: bool = False, **facts: Any) -> None:
+        if self.is_main_process:
             events.append(self.events, kind, sync=sync, **facts)
 
     def is_alive(self) -> bool:
@@ -104,7 +104,7 @@ def create(path: Path, config: TrainConfig, manifest: Manifest | list[Path]) -> 
     # Last, since its presence says that the run is whole.
     write_atomically(path / "config.toml", to_toml(config).encode())
     for problem in problems:
-        run.say("problem", message=problem)
+        run.emit("problem", message=problem)
     return run
 
 
@@ -112,12 +112,12 @@ def gather(run: Run) -> None:
     """Reads the pictures of a run that was made of folders, once. Raises DatasetError when there are none."""
     if (run.path / "manifest.json").exists() or not (run.path / "sources.json").exists():
         return
-    run.say("stage", stage="reading pictures")
+    run.emit("stage", stage="reading pictures")
     folders = [Path(folder) for folder in json.loads((run.path / "sources.json").read_text(encoding="utf-8"))]
     manifest = with_named(scan_all(folders, trigger=run.config.trigger), run.config)
     write_atomically(run.path / "manifest.json", _manifest_text(manifest).encode())
     for problem in manifest.problems:
-        run.say("problem", message=problem)
+        run.emit("problem", message=problem)
 
 
 def _manifest_text(manifest: Manifest) -> str:

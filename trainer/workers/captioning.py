@@ -10,7 +10,7 @@ from trainer.errors import TrainerError
 from trainer.headers.captioner import open_captioner
 from trainer.runs import events
 from trainer.runs.captioning_job import read
-from trainer.runs.commands import StopSignal
+from trainer.runs.commands import CommandInbox
 from trainer.runs.run import Run, claim
 
 
@@ -19,18 +19,23 @@ def work(path: Path, models: Path) -> str:
     job = Run(path)
     read(path)  # before a claim is laid into a folder that is no job's
     with claim(job):
-        heard = events.read(job.commands)[1]  # a stop said from now on counts, also while the libraries load
+        commands_offset = events.read(job.commands)[
+            1
+        ]  # a stop said from now on counts, also while the libraries load
         before = events.read(job.events)[0]
-        job.say("started")
+        job.emit("started")
         try:
             how = _captioned(
-                job, models, heard, {event["name"] for event in before if event["kind"] == "captioned"}
+                job,
+                models,
+                commands_offset,
+                {event["name"] for event in before if event["kind"] == "captioned"},
             )
         except TrainerError as error:
-            job.say("ended", sync=True, how="failed", message=str(error))
+            job.emit("ended", sync=True, how="failed", message=str(error))
             raise
         except KeyboardInterrupt:
-            job.say(
+            job.emit(
                 "ended",
                 sync=True,
                 how="stopped",
@@ -43,14 +48,14 @@ def work(path: Path, models: Path) -> str:
             words = (
                 f"an unexpected fault ({type(error).__name__}); trainer.log in the job's folder says where"
             )
-            job.say("ended", sync=True, how="failed", message=words)
+            job.emit("ended", sync=True, how="failed", message=words)
             raise TrainerError(words) from error
-        job.say("ended", sync=True, how=how)
+        job.emit("ended", sync=True, how=how)
     return how
 
 
-def _captioned(job: Run, models: Path, heard: int, done: set[str]) -> str:
+def _captioned(job: Run, models: Path, commands_offset: int, done: set[str]) -> str:
     folder, model, options = read(job.path)
     return caption_folder(
-        job, Work(folder, open_captioner(model, models), options), StopSignal(job, heard), done
+        job, Work(folder, open_captioner(model, models), options), CommandInbox(job, commands_offset), done
     )

@@ -31,24 +31,24 @@ def work(folder: Path, models: Path) -> str:
     """Does the job of a directory: "finished" or "failed"; how it went is the last event."""
     owner = Run(folder)
     with claim(owner):
-        owner.say("started")
+        owner.emit("started")
         try:
             job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-            owner.say("stage", stage=job["tool"])
+            owner.emit("stage", stage=job["tool"])
             facts = {"choose": _choose, "check": _checked}.get(job["tool"], _made)(job, models)
-            owner.say("checked", takes=facts["takes"])
+            owner.emit("checked", takes=facts["takes"])
         except TrainerError as error:
-            owner.say("ended", sync=True, how="failed", message=str(error))
+            owner.emit("ended", sync=True, how="failed", message=str(error))
             return "failed"
         except Exception as error:
-            owner.say(
+            owner.emit(
                 "ended",
                 sync=True,
                 how="failed",
                 message=f"an unexpected fault ({type(error).__name__}); nothing was changed",
             )
             raise
-        owner.say("ended", sync=True, how="finished")
+        owner.emit("ended", sync=True, how="finished")
     return "finished"
 
 

@@ -43,7 +43,7 @@ def serve(folder: Path, models: Path, *, idle_seconds: float = IDLE_SECONDS) -> 
                 if command["kind"] == "plan" and command.get("id") not in answered
             ]
             for question in {command["folder"]: command for command in waiting}.values():
-                asked.say(**answer(question, models, folder.parent))
+                asked.emit(**answer(question, models, folder.parent))
                 answered.add(question["id"])
                 last = time.monotonic()
             time.sleep(0.1)

@@ -75,7 +75,7 @@ class Captioning:
         queued = self.jobs.queue.find(running.path)  # asked before the events are read
         alive = running.is_alive() or (queued is not None and queued.state == "running")
         waits = queued is not None and queued.state == "waiting"
-        return Standing(job.fold(job.View(), events.read(running.events)[0]), alive, waits)
+        return Standing(job.fold(job.CaptioningView(), events.read(running.events)[0]), alive, waits)
 
     def forget(self, project: str) -> None:
         """Removes what is kept of a project's captionings. Raises RunError while one runs or waits."""

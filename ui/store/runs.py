@@ -138,8 +138,12 @@ class Jobs:
     def resume(self, name: str) -> None:
         """Goes on with a stopped or killed run when its turn comes. Raises TrainerError."""
         found = self.run(name)
-        heard = found.commands.stat().st_size if found.commands.exists() else 0
-        self.queue.submit(found.path, "train", ["resume", str(found.path.resolve()), "--heard", str(heard)])
+        commands_offset = found.commands.stat().st_size if found.commands.exists() else 0
+        self.queue.submit(
+            found.path,
+            "train",
+            ["resume", str(found.path.resolve()), "--commands-offset", str(commands_offset)],
+        )
 
     def stop(self, name: str) -> None:
         """Stops a run, or takes it out of the line; one that seems to be stuck is ended at once when asked again."""
@@ -224,7 +228,9 @@ def standing_of(view: events.View, alive: bool, job: Job | None, now: float = 0.
     if alive:
         if not view.stage or view.ended:
             return Standing(view, "starting")
-        return Standing(view, "running", silent_seconds=max(0.0, now - view.heard) if view.heard else 0.0)
+        return Standing(
+            view, "running", silent_seconds=max(0.0, now - view.last_event_at) if view.last_event_at else 0.0
+        )
     if job and job.state == "running":
         return Standing(view, "starting")
     if view.ended:

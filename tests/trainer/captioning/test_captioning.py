@@ -260,7 +260,7 @@ def made(tmp_path: Path, folder: Path, **options) -> Path:
 
 
 def view_of(path: Path) -> job.View:
-    return job.fold(job.View(), events.read(path / "events.jsonl")[0])
+    return job.fold(job.CaptioningView(), events.read(path / "events.jsonl")[0])
 
 
 def test_a_job_says_each_caption_once_it_is_on_disk(models: Path, pictures: Path, tmp_path: Path):

@@ -20,7 +20,7 @@ from trainer.dataset.scan import scan
 from trainer.dataset.sources import scan_all, with_named
 from trainer.errors import ConfigError, DatasetError
 from trainer.runs import run
-from trainer.runs.commands import StopSignal
+from trainer.runs.commands import CommandInbox
 from trainer.sdxl.base import open_base
 from trainer.training import caching as prepare
 from trainer.training.feature_cache import Cache
@@ -123,7 +123,7 @@ def pictures_of(tmp_path: Path, folder: Path, **settings) -> prepare.Pictures:
         base,
         cache,
         torch.device("cpu"),
-        StopSignal(made, None),
+        CommandInbox(made, None),
     )
 
 

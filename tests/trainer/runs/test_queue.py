@@ -188,12 +188,12 @@ def test_work_on_files_does_not_wait_for_a_training(tmp_path: Path):
 
 
 def test_a_stop_said_before_the_process_listens_is_heard(tmp_path: Path, capfd: pytest.CaptureFixture):
-    """`resume --heard 0` takes a stop that stands in commands.jsonl already."""
+    """`resume --commands-offset 0` takes a stop that stands in commands.jsonl already."""
     from tests.conftest import trainer
 
     made = create(tmp_path / "run", config_from({"name": "run", "steps": 2, "base": "tiny-sdxl"}), [INK])
     events.append(made.commands, "stop")
-    trainer("resume", made.path, "--models", MODELS, "--heard", "0")
+    trainer("resume", made.path, "--models", MODELS, "--commands-offset", "0")
     said = events.read(made.events)[0]
     assert said[-1]["how"] == "stopped" and not [event for event in said if event["kind"] == "step"]
     assert len(made.manifest.items) == 24

@@ -52,7 +52,7 @@ def told(made: run.Run, kind: str) -> list[dict]:
 
 def test_pictures_set_aside_are_measured_from_the_base_on(measured: run.Run):
     assert [event["step"] for event in told(measured, "validation")] == list(range(9))
-    assert len(measured.manifest.set_aside) == 2 and len(measured.manifest.trained) == 22
+    assert len(measured.manifest.validation_items) == 2 and len(measured.manifest.trained) == 22
 
 
 def test_advice_agrees_with_what_was_measured(measured: run.Run):
@@ -130,7 +130,7 @@ def test_three_measurements_notably_above_the_lowest_mean_training_too_far(
 def test_a_share_is_set_aside_spread_over_the_set(share: float, count: int):
     manifest = with_named(scan(INK), TrainConfig(validation_share=share))
     aside = [number for number, item in enumerate(manifest.items) if item.role == "validation"]
-    assert len(aside) == len(manifest.set_aside) == count
+    assert len(aside) == len(manifest.validation_items) == count
     assert max((b - a for a, b in itertools.pairwise(aside)), default=0) <= -(-24 // count)
     assert with_named(manifest, TrainConfig(validation_share=share)) == manifest
 
@@ -138,7 +138,7 @@ def test_a_share_is_set_aside_spread_over_the_set(share: float, count: int):
 def test_a_folder_can_be_set_aside_instead(tmp_path: Path):
     shutil.copy(INK / "owl.png", tmp_path)
     manifest = with_named(scan(INK), TrainConfig(validation_folder=str(tmp_path), trigger="ink"))
-    assert [(item.name, item.caption) for item in manifest.set_aside] == [("owl.png", "ink")] and len(
+    assert [(item.name, item.caption) for item in manifest.validation_items] == [("owl.png", "ink")] and len(
         manifest.trained
     ) == 24
 

@@ -146,7 +146,7 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(desk):
     run = desk.jobs.run(training.start(desk, "ink", fields(desk, batch=4.0), token="1"))
     desk.jobs.stop("ink")
     rate = run.config.learning_rate
-    run.say("ended", how="failed", **failure(NotFiniteError(3, ["owl.png"]), run.config))
+    run.emit("ended", how="failed", **failure(NotFiniteError(3, ["owl.png"]), run.config))
     assert training.change_of(desk, "ink") == {"learning_rate": rate / 2}
     assert training.retry(desk, "ink", "ink") == "ink-2"
     tried = desk.jobs.run("ink-2").config
@@ -155,7 +155,7 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(desk):
     }
     assert training.kept(desk, "ink").advanced["learning_rate"] == rate / 2
     assert "learning_rate" in comparison_html(desk.jobs, "ink", "ink-2", desk.words)
-    run.say("ended", how="failed", **failure(BaseError("gone"), run.config))
+    run.emit("ended", how="failed", **failure(BaseError("gone"), run.config))
     with pytest.raises(TrainerError, match="another change"):
         training.retry(desk, "ink", "ink")
 
@@ -188,7 +188,7 @@ def test_samples_stand_in_order_beside_the_artists_own_nearest_picture(desk):
     (run.path / "manifest.json").write_text(json.dumps(manifest.to_json()))
     caption = next(item.caption for item in manifest.items if item.name == "owl.png")
     for step in (0, 20, 10, 20):
-        run.say("sample", step=step, prompt=caption, file=f"s{step}.png", seed=7, made=step)
+        run.emit("sample", step=step, prompt=caption, file=f"s{step}.png", seed=7, made=step)
     page = samples_html(run, desk.jobs.standing("ink"), desk.words, "ink")
     assert "/thumb/ink/owl.png" in page and page.index("owl.png") < page.index("step 0, seed 7")
     assert page.index("step 0, seed 7") < page.index("step 10, seed 7") < page.index("step 20, seed 7")
@@ -253,8 +253,8 @@ def test_ten_thousand_steps_stay_a_small_curve_with_the_same_mean():
 def test_markup_in_names_and_prompts_is_shown_as_text(desk):
     evil = "<img src=x onerror=alert(1)>"
     run = desk.jobs.run(training.start(desk, "ink", fields(desk), token="1"))
-    run.say("sample", step=0, prompt=evil, file="a.png", made=1)
-    run.say("problem", message=evil)
+    run.emit("sample", step=0, prompt=evil, file="a.png", made=1)
+    run.emit("problem", message=evil)
     from ui.views.progress import notes_html
 
     standing = desk.jobs.standing("ink")
