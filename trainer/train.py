@@ -54,6 +54,7 @@ from trainer.training.text_conditioning import (
 from trainer.training.trackers import start_tracker, tracker_options
 from trainer.training.validation import Validation, save_step
 from trainer.training.verify_saved import check_saved
+from trainer.version import __version__
 
 TEXT_STAYS = f"captions will be drawn in more than {MAX_TEXTS} ways, so the text encoders stay in memory and read them step by step"
 
@@ -73,7 +74,7 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
     stop = CommandInbox(run, commands_offset)
     if run.is_main_process:
         sweep(run)
-    run.emit("started")
+    run.emit("started", version=__version__)
 
     # 1 The base, frozen.
     device = find_device()
