@@ -214,7 +214,7 @@ def test_a_run_whose_process_died_is_interrupted():
 
 
 def test_a_training_that_falls_silent_is_said_to_be_stuck_and_no_slow_one_is():
-    view = View(stage="training", step=3, steps=9, seconds_left=4.0, heard=1000.0)
+    view = View(stage="training", step=3, steps=9, seconds_left=4.0, last_event_at=1000.0)
     assert "stuck" not in status_html(standing_of(view, True, None, now=1290.0), Words())
     assert "heard from it for 7 min; it may be stuck" in status_html(
         standing_of(view, True, None, now=1420.0), Words()

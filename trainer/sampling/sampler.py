@@ -16,7 +16,7 @@ import torch
 from trainer.adapter.lora import Adapter
 from trainer.sampling.deepcache import Fast
 from trainer.sampling.images import Drawn
-from trainer.sampling_config import NO_LIMITS, SAMPLERS, Request, Room
+from trainer.sampling_config import NO_LIMITS, SAMPLERS, Room, SamplingConfig
 from trainer.sdxl.latents import pictures
 from trainer.sdxl.text import Conditioning
 from trainer.sdxl.unet import predict
@@ -25,7 +25,7 @@ MAX_PIXELS = 32 * 128 * 128  # of one pass over several prompts; one prompt's st
 
 
 def draw(
-    request: Request,
+    request: SamplingConfig,
     *,
     unet: Any,
     vae: Any,

@@ -30,7 +30,7 @@ WORST = 1e9  # a loss that is no number any more: worse than all others, and wri
 
 
 class Validation:
-    """Measures with the models that train; what was measured before a run was resumed is read from its events."""
+    """ImageMetrics with the models that train; what was measured before a run was resumed is read from its events."""
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class Validation:
     def measure(self, step: int) -> None:
         """Tells the loss after `step` steps, and once when it has been rising."""
         self.curve[step] = self.loss()
-        self.run.say("validation", step=step, loss=self.curve[step])
+        self.run.emit("validation", step=step, loss=self.curve[step])
         if (
             overtrained_since(self.curve) is not None
             and overtrained_since({s: v for s, v in self.curve.items() if s != step}) is None
         ):
             message = f"pictures set aside have been predicted worse since step {self.best_step}: yours may be learnt by heart from there on"
-            self.run.say("problem", message=message)
+            self.run.emit("problem", message=message)
 
     @torch.no_grad()
     def loss(self, strength: float = 1.0) -> float:
@@ -133,7 +133,7 @@ def save_step(run: Run, step: int, adapter: Adapter, facts: dict[str, str], *, f
             format=form,
         )
     except (OSError, ValueError, KeyError):  # it costs the advice, never the file of the training
-        run.say(
+        run.emit(
             "problem",
             message=f"the weights of step {step} can't be read any more, so they have no file of their own",
         )

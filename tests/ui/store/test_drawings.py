@@ -120,7 +120,7 @@ def test_a_drawing_between_two_steps_goes_to_the_training_itself(drawings: Drawi
         name = drawings.ask([("ink", 1.0)], asked(), between=True)
         (command,) = [c for c in events.read(run.commands)[0] if c["kind"] == "draw"]
         assert command["id"] == name and not drawings.session.commands.exists()
-        run.say("drawing", id=name, done=3, total=16)
+        run.emit("drawing", id=name, done=3, total=16)
         found = drawings.follow(name)
         assert (found.state, found.done, found.total) == (
             "drawing",
