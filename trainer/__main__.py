@@ -20,6 +20,7 @@ from trainer import config as settings
 from trainer.cli import MODELS as DEFAULT_MODELS
 from trainer.cli import ModelsOption, dataset, lora
 from trainer.cli.base import app as base_command
+from trainer.data_folders import data_folders
 from trainer.errors import ConfigError, RunError, TrainerError
 from trainer.runs import events
 from trainer.sampling_config import MAX_FILES, SAMPLERS, parse_weighted_file, sampling_config_from
@@ -219,14 +220,14 @@ def _work(run: Any, models: Path, commands_offset: int | None = None) -> None:
     """Trains in this process, with bars on the terminal; how it ends is the run's last event."""
     from trainer.cli.progress_bars import Bars
     from trainer.runs.failures import failure
-    from trainer.runs.run import claim, gather
+    from trainer.runs.run import claim, scan_sources
 
     with claim(run):
         # Stop can be pressed while the libraries still load, so the offset is read before they are imported.
         commands_offset = events.read(run.commands)[1] if commands_offset is None else commands_offset
         try:
             with Bars(run):
-                gather(run)
+                scan_sources(run)
                 from trainer.train import train as recipe
 
                 how = recipe(run, models, commands_offset)
@@ -412,6 +413,7 @@ def main() -> int:
         logging.ERROR
     )  # its kernels are for CUDA; without one it says so at length
     try:
+        data_folders().prepare()
         ended = app(standalone_mode=False)
         return ended if isinstance(ended, int) else 0  # typer.Exit comes back as its status
     except TrainerError as error:

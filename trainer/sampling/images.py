@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
 from trainer.sampling.deepcache import WORDS
 from trainer.sampling_config import SamplingConfig, sampler_description
+from trainer.version import SOFTWARE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ def save_picture(
     prompt = request.prompts[drawn.prompt_index]
     width, height = drawn.picture.size
     facts = PngImagePlugin.PngInfo()
+    facts.add_text("Software", SOFTWARE)
     negative = f"\nNegative prompt: {request.negative}" if request.negative else ""
     call = "".join(
         f" <lora:{name}:{drawn.strength * weight:g}>" for name, weight in loras if drawn.strength * weight
