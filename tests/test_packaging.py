@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -48,6 +50,19 @@ def impasto(installed: Path, *arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
+def page_at(address: str, seconds: float = 60) -> str:
+    """The page of a server that is starting: it prints its address shortly before it listens."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=seconds) as page:
+                return page.read().decode()
+        except urllib.error.URLError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 def test_impasto_prints_its_version(installed: Path):
     output, _ = impasto(installed, "--version").communicate(timeout=120)
     assert output.strip() == SOFTWARE
@@ -78,8 +93,7 @@ def test_impasto_studio_serves_the_page_from_another_folder(installed: Path):
                 break
         else:
             pytest.fail(printed)
-        with urllib.request.urlopen(address[0], timeout=60) as page:
-            assert "Impasto" in page.read().decode()
+        assert "Impasto" in page_at(address[0])
     finally:
         server.terminate()
         server.wait(timeout=30)
