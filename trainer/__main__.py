@@ -220,14 +220,14 @@ def _work(run: Any, models: Path, commands_offset: int | None = None) -> None:
     """Trains in this process, with bars on the terminal; how it ends is the run's last event."""
     from trainer.cli.progress_bars import Bars
     from trainer.runs.failures import failure
-    from trainer.runs.run import claim, gather
+    from trainer.runs.run import claim, scan_sources
 
     with claim(run):
         # Stop can be pressed while the libraries still load, so the offset is read before they are imported.
         commands_offset = events.read(run.commands)[1] if commands_offset is None else commands_offset
         try:
             with Bars(run):
-                gather(run)
+                scan_sources(run)
                 from trainer.train import train as recipe
 
                 how = recipe(run, models, commands_offset)

@@ -27,9 +27,10 @@ from trainer.lora_file.metadata import Training, metadata, thumbnail
 from trainer.lora_file.writer import save_lora
 from trainer.planning.plan import as_before, give_back_memory, peak_bytes, tile_before
 from trainer.runs.commands import CommandInbox
-from trainer.runs.run import Run, sweep
+from trainer.runs.run import Run, remove_temporary_files
 from trainer.sdxl.base import open_base
 from trainer.sdxl.text import Conditioning
+from trainer.sdxl.unet import predict
 from trainer.training import checkpoint as state
 from trainer.training.batches import Batches
 from trainer.training.caching import cache_latents, cache_set_aside, cache_text
@@ -73,7 +74,7 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
     started = time.time()
     stop = CommandInbox(run, commands_offset)
     if run.is_main_process:
-        sweep(run)
+        remove_temporary_files(run)
     run.emit("started", version=__version__)
 
     # 1 The base, frozen.
@@ -95,7 +96,7 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
 
     # 2 What frozen parts say of pictures and captions, from the cache on disk; then they leave memory.
     cache = Cache(run.path.parent / ".cache", base.fingerprint, tile_before(run) or planned.way.encoding_tile)
-    pictures = cache_latents(run, manifest.trained, config, base, cache, device, stop)
+    pictures = cache_latents(run, manifest.training_items, config, base, cache, device, stop)
     batches = Batches(pictures.items, pictures.buckets, config.batch, config.seed)
     captions = CaptionRules(config)
     samples = sample_requests(config, manifest, base)
@@ -224,8 +225,7 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
                 time_ids=time_ids,
             )
 
-            added = {"text_embeds": wanted.pooled_NP, "time_ids": time_ids}
-            predicted = unet(noisy, sent(timesteps, device), wanted.text_NTD, added_cond_kwargs=added).sample
+            predicted = predict(unet, noisy, sent(timesteps, device), wanted, time_ids)
             error_N = objective.error(
                 predicted.float(), answer, timesteps, None if mask is None else sent(mask, device)
             )

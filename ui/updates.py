@@ -71,7 +71,7 @@ def head_html(desk: Desk, chosen: str) -> str:
     run = run if active else desk.jobs.busy() or run
     standing = desk.jobs.standing(run) if run else None
     queue = desk.jobs.queue
-    others = standing is None and queue.busy() is not None
+    others = standing is None and queue.blocking_job() is not None
     return status_html(standing, desk.words, name=run or "", paused=queue.is_paused, others=others)
 
 
@@ -97,5 +97,5 @@ def _captions(desk: Desk, chosen: str) -> Any:
 
 def _train(desk: Desk, chosen: str) -> Any:
     run, queue = shown_run(desk, chosen), desk.jobs.queue
-    line = [(job.folder.name, job.state, job.place) for job in queue.line()]
+    line = [(job.folder.name, job.state, job.queue_position) for job in queue.active()]
     return run, run and desk.jobs.standing(run).key, line, queue.is_paused, desk.jobs.estimates.mark()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trainer.dataset.buckets import Placement
-from trainer.dataset.image_metrics import BANDS, Measures
+from trainer.dataset.image_metrics import BANDS, ImageMetrics
 
 FEWEST = {"style": 10, "character": 8, "concept": 5}  # pictures, by preset
 ENLARGED_BY = 1.15  # a picture stretched by more than this to fill its bucket is too small
@@ -54,7 +54,7 @@ class Finding:
 
 
 def findings(
-    measures: Mapping[str, Measures], placements: Mapping[str, Placement] | None = None, preset: str = ""
+    measures: Mapping[str, ImageMetrics], placements: Mapping[str, Placement] | None = None, preset: str = ""
 ) -> list[Finding]:
     """All findings on a set, by kind and then by name.
 
@@ -91,7 +91,7 @@ def missing_octaves(detail: tuple[float, ...]) -> tuple[float, bool]:
     return (first + 0.5) / 2 if first else 0.0, steep or first >= _BLURRED
 
 
-def _alone(name: str, seen: Measures) -> list[Finding]:
+def _alone(name: str, seen: ImageMetrics) -> list[Finding]:
     found = []
     if seen.clear >= _SEE_THROUGH:
         found.append(Finding("see_through", name, {"percent": max(1, round(100 * seen.clear))}))
@@ -100,7 +100,7 @@ def _alone(name: str, seen: Measures) -> list[Finding]:
     return found
 
 
-def _placed(name: str, seen: Measures, placement: Placement) -> list[Finding]:
+def _placed(name: str, seen: ImageMetrics, placement: Placement) -> list[Finding]:
     found, times = [], placement.resized[0] / seen.width
     area = placement.resized[0] * placement.resized[1]
     if times > ENLARGED_BY:
@@ -124,7 +124,7 @@ def _rounded(pixels: float) -> int:
     return round(pixels / step) * step
 
 
-def _repeated(measures: Mapping[str, Measures]) -> list[Finding]:
+def _repeated(measures: Mapping[str, ImageMetrics]) -> list[Finding]:
     """Each picture that equals or resembles an earlier one is told once, with the first such."""
     names = list(measures)
     if not names:
@@ -150,7 +150,7 @@ def _repeated(measures: Mapping[str, Measures]) -> list[Finding]:
     return found
 
 
-def _marked_corners(measures: Mapping[str, Measures]) -> list[int]:
+def _marked_corners(measures: Mapping[str, ImageMetrics]) -> list[int]:
     """Corners in which something stands apart in at least three pictures and a third of the set."""
     counts = [sum(seen.corners[at] for seen in measures.values()) for at in range(4)]
     return [at for at, count in enumerate(counts) if count >= max(3, len(measures) / 3)]

@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
-from trainer.lora_file.endings import network_facts
+from trainer.lora_file.tensor_names import network_facts
 from trainer.version import SOFTWARE
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from trainer.config import TrainConfig
-from trainer.dataset.augmentations import Variant, mask_of, mask_weights, variants_of
+from trainer.dataset.augmentations import Augmentation, augmentations_of, mask_of, mask_weights
 from trainer.dataset.buckets import Placement, crop_notice
 from trainer.dataset.manifest import Item, Manifest
 from trainer.dataset.pictures import open_picture
@@ -103,10 +103,10 @@ def cache_set_aside(
 
 def _looked_at(
     config: TrainConfig, cache: Cache, item: Item, placement: Placement
-) -> tuple[Image.Image | None, list[tuple[Variant, Latents | Image.Image]]]:
+) -> tuple[Image.Image | None, list[tuple[Augmentation, Latents | Image.Image]]]:
     """A picture's mask, and each of its forms: what the cache has of it, or else how it is shown. Raises DatasetError or OSError."""
     mask, picture, seen = mask_of(config, item), None, []
-    for variant in variants_of(config, item, placement):
+    for variant in augmentations_of(config, item, placement):
         known = cache.latents(item, variant)
         if known is None and picture is None:
             if hashlib.sha256(Path(item.path).read_bytes()).hexdigest() != item.digest:
@@ -114,7 +114,7 @@ def _looked_at(
                     f"{item.name} has changed since the training was set up, so it is left out; start a new training"
                 )
             picture = open_picture(Path(item.path))
-        seen.append((variant, variant.shown(picture) if known is None and picture else known))
+        seen.append((variant, variant.apply(picture) if known is None and picture else known))
     return mask, seen
 
 
@@ -131,7 +131,7 @@ class _Encoder:
 
 
 def _mask_tensor(
-    mask: Image.Image | None, variant: Variant, base: Base, config: TrainConfig
+    mask: Image.Image | None, variant: Augmentation, base: Base, config: TrainConfig
 ) -> torch.Tensor | None:
     if mask is None:
         return None

@@ -24,6 +24,7 @@ from trainer.sampling.sampler import SamplingConfig, conditioner, draw, rows_of_
 from trainer.sampling_config import NO_LIMITS, PROMPTS, STRENGTHS, Room, parse_prompt_line, picture_name
 from trainer.sdxl.base import Base
 from trainer.sdxl.schedulers import scheduler_of
+from trainer.sdxl.unet import eval_mode
 from trainer.training.text_conditioning import Texts
 
 
@@ -114,15 +115,9 @@ class Sampler:
     def one(self) -> Image.Image:
         """The first prompt's picture at strength 1."""
         request = self.requests[0][1]
-        was_training = self.unet.training
-        self.unet.eval()
-        try:
-            return self._draw(
-                dataclasses.replace(request, prompts=request.prompts[:1], strengths=(1.0,)),
-                self.base.vae(self.unet.device),
-            )[0].picture
-        finally:
-            self.unet.train(was_training)
+        first = dataclasses.replace(request, prompts=request.prompts[:1], strengths=(1.0,))
+        with eval_mode(self.unet):
+            return self._draw(first, self.base.vae(self.unet.device))[0].picture
 
     def at_end(self) -> list[dict[str, Any]]:
         """Pictures at all strengths and `strip.png`; their facts for the page."""
@@ -131,18 +126,15 @@ class Sampler:
 
     def _safely(self, drawn: Any, when: str) -> list[dict[str, Any]]:
         """Pictures never cost the training: when memory or disk does not suffice for them, that is told and it goes on."""
-        was_training = self.unet.training
-        self.unet.eval()
         try:
-            return drawn()
+            with eval_mode(self.unet):
+                return drawn()
         except (OSError, MemoryError, RuntimeError) as error:
             if not isinstance(error, OSError) and not lacks_memory(error):
                 raise
             lacked = "disk" if isinstance(error, OSError) else "memory"
             self.run.emit("problem", message=f"the {lacked} did not suffice to draw pictures {when}")
             return []
-        finally:
-            self.unet.train(was_training)
 
     def _drawn(self, strengths: tuple[float, ...], prefix: str) -> list[dict[str, Any]]:
         vae, facts, cells = self.base.vae(self.unet.device), [], []

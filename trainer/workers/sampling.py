@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.errors import RunError
 from trainer.runs import events
-from trainer.runs.draw_protocol import ANSWERS, OnStep, answer
+from trainer.runs.draw_protocol import OUTCOMES, OnStep, serve_request
 from trainer.runs.queue_store import MARK
 from trainer.runs.run import Run, claim
 from trainer.sampling_config import MAX_FILES, SamplingConfig, checked_weight
@@ -75,7 +75,7 @@ class _Desk:
     def __init__(self, session: Run, models: Path) -> None:
         self.session, self.models = session, models
         said = events.read(session.events)[0]
-        self.answered = {event["id"] for event in said if event["kind"] in ANSWERS and "id" in event}
+        self.answered = {event["id"] for event in said if event["kind"] in OUTCOMES and "id" in event}
         self.cancelled: set[str] = set()
         self.waiting: list[dict[str, Any]] = []
         self.is_told_to_stop = False
@@ -107,9 +107,9 @@ class _Desk:
             self._take(command)
         return name in self.cancelled or self.is_told_to_stop
 
-    def answer(self, wish: dict[str, Any]) -> None:
+    def serve_request(self, wish: dict[str, Any]) -> None:
         self.answered.add(wish["id"])
-        answer(
+        serve_request(
             self.session,
             wish,
             self.is_cancelled,

@@ -16,7 +16,7 @@ from typing import Any
 from trainer.atomic_files import write_atomically
 from trainer.captioning_config import options_from
 from trainer.errors import CaptionerError, RunError
-from trainer.headers.captioner import found_captioners
+from trainer.headers.captioner import list_captioners
 from trainer.runs import captioning_job as job
 from trainer.runs import events
 from trainer.runs.run import Run
@@ -37,7 +37,7 @@ class Captioning:
         return self.jobs.outputs / ".captioning"
 
     def models(self) -> list[str]:
-        return list(found_captioners(self.jobs.models))
+        return list(list_captioners(self.jobs.models))
 
     def latest(self, project: str) -> Run | None:
         """A project's last captioning, running or not."""
@@ -88,7 +88,7 @@ class Captioning:
 
 @dataclass(frozen=True)
 class Standing:
-    view: job.View
+    view: job.CaptioningView
     alive: bool
     waits: bool
 

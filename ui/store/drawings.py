@@ -24,7 +24,7 @@ from trainer.atomic_files import write_atomically
 from trainer.errors import BaseError, RunError, TrainerError
 from trainer.headers.base_model import folder_configs
 from trainer.runs import events
-from trainer.runs.draw_protocol import ANSWERS, FRAME
+from trainer.runs.draw_protocol import FRAME, OUTCOMES
 from trainer.runs.run import Run
 from trainer.sampling_config import (
     MAX_FILES,
@@ -222,7 +222,7 @@ class Drawings:
         owner = self.jobs.run(asked["owner"]) if asked["owner"] in self.jobs.names() else self.session
         alive = owner.is_alive()  # asked first: what it said before it died is there to read
         said = [event for event in events.read(owner.events, asked["said"])[0] if event.get("id") == name]
-        answer = next((event for event in said if event["kind"] in ANSWERS), None)
+        answer = next((event for event in said if event["kind"] in OUTCOMES), None)
         facts: dict[str, Any] = {
             "id": name,
             "kind": asked["kind"],

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from trainer.atomic_files import write_atomically
-from trainer.dataset.archives import ARCHIVES, Bounds, members, shown_name
+from trainer.dataset.archives import ARCHIVES, ArchiveLimits, display_name, extract_members
 from trainer.dataset.captions import SIDECARS, kohya_folder, one_line
-from trainer.dataset.overrides import MAX_REPEATS, OURS, Choice
-from trainer.dataset.pictures import UNREAD, small_picture
+from trainer.dataset.overrides import IMPASTO_FOLDER, MAX_REPEATS, Override
+from trainer.dataset.pictures import UNSUPPORTED_SUFFIXES, small_picture
 from trainer.dataset.scan import is_picture_name
 from trainer.errors import TrainerError
 from ui.store.limits import MB, Limits, size_bytes
@@ -187,21 +187,21 @@ class _Taking:
             self.arrivals.tell(str(error))
         except OSError:
             self.limits.check_room(self.folder)
-            self.arrivals.tell(f"{shown_name(file.name)} could not be written; try it again")
+            self.arrivals.tell(f"{display_name(file.name)} could not be written; try it again")
 
     def _zip(self, file: Dropped) -> None:
         """A zip's files, in two passes: pictures first, then what belongs to them."""
-        place = self.folder / OURS / f"arriving-{uuid.uuid4().hex}"
+        place = self.folder / IMPASTO_FOLDER / f"arriving-{uuid.uuid4().hex}"
         place.mkdir(parents=True)
         room = max(0, self.limits.project_bytes - self.size)
-        bounds = Bounds(
+        bounds = ArchiveLimits(
             member_bytes=self.limits.picture_bytes, total_bytes=min(room, self.limits.project_bytes)
         )
         archive = place / (clean_name(PurePosixPath(file.name).stem) + ".zip")
         try:
             if file.path.stat().st_size > self.limits.file_bytes:
                 raise TrainerError(
-                    f"{shown_name(file.name)} is larger than {self.limits.file_bytes // MB} MB; send it in parts"
+                    f"{display_name(file.name)} is larger than {self.limits.file_bytes // MB} MB; send it in parts"
                 )
             shutil.move(file.path, archive)
             belonging: list[Dropped] = []
@@ -219,8 +219,8 @@ class _Taking:
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _inside(self, archive: Path, place: Path, bounds: Bounds) -> Iterator[Dropped]:
-        for member in members(archive, place, bounds):
+    def _inside(self, archive: Path, place: Path, bounds: ArchiveLimits) -> Iterator[Dropped]:
+        for member in extract_members(archive, place, bounds):
             if member.path is None:
                 self.arrivals.tell(f"{member.name} {member.reason}")
             else:
@@ -228,10 +228,10 @@ class _Taking:
             self.arrivals.rev += 1
 
     def _picture(self, file: Dropped) -> None:
-        name = shown_name(PurePosixPath(file.name.replace("\\", "/")).name)
+        name = display_name(PurePosixPath(file.name.replace("\\", "/")).name)
         if file.suffix in ARCHIVES:
             raise TrainerError(f"{name} is an archive of a kind that is not read; make a zip")
-        if file.suffix in UNREAD:
+        if file.suffix in UNSUPPORTED_SUFFIXES:
             raise TrainerError(f"{name} is a kind of picture that is not read; save it as png or jpg")
         if not is_picture_name(name):
             raise TrainerError(f"{name} is no picture; use {_KINDS}")
@@ -260,7 +260,7 @@ class _Taking:
         self.projects.thumbnails.keep(self.project, target, small)
         repeats = kohya_folder(file.parent)
         if repeats and repeats[0] > 1:  # what `10_cats` means to other trainers
-            self.projects.choose(self.project, target.name, Choice(min(repeats[0], MAX_REPEATS)))
+            self.projects.choose(self.project, target.name, Override(min(repeats[0], MAX_REPEATS)))
         self.arrivals.kept += 1
         self.arrivals.rev += 1
 
@@ -280,21 +280,21 @@ class _Taking:
     def _caption(self, file: Dropped) -> None:
         stem = self._stem_of(file) or clean_name(file.stem[1])
         if not stem:
-            raise TrainerError(f"{shown_name(file.name)} has no name that a picture could share; rename it")
+            raise TrainerError(f"{display_name(file.name)} has no name that a picture could share; rename it")
         with file.path.open("rb") as opened:
             text = opened.read(4 * MAX_CAPTION).decode("utf-8-sig", errors="replace")
         lines = [line for line in map(one_line, text.splitlines()) if line]
         write_atomically(self.folder / f"{stem}.txt", ("\n".join(lines)[:MAX_CAPTION] + "\n").encode())
         if not any(path.stem == stem for path in self._pictures()):
             self.arrivals.tell(
-                f"{shown_name(file.name)} has no picture of the same name yet; it waits for one"
+                f"{display_name(file.name)} has no picture of the same name yet; it waits for one"
             )
 
     def _mask(self, file: Dropped) -> None:
         stem = self._stem_of(file)
         picture = next((path for path in self._pictures() if path.stem == stem), None)
         if picture is None:
-            raise TrainerError(f"{shown_name(file.name)} is a mask without its picture; drop both together")
+            raise TrainerError(f"{display_name(file.name)} is a mask without its picture; drop both together")
         save_mask(picture, file.path.read_bytes())
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.dataset.buckets import Placement
 from trainer.dataset.checks import Finding, findings
-from trainer.dataset.image_metrics import VERSION, Measures, measure
+from trainer.dataset.image_metrics import VERSION, ImageMetrics, measure
 from trainer.dataset.pictures import upright_size
 from trainer.errors import ConfigError, TrainerError
 from trainer.runs import events
@@ -41,7 +41,7 @@ class _Read:
     """What has been read of a project's file, which grows at its end: a line is parsed once."""
 
     offset: int = 0
-    lines: dict[str, tuple[list[int], Measures | None]] = field(
+    lines: dict[str, tuple[list[int], ImageMetrics | None]] = field(
         default_factory=dict
     )  # name -> stamp and measures
 
@@ -54,7 +54,7 @@ class _Read:
             if line.get("version") != VERSION:
                 continue
             try:
-                measures = Measures.from_json(line["measures"]) if line.get("measures") else None
+                measures = ImageMetrics.from_json(line["measures"]) if line.get("measures") else None
                 self.lines[line["name"]] = line["stamp"], measures
             except (TypeError, KeyError):
                 continue
@@ -72,8 +72,8 @@ class Checkup:
     def visit(self, folder: Path) -> Visit | None:
         return self._visits.get(folder)
 
-    def measured(self, projects: Projects, project: str, cards: list[Card]) -> dict[str, Measures | None]:
-        """Measures of the pictures as they are now, by name; None for one that can't be read."""
+    def measured(self, projects: Projects, project: str, cards: list[Card]) -> dict[str, ImageMetrics | None]:
+        """ImageMetrics of the pictures as they are now, by name; None for one that can't be read."""
         kept = kept_file(projects, project)
         with self._lock:
             known = self._read.setdefault(kept, _Read())
@@ -84,7 +84,7 @@ class Checkup:
         }
 
     def start(self, projects: Projects, project: str, cards: list[Card]) -> None:
-        """Measures what is not measured yet of `cards`, unless that goes on already."""
+        """ImageMetrics what is not measured yet of `cards`, unless that goes on already."""
         folder, known = projects.folder(project), self.measured(projects, project, cards)
         waiting = [card for card in cards if card.name not in known]
         with self._lock:
@@ -157,7 +157,7 @@ def told(projects: Projects, project: str, cards: list[Card], aims: Aims) -> Tol
 
 
 def _size(
-    projects: Projects, project: str, name: str, measures: dict[str, Measures]
+    projects: Projects, project: str, name: str, measures: dict[str, ImageMetrics]
 ) -> tuple[int, int] | None:
     """(width, height) upright, of the measures or of the file's header; None when it can't be told."""
     if name in measures:

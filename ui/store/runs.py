@@ -15,7 +15,7 @@ from typing import Any
 from trainer.atomic_files import write_atomically
 from trainer.config import TrainConfig, config_from
 from trainer.errors import RunError
-from trainer.headers.base_model import found_bases
+from trainer.headers.base_model import list_base_models
 from trainer.runs import events, run
 from trainer.runs.queue import Job, Queue
 from ui.store.estimates import Estimates
@@ -44,7 +44,7 @@ class Jobs:
         """Whether a process beside the training would take memory from it."""
         return (
             any(device.visible is not None for device in self.queue.devices or ())
-            and self.queue.busy() is not None
+            and self.queue.blocking_job() is not None
         )
 
     def names(self, project: str | None = None) -> list[str]:
@@ -69,7 +69,7 @@ class Jobs:
 
     def bases(self) -> list[str]:
         """Base models that there are, the bundled one first."""
-        found = found_bases(self.models)
+        found = list_base_models(self.models)
         return sorted(found, key=lambda name: name != BUNDLED) or [BUNDLED]
 
     def finished(self) -> list[str]:
@@ -90,7 +90,7 @@ class Jobs:
         """One's own trainings that run or wait, in order."""
         mine = self.outputs.absolute()
         return [
-            job for job in self.queue.line() if job.kind == "train" and job.folder.parent.absolute() == mine
+            job for job in self.queue.active() if job.kind == "train" and job.folder.parent.absolute() == mine
         ]
 
     def active(self, project: str) -> str | None:
@@ -107,7 +107,7 @@ class Jobs:
             another: put one more into the line while the project has one there.
         """
         with self.queue.lock:
-            known = self.queue.clicked(token)
+            known = self.queue.find_by_token(token)
             if known:
                 return known.folder.name
             active = self.active(folder.name)
@@ -224,7 +224,7 @@ def standing_of(view: events.View, alive: bool, job: Job | None, now: float = 0.
         now: in seconds since 1970.
     """
     if job and job.state == "waiting":
-        return Standing(view, "waiting", job.place)
+        return Standing(view, "waiting", job.queue_position)
     if alive:
         if not view.stage or view.ended:
             return Standing(view, "starting")

@@ -197,8 +197,10 @@ def build(shared: Shared) -> None:
         return [*follow(desk, chosen, last), *follow_line(desk, last_line), *answered(desk, wanted)]
 
     def follow_line(desk: Desk, last: str):
-        mine, everyone, paused = desk.jobs.line(), desk.jobs.queue.line(), desk.jobs.queue.is_paused
-        now = repr((*((job.folder.name, job.state, job.place) for job in mine), len(everyone), paused))
+        mine, everyone, paused = desk.jobs.line(), desk.jobs.queue.active(), desk.jobs.queue.is_paused
+        now = repr(
+            (*((job.folder.name, job.state, job.queue_position) for job in mine), len(everyone), paused)
+        )
         if last == now:
             return [gr.skip()] * 3
         others = sum(job.kind == "train" for job in everyone) - len(mine)

@@ -149,9 +149,9 @@ def change_of(desk: Desk, run: str) -> dict[str, Any]:
     """The settings that a failed or killed training should be tried again with; {} where the artist must choose."""
     standing = desk.jobs.standing(run)
     if standing.killed:
-        from trainer.runs.failures import less_memory
+        from trainer.runs.failures import reduced_memory_settings
 
-        return less_memory(desk.jobs.run(run).config)
+        return reduced_memory_settings(desk.jobs.run(run).config)
     remedy = standing.view.remedy if standing.state == "failed" else {}
     return {} if None in remedy.values() else remedy
 
@@ -187,7 +187,7 @@ def line_html(desk: Desk, jobs: list[Job], others: int, words: Words) -> str:
         state = (
             words("train.line_running")
             if job.state == "running"
-            else words("train.line_waiting", place=job.place)
+            else words("train.line_waiting", place=job.queue_position)
         )
         wanted = ["stop"] if job.state == "running" else ["up", "down", "remove"]
         if job in waiting[:1]:

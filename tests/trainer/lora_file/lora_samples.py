@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from tests.conftest import MODELS
 from trainer.__main__ import main
 from trainer.lora_file.base_weights import base_weights
+from trainer.lora_file.module_names import kohya_name
 from trainer.lora_file.modules import read_modules
-from trainer.lora_file.names import kohya_name
 from trainer.sampling.pipeline import WarmBase
 from trainer.sampling.sampler import draw
 from trainer.sampling_config import SamplingConfig

@@ -19,7 +19,7 @@ from tests.trainer.lora_file.lora_samples import (
 )
 from trainer.errors import ConfigError, LoraFileError
 from trainer.lora_file.attach import attach_mix
-from trainer.lora_file.names import kohya_name
+from trainer.lora_file.module_names import kohya_name
 from trainer.sampling.pipeline import WarmBase
 from trainer.sampling_config import SamplingConfig, parse_weighted_file
 from trainer.sdxl.base import open_base

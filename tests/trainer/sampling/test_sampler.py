@@ -18,6 +18,7 @@ from trainer.sampling.deepcache import Fast
 from trainer.sampling.pipeline import WarmBase
 from trainer.sampling.sampler import SamplingConfig
 from trainer.sdxl.base import open_base
+from trainer.sdxl.text import Conditioning
 
 PROMPTS = ("a cat", "a house")
 
@@ -132,17 +133,14 @@ def test_the_outermost_level_on_the_deep_layers_answer_is_the_whole_answer():
         torch.Generator().manual_seed(1),
     )
     width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-    added = {"text_embeds": torch.randn(1, width, generator=draw), "time_ids": torch.full((1, 6), 128.0)}
-    asked = (
-        torch.randn(1, 4, 16, 16, generator=draw),
-        torch.tensor(500),
-        torch.randn(1, 77, unet.config.cross_attention_dim, generator=draw),
-        added,
-    )
+    pooled = torch.randn(1, width, generator=draw)
+    latents = torch.randn(1, 4, 16, 16, generator=draw)
+    conditioning = Conditioning(torch.randn(1, 77, unet.config.cross_attention_dim, generator=draw), pooled)
+    arguments = (latents, torch.tensor(500), conditioning, torch.full((1, 6), 128.0))
     with torch.inference_mode(), Fast(unet, 9) as fast, FlopCounterMode(display=False) as counted:
-        whole = fast(*asked)
+        whole = fast(*arguments)
         before = counted.get_total_flops()
-        again = fast(*asked)
+        again = fast(*arguments)
         assert torch.equal(again, whole) and counted.get_total_flops() < 1.7 * before
 
 

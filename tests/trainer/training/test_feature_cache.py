@@ -41,7 +41,7 @@ def mean_of(tmp_path: Path, art: Path):
         cache = Cache(tmp_path / ".cache", base.fingerprint, tile)
         config = TrainConfig(resolution=resolution)
         seen = prepare.cache_latents(
-            said, manifest.trained, config, base, cache, CPU, CommandInbox(said, None)
+            said, manifest.training_items, config, base, cache, CPU, CommandInbox(said, None)
         )
         return seen.shown[0][0].mean
 

@@ -19,7 +19,7 @@ from trainer.config import config_from
 from trainer.dataset.manifest import Item
 from trainer.errors import BaseError, NotFiniteError, RunError, TrainerError
 from trainer.runs import events
-from trainer.runs.failures import failure, less_memory
+from trainer.runs.failures import failure, reduced_memory_settings
 from ui.store.project_settings import whole_values, write_settings
 from ui.text import Words
 from ui.views import training
@@ -135,7 +135,7 @@ def test_one_click_makes_one_training_and_another_needs_to_be_asked_for(desk):
         training.start(desk, "ink", fields(desk), token="a second window")
     assert training.start(desk, "ink", fields(desk, rank=4.0), token="more", another=True) == "ink-2"
     assert "number 2" in training.line_html(desk, desk.jobs.line(), 0, desk.words)
-    assert [job.place for job in desk.jobs.line()] == [1, 2]
+    assert [job.queue_position for job in desk.jobs.line()] == [1, 2]
     desk.jobs.move("ink-2", -1)
     assert [job.folder.name for job in desk.jobs.line()] == ["ink-2", "ink"]
     desk.jobs.stop("ink-2")
@@ -172,7 +172,7 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(desk):
 def test_every_remedy_for_memory_is_a_setting_that_can_be(said: dict):
     config = config_from({"name": "x", **said})
     for _ in range(12):  # retried again and again
-        change = less_memory(config)
+        change = reduced_memory_settings(config)
         if change == {"resolution": config.resolution}:
             break
         config = config_from({**dataclasses.asdict(config), **change})
@@ -182,9 +182,9 @@ def test_every_remedy_for_memory_is_a_setting_that_can_be(said: dict):
 def test_samples_stand_in_order_beside_the_artists_own_nearest_picture(desk):
     run = desk.jobs.run(training.start(desk, "ink", fields(desk), token="1"))
     (run.path / "sources.json").unlink()
-    from trainer.dataset.quick_scan import outline
+    from trainer.dataset.quick_scan import quick_scan
 
-    manifest = outline(desk.projects.folder("ink"))
+    manifest = quick_scan(desk.projects.folder("ink"))
     (run.path / "manifest.json").write_text(json.dumps(manifest.to_json()))
     caption = next(item.caption for item in manifest.items if item.name == "owl.png")
     for step in (0, 20, 10, 20):
