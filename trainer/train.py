@@ -26,10 +26,11 @@ from trainer.lora_file.attach import start_from
 from trainer.lora_file.metadata import Training, metadata, thumbnail
 from trainer.lora_file.writer import save_lora
 from trainer.planning.plan import as_before, give_back_memory, peak_bytes, tile_before
-from trainer.runs.commands import StopSignal
-from trainer.runs.run import Run, sweep
+from trainer.runs.commands import CommandInbox
+from trainer.runs.run import Run, remove_temporary_files
 from trainer.sdxl.base import open_base
 from trainer.sdxl.text import Conditioning
+from trainer.sdxl.unet import predict
 from trainer.training import checkpoint as state
 from trainer.training.batches import Batches
 from trainer.training.caching import cache_latents, cache_set_aside, cache_text
@@ -54,11 +55,12 @@ from trainer.training.text_conditioning import (
 from trainer.training.trackers import start_tracker, tracker_options
 from trainer.training.validation import Validation, save_step
 from trainer.training.verify_saved import check_saved
+from trainer.version import __version__
 
 TEXT_STAYS = f"captions will be drawn in more than {MAX_TEXTS} ways, so the text encoders stay in memory and read them step by step"
 
 
-def train(run: Run, models: Path, heard: int | None = None) -> str:
+def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
     """Trains a run to its end, or until it is told to stop: "finished" or "stopped".
 
     Goes on from the newest checkpoint when there is one. The same seed on the same machine gives the same bytes,
@@ -66,14 +68,14 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     Under `torchrun` every process calls it; only the first one's run speaks and writes.
 
     Args:
-        heard: how far into `commands.jsonl` an earlier process has read; what is said after it counts.
+        commands_offset: byte offset in `commands.jsonl`; commands before it are ignored. None: the current end.
     """
     config, manifest = run.config, run.manifest
     started = time.time()
-    stop = StopSignal(run, heard)
-    if run.speaks:
-        sweep(run)
-    run.say("started")
+    stop = CommandInbox(run, commands_offset)
+    if run.is_main_process:
+        remove_temporary_files(run)
+    run.emit("started", version=__version__)
 
     # 1 The base, frozen.
     device = find_device()
@@ -84,17 +86,17 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         cpu=device.type == "cpu", mixed_precision=mixed, **tracker_options(config, run.path)
     )
     start_tracker(accelerator, config)
-    run.say("stage", stage="opening the base", device=describe(device))
+    run.emit("stage", stage="opening the base", device=describe(device))
     objective = objective_of(config, base)
     planned = planned_for(as_before(run), manifest, base, device, run.path.parent / ".cache")
     chosen = planned.way.chosen(config)
-    run.say("planned", words=planned.line(), **planned.facts())
+    run.emit("planned", words=planned.line(), **planned.facts())
     trains_text = config.train_text_encoder_1 or config.train_text_encoder_2
     text_stops = math.floor(config.text_encoder_stop * config.steps) if trains_text else config.steps
 
     # 2 What frozen parts say of pictures and captions, from the cache on disk; then they leave memory.
     cache = Cache(run.path.parent / ".cache", base.fingerprint, tile_before(run) or planned.way.encoding_tile)
-    pictures = cache_latents(run, manifest.trained, config, base, cache, device, stop)
+    pictures = cache_latents(run, manifest.training_items, config, base, cache, device, stop)
     batches = Batches(pictures.items, pictures.buckets, config.batch, config.seed)
     captions = CaptionRules(config)
     samples = sample_requests(config, manifest, base)
@@ -113,7 +115,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         )
         sample_text = cache_text(run, sample_texts(samples), reading, base, cache, device, stop)
     if drawable is None:
-        run.say("problem", message=TEXT_STAYS)
+        run.emit("problem", message=TEXT_STAYS)
     if told_to_stop(accelerator, stop):
         return "stopped"  # the caches keep what was done
 
@@ -136,7 +138,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     if config.start_from and (Path(config.start_from).exists() or not state.checkpoints(run)):
         left_out = start_from(Path(config.start_from), adapter)
         if left_out:
-            run.say("problem", message=left_out)
+            run.emit("problem", message=left_out)
     recompute(unet, chosen.gradient_checkpointing)
     if compiles(chosen, unet):
         compile_blocks(unet, run.path.parent / ".cache" / "compiled")
@@ -153,9 +155,9 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     average = Average(adapter, plain_optimizer, config.ema_decay)
     first, damaged = state.load_newest(run, adapter, plain_optimizer, average, accelerator.scaler)
     for name in damaged:
-        run.say("problem", message=f"checkpoint {name} is damaged and was passed over")
+        run.emit("problem", message=f"checkpoint {name} is damaged and was passed over")
     if first:
-        run.say("stage", stage="resuming", done=first, total=config.steps)
+        run.emit("stage", stage="resuming", done=first, total=config.steps)
     sampler = Sampler(run, config, base, samples, unet, adapter, sample_texts_of, planned.way.room)
     between = Between(sampler, stop, average)
     validation = Validation(run, set_aside, aside_captions, objective, texts, unet, adapter, first)
@@ -166,7 +168,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         spare = validation.best_step  # whatever its age
         keeper.write(state.snapshot(step, adapter, plain_optimizer, average, accelerator.scaler), spare=spare)
 
-    if first == 0 and run.speaks:
+    if first == 0 and run.is_main_process:
         if config.sample_at_start:
             sampler.at_step(0)
         if validation.is_on:
@@ -223,8 +225,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
                 time_ids=time_ids,
             )
 
-            added = {"text_embeds": wanted.pooled_NP, "time_ids": time_ids}
-            predicted = unet(noisy, sent(timesteps, device), wanted.text_NTD, added_cond_kwargs=added).sample
+            predicted = predict(unet, noisy, sent(timesteps, device), wanted, time_ids)
             error_N = objective.error(
                 predicted.float(), answer, timesteps, None if mask is None else sent(mask, device)
             )
@@ -264,38 +265,42 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         for facts, seconds in told:
             slow = spill.look(seconds)
             if slow:
-                run.say("problem", message=slow)
-            run.say("step", **facts)
+                run.emit("problem", message=slow)
+            run.emit("step", **facts)
             accelerator.log(
                 {"loss": facts["loss"], "learning_rate": facts["learning_rate"]}, step=facts["step"]
             )
-        if run.speaks and validation.is_on and (step % config.validation_every == 0 or step == config.steps):
+        if (
+            run.is_main_process
+            and validation.is_on
+            and (step % config.validation_every == 0 or step == config.steps)
+        ):
             with average.shown():
                 validation.measure(step)
             accelerator.log({"validation_loss": validation.curve[step]}, step=step)
-        if run.speaks and (
+        if run.is_main_process and (
             step % config.checkpoint_every == 0 or step in (config.steps, validation.best_step)
         ):
             keep(step)
         batches_seen = (config.accumulation * accelerator.num_processes * done for done in (step - 1, step))
         if (
-            run.speaks
+            run.is_main_process
             and step < config.steps
             and sample_is_due(config, step, *(seen // batches.per_epoch for seen in batches_seen))
         ):
             with average.shown():
                 sampler.at_step(step)
 
-    if not run.speaks:
+    if not run.is_main_process:
         return "stopped" if stopped else "finished"
     if stopped and step > 0 and step % config.checkpoint_every:
         keep(step)
     keeper.close()
-    if stopped and (stop.by_signal or step == 0):
+    if stopped and (stop.stopped_by_signal or step == 0):
         return "stopped"  # told by the system: leave at once, `resume` goes on
 
     # 7 The file, its check, then the word that it is there; pictures come after, so that they can't cost the file.
-    run.say("stage", stage="saving")
+    run.emit("stage", stage="saving")
     average.settle()
     training = Training(
         base_name=base.name,
@@ -318,24 +323,24 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         with contextlib.suppress(DatasetError):  # moved away since the start: no reason to lose the file
             facts["modelspec.thumbnail"] = thumbnail(open_picture(Path(pictures.items[0].path)))
     save_lora(run.lora_file, adapter, facts, format=config.format)
-    run.say("saved", sync=True, file=run.lora_file.name, step=step)
+    run.emit("saved", sync=True, file=run.lora_file.name, step=step)
     if validation.is_on:
         advice = validation.advice(step)
         if advice["step"] != step:
             save_step(run, advice["step"], adapter, facts, form=config.format)
-        run.say("advice", sync=True, **advice)
+        run.emit("advice", sync=True, **advice)
     plain_optimizer.state.clear()  # its moments leave memory before pictures need it
     give_back_memory()
-    run.say("checked", sync=True, **check_saved(run, sampler, models_of))
+    run.emit("checked", sync=True, **check_saved(run, sampler, models_of))
     give_back_memory()
-    run.say("strip", pictures=sampler.at_end())
-    run.say("memory", peak=peak_bytes(device), planned=planned.peak)
+    run.emit("strip", pictures=sampler.at_end())
+    run.emit("memory", peak=peak_bytes(device), planned=planned.peak)
     return "stopped" if stopped else "finished"
 
 
-def told_to_stop(accelerator: Accelerator, stop: StopSignal) -> bool:
+def told_to_stop(accelerator: Accelerator, stop: CommandInbox) -> bool:
     """Whether any process has heard it: all leave at the same step."""
-    asked = stop.asked()
+    asked = stop.stop_requested()
     if accelerator.num_processes == 1:
         return asked
     heard = torch.tensor(float(asked), device=accelerator.device)
@@ -354,5 +359,5 @@ def keep_good_weights(
 ) -> None:
     """Before a failure is told: a checkpoint of the last step whose loss was a number."""
     finite = all(bool(torch.isfinite(vector).all()) for vector in adapter.vectors())
-    if run.speaks and finite and step > first:
+    if run.is_main_process and finite and step > first:
         keep(step)

@@ -31,7 +31,7 @@ def handler(studio: Studio, callback: Callable[..., Any]) -> Callable[..., Any]:
         workspace = studio.workspace_of(request)
         try:
             if not all(map(_has_type, values, types)):
-                raise TrainerError(workspace.words("refused.no_call"))
+                raise TrainerError(workspace.words("refused.bad_request"))
             return callback(workspace, *values)
         except TrainerError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None

@@ -174,6 +174,6 @@ def _clean_up_regularly(studio: Studio) -> None:
 
 def _say_devices(queue: Queue) -> None:
     """Asked of a child process, so that torch stays out of this one; then the line is looked after."""
-    queue.ask_devices()
+    queue.detect_devices()
     print(f"Device: {', '.join(device.words for device in queue.devices or ())}", flush=True)
     queue.serve()

@@ -75,7 +75,7 @@ def head_html(workspace: Workspace, chosen: str) -> str:
     run = run if active else workspace.runs.busy() or run
     standing = workspace.runs.status(run) if run else None
     queue = workspace.runs.queue
-    others = standing is None and queue.busy() is not None
+    others = standing is None and queue.blocking_job() is not None
     return status_html(standing, workspace.words, name=run or "", paused=queue.is_paused, others=others)
 
 
@@ -100,5 +100,5 @@ def _captions(workspace: Workspace, chosen: str) -> Any:
 
 def _train(workspace: Workspace, chosen: str) -> Any:
     run, queue = shown_run(workspace, chosen), workspace.runs.queue
-    line = [(job.folder.name, job.state, job.place) for job in queue.line()]
+    line = [(job.folder.name, job.state, job.queue_position) for job in queue.active()]
     return run, run and workspace.runs.status(run).key, line, queue.is_paused, workspace.runs.estimates.mark()

@@ -26,7 +26,7 @@ from trainer.planning import memory
 from trainer.planning.memory import Need, Shape
 from trainer.runs import events
 from trainer.runs.run import Run
-from trainer.sampling_config import NO_LIMITS, PROMPTS, STRENGTHS, Room, parsed
+from trainer.sampling_config import NO_LIMITS, PROMPTS, STRENGTHS, Room, parse_prompt_line
 from trainer.sdxl.weights import PARTS
 
 GB = 10**9
@@ -239,9 +239,9 @@ def _drawing_seconds(counted: Counted, device: torch.device, rate: float) -> flo
     A picture is denoised with its prompt and without; of a step's calls, two in five are the forward pass's.
     """
     config = counted.config
-    steps = [parsed(line)[1].get("steps", config.sample_steps) for line in config.sample_prompts] or [
-        config.sample_steps
-    ] * PROMPTS
+    steps = [
+        parse_prompt_line(line)[1].get("steps", config.sample_steps) for line in config.sample_prompts
+    ] or [config.sample_steps] * PROMPTS
     times = config.sample_at_start + ((config.steps - 1) // config.sample_every if config.sample_every else 0)
     rows = 2 * (sum(steps) * (times + len(STRENGTHS)) + 2 * steps[0])  # denoised once
     calls = 0.4 * counted.number("calls, none") * max(steps) * (times + 3)

@@ -20,7 +20,7 @@ from trainer.planning.plan import room_beside
 from trainer.runs.draw_protocol import FRAME
 from trainer.sampling.images import save_picture, save_strip
 from trainer.sampling.latent_preview import Colours, fit_colours, frames
-from trainer.sampling.sampler import Request, conditioner, draw, rows_of_pass
+from trainer.sampling.sampler import SamplingConfig, conditioner, draw, rows_of_pass
 from trainer.sampling_config import Room, picture_name
 from trainer.sdxl.base import Base, open_base
 from trainer.sdxl.schedulers import scheduler_of_files
@@ -50,7 +50,7 @@ class WarmBase:
         return fit_colours(self.vae)
 
     def draw(
-        self, lora: Path | Mix | None, request: Request, on_step: Any = None, on_frame: Any = None
+        self, lora: Path | Mix | None, request: SamplingConfig, on_step: Any = None, on_frame: Any = None
     ) -> list[Any]:
         """Pictures of a LoRA file or of several, each at its weight; without one the base's own, which stays as it is."""
         files = _files(lora)
@@ -110,7 +110,7 @@ class WarmBase:
             )
         return self._adapter
 
-    def _room(self, request: Request, size: tuple[int, int]) -> Room:
+    def _room(self, request: SamplingConfig, size: tuple[int, int]) -> Room:
         """What memory allows, worked out once for each size of a drawing."""
         rows = rows_of_pass(len(request.prompts), len(request.strengths), size)
         if (size, rows) not in self.rooms:
@@ -132,7 +132,9 @@ def detach_all(adapter: Adapter, models: dict[str, Any]) -> None:
         adapter.detach(part, models[part])
 
 
-def draw_file(lora: Path | Mix, request: Request, out_dir: Path, *, base: str, models: Path) -> list[Path]:
+def draw_file(
+    lora: Path | Mix, request: SamplingConfig, out_dir: Path, *, base: str, models: Path
+) -> list[Path]:
     """Draws and saves `p00_s0.00.png` ... and `strip.png`; their paths. Raises TrainerError before the base is loaded."""
     for file, _ in _files(lora):
         parts_of(file)
@@ -140,7 +142,12 @@ def draw_file(lora: Path | Mix, request: Request, out_dir: Path, *, base: str, m
 
 
 def save_all(
-    warm: WarmBase, lora: Path | Mix, request: Request, out_dir: Path, on_step: Any = None, prefix: str = ""
+    warm: WarmBase,
+    lora: Path | Mix,
+    request: SamplingConfig,
+    out_dir: Path,
+    on_step: Any = None,
+    prefix: str = "",
 ) -> list[Path]:
     """Draws and saves; while somebody follows, rough pictures of what is coming lie in `out_dir`."""
     try:

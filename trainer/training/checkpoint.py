@@ -29,6 +29,7 @@ from trainer.adapter.lora import Adapter
 from trainer.atomic_files import sync_folder
 from trainer.runs.run import Run
 from trainer.training.ema import Average
+from trainer.version import __version__
 
 Scaler = torch.amp.GradScaler
 
@@ -90,7 +91,13 @@ def _write(run: Run, kept: Snapshot, *, keep: int, spare: int | None) -> Path:
     files = {name: save(tensors) for name, tensors in kept.tensors.items()}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files["state.json"] = json.dumps(
-        {"step": step, "optimizer": kept.optimizer, "scaler": kept.scaler, "sha256": digests}
+        {
+            "version": __version__,
+            "step": step,
+            "optimizer": kept.optimizer,
+            "scaler": kept.scaler,
+            "sha256": digests,
+        }
     ).encode()
     half_written, target = run.checkpoints / f".tmp-{step}", run.checkpoints / f"step-{step}"
     shutil.rmtree(half_written, ignore_errors=True)

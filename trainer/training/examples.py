@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from trainer.config import TrainConfig
-from trainer.dataset.augmentations import Variant
+from trainer.dataset.augmentations import Augmentation
 from trainer.dataset.buckets import BucketPlan, Placement
 from trainer.dataset.manifest import Item
 from trainer.sdxl.base import Base
@@ -19,7 +19,7 @@ class Shown:
     """One form of one picture, with its posterior in memory: half a megabyte at 1024 px."""
 
     item: Item
-    variant: Variant
+    variant: Augmentation
     mean: torch.Tensor  # (1, C, H/8, W/8)
     logvar: torch.Tensor
     mask: torch.Tensor | None  # (1, 1, H/8, W/8) in [0, 1]: how much each place counts

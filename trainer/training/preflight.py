@@ -9,7 +9,7 @@ import torch
 from trainer.adapter.lora import Adapter
 from trainer.adapter.targets import layer_sizes, part_rates, part_sizes
 from trainer.config import TrainConfig
-from trainer.dataset.augmentations import mask_of, variants_of
+from trainer.dataset.augmentations import augmentations_of, mask_of
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.dataset.manifest import Item, Manifest
 from trainer.errors import DatasetError
@@ -78,7 +78,7 @@ def planned_for(
     )
     cached = MAX_TEXTS * caption_bytes(shape) if drawable is None else 0
     if device.type == "cpu":  # what comes from disk stays in main memory
-        forms = sum(len(variants_of(config, item, placement)) for item, placement in placed)
+        forms = sum(len(augmentations_of(config, item, placement)) for item, placement in placed)
         cached += len(drawable or ()) * caption_bytes(shape) + forms * latent_bytes(shape)
     return plan(config, shape, device, kept, cached=cached)
 
@@ -95,7 +95,7 @@ def preflight(config: TrainConfig, manifest: Manifest, models: Path, kept: Path)
     placements(config, base, manifest.items)
     objective_of(config, base)
     sample_requests(config, manifest, base)
-    check_masks(config, manifest.trained)
+    check_masks(config, manifest.training_items)
     check_tracker(config)
     check_compiler(config, device)
     rehearse(config, base)

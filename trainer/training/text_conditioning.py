@@ -19,7 +19,7 @@ def drawable_captions(rules: CaptionRules, batches: Batches, positions: int) -> 
 
     Captions are a function of seed and position, so the training's own draws are counted, not all that could be drawn.
     """
-    if not rules.vary:
+    if not rules.varies:
         return {rules.at([item], 0)[0][0] for item in batches.items}
     found: set[str] = set()
     for position, rows in batches.first(positions):

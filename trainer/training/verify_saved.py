@@ -32,25 +32,25 @@ def check_saved(run: Run, sampler: Sampler, models: dict[str, nn.Module]) -> dic
     report = check_file(run.lora_file, base=base.path if base.path.is_dir() else None, bases=base.path.parent)
     takes = [verdict.tool for verdict in report.verdicts if verdict.whole]
     if not report.ok and run.config.format == "kohya":
-        run.say(
+        run.emit(
             "problem",
             message=f"not every tool takes the whole file: python -m trainer lora check {run.lora_file.name} says which",
         )
     try:
         differs = difference(sampler.one(), _drawn_from_file(run, sampler, models))
     except LoraFileError as error:
-        run.say("problem", message=f"the file can't be read back: {error}")
+        run.emit("problem", message=f"the file can't be read back: {error}")
         return {"takes": takes}
     except (OSError, MemoryError, RuntimeError) as error:
         if not isinstance(error, OSError) and not lacks_memory(error):
             raise
-        run.say(
+        run.emit(
             "problem",
             message="memory or disk did not suffice to compare the file's picture with the training's",
         )
         return {"takes": takes}
     if differs > MOST:
-        run.say(
+        run.emit(
             "problem",
             message=f"the file draws another picture than the training did (they differ by {differs:.1f} of 255)",
         )

@@ -25,30 +25,29 @@ from trainer.headers.edit_metadata import Label, relabel
 from trainer.headers.lora import bundled_notice, recognise
 from trainer.headers.sidecars import CHOICE, ENTRY
 from trainer.runs.run import Run, claim
+from trainer.runs.work import run_to_end
 
 
 def work(folder: Path, models: Path) -> str:
-    """Does the job of a directory: "finished" or "failed"; how it went is the last event."""
-    owner = Run(folder)
-    with claim(owner):
-        owner.say("started")
+    """Runs the tool that a job directory names; returns "finished" or "failed", as the last event does."""
+    run = Run(folder)
+    with claim(run):
+        run.emit("started")
         try:
-            job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-            owner.say("stage", stage=job["tool"])
-            facts = {"choose": _choose, "check": _checked}.get(job["tool"], _made)(job, models)
-            owner.say("checked", takes=facts["takes"])
-        except TrainerError as error:
-            owner.say("ended", sync=True, how="failed", message=str(error))
-            return "failed"
-        except Exception as error:
-            owner.say(
-                "ended",
-                sync=True,
-                how="failed",
-                message=f"an unexpected fault ({type(error).__name__}); nothing was changed",
+            return run_to_end(
+                run,
+                lambda: _run_tool(run, models),
+                interrupted="Stopped at once; no file was changed",
             )
-            raise
-        owner.say("ended", sync=True, how="finished")
+        except TrainerError:
+            return "failed"  # the message is in the events, where the page reads it
+
+
+def _run_tool(run: Run, models: Path) -> str:
+    job = json.loads((run.path / "job.json").read_text(encoding="utf-8"))
+    run.emit("stage", stage=job["tool"])
+    facts = {"choose": _choose, "check": _checked}.get(job["tool"], _made)(job, models)
+    run.emit("checked", takes=facts["takes"])
     return "finished"
 
 

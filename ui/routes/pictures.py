@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from trainer.dataset.augmentations import mask_file
-from trainer.dataset.overrides import MAX_REPEATS, Choice, choice_of, read_choices
+from trainer.dataset.overrides import MAX_REPEATS, Override, override_from, read_overrides
 from trainer.errors import DatasetError, TrainerError
 from ui.access.allowlist import takes
 from ui.store import masks
@@ -104,14 +104,14 @@ def _choose(workspace: Workspace, project: str, name: str, body: bytes) -> None:
         wanted = json.loads(body)
     except (ValueError, RecursionError):
         wanted = None
-    said = choice_of(wanted)
+    said = override_from(wanted)
     if not isinstance(wanted, dict) or not wanted or set(wanted) - {"repeats", "crop"}:
         raise DatasetError("that could not be read; reload the page")
     if "repeats" in wanted and (type(wanted["repeats"]) is not int or said.repeats != wanted["repeats"]):
         raise DatasetError(f"a picture is seen 1 to {MAX_REPEATS} times")
     if wanted.get("crop") is not None and said.crop is None:
         raise DatasetError("a crop lies between the picture's edges; move it again")
-    kept = read_choices(workspace.projects.folder(project)).get(name, Choice())
+    kept = read_overrides(workspace.projects.folder(project)).get(name, Override())
     changes = {key: getattr(said, key) for key in wanted}
     workspace.projects.set_choice(project, name, dataclasses.replace(kept, **changes))
 

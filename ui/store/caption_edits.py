@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.atomic_files import write_atomically
-from trainer.dataset.captions import SIDECARS, Listed, metadata_captions, one_line, sidecar_lines
-from trainer.dataset.overrides import OURS
-from trainer.dataset.scan import pictures_in, places
+from trainer.dataset.captions import SIDECARS, MetadataRow, metadata_captions, one_line, sidecar_lines
+from trainer.dataset.overrides import IMPASTO_FOLDER
+from trainer.dataset.scan import picture_folders, pictures_in
 from trainer.errors import DatasetError
 from ui.store.naming import MAX_CAPTION
 from ui.store.projects import Projects, locked
@@ -102,7 +102,7 @@ def changes(projects: Projects, project: str, edit: CaptionEdit) -> list[Caption
     folder, found, seen = projects.folder(project), [], set()
     if edit.does_nothing:
         return []
-    for place, _, token in places(folder):
+    for place, _, token in picture_folders(folder):
         listed, _ = metadata_captions(place)
         for picture in pictures_in(place)[0]:
             file = _sidecar(picture)
@@ -110,7 +110,9 @@ def changes(projects: Projects, project: str, edit: CaptionEdit) -> list[Caption
                 continue
             seen.add(file)
             lines = sidecar_lines(picture)
-            before = tuple(lines) if lines is not None else (listed.get(picture.name, Listed(token)).caption,)
+            before = (
+                tuple(lines) if lines is not None else (listed.get(picture.name, MetadataRow(token)).caption,)
+            )
             after = tuple(edit.of(line) for line in before or ("",))
             if after != (before or ("",)):
                 found.append(CaptionChange(picture.relative_to(folder).as_posix(), file, before, after))
@@ -151,7 +153,7 @@ def record_captions(projects: Projects, project: str) -> None:
     folder = projects.folder(project)
     with locked(folder):
         files = dict.fromkeys(
-            _sidecar(picture) for place, _, _ in places(folder) for picture in pictures_in(place)[0]
+            _sidecar(picture) for place, _, _ in picture_folders(folder) for picture in pictures_in(place)[0]
         )
         noted = [
             {"file": file.relative_to(folder).as_posix(), "before": _read(file), "after": None}
@@ -242,7 +244,9 @@ def _digest(text: str | None) -> str:
 def _entries(folder: Path) -> list[dict[str, Any]]:
     """Those that are whole: a file edited by hand or damaged undoes nothing."""
     try:
-        found = json.loads((folder / OURS / "captions-undo.json").read_text(encoding="ascii"))["entries"]
+        found = json.loads((folder / IMPASTO_FOLDER / "captions-undo.json").read_text(encoding="ascii"))[
+            "entries"
+        ]
         return [entry for entry in found if _is_entry(folder, entry)]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
@@ -265,7 +269,7 @@ def _keep(folder: Path, entries: list[dict[str, Any]]) -> None:
     while len(data) > _MOST_BYTES and len(entries) > 1:
         entries = entries[1:]
         data = json.dumps({"entries": entries})
-    write_atomically(folder / OURS / "captions-undo.json", data.encode())
+    write_atomically(folder / IMPASTO_FOLDER / "captions-undo.json", data.encode())
 
 
 def tag_counts(captions: Iterable[str]) -> list[tuple[str, int]]:

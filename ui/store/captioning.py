@@ -16,7 +16,7 @@ from typing import Any
 from trainer.atomic_files import write_atomically
 from trainer.captioning_config import options_from
 from trainer.errors import CaptionerError, RunError
-from trainer.headers.captioner import found_captioners
+from trainer.headers.captioner import list_captioners
 from trainer.runs import captioning_job as job
 from trainer.runs import events
 from trainer.runs.run import Run
@@ -37,7 +37,7 @@ class Captioning:
         return self.runs.outputs / ".captioning"
 
     def models(self) -> list[str]:
-        return list(found_captioners(self.runs.models))
+        return list(list_captioners(self.runs.models))
 
     def latest(self, project: str) -> Run | None:
         """A project's last captioning, running or not."""
@@ -75,7 +75,7 @@ class Captioning:
         queued = self.runs.queue.find(running.path)  # asked before the events are read
         alive = running.is_alive() or (queued is not None and queued.state == "running")
         waits = queued is not None and queued.state == "waiting"
-        return CaptioningStatus(job.fold(job.View(), events.read(running.events)[0]), alive, waits)
+        return CaptioningStatus(job.fold(job.CaptioningView(), events.read(running.events)[0]), alive, waits)
 
     def forget(self, project: str) -> None:
         """Removes what is kept of a project's captionings. Raises RunError while one runs or waits."""
@@ -88,7 +88,7 @@ class Captioning:
 
 @dataclass(frozen=True)
 class CaptioningStatus:
-    view: job.View
+    view: job.CaptioningView
     alive: bool
     waits: bool
 

@@ -24,9 +24,15 @@ from trainer.atomic_files import write_atomically
 from trainer.errors import BaseError, RunError, TrainerError
 from trainer.headers.base_model import folder_configs
 from trainer.runs import events
-from trainer.runs.draw_protocol import ANSWERS, FRAME
+from trainer.runs.draw_protocol import FRAME, OUTCOMES
 from trainer.runs.run import Run
-from trainer.sampling_config import MOST_FILES, Request, checked_weight, picture_name, request_from
+from trainer.sampling_config import (
+    MAX_FILES,
+    SamplingConfig,
+    checked_weight,
+    picture_name,
+    sampling_config_from,
+)
 from ui.store.library import OUTSIDE, Library
 from ui.store.runs import Runs
 
@@ -51,7 +57,7 @@ class Drawing:
     id: str
     kind: str  # "draw" or "grid"
     files: tuple[tuple[str, float], ...]  # (key of the library, weight)
-    request: Request
+    request: SamplingConfig
     steps: tuple[int, ...] = ()  # of a grid
     state: str  # "waiting", "drawing", "drawn", "cancelled" or "failed"
     done: int = 0
@@ -103,12 +109,12 @@ class Drawings:
 
         Args:
             files: keys of the library and how much of each; with `between` one training that runs.
-            values: of `trainer.sampling_config.Request`, and "shape", one of SHAPES.
+            values: of `trainer.sampling_config.SamplingConfig`, and "shape", one of SHAPES.
             between: drawn by the training itself between two of its steps, with its weights of then.
             base: the model to draw with; what the first file was trained on when not said.
         """
-        if not 1 <= len(files) <= MOST_FILES or len({key for key, _ in files}) < len(files):
-            raise TrainerError(f"choose one to {MOST_FILES} different LoRAs")
+        if not 1 <= len(files) <= MAX_FILES or len({key for key, _ in files}) < len(files):
+            raise TrainerError(f"choose one to {MAX_FILES} different LoRAs")
         files = [(key, checked_weight(weight)) for key, weight in files]
         if between:
             return self._ask_between(files[0][0], values)
@@ -139,7 +145,7 @@ class Drawings:
             "grid", [(key, 1.0)], request, self.session, run=str(run.path.resolve()), steps=steps
         )
 
-    def _request(self, values: dict[str, Any], base: str) -> Request:
+    def _request(self, values: dict[str, Any], base: str) -> SamplingConfig:
         values = {"strengths": STRENGTHS, **values}
         shape = values.pop("shape", "square")
         prompts = tuple(prompt for prompt in values.get("prompts", ()) if prompt)
@@ -155,7 +161,7 @@ class Drawings:
         width, height = (
             (0, 0) if shape == "square" else (round(native * side / 32) * 32 for side in SHAPES[shape])
         )
-        return request_from({**values, "prompts": prompts, "width": width, "height": height})
+        return sampling_config_from({**values, "prompts": prompts, "width": width, "height": height})
 
     def _base(self, files: Sequence[tuple[str, float]], wanted: str) -> str:
         known = self.runs.bases()
@@ -170,7 +176,7 @@ class Drawings:
         return next((name for name in known if said in (name, name.removesuffix(".safetensors"))), known[0])
 
     def _send(
-        self, kind: str, keys: Sequence[tuple[str, float]], request: Request, owner: Run, **facts: Any
+        self, kind: str, keys: Sequence[tuple[str, float]], request: SamplingConfig, owner: Run, **facts: Any
     ) -> str:
         name = uuid.uuid4().hex
         self._prune()
@@ -216,11 +222,11 @@ class Drawings:
         owner = self.runs.run(asked["owner"]) if asked["owner"] in self.runs.names() else self.session
         alive = owner.is_alive()  # asked first: what it said before it died is there to read
         said = [event for event in events.read(owner.events, asked["said"])[0] if event.get("id") == name]
-        answer = next((event for event in said if event["kind"] in ANSWERS), None)
+        answer = next((event for event in said if event["kind"] in OUTCOMES), None)
         facts: dict[str, Any] = {
             "id": name,
             "kind": asked["kind"],
-            "request": request_from(asked["request"]),
+            "request": sampling_config_from(asked["request"]),
             "steps": tuple(asked["steps"]),
             "files": tuple((key, weight) for key, weight in asked["files"]),
         }
@@ -233,7 +239,7 @@ class Drawings:
                 if asked["owner"]
                 else "the drawing process ended before it answered"
             )
-            return Drawing(**facts, state="failed", message=f"{words}; press Draw again")
+            return Drawing(**facts, state="failed", message=f"{words}; press Generate again")
         if begun and alive:
             return Drawing(
                 **facts,

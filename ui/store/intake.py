@@ -20,10 +20,10 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from trainer.atomic_files import write_atomically
-from trainer.dataset.archives import ARCHIVES, Bounds, members, shown_name
+from trainer.dataset.archives import ARCHIVES, ArchiveLimits, display_name, extract_members
 from trainer.dataset.captions import SIDECARS, kohya_folder, one_line
-from trainer.dataset.overrides import MAX_REPEATS, OURS, Choice
-from trainer.dataset.pictures import UNREAD, small_picture
+from trainer.dataset.overrides import IMPASTO_FOLDER, MAX_REPEATS, Override
+from trainer.dataset.pictures import UNSUPPORTED_SUFFIXES, small_picture
 from trainer.dataset.scan import is_picture_name
 from trainer.errors import TrainerError
 from ui.store.limits import MB, Limits, size_bytes
@@ -214,24 +214,24 @@ class _Addition:
             self.progress.report(str(error))
         except OSError:
             self.limits.check_free_space(self.folder)
-            self.progress.report(f"{shown_name(file.name)} could not be written; upload it again")
+            self.progress.report(f"{display_name(file.name)} could not be written; upload it again")
 
     def _add_zip(self, file: IncomingFile) -> None:
         """Unpacks a zip one member at a time; captions and masks are set aside until all pictures are in."""
-        place = self.folder / OURS / f"arriving-{uuid.uuid4().hex}"
+        place = self.folder / IMPASTO_FOLDER / f"arriving-{uuid.uuid4().hex}"
         place.mkdir(parents=True)
         free_bytes = max(0, self.limits.project_bytes - self.size)
-        bounds = Bounds(member_bytes=self.limits.picture_bytes, total_bytes=free_bytes)
+        bounds = ArchiveLimits(member_bytes=self.limits.picture_bytes, total_bytes=free_bytes)
         archive = place / (clean_name(PurePosixPath(file.name).stem) + ".zip")
         try:
             if file.path.stat().st_size > self.limits.file_bytes:
-                name, size = shown_name(file.name), self.limits.file_bytes // MB
+                name, size = display_name(file.name), self.limits.file_bytes // MB
                 raise TrainerError(f"{name} is larger than {size} MB; send it in parts")
             shutil.move(file.path, archive)
             later: list[IncomingFile] = []
             for member in self._members(archive, place, bounds):
                 if member.belongs_to_picture:
-                    # `members` unpacks every member to the same path, so this one is renamed before the next.
+                    # `extract_members` unpacks every member to the same path, so this one is renamed before the next.
                     kept = member.path.with_name(f"kept-{len(later)}")
                     member.path.replace(kept)
                     later.append(IncomingFile(member.name, kept))
@@ -244,8 +244,8 @@ class _Addition:
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _members(self, archive: Path, place: Path, bounds: Bounds) -> Iterator[IncomingFile]:
-        for member in members(archive, place, bounds):
+    def _members(self, archive: Path, place: Path, bounds: ArchiveLimits) -> Iterator[IncomingFile]:
+        for member in extract_members(archive, place, bounds):
             if member.path is None:
                 self.progress.report(f"{member.name} {member.reason}")
             else:
@@ -253,10 +253,10 @@ class _Addition:
             self.progress.rev += 1
 
     def _add_picture(self, file: IncomingFile) -> None:
-        name, size = shown_name(file.base_name), file.path.stat().st_size
+        name, size = display_name(file.base_name), file.path.stat().st_size
         if file.suffix in ARCHIVES:
             raise TrainerError(f"{name} is an archive of a type that can't be read; make a zip")
-        if file.suffix in UNREAD:
+        if file.suffix in UNSUPPORTED_SUFFIXES:
             raise TrainerError(f"{name} is a picture of a type that can't be read; save it as png or jpg")
         if not is_picture_name(name):
             raise TrainerError(f"{name} is not a picture; use {_FORMATS}")
@@ -287,7 +287,7 @@ class _Addition:
         self.projects.thumbnails.keep(self.project, target, thumbnail)
         repeats = kohya_folder(file.parent)
         if repeats and repeats[0] > 1:  # `10_cats` means 10 repeats in kohya-style folders
-            self.projects.set_choice(self.project, target.name, Choice(min(repeats[0], MAX_REPEATS)))
+            self.projects.set_choice(self.project, target.name, Override(min(repeats[0], MAX_REPEATS)))
         self.progress.kept += 1
         self.progress.rev += 1
 
@@ -308,21 +308,23 @@ class _Addition:
     def _add_caption(self, file: IncomingFile) -> None:
         stem = self._stored_stem(file) or clean_name(file.stem)
         if not stem:
-            raise TrainerError(f"{shown_name(file.name)} has a name that no picture can have; rename it")
+            raise TrainerError(f"{display_name(file.name)} has a name that no picture can have; rename it")
         with file.path.open("rb") as opened:
             text = opened.read(4 * MAX_CAPTION).decode("utf-8-sig", errors="replace")
         lines = [line for line in map(one_line, text.splitlines()) if line]
         write_atomically(self.folder / f"{stem}.txt", ("\n".join(lines)[:MAX_CAPTION] + "\n").encode())
         if not any(path.stem == stem for path in self._pictures()):
             self.progress.report(
-                f"{shown_name(file.name)} has no picture of the same name yet; it is kept until you add one"
+                f"{display_name(file.name)} has no picture of the same name yet; it is kept until you add one"
             )
 
     def _add_mask(self, file: IncomingFile) -> None:
         stem = self._stored_stem(file)
         picture = next((path for path in self._pictures() if path.stem == stem), None)
         if picture is None:
-            raise TrainerError(f"{shown_name(file.name)} is a mask without its picture; upload both together")
+            raise TrainerError(
+                f"{display_name(file.name)} is a mask without its picture; upload both together"
+            )
         save_mask(picture, file.path.read_bytes())
 
 

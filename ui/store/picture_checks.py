@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.dataset.buckets import Placement
 from trainer.dataset.checks import Finding, findings
-from trainer.dataset.image_metrics import VERSION, Measures, measure
+from trainer.dataset.image_metrics import VERSION, ImageMetrics, measure
 from trainer.dataset.pictures import upright_size
 from trainer.errors import ConfigError, TrainerError
 from trainer.runs import events
@@ -39,7 +39,7 @@ class _MeasuresFile:
     """The parsed lines of a project's file. The file grows at its end, so each line is parsed once."""
 
     offset: int = 0
-    lines: dict[str, tuple[list[int], Measures | None]] = field(
+    lines: dict[str, tuple[list[int], ImageMetrics | None]] = field(
         default_factory=dict
     )  # name -> (stamp, measures)
 
@@ -53,7 +53,7 @@ class _MeasuresFile:
             if line.get("version") != VERSION:
                 continue
             try:
-                measures = Measures.from_json(line["measures"]) if line.get("measures") else None
+                measures = ImageMetrics.from_json(line["measures"]) if line.get("measures") else None
                 self.lines[line["name"]] = line["stamp"], measures
             except (TypeError, KeyError):  # a line of another version, or edited by hand
                 continue
@@ -65,7 +65,7 @@ def _never(project: str) -> bool:
 
 @dataclass
 class PictureChecks:
-    """Measures the pictures of one artist's projects, in one thread at a time so that trainings keep the CPU.
+    """ImageMetrics the pictures of one artist's projects, in one thread at a time so that trainings keep the CPU.
 
     `is_receiving(project)` is True while pictures are still being added; measuring starts afterwards.
     """
@@ -81,7 +81,7 @@ class PictureChecks:
         """Returns the progress of the latest check of a project since the studio started."""
         return self._progress.get(project)
 
-    def measured(self, project: str, pictures: list[ProjectPicture]) -> dict[str, Measures | None]:
+    def measured(self, project: str, pictures: list[ProjectPicture]) -> dict[str, ImageMetrics | None]:
         """Returns the measures of unchanged pictures by name; None for a picture that can't be read."""
         path = self._path(project)
         with self._lock:
@@ -95,7 +95,7 @@ class PictureChecks:
         }
 
     def start(self, project: str, pictures: list[ProjectPicture]) -> None:
-        """Measures in the background those of `pictures` that are not measured yet, unless a check is running."""
+        """ImageMetrics in the background those of `pictures` that are not measured yet, unless a check is running."""
         known = self.measured(project, pictures)
         waiting = [picture for picture in pictures if picture.name not in known]
         with self._lock:
@@ -172,7 +172,7 @@ def picture_report(
 
 
 def _size(
-    projects: Projects, project: str, name: str, measures: dict[str, Measures]
+    projects: Projects, project: str, name: str, measures: dict[str, ImageMetrics]
 ) -> tuple[int, int] | None:
     """Returns (width, height) upright from the measures or the file's header; None if the file can't be read."""
     if name in measures:

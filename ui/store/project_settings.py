@@ -13,8 +13,8 @@ from typing import Any
 from trainer.atomic_files import write_atomically
 from trainer.config import PRESET_NAMES, TrainConfig, config_from
 from trainer.dataset.augmentations import mask_file
-from trainer.dataset.overrides import OURS
-from trainer.dataset.quick_scan import outline
+from trainer.dataset.overrides import IMPASTO_FOLDER
+from trainer.dataset.quick_scan import quick_scan
 from trainer.errors import DatasetError
 from trainer.headers.base_model import is_small
 from trainer.presets import preset_values
@@ -33,7 +33,7 @@ _LONGEST = 4000  # characters of one field
 def read_settings(folder: Path) -> dict[str, Any]:
     """Form field -> what it held; {} for a project that has none, or whose file can't be read."""
     try:
-        found = json.loads((folder / OURS / "settings.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / IMPASTO_FOLDER / "settings.json").read_text(encoding="utf-8"))
         advanced = found.get("advanced", {})
         kept = {name: found[name] for name in MAIN_FIELDS if isinstance(found.get(name), str)}
         return {**kept, "advanced": {name: value for name, value in advanced.items() if _is_plain(value)}}
@@ -51,8 +51,10 @@ def write_settings(folder: Path, above: dict[str, Any], advanced: dict[str, Any]
     kept["advanced"] = {
         name: value for name, value in advanced.items() if value not in (None, "") and _is_plain(value)
     }
-    (folder / OURS).mkdir(exist_ok=True)
-    write_atomically(folder / OURS / "settings.json", json.dumps(kept, ensure_ascii=False, indent=1).encode())
+    (folder / IMPASTO_FOLDER).mkdir(exist_ok=True)
+    write_atomically(
+        folder / IMPASTO_FOLDER / "settings.json", json.dumps(kept, ensure_ascii=False, indent=1).encode()
+    )
 
 
 def _is_plain(value: Any) -> bool:
@@ -70,7 +72,7 @@ def training_values(folder: Path, settings: dict[str, Any], models: Path) -> dic
     """
     preset = settings.get("preset", PRESET_NAMES[0])
     config_from({**settings, "preset": preset})
-    items = outline(folder).items
+    items = quick_scan(folder).items
     if not items:
         raise DatasetError(
             f"{folder.name} holds no picture to train on; add some under Artwork (at least {MIN_PICTURES})"

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.config import PRESET_NAMES, TrainConfig
 from trainer.dataset.buckets import BucketPlan
-from trainer.headers.base_model import bucket_facts
+from trainer.headers.base_model import bucket_geometry
 from ui.store.project_settings import read_settings
 
 
@@ -25,7 +25,7 @@ def training_goal(folder: Path, models: Path) -> TrainingGoal:
     said = {**kept, **kept.get("advanced", {})}
     preset = said.get("preset")
     base = said.get("base")
-    side, cell = bucket_facts(base if isinstance(base, str) and base else TrainConfig.base, models)
+    side, cell = bucket_geometry(base if isinstance(base, str) and base else TrainConfig.base, models)
     numbers = {
         name: _whole(said.get(name)) for name in ("resolution", "bucket_step", "bucket_min", "bucket_max")
     }

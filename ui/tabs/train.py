@@ -77,9 +77,9 @@ def build(shared: Shared) -> None:
     samples = gr.HTML(elem_id="samples")
     with gr.Accordion(label("train.curve"), open=False, elem_id="curve-fold"):
         curve = gr.HTML(elem_id="curve")
-    with gr.Accordion(label("train.line"), open=False, elem_id="line-fold"):
+    with gr.Accordion(label("train.queue"), open=False, elem_id="line-fold"):
         line = gr.HTML(elem_id="line")
-        pause = gr.Button(label("train.line_pause"), elem_id="pause", size="sm", visible=False)
+        pause = gr.Button(label("train.queue_pause"), elem_id="pause", size="sm", visible=False)
     with gr.Accordion(label("train.compare"), open=False, elem_id="compare-fold"):
         with gr.Row():
             one, other = (
@@ -213,14 +213,16 @@ def build(shared: Shared) -> None:
     def follow_line(workspace: Workspace, last: str):
         mine, everyone, paused = (
             workspace.runs.queued(),
-            workspace.runs.queue.line(),
+            workspace.runs.queue.active(),
             workspace.runs.queue.is_paused,
         )
-        now = repr((*((job.folder.name, job.state, job.place) for job in mine), len(everyone), paused))
+        now = repr(
+            (*((job.folder.name, job.state, job.queue_position) for job in mine), len(everyone), paused)
+        )
         if last == now:
             return [gr.skip()] * 3
         others = sum(job.kind == "train" for job in everyone) - len(mine)
-        words = workspace.words("train.line_resume" if paused else "train.line_pause")
+        words = workspace.words("train.queue_resume" if paused else "train.queue_pause")
         return (
             training.line_html(workspace, mine, others, workspace.words),
             gr.update(visible=not workspace.user, value=words),

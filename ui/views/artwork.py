@@ -146,9 +146,11 @@ def findings_html(words: Words, report: PictureReport, *, unfinished: bool = Fal
             f"<li><details><summary>{escaped(words(f'artwork.kind_{kind}', count=len(of_kind)))}</summary><ul>{named}{more}</ul></details></li>"
         )
     if rows:
-        return f'<h3>{escaped(words("artwork.doctor"))}</h3><ul class="findings">{"".join(rows)}</ul>'
+        return f'<h3>{escaped(words("artwork.checks_title"))}</h3><ul class="findings">{"".join(rows)}</ul>'
     return (
-        f'<p class="sound">{escaped(words("artwork.sound"))}</p>' if report.sizes and not unfinished else ""
+        f'<p class="sound">{escaped(words("artwork.checks_passed"))}</p>'
+        if report.sizes and not unfinished
+        else ""
     )
 
 

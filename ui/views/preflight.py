@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.dataset.checks import FEWEST as ENOUGH
 from trainer.dataset.manifest import Manifest
-from trainer.dataset.quick_scan import outline
+from trainer.dataset.quick_scan import quick_scan
 from trainer.errors import TrainerError
 from trainer.headers.base_model import is_small
 from ui.store.project_settings import MIN_PICTURES, training_values
@@ -59,7 +59,7 @@ def checks(wished: Wish, models: Path, answer: dict[str, Any] | None = None) -> 
     Args:
         answer: of ui/store/estimates.py, where there is one.
     """
-    settings, found = wished.settings, outline(wished.folder)
+    settings, found = wished.settings, quick_scan(wished.folder)
     small = is_small(settings.get("base", _BUNDLED), models)
     said = [
         *_pictures(found, settings, small),

@@ -160,9 +160,9 @@ def change_of(workspace: Workspace, run: str) -> dict[str, Any]:
     """The settings that a failed or killed training should be tried again with; {} where the artist must choose."""
     standing = workspace.runs.status(run)
     if standing.killed:
-        from trainer.runs.failures import less_memory
+        from trainer.runs.failures import reduced_memory_settings
 
-        return less_memory(workspace.runs.run(run).config)
+        return reduced_memory_settings(workspace.runs.run(run).config)
     remedy = standing.view.remedy if standing.state == "failed" else {}
     return {} if None in remedy.values() else remedy
 
@@ -196,9 +196,9 @@ def line_html(workspace: Workspace, jobs: list[Job], others: int, words: Words) 
     for job in jobs:
         name = job.folder.name
         state = (
-            words("train.line_running")
+            words("train.queue_running")
             if job.state == "running"
-            else words("train.line_waiting", place=job.place)
+            else words("train.queue_waiting", place=job.queue_position)
         )
         wanted = ["stop"] if job.state == "running" else ["up", "down", "remove"]
         if job in waiting[:1]:
@@ -207,7 +207,7 @@ def line_html(workspace: Workspace, jobs: list[Job], others: int, words: Words) 
             wanted.remove("down")
         signs = {"up": "↑", "down": "↓", "remove": "✕", "stop": "■"}
         buttons = "".join(
-            f'<button type="button" data-line="{action}" data-run="{_said(name)}" aria-label="{_said(words(f"train.line_{action}", name=name))}">'
+            f'<button type="button" data-line="{action}" data-run="{_said(name)}" aria-label="{_said(words(f"train.queue_{action}", name=name))}">'
             f"{signs[action]}</button>"
             for action in wanted
         )
@@ -215,11 +215,11 @@ def line_html(workspace: Workspace, jobs: list[Job], others: int, words: Words) 
             f'<li><span><strong>{_said(name)}</strong> · {_said(state)}</span><span class="line-buttons">{buttons}</span></li>'
         )
     if others:
-        rows.append(f"<li>{_said(words('train.line_others', n=others))}</li>")
+        rows.append(f"<li>{_said(words('train.queue_others', n=others))}</li>")
     return (
         f'<ol class="line">{"".join(rows)}</ol>'
         if rows
-        else f'<p class="hint">{_said(words("train.line_empty"))}</p>'
+        else f'<p class="hint">{_said(words("train.queue_empty"))}</p>'
     )
 
 

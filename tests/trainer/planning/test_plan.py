@@ -190,8 +190,8 @@ def test_what_was_chosen_is_kept(planned):
 def test_a_resumed_run_keeps_the_base_optimizer_and_tiles_that_it_began_with(tmp_path: Path):
     made = run.create(tmp_path / "run", config_from({}), Manifest(folder="", items=()))
     assert as_before(made) == made.config and tile_before(made) == 0
-    made.say("planned", words="", level="all", optimizer="adamw8bit", quantised="int8", tile=1024)
-    made.say("planned", words="", level="none", optimizer="adamw8bit", quantised="int8", tile=0)
+    made.emit("planned", words="", level="all", optimizer="adamw8bit", quantised="int8", tile=1024)
+    made.emit("planned", words="", level="none", optimizer="adamw8bit", quantised="int8", tile=0)
     assert (as_before(made).optimizer, as_before(made).quantised_base) == (
         "adamw8bit",
         "int8",

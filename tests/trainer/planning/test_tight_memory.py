@@ -20,7 +20,7 @@ from trainer.errors import LoraFileError
 from trainer.headers.safetensors import read_header
 from trainer.presets import preset_values
 from trainer.runs import events, run
-from trainer.sampling.sampler import Request, draw, rows_of_pass
+from trainer.sampling.sampler import SamplingConfig, draw, rows_of_pass
 from trainer.sampling_config import Room
 from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import pictures, pixels, posterior, tile_of
@@ -119,7 +119,7 @@ def test_a_strip_divided_for_want_of_memory_shows_the_same_pictures(parts: dict)
         text: Conditioning(torch.randn(1, 77, 144, generator=draws), torch.randn(1, 80, generator=draws))
         for text in ("a cat", "")
     }
-    request = Request(prompts=("a cat",), strengths=(0.0, 0.5, 1.0), steps=2)
+    request = SamplingConfig(prompts=("a cat",), strengths=(0.0, 0.5, 1.0), steps=2)
     passes: list[int] = []
 
     def drawn(room: Room) -> list:

@@ -12,7 +12,7 @@ from tests.conftest import INK, MODELS
 from trainer.config import TrainConfig, config_from
 from trainer.dataset.scan import scan
 from trainer.runs import events, run
-from trainer.runs.commands import StopSignal
+from trainer.runs.commands import CommandInbox
 from trainer.sdxl.base import open_base
 from trainer.train import train
 from trainer.training import caching as prepare
@@ -40,7 +40,9 @@ def mean_of(tmp_path: Path, art: Path):
     def of(tile: int, resolution: int = 256) -> torch.Tensor:
         cache = Cache(tmp_path / ".cache", base.fingerprint, tile)
         config = TrainConfig(resolution=resolution)
-        seen = prepare.cache_latents(said, manifest.trained, config, base, cache, CPU, StopSignal(said, None))
+        seen = prepare.cache_latents(
+            said, manifest.training_items, config, base, cache, CPU, CommandInbox(said, None)
+        )
         return seen.shown[0][0].mean
 
     return of

@@ -14,7 +14,7 @@ from trainer.config import config_from
 from trainer.dataset.manifest import Manifest
 from trainer.lora_file.writer import save_lora
 from trainer.runs import events, run
-from trainer.sampling.sampler import Request
+from trainer.sampling.sampler import SamplingConfig
 from trainer.sdxl.base import open_base
 from trainer.training.samples import Sampler
 from trainer.training.text_conditioning import Texts
@@ -56,7 +56,9 @@ def saved(tmp_path: Path):
             )
     save_lora(made.lora_file, adapter, {"ss_base_model_version": "sdxl_base_v1-0"})
     texts = Texts({}, base.text_encoders(CPU, torch.float32), base.tokenizers())
-    sampler = Sampler(made, config, base, [(0, Request(prompts=("a cat",), steps=4))], unet, adapter, texts)
+    sampler = Sampler(
+        made, config, base, [(0, SamplingConfig(prompts=("a cat",), steps=4))], unet, adapter, texts
+    )
     return made, sampler, adapter, {"unet": unet}
 
 

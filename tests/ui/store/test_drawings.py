@@ -120,7 +120,7 @@ def test_a_drawing_between_two_steps_goes_to_the_training_itself(drawings: Drawi
         name = drawings.ask([("ink", 1.0)], asked(), between=True)
         (command,) = [c for c in events.read(run.commands)[0] if c["kind"] == "draw"]
         assert command["id"] == name and not drawings.session.commands.exists()
-        run.say("drawing", id=name, done=3, total=16)
+        run.emit("drawing", id=name, done=3, total=16)
         found = drawings.follow(name)
         assert (found.state, found.done, found.total) == (
             "drawing",
@@ -137,7 +137,7 @@ def test_a_process_that_ended_before_it_answered_is_told(drawings: Drawings):
         found = drawings.follow(name)
     drawings.runs.queue.stop(drawings.session.path)
     found = drawings.follow(name)
-    assert found.state == "failed" and "press Draw again" in drawing_html(Words(), found)
+    assert found.state == "failed" and "press Generate again" in drawing_html(Words(), found)
 
 
 def test_an_idle_process_leaves_when_others_wait_for_the_device(drawings: Drawings):

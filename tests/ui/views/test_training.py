@@ -19,7 +19,7 @@ from trainer.config import config_from
 from trainer.dataset.manifest import Item
 from trainer.errors import BaseError, NotFiniteError, RunError, TrainerError
 from trainer.runs import events
-from trainer.runs.failures import failure, less_memory
+from trainer.runs.failures import failure, reduced_memory_settings
 from ui.store.project_settings import training_values, write_settings
 from ui.text import Words
 from ui.views import training
@@ -141,8 +141,8 @@ def test_one_click_makes_one_training_and_another_needs_to_be_asked_for(workspac
     assert (
         training.start(workspace, "ink", fields(workspace, rank=4.0), token="more", another=True) == "ink-2"
     )
-    assert "number 2" in training.line_html(workspace, workspace.runs.queued(), 0, workspace.words)
-    assert [job.place for job in workspace.runs.queued()] == [1, 2]
+    assert "position 2" in training.line_html(workspace, workspace.runs.queued(), 0, workspace.words)
+    assert [job.queue_position for job in workspace.runs.queued()] == [1, 2]
     workspace.runs.move("ink-2", -1)
     assert [job.folder.name for job in workspace.runs.queued()] == ["ink-2", "ink"]
     workspace.runs.stop("ink-2")
@@ -153,7 +153,7 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(workspace):
     run = workspace.runs.run(training.start(workspace, "ink", fields(workspace, batch=4.0), token="1"))
     workspace.runs.stop("ink")
     rate = run.config.learning_rate
-    run.say("ended", how="failed", **failure(NotFiniteError(3, ["owl.png"]), run.config))
+    run.emit("ended", how="failed", **failure(NotFiniteError(3, ["owl.png"]), run.config))
     assert training.change_of(workspace, "ink") == {"learning_rate": rate / 2}
     assert training.retry(workspace, "ink", "ink") == "ink-2"
     tried = workspace.runs.run("ink-2").config
@@ -162,7 +162,7 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(workspace):
     }
     assert training.kept(workspace, "ink").advanced["learning_rate"] == rate / 2
     assert "learning_rate" in comparison_html(workspace.runs, "ink", "ink-2", workspace.words)
-    run.say("ended", how="failed", **failure(BaseError("gone"), run.config))
+    run.emit("ended", how="failed", **failure(BaseError("gone"), run.config))
     with pytest.raises(TrainerError, match="another change"):
         training.retry(workspace, "ink", "ink")
 
@@ -179,7 +179,7 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(workspace):
 def test_every_remedy_for_memory_is_a_setting_that_can_be(said: dict):
     config = config_from({"name": "x", **said})
     for _ in range(12):  # retried again and again
-        change = less_memory(config)
+        change = reduced_memory_settings(config)
         if change == {"resolution": config.resolution}:
             break
         config = config_from({**dataclasses.asdict(config), **change})
@@ -189,13 +189,13 @@ def test_every_remedy_for_memory_is_a_setting_that_can_be(said: dict):
 def test_samples_stand_in_order_beside_the_artists_own_nearest_picture(workspace):
     run = workspace.runs.run(training.start(workspace, "ink", fields(workspace), token="1"))
     (run.path / "sources.json").unlink()
-    from trainer.dataset.quick_scan import outline
+    from trainer.dataset.quick_scan import quick_scan
 
-    manifest = outline(workspace.projects.folder("ink"))
+    manifest = quick_scan(workspace.projects.folder("ink"))
     (run.path / "manifest.json").write_text(json.dumps(manifest.to_json()))
     caption = next(item.caption for item in manifest.items if item.name == "owl.png")
     for step in (0, 20, 10, 20):
-        run.say("sample", step=step, prompt=caption, file=f"s{step}.png", seed=7, made=step)
+        run.emit("sample", step=step, prompt=caption, file=f"s{step}.png", seed=7, made=step)
     page = samples_html(run, workspace.runs.status("ink"), workspace.words, "ink")
     assert "/thumb/ink/owl.png" in page and page.index("owl.png") < page.index("step 0, seed 7")
     assert page.index("step 0, seed 7") < page.index("step 10, seed 7") < page.index("step 20, seed 7")
@@ -260,8 +260,8 @@ def test_ten_thousand_steps_stay_a_small_curve_with_the_same_mean():
 def test_markup_in_names_and_prompts_is_shown_as_text(workspace):
     evil = "<img src=x onerror=alert(1)>"
     run = workspace.runs.run(training.start(workspace, "ink", fields(workspace), token="1"))
-    run.say("sample", step=0, prompt=evil, file="a.png", made=1)
-    run.say("problem", message=evil)
+    run.emit("sample", step=0, prompt=evil, file="a.png", made=1)
+    run.emit("problem", message=evil)
     from ui.views.progress import notes_html
 
     standing = workspace.runs.status("ink")
