@@ -160,9 +160,9 @@ class Guard:
         try:
             said = json.loads(body)
         except (ValueError, RecursionError):
-            raise Refused(400, "refused.no_call") from None
+            raise Refused(400, "refused.bad_request") from None
         if not isinstance(said, dict):
-            raise Refused(400, "refused.no_call")
+            raise Refused(400, "refused.bad_request")
         if isinstance(said.get("session_hash"), str):
             said["session_hash"] = self._own(user, said["session_hash"])
         if said.get("event_id") is not None and self._events.get(str(said["event_id"])) != user:
@@ -178,7 +178,7 @@ class Guard:
             try:
                 self.studio.check_room(incoming_bytes)
             except TrainerError:
-                raise Refused(507, "refused.room") from None
+                raise Refused(507, "refused.no_space") from None
 
         def look(piece: bytes) -> None:
             nonlocal since

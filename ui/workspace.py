@@ -159,7 +159,7 @@ def handler(studio: Studio, callback: Callable[..., Any]) -> Callable[..., Any]:
         desk = studio.of(request)
         try:
             if not all(map(is_of_its_kind, values, kinds)):
-                raise TrainerError(desk.words("refused.no_call"))
+                raise TrainerError(desk.words("refused.bad_request"))
             return callback(desk, *values)
         except TrainerError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None

@@ -210,13 +210,13 @@ def test_the_strip_has_a_slider_that_swaps_pictures():
 def test_a_run_whose_process_died_is_interrupted():
     view = View(stage="training", step=3, steps=9, seconds_left=4.0)
     assert "Interrupted" in status_html(standing_of(view, False, None), Words())
-    assert "step 3 of 9 (33 %), about 4 s left" in status_html(standing_of(view, True, None), Words())
+    assert "step 3 of 9 (33%), about 4 s left" in status_html(standing_of(view, True, None), Words())
 
 
 def test_a_training_that_falls_silent_is_said_to_be_stuck_and_no_slow_one_is():
     view = View(stage="training", step=3, steps=9, seconds_left=4.0, last_event_at=1000.0)
     assert "stuck" not in status_html(standing_of(view, True, None, now=1290.0), Words())
-    assert "heard from it for 7 min; it may be stuck" in status_html(
+    assert "No progress for 7 min; the training may be stuck" in status_html(
         standing_of(view, True, None, now=1420.0), Words()
     )
     slow = dataclasses.replace(view, seconds_left=6 * 60.0)  # a minute a step

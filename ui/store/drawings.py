@@ -239,7 +239,7 @@ class Drawings:
                 if asked["owner"]
                 else "the drawing process ended before it answered"
             )
-            return Drawing(**facts, state="failed", message=f"{words}; press Draw again")
+            return Drawing(**facts, state="failed", message=f"{words}; press Generate again")
         if begun and alive:
             return Drawing(
                 **facts,

@@ -146,7 +146,7 @@ def _model(shared: Shared) -> None:
         none = gr.HTML(elem_id="no-model", padding=False)
         with gr.Row() as row:
             model = gr.Dropdown([], label=label("captions.model_which"), elem_id="caption-which")
-            over = gr.Checkbox(False, label=label("captions.model_over"), elem_id="caption-over")
+            over = gr.Checkbox(False, label=label("captions.model_overwrite"), elem_id="caption-over")
             start = gr.Button(label("captions.model_start"), elem_id="caption-start")
             stop = gr.Button(label("captions.model_stop"), elem_id="caption-stop", interactive=False)
     status = gr.HTML(elem_id="captioning", padding=False)

@@ -31,10 +31,10 @@ def build(shared: Shared) -> None:
     told = gr.HTML(elem_id="library-told")
     cards = gr.HTML(elem_id="shelf")
     lora = gr.Dropdown([], label=label("library.change"), allow_custom_value=True, elem_id="lora")
-    with gr.Accordion(label("library.label"), open=False, elem_id="label-box"):
+    with gr.Accordion(label("library.file_details"), open=False, elem_id="label-box"):
         fields = _label_fields(shared)
         save = gr.Button(label("library.save"), variant="primary", elem_id="save-label")
-    with gr.Accordion(label("library.make"), open=False, elem_id="make-box"):
+    with gr.Accordion(label("library.modified_copy"), open=False, elem_id="make-box"):
         tool, others = _make_fields(shared)
         start = gr.Button(label("library.start"), elem_id="make")
     with gr.Accordion(label("library.delete"), open=False, elem_id="delete-lora-box"):

@@ -77,9 +77,9 @@ def build(shared: Shared) -> None:
     samples = gr.HTML(elem_id="samples")
     with gr.Accordion(label("train.curve"), open=False, elem_id="curve-fold"):
         curve = gr.HTML(elem_id="curve")
-    with gr.Accordion(label("train.line"), open=False, elem_id="line-fold"):
+    with gr.Accordion(label("train.queue"), open=False, elem_id="line-fold"):
         line = gr.HTML(elem_id="line")
-        pause = gr.Button(label("train.line_pause"), elem_id="pause", size="sm", visible=False)
+        pause = gr.Button(label("train.queue_pause"), elem_id="pause", size="sm", visible=False)
     with gr.Accordion(label("train.compare"), open=False, elem_id="compare-fold"):
         with gr.Row():
             one, other = (
@@ -204,7 +204,7 @@ def build(shared: Shared) -> None:
         if last == now:
             return [gr.skip()] * 3
         others = sum(job.kind == "train" for job in everyone) - len(mine)
-        words = desk.words("train.line_resume" if paused else "train.line_pause")
+        words = desk.words("train.queue_resume" if paused else "train.queue_pause")
         return (
             training.line_html(desk, mine, others, desk.words),
             gr.update(visible=not desk.user, value=words),

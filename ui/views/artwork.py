@@ -142,8 +142,12 @@ def findings_html(words: Words, told: Told, *, unfinished: bool = False) -> str:
             f"<li><details><summary>{escaped(words(f'artwork.kind_{kind}', count=len(of_kind)))}</summary><ul>{named}{more}</ul></details></li>"
         )
     if rows:
-        return f'<h3>{escaped(words("artwork.doctor"))}</h3><ul class="findings">{"".join(rows)}</ul>'
-    return f'<p class="sound">{escaped(words("artwork.sound"))}</p>' if told.sizes and not unfinished else ""
+        return f'<h3>{escaped(words("artwork.checks_title"))}</h3><ul class="findings">{"".join(rows)}</ul>'
+    return (
+        f'<p class="sound">{escaped(words("artwork.checks_passed"))}</p>'
+        if told.sizes and not unfinished
+        else ""
+    )
 
 
 def removed_html(words: Words, project: str, names: list[str]) -> str:

@@ -34,7 +34,7 @@ def _card(words: Words, library: Library, entry: Entry) -> str:
         "licence": label.licence,
         "made": datetime.fromtimestamp(entry.made, UTC).astimezone().strftime("%Y-%m-%d"),
         "size": size_words(entry.file.stat().st_size),
-        "checked": ", ".join(entry.takes),
+        "compatible_with": ", ".join(entry.takes),
     }
     rows = "".join(
         f"<dt>{_said(words(f'library.{name}'))}</dt><dd>{_said(value)}</dd>"

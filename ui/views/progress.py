@@ -27,7 +27,7 @@ def status_words(standing: Standing, words: Words, *, paused: bool = False) -> s
     if standing.state == "failed":
         return words("train.failed")
     if standing.state == "finished":
-        takes = " " + words("train.takes", tools=", ".join(view.takes)) if view.takes else ""
+        takes = " " + words("train.compatible_with", tools=", ".join(view.takes)) if view.takes else ""
         advice = " " + words("train.advice", message=view.advice) if view.advice else ""
         return words("train.finished") + takes + advice
     if standing.state in ("stopped", "interrupted"):

@@ -185,9 +185,9 @@ def line_html(desk: Desk, jobs: list[Job], others: int, words: Words) -> str:
     for job in jobs:
         name = job.folder.name
         state = (
-            words("train.line_running")
+            words("train.queue_running")
             if job.state == "running"
-            else words("train.line_waiting", place=job.queue_position)
+            else words("train.queue_waiting", place=job.queue_position)
         )
         wanted = ["stop"] if job.state == "running" else ["up", "down", "remove"]
         if job in waiting[:1]:
@@ -196,7 +196,7 @@ def line_html(desk: Desk, jobs: list[Job], others: int, words: Words) -> str:
             wanted.remove("down")
         signs = {"up": "↑", "down": "↓", "remove": "✕", "stop": "■"}
         buttons = "".join(
-            f'<button type="button" data-line="{action}" data-run="{_said(name)}" aria-label="{_said(words(f"train.line_{action}", name=name))}">'
+            f'<button type="button" data-line="{action}" data-run="{_said(name)}" aria-label="{_said(words(f"train.queue_{action}", name=name))}">'
             f"{signs[action]}</button>"
             for action in wanted
         )
@@ -204,11 +204,11 @@ def line_html(desk: Desk, jobs: list[Job], others: int, words: Words) -> str:
             f'<li><span><strong>{_said(name)}</strong> · {_said(state)}</span><span class="line-buttons">{buttons}</span></li>'
         )
     if others:
-        rows.append(f"<li>{_said(words('train.line_others', n=others))}</li>")
+        rows.append(f"<li>{_said(words('train.queue_others', n=others))}</li>")
     return (
         f'<ol class="line">{"".join(rows)}</ol>'
         if rows
-        else f'<p class="hint">{_said(words("train.line_empty"))}</p>'
+        else f'<p class="hint">{_said(words("train.queue_empty"))}</p>'
     )
 
 

@@ -185,7 +185,7 @@ def test_the_crop_is_drawn_in_the_buckets_of_the_chosen_base(tmp_path: Path):
         assert (
             'viewBox="0 0 1000 100"' in page and 'role="slider"' in page and f'width="{float(kept)}"' in page
         )
-    assert "few to teach" in findings_html(Words(), found)
+    assert "are few for a" in findings_html(Words(), found)
 
 
 def test_names_with_markup_are_shown_as_text(tmp_path: Path):

@@ -137,7 +137,7 @@ def test_a_process_that_ended_before_it_answered_is_told(drawings: Drawings):
         found = drawings.follow(name)
     drawings.jobs.queue.stop(drawings.session.path)
     found = drawings.follow(name)
-    assert found.state == "failed" and "press Draw again" in drawing_html(Words(), found)
+    assert found.state == "failed" and "press Generate again" in drawing_html(Words(), found)
 
 
 def test_an_idle_process_leaves_when_others_wait_for_the_device(drawings: Drawings):

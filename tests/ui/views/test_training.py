@@ -134,7 +134,7 @@ def test_one_click_makes_one_training_and_another_needs_to_be_asked_for(desk):
     with pytest.raises(RunError, match="is training already"):
         training.start(desk, "ink", fields(desk), token="a second window")
     assert training.start(desk, "ink", fields(desk, rank=4.0), token="more", another=True) == "ink-2"
-    assert "number 2" in training.line_html(desk, desk.jobs.line(), 0, desk.words)
+    assert "position 2" in training.line_html(desk, desk.jobs.line(), 0, desk.words)
     assert [job.queue_position for job in desk.jobs.line()] == [1, 2]
     desk.jobs.move("ink-2", -1)
     assert [job.folder.name for job in desk.jobs.line()] == ["ink-2", "ink"]
