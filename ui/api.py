@@ -52,7 +52,7 @@ def build(shared: Shared) -> None:
             return {
                 "run": run,
                 "state": standing.state,
-                "place": standing.place,
+                "place": standing.queue_position,
                 "stage": view.stage,
                 "step": view.step,
                 "steps": view.steps,
@@ -68,9 +68,9 @@ def build(shared: Shared) -> None:
         with told("preview"):
             drawings = Drawings(studio.workspace_of(request).runs)
             values = {"prompts": [text(prompt)], "strengths": strengths, "seed": seed}
-            asked = await asyncio.to_thread(drawings.ask, [(text(run), 1.0)], values)
+            asked = await asyncio.to_thread(drawings.submit, [(text(run), 1.0)], values)
             for _ in range(PREVIEW_SECONDS):
-                found = await asyncio.to_thread(drawings.follow, asked)
+                found = await asyncio.to_thread(drawings.status, asked)
                 if not found.is_open:
                     break
                 await asyncio.sleep(1)

@@ -32,9 +32,9 @@ def page_state(workspace: Workspace, project: str) -> dict[str, Any]:
         "try_it": (
             made,
             [job.folder.name for job in workspace.runs.queued()],
-            Drawings(workspace.runs).marks(),
+            Drawings(workspace.runs).revisions(),
         ),
-        "library": (made, Library(workspace.runs).works()),
+        "library": (made, Library(workspace.runs).jobs()),
         "made": made,
         "arrived": _arrived(workspace, chosen),
     }
@@ -90,8 +90,8 @@ def _captions(workspace: Workspace, chosen: str) -> Any:
     stands = Captioning(workspace.projects, workspace.runs).status(chosen) if chosen else None
     return stands and (
         len(stands.view.captions),
-        stands.alive,
-        stands.waits,
+        stands.is_running,
+        stands.is_waiting,
         stands.view.ended,
         stands.view.done,
         stands.view.stage,
@@ -101,4 +101,4 @@ def _captions(workspace: Workspace, chosen: str) -> Any:
 def _train(workspace: Workspace, chosen: str) -> Any:
     run, queue = shown_run(workspace, chosen), workspace.runs.queue
     line = [(job.folder.name, job.state, job.queue_position) for job in queue.active()]
-    return run, run and workspace.runs.status(run).key, line, queue.is_paused, workspace.runs.estimates.mark()
+    return run, run and workspace.runs.status(run).key, line, queue.is_paused, workspace.runs.estimates.revision()

@@ -237,7 +237,7 @@ def test_a_training_that_was_stuck_and_ended_by_stop_is_told_as_stopped():
     )
     view = View(stage="training", step=3, steps=9)
     assert run_status(view, False, job).state == "stopped"
-    assert run_status(view, False, dataclasses.replace(job, stops=0)).killed
+    assert run_status(view, False, dataclasses.replace(job, stops=0)).was_killed
 
 
 def test_two_visitors_may_ask_for_the_same_thumbnail_at_once(tmp_path: Path):

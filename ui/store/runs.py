@@ -147,7 +147,7 @@ class Runs:
 
     def stop(self, name: str) -> None:
         """Stops a run, or takes it out of the line; one that seems to be stuck is ended at once when asked again."""
-        self.queue.stop(self.run(name).path, at_once=self.status(name).seems_stuck)
+        self.queue.stop(self.run(name).path, at_once=self.status(name).is_stuck)
 
     def move(self, name: str, by: int) -> None:
         """Lets a waiting run change places with one's own before (-1) or behind (1)."""
@@ -193,8 +193,8 @@ class RunStatus:
 
     view: events.View
     state: str  # "waiting", "starting", "running", "finished", "stopped", "failed", "interrupted"
-    place: int = 0  # in the line, 1 being next
-    killed: bool = False  # by the system, as far as it was seen
+    queue_position: int = 0  # in the line, 1 being next
+    was_killed: bool = False  # by the system, as far as it was seen
     silent_seconds: float = 0.0  # since its last word, while it runs
 
     @property
@@ -202,7 +202,7 @@ class RunStatus:
         return self.state in ("waiting", "starting", "running")
 
     @property
-    def seems_stuck(self) -> bool:
+    def is_stuck(self) -> bool:
         """Whether it has said nothing for far longer than its steps take."""
         view = self.view
         step_seconds = view.seconds_left / max(1, view.steps - view.step) if view.seconds_left else 0.0
@@ -215,7 +215,7 @@ class RunStatus:
     @property
     def key(self) -> tuple[Any, ...]:
         """Another one whenever there is something new to show."""
-        return self.view.rev, self.state, self.place
+        return self.view.rev, self.state, self.queue_position
 
 
 def run_status(view: events.View, alive: bool, job: Job | None, now: float = 0.0) -> RunStatus:
@@ -239,7 +239,7 @@ def run_status(view: events.View, alive: bool, job: Job | None, now: float = 0.0
         job.state == "stopped" or job.stops
     ):  # taken out of the line before it began, or ended when it was stuck
         return RunStatus(view, "stopped")
-    return RunStatus(view, "interrupted", killed=bool(job and job.signal == signal.SIGKILL))
+    return RunStatus(view, "interrupted", was_killed=bool(job and job.signal == signal.SIGKILL))
 
 
 def _sources(found: run.Run) -> list[Path]:

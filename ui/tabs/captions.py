@@ -190,8 +190,8 @@ def _model(shared: Shared) -> None:
         stands = Captioning(workspace.projects, workspace.runs).status(chosen) if chosen else None
         if stands is None:
             return ("" if before[0] != chosen else gr.skip(), gr.skip(), (chosen, 0, False, None), gr.skip())
-        view, alive = stands.view, stands.alive or stands.waits
-        now = (chosen, len(view.captions), alive, view.ended, view.done, view.total, view.stage, stands.waits)
+        view, alive = stands.view, stands.is_running or stands.is_waiting
+        now = (chosen, len(view.captions), alive, view.ended, view.done, view.total, view.stage, stands.is_waiting)
         if tuple(before) == now:
             return [gr.skip()] * 4
         known = before[1] if before[0] == chosen else len(view.captions)

@@ -102,7 +102,7 @@ def build(shared: Shared) -> None:
             [(values[which], values[weight]) for which, weight in others if values[which]],
         )
         merges = kind == "merge"
-        work = Library(workspace.runs).make(
+        work = Library(workspace.runs).start_job(
             kind,
             [key, *(which for which, _ in more)] if merges else [key],
             weights=[values[tool["weight"]], *(weight for _, weight in more)] if merges else [],
@@ -134,7 +134,7 @@ def build(shared: Shared) -> None:
 
     def confirm(workspace: Workspace, key: str | None):
         library, key = Library(workspace.runs), _chosen(workspace, key)
-        files, size = library.size_of(key)
+        files, size = library.size_on_disk(key)
         words = workspace.words(
             "library.delete_ask", name=library.entry(key).name, files=files, size=size_words(size)
         )

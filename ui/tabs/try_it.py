@@ -8,7 +8,7 @@ import gradio as gr
 
 from trainer.errors import TrainerError
 from trainer.sampling_config import SAMPLERS
-from ui.store.drawings import MOST_LETTERS, MOST_PROMPTS, SHAPES, Drawings
+from ui.store.drawings import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, SHAPES, Drawings
 from ui.tabs import PRIVATE, QUIET, Shared, rows_of_others
 from ui.views.strips import (
     compare_html,
@@ -73,7 +73,7 @@ def build(shared: Shared) -> None:
         if not key:
             return [None, None, "", ""]
         found = [drawings.newest(key, kind) for kind in ("draw", "grid")]
-        drawn = [drawings.follow(name) if name else None for name in found]
+        drawn = [drawings.status(name) if name else None for name in found]
         wishes = [Wish(one.id) if one and one.is_open else None for one in drawn]
         strips = [one if one and one.state == "drawn" else None for one in drawn]
         picture_grid = (
@@ -115,10 +115,10 @@ def build(shared: Shared) -> None:
         between = values[when] == "between" and shown_strip(workspace, key)[1]
         base = values[form["base"]] or ""
         return Wish(
-            Drawings(workspace.runs).ask(
+            Drawings(workspace.runs).submit(
                 files,
                 form_values({name: values[part] for name, part in form.items()}),
-                between=between,
+                during_training=between,
                 base=base,
             )
         )
@@ -135,7 +135,7 @@ def build(shared: Shared) -> None:
         """For either kind of drawing: (wish, progress, pictures, cancel button)."""
         if not wanted:
             return [gr.skip()] * 4
-        found = Drawings(workspace.runs).follow(wanted.id)
+        found = Drawings(workspace.runs).status(wanted.id)
         now = Wish(wanted.id, found.state, found.done)
         if now == wanted:
             return [gr.skip()] * 4
@@ -182,10 +182,10 @@ def _form(shared: Shared) -> dict[str, Any]:
         "prompts": gr.Textbox(
             label=label("try_it.prompt"),
             lines=2,
-            max_length=MOST_PROMPTS * (MOST_LETTERS + 1),
+            max_length=MAX_PROMPTS * (MAX_PROMPT_CHARACTERS + 1),
             elem_id="prompt",
         ),
-        "negative": gr.Textbox(label=label("try_it.negative"), max_length=MOST_LETTERS, elem_id="negative"),
+        "negative": gr.Textbox(label=label("try_it.negative"), max_length=MAX_PROMPT_CHARACTERS, elem_id="negative"),
     }
     with gr.Row():
         shapes = [(label(f"try_it.{shape}"), shape) for shape in SHAPES]

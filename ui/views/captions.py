@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 
-from ui.store.caption_edits import TOKENS, CaptionChange, UndoEntry, estimate_tokens, fused_tags, tag_counts
+from ui.store.caption_edits import WINDOW_TOKENS, CaptionChange, UndoEntry, estimate_tokens, fused_tags, tag_counts
 from ui.store.captioning import CaptioningStatus
 from ui.store.naming import MAX_CAPTION
 from ui.store.picture_checks import PictureReport
@@ -42,7 +42,7 @@ def captions_html(words: Words, project: str, cards: list[ProjectPicture], repor
 def long_words(words: Words, caption: str) -> str:
     """A hint where a caption may be longer than a training reads."""
     tokens = estimate_tokens(caption)
-    return words("captions.long", tokens=tokens) if tokens > TOKENS else ""
+    return words("captions.long", tokens=tokens) if tokens > WINDOW_TOKENS else ""
 
 
 def summary_html(words: Words, cards: list[ProjectPicture]) -> str:
@@ -111,12 +111,12 @@ def undone_words(words: Words, undone: UndoEntry) -> str:
 def progress_html(words: Words, stands: CaptioningStatus, fresh: dict[str, str], project: str) -> str:
     """How a model's captioning stands; `fresh` captions travel hidden, and the page's script puts them into fields that are not being written in."""
     view = stands.view
-    if stands.waits:
+    if stands.is_waiting:
         return f'<p role="status">{escaped(words("captions.model_waits"))}</p>'
     if view.ended == "failed":
         return f'<div role="alert" class="alert">{escaped(words("captions.model_failed", message=view.message))}</div>'
     count = len(view.captions)
-    if view.ended or not stands.alive:
+    if view.ended or not stands.is_running:
         key = "captions.model_done" if view.ended == "finished" else "captions.model_stopped"
         line, bar = words(key, count=count), ""
     else:

@@ -21,7 +21,7 @@ def _card(words: Words, library: Library, entry: LoraEntry) -> str:
     label, place = entry.label, _said(quote(entry.key))
     title = label.title or entry.name
     version = entry.file.stat().st_mtime_ns
-    has_picture = library.picture(entry.key) or "modelspec.thumbnail" in entry.facts
+    has_picture = library.picture(entry.key) or "modelspec.thumbnail" in entry.metadata
     picture = (
         f'<img src="/cover/{place}?v={version}" alt="{_said(words("library.picture_of", name=title))}" width="192" height="192" loading="lazy">'
         if has_picture
@@ -32,16 +32,16 @@ def _card(words: Words, library: Library, entry: LoraEntry) -> str:
         "weight": f"{label.weight:g}" if label.weight is not None else "",
         "base": entry.base,
         "licence": label.licence,
-        "made": datetime.fromtimestamp(entry.made, UTC).astimezone().strftime("%Y-%m-%d"),
+        "made": datetime.fromtimestamp(entry.created_at, UTC).astimezone().strftime("%Y-%m-%d"),
         "size": size_words(entry.file.stat().st_size),
-        "compatible_with": ", ".join(entry.takes),
+        "compatible_with": ", ".join(entry.compatible_tools),
     }
     rows = "".join(
         f"<dt>{_said(words(f'library.{name}'))}</dt><dd>{_said(value)}</dd>"
         for name, value in facts.items()
         if value
     )
-    origin = words(f"library.origin_{entry.origin}", of=", ".join(entry.of)) if entry.origin else ""
+    origin = words(f"library.origin_{entry.origin}", of=", ".join(entry.made_from)) if entry.origin else ""
     by = f" · {_said(label.author)}" if label.author else ""
     own_work = f'<p class="hint">{_said(words("library.own_work"))}</p>' if label.own_work else ""
     problem = f'<p role="alert" class="alert">{_said(entry.problem)}</p>' if entry.problem else ""

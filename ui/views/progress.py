@@ -23,7 +23,7 @@ def status_words(standing: RunStatus, words: Words, *, paused: bool = False) -> 
     """One sentence or two on how a run stands."""
     view = standing.view
     if standing.state == "waiting":
-        return words("train.waiting_paused" if paused else "train.waiting", place=standing.place)
+        return words("train.waiting_paused" if paused else "train.waiting", place=standing.queue_position)
     if standing.state == "failed":
         return words("train.failed")
     if standing.state == "finished":
@@ -31,13 +31,13 @@ def status_words(standing: RunStatus, words: Words, *, paused: bool = False) -> 
         advice = " " + words("train.advice", message=view.advice) if view.advice else ""
         return words("train.finished") + takes + advice
     if standing.state in ("stopped", "interrupted"):
-        key = "killed" if standing.killed else standing.state if view.step else f"{standing.state}_early"
+        key = "killed" if standing.was_killed else standing.state if view.step else f"{standing.state}_early"
         return words(f"train.{key}", step=view.step, steps=view.steps)
     if standing.state == "starting":
         return words("train.starting")
     stuck = (
         " " + words("train.stuck", time=duration(standing.silent_seconds, words))
-        if standing.seems_stuck
+        if standing.is_stuck
         else ""
     )
     return _at_work(standing, words) + stuck

@@ -108,8 +108,8 @@ def wished(workspace: Workspace, project: str, fields: Fields) -> Wish:
 def told_before(workspace: Workspace, project: str, fields: Fields) -> Told:
     """What a training of this form would take, and what to mend first."""
     wanted, estimates = wished(workspace, project, fields), workspace.runs.estimates
-    key = estimates.ask(wanted.folder, wanted.values) if wanted.values is not None else ""
-    answer = estimates.answer(key) if key else None
+    key = estimates.submit(wanted.folder, wanted.values) if wanted.values is not None else ""
+    answer = estimates.result(key) if key else None
     is_coming = bool(key) and answer is None and estimates.is_pending(key)
     line = estimate_html(wanted, answer, workspace.words, is_coming=is_coming, is_busy=estimates.is_busy())
     said = checks_html(checks(wanted, workspace.runs.models, answer), workspace.words, answer)
@@ -119,7 +119,7 @@ def told_before(workspace: Workspace, project: str, fields: Fields) -> Told:
 def told_again(workspace: Workspace, asked: dict[str, str] | None) -> Told | None:
     """The same once the child process has answered; None while it has not."""
     if not asked or (
-        workspace.runs.estimates.answer(asked["key"]) is None
+        workspace.runs.estimates.result(asked["key"]) is None
         and workspace.runs.estimates.is_pending(asked["key"])
     ):
         return None
@@ -159,7 +159,7 @@ def retry(workspace: Workspace, project: str, run: str) -> str:
 def change_of(workspace: Workspace, run: str) -> dict[str, Any]:
     """The settings that a failed or killed training should be tried again with; {} where the artist must choose."""
     standing = workspace.runs.status(run)
-    if standing.killed:
+    if standing.was_killed:
         from trainer.runs.failures import reduced_memory_settings
 
         return reduced_memory_settings(workspace.runs.run(run).config)

@@ -50,7 +50,7 @@ def test_a_training_is_a_card_with_all_that_its_file_says(library: Library):
         "ink-12",
         "tiny-sdxl",
         "ink",
-    ) and "ComfyUI 0.3" in entry.takes
+    ) and "ComfyUI 0.3" in entry.compatible_tools
     page = cards_html(Words(), library, [entry])
     assert (
         'href="/download/ink"' in page
@@ -94,9 +94,9 @@ def test_a_lora_from_elsewhere_is_kept_and_checked(library: Library, tmp_path: P
     write_lora(tmp_path / "upload", PLACE)
     key = library.import_file(tmp_path / "upload", "../../Ma lora.safetensors")
     entry = library.entry(key)
-    assert entry.name == "Ma lora" and entry.file.is_relative_to(library.runs.outputs) and not entry.takes
+    assert entry.name == "Ma lora" and entry.file.is_relative_to(library.runs.outputs) and not entry.compatible_tools
     job = next(library.runs.outputs.glob(".making-*")).name.removeprefix(".making-")
-    assert done(library, job) == ("finished", "") and "Forge" in library.entry(key).takes
+    assert done(library, job) == ("finished", "") and "Forge" in library.entry(key).compatible_tools
     assert library.import_file(tmp_path / "upload", "Ma lora.safetensors") != key  # nothing is overwritten
 
 
@@ -146,17 +146,17 @@ def test_a_hostile_file_is_refused_in_one_sentence_and_leaves_nothing(
 def test_two_loras_are_merged_into_a_new_entry(library: Library, tmp_path: Path):
     write_lora(tmp_path / "upload", PLACE)
     other = library.import_file(tmp_path / "upload", "b.safetensors")
-    assert done(library, library.make("merge", ["ink", other], weights=[1.0, 0.5], name="both")) == (
+    assert done(library, library.start_job("merge", ["ink", other], weights=[1.0, 0.5], name="both")) == (
         "finished",
         "",
     )
     entry = library.entry("library:both")
-    assert entry.origin == "merge" and entry.of == ("ink", "b") and entry.stem == "both"
+    assert entry.origin == "merge" and entry.made_from == ("ink", "b") and entry.stem == "both"
     for wrong in (["ink"], ["ink", "ink"], []):
         with pytest.raises(TrainerError):
-            library.make("merge", wrong, weights=[1.0] * len(wrong))
+            library.start_job("merge", wrong, weights=[1.0] * len(wrong))
     with pytest.raises(TrainerError, match="rank"):
-        library.make("resize", ["ink"], rank=2000)
+        library.start_job("resize", ["ink"], rank=2000)
 
 
 def test_keys_are_looked_up_never_joined(library: Library):
