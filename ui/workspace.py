@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 from starlette.requests import Request
 
+from trainer.atomic_files import replacing
 from trainer.errors import TrainerError
 from trainer.runs.queue import Queue
 from ui.access.accounts import Accounts, Tries
@@ -127,13 +128,11 @@ def token_of(scope: Any) -> str:
 
 def _furnish(datasets: Path, samples: list[Path]) -> None:
     """A new user's folder, whole or not at all."""
-    half_made = datasets.with_name(f".tmp-{datasets.name}")
-    shutil.rmtree(half_made, ignore_errors=True)
-    half_made.mkdir(parents=True)
-    for sample in samples:
-        if sample.is_dir():
-            shutil.copytree(sample, half_made / sample.name)
-    half_made.rename(datasets)
+    with replacing(datasets, sync=False) as temporary:
+        temporary.mkdir(parents=True)
+        for sample in samples:
+            if sample.is_dir():
+                shutil.copytree(sample, temporary / sample.name)
 
 
 def handler(studio: Studio, callback: Callable[..., Any]) -> Callable[..., Any]:

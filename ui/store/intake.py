@@ -7,7 +7,6 @@ look at its `Arrivals`. Captions (`.txt`, `.caption`) and masks go where the pic
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import threading
 import uuid
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from trainer.atomic_files import write_atomically
+from trainer.atomic_files import replacing, write_atomically
 from trainer.dataset.archives import ARCHIVES, ArchiveLimits, display_name, extract_members
 from trainer.dataset.captions import SIDECARS, kohya_folder, one_line
 from trainer.dataset.overrides import IMPASTO_FOLDER, MAX_REPEATS, Override
@@ -320,15 +319,9 @@ def _same(folder: Path, wanted: str, file: Dropped) -> str | None:
 
 def _brought(path: Path, target: Path) -> None:
     """Moves a file into place, whole or not at all, also after a power cut."""
-    with path.open("rb+") as opened:
-        os.fsync(opened.fileno())
-    aside = target.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        shutil.move(path, aside)
-        aside.chmod(0o644)
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(target) as temporary:
+        shutil.move(path, temporary)
+        temporary.chmod(0o644)
 
 
 def _away(path: Path) -> None:
