@@ -27,16 +27,29 @@ _BLURRED = 4  # half octaves without detail: more than any camera or enlargement
 
 # The set as a whole first, then by how much a picture harms a training.
 WORDS = {
-    "few": "pictures: {count}, few to teach a {preset}; add some, {fewest} or more do well",
-    "copy": "the same file as {other}: remove one of them, or it counts twice",
-    "alike": "looks like {other}: keep the better one, unless you want it to count twice",
-    "small": "has {width} x {height} pixels and would be enlarged {times} times: use the original, or a larger scan",
-    "enlarged": "looks enlarged: it holds the detail of about {width} x {height} pixels: use the original",
-    "blurred": "looks blurred: use a sharper version, or leave it out",
-    "see_through": "is transparent in {percent} % of its area, which becomes white: lay it on the background that you want",
-    "bars": "has plain bars at its edges, which would be learned: cut them off",
-    "corner": "may bear a signature or watermark at the {corner}, as others do: mask it or cut it off",
-    "cropped": "loses {percent} % of its area in the crop: move the crop to what matters, or cut the picture yourself",
+    "few": "{count} pictures are few for a {preset}. Add more: {fewest} or more give better results.",
+    "copy": "is the same file as {other}. Remove one of them, or the picture counts double.",
+    "alike": (
+        "looks nearly the same as {other}. Keep the better one, or keep both to count the picture double."
+    ),
+    "small": (
+        "has {width} × {height} pixels and would be upscaled {times} times. "
+        "Use the original or a larger scan."
+    ),
+    "enlarged": "looks upscaled: its detail is that of about {width} × {height} pixels. Use the original.",
+    "blurred": "looks blurry. Use a sharper version or remove it.",
+    "see_through": (
+        "is transparent in {percent}% of its area, which is filled with white. "
+        "Put it on the background that you want."
+    ),
+    "bars": "has plain borders, which the LoRA would learn. Crop them off.",
+    "corner": (
+        "may have a signature or watermark at the {corner}, as other pictures do. Mask it or crop it off."
+    ),
+    "cropped": (
+        "loses {percent}% of its area in the crop. "
+        "Move the crop to the important part or crop the picture yourself."
+    ),
 }
 KINDS = tuple(WORDS)
 CORNERS = ("top left", "top right", "bottom left", "bottom right")

@@ -15,14 +15,19 @@ from trainer.version import SOFTWARE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class GeneratedImage:
     prompt_index: int
     strength: float
     picture: Image.Image
 
 
-def save_picture(
-    drawn: Drawn, request: SamplingConfig, path: Path, *, base: str, loras: Sequence[tuple[str, float]]
+def save_image(
+    drawn: GeneratedImage,
+    request: SamplingConfig,
+    path: Path,
+    *,
+    base: str,
+    loras: Sequence[tuple[str, float]],
 ) -> None:
     """A PNG that carries its parameters as A1111 writes them.
 
@@ -46,7 +51,7 @@ def save_picture(
         drawn.picture.save(temporary, format="PNG", pnginfo=facts)
 
 
-def save_strip(drawn: list[Drawn], request: SamplingConfig, folder: Path) -> Path:
+def save_strip(drawn: list[GeneratedImage], request: SamplingConfig, folder: Path) -> Path:
     """`strip.png`, whole or not at all."""
     target = folder / "strip.png"
     with replacing(target, sync=False) as temporary:
@@ -54,7 +59,7 @@ def save_strip(drawn: list[Drawn], request: SamplingConfig, folder: Path) -> Pat
     return target
 
 
-def strip(drawn: list[Drawn], request: SamplingConfig) -> Image.Image:
+def strip(drawn: list[GeneratedImage], request: SamplingConfig) -> Image.Image:
     """One row a prompt, one column a strength, the strengths written above."""
     width, height = drawn[0].picture.size
     columns, margin, top = len(request.strengths), 6, 22

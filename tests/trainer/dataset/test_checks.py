@@ -82,7 +82,7 @@ def test_copies_and_look_alikes_are_told_with_their_twin(tmp_path: Path):
 def test_a_picture_smaller_than_its_bucket_is_told_with_how_much(tmp_path: Path):
     found = told(tmp_path, {"thumb.png": painting(1, (128, 128))})
     assert kinds(found) == [("small", "thumb.png")] and found[0].words.startswith(
-        "has 128 x 128 pixels and would be enlarged 2.0 times"
+        "has 128 × 128 pixels and would be upscaled 2.0 times"
     )
 
 
