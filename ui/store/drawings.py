@@ -23,6 +23,7 @@ from typing import Any
 from trainer.atomic_files import write_atomically
 from trainer.errors import BaseError, RunError, TrainerError
 from trainer.headers.base_model import folder_configs
+from trainer.json_files import read_object
 from trainer.runs import events
 from trainer.runs.draw_protocol import FRAME, OUTCOMES
 from trainer.runs.run import Run
@@ -279,7 +280,9 @@ class Drawings:
     def newest(self, key: str, kind: str = "draw") -> str | None:
         """The last drawing of a LoRA that is there to show."""
         found = [
-            (path, asked) for path in self._all() if (asked := _read(path)) and asked.get("kind") == kind
+            (path, asked)
+            for path in self._all()
+            if (asked := read_object(path)) and asked.get("kind") == kind
         ]
         mine = [path for path, asked in found if any(used == key for used, _ in asked.get("files", ()))]
         return max(mine, key=lambda path: path.stat().st_mtime).parent.name if mine else None
@@ -294,7 +297,7 @@ class Drawings:
 
     def _asked(self, name: str) -> tuple[Path, dict[str, Any]]:
         out = self.session.path / "drawn" / name
-        asked = _read(out / "asked.json") if name.isalnum() else {}
+        asked = read_object(out / "asked.json") if name.isalnum() else {}
         if not asked:
             raise RunError("that drawing is not there any more; draw it again")
         return out, asked
@@ -322,10 +325,3 @@ def _size(path: Path) -> int:
 
 def _write(out: Path, asked: dict[str, Any]) -> None:
     write_atomically(out / "asked.json", json.dumps(asked, ensure_ascii=False).encode())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}
