@@ -11,6 +11,7 @@ from typing import Any
 
 from ui.store.captioning import Captioning
 from ui.store.drawings import Drawings
+from ui.store.file_jobs import FileJobs
 from ui.store.library import Library
 from ui.views.progress import status_html
 from ui.views.training import shown_run
@@ -34,7 +35,7 @@ def page_state(workspace: Workspace, project: str) -> dict[str, Any]:
             [job.folder.name for job in workspace.runs.queued()],
             Drawings(workspace.runs).revisions(),
         ),
-        "library": (made, Library(workspace.runs).jobs()),
+        "library": (made, FileJobs(workspace.runs).all()),
         "made": made,
         "arrived": _arrived(workspace, chosen),
     }
@@ -101,4 +102,10 @@ def _captions(workspace: Workspace, chosen: str) -> Any:
 def _train(workspace: Workspace, chosen: str) -> Any:
     run, queue = shown_run(workspace, chosen), workspace.runs.queue
     line = [(job.folder.name, job.state, job.queue_position) for job in queue.active()]
-    return run, run and workspace.runs.status(run).key, line, queue.is_paused, workspace.runs.estimates.revision()
+    return (
+        run,
+        run and workspace.runs.status(run).key,
+        line,
+        queue.is_paused,
+        workspace.runs.estimates.revision(),
+    )

@@ -168,7 +168,7 @@ def test_a_folder_without_pictures_is_told_without_its_path(tmp_path: Path):
     (tmp_path / "datasets" / "empty").mkdir(parents=True)
     with pytest.raises(DatasetError) as told:
         Runs(tmp_path / "outputs", MODELS).start(tmp_path / "datasets" / "empty", {"name": "x"})
-    assert str(tmp_path) not in str(told.value) and "empty holds no picture" in str(told.value)
+    assert str(tmp_path) not in str(told.value) and "empty has no pictures" in str(told.value)
 
 
 @given(st.text(max_size=100))

@@ -113,7 +113,7 @@ def _choose(workspace: Workspace, project: str, name: str, body: bytes) -> None:
         raise DatasetError("a crop lies between the picture's edges; move it again")
     kept = read_overrides(workspace.projects.folder(project)).get(name, Override())
     changes = {key: getattr(said, key) for key in wanted}
-    workspace.projects.set_choice(project, name, dataclasses.replace(kept, **changes))
+    workspace.projects.set_override(project, name, dataclasses.replace(kept, **changes))
 
 
 async def _body(request: Request, most_bytes: int) -> bytes:

@@ -13,7 +13,9 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from trainer.errors import TrainerError
 from ui.store import share
 from ui.store.drawings import Drawings
+from ui.store.file_jobs import FileJobs
 from ui.store.library import Library
+from ui.store.lora_pictures import thumbnail
 from ui.workspace import Studio
 
 
@@ -35,7 +37,7 @@ def add_result_routes(app: FastAPI, studio: Studio) -> None:
 
     @app.get("/cover/{key}")
     def cover(key: str, request: Request) -> FileResponse:
-        return _found(lambda: Library(studio.workspace_of(request).runs).thumbnail(key), "image/webp")
+        return _found(lambda: thumbnail(Library(studio.workspace_of(request).runs), key), "image/webp")
 
     @app.get("/download/{key}")
     def download(key: str, request: Request) -> FileResponse:
@@ -61,7 +63,7 @@ def add_result_routes(app: FastAPI, studio: Studio) -> None:
         if part != "zip":
             raise HTTPException(404, "not found")
         return StreamingResponse(
-            share.zipped(share.parts(library, key)),
+            share.zip_stream(share.zip_members(library, key)),
             media_type="application/zip",
             headers=_named(f"{entry.stem}.zip"),
         )
@@ -69,7 +71,7 @@ def add_result_routes(app: FastAPI, studio: Studio) -> None:
     @app.get("/making/{work}")
     def making(work: str, request: Request) -> JSONResponse:
         workspace = studio.workspace_of(request)
-        state, message = Library(workspace.runs).job_status(work)
+        state, message = FileJobs(workspace.runs).status(work)
         said = {
             "finished": workspace.words("try_it.chosen"),
             "failed": message,

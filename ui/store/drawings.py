@@ -23,6 +23,7 @@ from typing import Any
 from trainer.atomic_files import write_atomically
 from trainer.errors import BaseError, RunError, TrainerError
 from trainer.headers.base_model import folder_configs
+from trainer.json_files import read_object
 from trainer.runs import events
 from trainer.runs.draw_protocol import FRAME, OUTCOMES
 from trainer.runs.run import Run
@@ -33,8 +34,7 @@ from trainer.sampling_config import (
     picture_name,
     sampling_config_from,
 )
-from ui.store.json_files import read_object
-from ui.store.library import IMPORTED, Library
+from ui.store.library import LIBRARY_PREFIX, Library
 from ui.store.runs import Runs
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -131,7 +131,10 @@ class Drawings:
         entries = [self.library.entry(key) for key, _ in files]
         base = self._base(files, base)
         weighted = zip(entries, files, strict=True)
-        arguments = {"base": base, "files": [[str(entry.file.resolve()), weight] for entry, (_, weight) in weighted]}
+        arguments = {
+            "base": base,
+            "files": [[str(entry.file.resolve()), weight] for entry, (_, weight) in weighted],
+        }
         return self._send("draw", files, self._request(values, base), self.session, arguments)
 
     def _submit_to_training(self, key: str, values: dict[str, Any]) -> str:
@@ -148,7 +151,9 @@ class Drawings:
         """
         steps = self.library.checkpoints(key)
         if not steps:
-            raise RunError("this LoRA has no checkpoints to compare; choose a training that saved checkpoints")
+            raise RunError(
+                "this LoRA has no checkpoints to compare; choose a training that saved checkpoints"
+            )
         run = self.runs.run(key)
         prompts = [prompt for prompt in values.get("prompts", ()) if prompt][:1]
         request = self._request({**values, "prompts": prompts, "strengths": GRID_STRENGTHS}, run.config.base)
@@ -180,7 +185,7 @@ class Drawings:
                 raise BaseError("that base model no longer exists; choose another")
             return base
         for key, _ in files:
-            if not key.startswith(IMPORTED):
+            if not key.startswith(LIBRARY_PREFIX):
                 return self.runs.run(key).config.base
         named = self.library.entry(files[0][0]).base
         return next((name for name in known if named in (name, name.removesuffix(".safetensors"))), known[0])
@@ -204,7 +209,9 @@ class Drawings:
             "request": dataclasses.asdict(request),
             "steps": arguments.get("steps", []),
             "time": time.time(),
-            "said": _size(owner.events),  # offset in the owner's events from which this drawing's events are read
+            "said": _size(
+                owner.events
+            ),  # offset in the owner's events from which this drawing's events are read
             "owner": "" if owner.path == self.session.path else owner.path.name,
             "job": "",
             "tries": 0,
@@ -231,8 +238,12 @@ class Drawings:
         """
         out, record = self._read(name)
         owner = self._owner(record)
-        alive = owner.is_alive()  # before the events are read, so that the last ones of a process that dies are included
-        its_events = [event for event in events.read(owner.events, record["said"])[0] if event.get("id") == name]
+        alive = (
+            owner.is_alive()
+        )  # before the events are read, so that the last ones of a process that dies are included
+        its_events = [
+            event for event in events.read(owner.events, record["said"])[0] if event.get("id") == name
+        ]
         drawing = Drawing(
             id=name,
             kind=record["kind"],

@@ -7,7 +7,8 @@ from typing import Any
 import gradio as gr
 
 from trainer.errors import DatasetError
-from ui.store.caption_edits import KINDS, CaptionEdit, apply_edit, changes, last_edit, undo_last
+from ui.store.caption_edits import KINDS, CaptionEdit, apply_edit, changes
+from ui.store.caption_undo import last_edit, undo_last
 from ui.store.captioning import Captioning
 from ui.store.naming import MAX_CAPTION
 from ui.store.picture_checks import picture_report
@@ -191,7 +192,16 @@ def _model(shared: Shared) -> None:
         if stands is None:
             return ("" if before[0] != chosen else gr.skip(), gr.skip(), (chosen, 0, False, None), gr.skip())
         view, alive = stands.view, stands.is_running or stands.is_waiting
-        now = (chosen, len(view.captions), alive, view.ended, view.done, view.total, view.stage, stands.is_waiting)
+        now = (
+            chosen,
+            len(view.captions),
+            alive,
+            view.ended,
+            view.done,
+            view.total,
+            view.stage,
+            stands.is_waiting,
+        )
         if tuple(before) == now:
             return [gr.skip()] * 4
         known = before[1] if before[0] == chosen else len(view.captions)

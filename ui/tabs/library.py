@@ -9,7 +9,9 @@ import gradio as gr
 
 from trainer.errors import TrainerError
 from trainer.headers.edit_metadata import MAX_TEXT
-from ui.store.library import OUTSIDE, Library
+from ui.store.file_jobs import FileJobs
+from ui.store.library import LIBRARY_PREFIX, Library
+from ui.store.lora_edits import LoraEdit, start_edit
 from ui.tabs import PRIVATE, QUIET, Shared, rows_of_others
 from ui.updates import made_mark
 from ui.views.library import cards_html, size_words
@@ -73,7 +75,7 @@ def build(shared: Shared) -> None:
             try:
                 workspace.limits.check_free_space(workspace.runs.outputs, path.stat().st_size)
                 key = Library(workspace.runs).import_file(path, name)
-                good.append(workspace.words("library.taken_in", name=key.removeprefix(OUTSIDE)))
+                good.append(workspace.words("library.taken_in", name=key.removeprefix(LIBRARY_PREFIX)))
             except TrainerError as error:
                 bad.append(str(error))
             finally:
@@ -102,20 +104,21 @@ def build(shared: Shared) -> None:
             [(values[which], values[weight]) for which, weight in others if values[which]],
         )
         merges = kind == "merge"
-        work = Library(workspace.runs).start_job(
-            kind,
-            [key, *(which for which, _ in more)] if merges else [key],
-            weights=[values[tool["weight"]], *(weight for _, weight in more)] if merges else [],
+        edit = LoraEdit(
+            tool=kind,
+            keys=(key, *(which for which, _ in more)) if merges else (key,),
+            weights=(values[tool["weight"]], *(weight for _, weight in more)) if merges else (),
             rank=values[tool["rank"]] or 0,
             form=values[tool["form"]],
             name=str(values[tool["name"]] or "")[:200],
         )
+        work = start_edit(Library(workspace.runs), edit)
         return (*values[works], work), _told([workspace.words("library.working")])
 
     def follow(workspace: Workspace, open_works: tuple[str, ...]):
         if not open_works:
             return gr.skip(), gr.skip()
-        standings = {work: Library(workspace.runs).job_status(work) for work in open_works}
+        standings = {work: FileJobs(workspace.runs).status(work) for work in open_works}
         left = tuple(work for work, (state, _) in standings.items() if state == "working")
         if left == tuple(open_works):
             return gr.skip(), gr.skip()

@@ -185,7 +185,9 @@ def _form(shared: Shared) -> dict[str, Any]:
             max_length=MAX_PROMPTS * (MAX_PROMPT_CHARACTERS + 1),
             elem_id="prompt",
         ),
-        "negative": gr.Textbox(label=label("try_it.negative"), max_length=MAX_PROMPT_CHARACTERS, elem_id="negative"),
+        "negative": gr.Textbox(
+            label=label("try_it.negative"), max_length=MAX_PROMPT_CHARACTERS, elem_id="negative"
+        ),
     }
     with gr.Row():
         shapes = [(label(f"try_it.{shape}"), shape) for shape in SHAPES]

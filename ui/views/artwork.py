@@ -67,7 +67,7 @@ def _card(
         f'<p class="file">{name}{pixels} {masked}</p>{caption}'
         + (f'<ul class="faults">{listed}</ul>' if listed else "")
         + f'<div class="acts"><label title="{times}">{escaped(words("artwork.repeats"))} '
-        f'<input type="number" class="repeats" min="1" max="100" step="1" value="{card.choice.repeats}" aria-label="{times}"></label>'
+        f'<input type="number" class="repeats" min="1" max="100" step="1" value="{card.override.repeats}" aria-label="{times}"></label>'
         f'<button type="button" class="mask" data-mask="{card.mask}" aria-label="{mask}">{escaped(words("artwork.mask"))}</button>'
         f'<button type="button" class="remove" aria-label="{remove}">{escaped(words("artwork.remove"))}</button></div>'
         f'<span class="said" role="status"></span></li>'
@@ -99,7 +99,7 @@ def _crop(
     ]
     spare = at.resized[0] - at.bucket[0], at.resized[1] - at.bucket[1]
     axis = 0 if spare[0] >= spare[1] else 1
-    share = card.choice.crop or (0.5, 0.5)
+    share = card.override.crop or (0.5, 0.5)
     return (
         f'<svg class="crop" viewBox="0 0 {size[0]} {size[1]}" role="slider" tabindex="0" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{round(100 * share[axis])}" aria-orientation="{("horizontal", "vertical")[axis]}" '

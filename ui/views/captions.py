@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import time
 
-from ui.store.caption_edits import WINDOW_TOKENS, CaptionChange, UndoEntry, estimate_tokens, fused_tags, tag_counts
+from ui.store.caption_edits import CaptionChange
+from ui.store.caption_text import WINDOW_TOKENS, estimate_tokens, fused_tags, tag_counts
+from ui.store.caption_undo import UndoEntry
 from ui.store.captioning import CaptioningStatus
 from ui.store.naming import MAX_CAPTION
 from ui.store.picture_checks import PictureReport

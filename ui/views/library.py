@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from urllib.parse import quote
 
 from ui.store.library import Library, LoraEntry
+from ui.store.lora_pictures import card_sample
 from ui.text import Words
 
 
@@ -21,7 +22,7 @@ def _card(words: Words, library: Library, entry: LoraEntry) -> str:
     label, place = entry.label, _said(quote(entry.key))
     title = label.title or entry.name
     version = entry.file.stat().st_mtime_ns
-    has_picture = library.picture(entry.key) or "modelspec.thumbnail" in entry.metadata
+    has_picture = card_sample(library, entry.key) or "modelspec.thumbnail" in entry.metadata
     picture = (
         f'<img src="/cover/{place}?v={version}" alt="{_said(words("library.picture_of", name=title))}" width="192" height="192" loading="lazy">'
         if has_picture

@@ -36,9 +36,7 @@ def status_words(standing: RunStatus, words: Words, *, paused: bool = False) -> 
     if standing.state == "starting":
         return words("train.starting")
     stuck = (
-        " " + words("train.stuck", time=duration(standing.silent_seconds, words))
-        if standing.is_stuck
-        else ""
+        " " + words("train.stuck", time=duration(standing.silent_seconds, words)) if standing.is_stuck else ""
     )
     return _at_work(standing, words) + stuck
 
