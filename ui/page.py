@@ -9,10 +9,10 @@ import gradio as gr
 
 from trainer.errors import TrainerError
 from ui import api
-from ui.routes.login import account_html
 from ui.tabs import PRIVATE, QUIET, Shared, artwork, captions, library, train, try_it
 from ui.text import LANGUAGES, sentences
 from ui.updates import SECTIONS
+from ui.views.login import account_html
 from ui.workspace import Studio, Workspace
 
 TABS = (artwork, captions, train, try_it, library)

@@ -140,7 +140,7 @@ class Drawings:
     def _submit_to_training(self, key: str, values: dict[str, Any]) -> str:
         run = self.runs.run(key)
         if not run.is_alive():
-            raise RunError("this training is not running now; turn off “during training” and generate again")
+            raise RunError("this training is not running now; choose “Generate after the training”")
         return self._send("draw", [(key, 1.0)], self._request(values, run.config.base), run, {})
 
     def grid(self, key: str, values: dict[str, Any]) -> str:

@@ -113,7 +113,7 @@ def test_what_can_not_be_drawn_is_refused_before_anything_is_asked(drawings: Dra
 
 
 def test_a_drawing_between_two_steps_goes_to_the_training_itself(drawings: Drawings):
-    with pytest.raises(RunError, match="does not run"):
+    with pytest.raises(RunError, match="not running"):
         drawings.submit([("ink", 1.0)], asked(), during_training=True)
     run = drawings.runs.run("ink")
     with claim(run):
