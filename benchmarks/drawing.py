@@ -17,7 +17,7 @@ from trainer.adapter.targets import layer_sizes
 from trainer.config import TrainConfig
 from trainer.lora_file.writer import save_lora
 from trainer.sampling.pipeline import WarmBase
-from trainer.sampling_config import Request
+from trainer.sampling_config import SamplingConfig
 from trainer.sdxl.base import open_base
 
 GROUP = "preview"
@@ -30,7 +30,7 @@ def figures(folder: Path, *, base: Path = BUNDLED, quick: bool = False, repeat: 
         random_lora(warm, folder / f"{name}.safetensors", seed) for seed, name in enumerate(("one", "other"))
     ]
     steps, repeat = (2, 1) if quick else (16, repeat)
-    request = Request(prompts=("a cat",), strengths=STRENGTHS, steps=steps)
+    request = SamplingConfig(prompts=("a cat",), strengths=STRENGTHS, steps=steps)
     warm.draw(files[0], request)  # reads the prompt
 
     def one_by_one() -> None:

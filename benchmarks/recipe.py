@@ -23,12 +23,12 @@ from trainer.config import TrainConfig
 from trainer.dataset.scan import scan
 from trainer.hardware.device import find_device
 from trainer.runs import events
-from trainer.runs.commands import StopSignal
+from trainer.runs.commands import CommandInbox
 from trainer.runs.run import create
 from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import posterior
 from trainer.training.caching import cache_latents
-from trainer.training.feature_cache import Cache
+from trainer.training.feature_cache import FeatureCache
 
 _PLAIN = (
     "network=lora",
@@ -144,9 +144,9 @@ def caching(folder: Path, pictures: int) -> list[Figure]:
         run.manifest.items,
         run.config,
         base,
-        Cache(folder / "cache", base.fingerprint),
+        FeatureCache(folder / "cache", base.fingerprint),
         device,
-        StopSignal(run),
+        CommandInbox(run),
     )
     cached = pictures / (time.perf_counter() - begun)
     vae, picture = base.vae(device), torch.rand(1, 3, 128, 128) * 2 - 1

@@ -1,4 +1,4 @@
-"""Measures the bundled base: how well its autoencoder draws, and whether its pictures are what they are called.
+"""ImageMetrics the bundled base: how well its autoencoder draws, and whether its pictures are what they are called.
 
     python -m tools.assess_base --work build/base --base models/tiny-sdxl --sheet docs/contact-sheet.png
     python -m tools.assess_base ... --lora outputs/ink/ink.safetensors      also: does a style arrive, concepts kept?
@@ -25,7 +25,7 @@ from tools.progress import load_state, save_state
 from tools.train_diffusion import caption
 from tools.train_vae import psnr
 from trainer.sampling.pipeline import WarmBase
-from trainer.sampling.sampler import Request
+from trainer.sampling.sampler import SamplingConfig
 from trainer.sdxl.base import open_base
 
 CONCEPTS = 100
@@ -142,7 +142,7 @@ def generate(
     warm: WarmBase, prompts: list[str], seed: int, lora: Path | None = None, strengths=(0.0,)
 ) -> dict[float, np.ndarray]:
     """Pictures by strength; without a LoRA, the base's own."""
-    request = Request(prompts=tuple(prompts), strengths=tuple(strengths), seed=seed, steps=20)
+    request = SamplingConfig(prompts=tuple(prompts), strengths=tuple(strengths), seed=seed, steps=20)
     drawn = warm.draw(lora, request)
     return {s: np.stack([np.asarray(d.picture) for d in drawn if d.strength == s]) for s in strengths}
 

@@ -20,9 +20,10 @@ from trainer import config as settings
 from trainer.cli import MODELS as DEFAULT_MODELS
 from trainer.cli import ModelsOption, dataset, lora
 from trainer.cli.base import app as base_command
+from trainer.data_folders import data_folders
 from trainer.errors import ConfigError, RunError, TrainerError
 from trainer.runs import events
-from trainer.sampling_config import MOST_FILES, SAMPLERS, request_from, weighted
+from trainer.sampling_config import MAX_FILES, SAMPLERS, parse_weighted_file, sampling_config_from
 
 app = typer.Typer(
     help="Impasto's trainer: pictures in, a LoRA file out.",
@@ -151,7 +152,7 @@ def train(
     typer.echo(preflight(chosen, manifest, models, output.parent / ".cache").line())
     run = runs.create(output, chosen, manifest)
     for problem in manifest.problems:
-        run.say("problem", message=problem)
+        run.emit("problem", message=problem)
     _work(run, models)
 
 
@@ -181,8 +182,15 @@ def _pair(text: str) -> tuple[str, Any]:
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run.")],
     models: ModelsOption = DEFAULT_MODELS,
-    heard: Annotated[
-        int | None, typer.Option(hidden=True, help="How far commands.jsonl has been read.")
+    commands_offset: Annotated[
+        int | None,
+        # --heard is the name in queues that earlier versions wrote to disk.
+        typer.Option(
+            "--commands-offset",
+            "--heard",
+            hidden=True,
+            help="Byte offset up to which commands.jsonl was read.",
+        ),
     ] = None,
 ) -> None:
     """Go on with a run that was stopped or killed."""
@@ -191,7 +199,7 @@ def resume(
     if _rank() > 0:
         _join(folder, models)
         return
-    _work(open_run(folder), models, heard)
+    _work(open_run(folder), models, commands_offset)
 
 
 def _rank() -> int:
@@ -205,37 +213,39 @@ def _join(folder: Path, models: Path) -> None:
 
     while not (folder / "config.toml").exists():  # should the first one fail, torchrun ends this one
         time.sleep(0.1)
-    recipe(Run(folder, speaks=False), models)
+    recipe(Run(folder, is_main_process=False), models)
 
 
-def _work(run: Any, models: Path, heard: int | None = None) -> None:
+def _work(run: Any, models: Path, commands_offset: int | None = None) -> None:
     """Trains in this process, with bars on the terminal; how it ends is the run's last event."""
     from trainer.cli.progress_bars import Bars
     from trainer.runs.failures import failure
-    from trainer.runs.run import claim, gather
+    from trainer.runs.run import claim, scan_sources
 
     with claim(run):
-        # Stop may be pressed while the libraries still load: what is said from now on counts.
-        heard = events.read(run.commands)[1] if heard is None else heard
+        # Stop can be pressed while the libraries still load, so the offset is read before they are imported.
+        commands_offset = events.read(run.commands)[1] if commands_offset is None else commands_offset
         try:
             with Bars(run):
-                gather(run)
+                scan_sources(run)
                 from trainer.train import train as recipe
 
-                how = recipe(run, models, heard)
+                how = recipe(run, models, commands_offset)
         except TrainerError as error:
-            run.say("ended", sync=True, how="failed", **failure(error, _config_of(run)))
+            run.emit("ended", sync=True, how="failed", **failure(error, _config_of(run)))
             raise
         except KeyboardInterrupt:
-            run.say("ended", sync=True, how="stopped", message="stopped at once; the last checkpoint is kept")
+            run.emit(
+                "ended", sync=True, how="stopped", message="stopped at once; the last checkpoint is kept"
+            )
             raise
         except Exception as error:
             with (run.path / "trainer.log").open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
             facts = failure(error, _config_of(run))
-            run.say("ended", sync=True, how="failed", **facts)
+            run.emit("ended", sync=True, how="failed", **facts)
             raise TrainerError(facts["message"]) from error
-        run.say("ended", sync=True, how=how)
+        run.emit("ended", sync=True, how=how)
     if how == "finished":
         typer.echo(f"{run.lora_file}\n{run.samples / 'strip.png'}")
     else:
@@ -280,7 +290,7 @@ def preview(
 ) -> None:
     """Draw prompts at several strengths: one PNG each, and strip.png."""
     width, height = _size(size)
-    request = request_from(
+    request = sampling_config_from(
         {
             "prompts": tuple(prompt),
             "strengths": _strengths(strengths),
@@ -295,16 +305,16 @@ def preview(
             "fast": fast,
         }
     )
-    files = [(file, 1.0), *(weighted(text) for text in with_ or [])]
-    if len(files) > MOST_FILES:
-        raise ConfigError([f"at most {MOST_FILES} LoRAs are mixed; merge some into one first: lora merge"])
+    files = [(file, 1.0), *(parse_weighted_file(text) for text in with_ or [])]
+    if len(files) > MAX_FILES:
+        raise ConfigError([f"at most {MAX_FILES} LoRAs are mixed; merge some into one first: lora merge"])
     from trainer.headers.lora import bundled_notice, recognise
-    from trainer.sampling.pipeline import draw_file
+    from trainer.sampling.pipeline import generate_from_file
 
     for path, _ in files:
         if notice := bundled_notice(path, recognise(path).tensors):
             typer.echo(notice, err=True)
-    for path in draw_file(files, request, out_dir, base=base, models=models):
+    for path in generate_from_file(files, request, out_dir, base=base, models=models):
         typer.echo(path)
 
 
@@ -403,6 +413,7 @@ def main() -> int:
         logging.ERROR
     )  # its kernels are for CUDA; without one it says so at length
     try:
+        data_folders().prepare()
         ended = app(standalone_mode=False)
         return ended if isinstance(ended, int) else 0  # typer.Exit comes back as its status
     except TrainerError as error:

@@ -12,12 +12,12 @@ from typing import Any
 from trainer.config import problem_with, setting
 from trainer.errors import ConfigError
 
-MOST_PROMPTS, MOST_STRENGTHS, MOST_LETTERS = 16, 32, 4000
-MOST_FILES = 4  # of a mix
+MAX_PROMPTS, MAX_STRENGTHS, MAX_LETTERS = 16, 32, 4000
+MAX_FILES = 4  # of a mix
 
 
 @dataclass(frozen=True)
-class Solver:
+class SamplerSpec:
     """A way from noise to a picture: a scheduler of diffusers."""
 
     label: str  # as A1111 names it
@@ -27,30 +27,30 @@ class Solver:
     draws_noise: bool = False  # in each step
 
 
-SAMPLERS: dict[str, Solver] = {
-    "euler": Solver("Euler", "", "EulerDiscreteScheduler", {}),
-    "euler_a": Solver("Euler a", "", "EulerAncestralDiscreteScheduler", {}, draws_noise=True),
-    "dpmpp_2m": Solver("DPM++ 2M", "", "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpmpp_2m_karras": Solver(
+SAMPLERS: dict[str, SamplerSpec] = {
+    "euler": SamplerSpec("Euler", "", "EulerDiscreteScheduler", {}),
+    "euler_a": SamplerSpec("Euler a", "", "EulerAncestralDiscreteScheduler", {}, draws_noise=True),
+    "dpmpp_2m": SamplerSpec("DPM++ 2M", "", "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpmpp_2m_karras": SamplerSpec(
         "DPM++ 2M",
         "Karras",
         "DPMSolverMultistepScheduler",
         {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
     ),
-    "dpmpp_2m_sde_karras": Solver(
+    "dpmpp_2m_sde_karras": SamplerSpec(
         "DPM++ 2M SDE",
         "Karras",
         "DPMSolverMultistepScheduler",
         {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
         draws_noise=True,
     ),
-    "ddim": Solver("DDIM", "", "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
-    "unipc": Solver("UniPC", "", "UniPCMultistepScheduler", {}),
+    "ddim": SamplerSpec("DDIM", "", "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
+    "unipc": SamplerSpec("UniPC", "", "UniPCMultistepScheduler", {}),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class SamplingConfig:
     """Prompts x strengths, at one seed."""
 
     prompts: tuple[str, ...] = setting(
@@ -94,12 +94,12 @@ class Request:
     )
 
 
-_HINTS = typing.get_type_hints(Request)
+_HINTS = typing.get_type_hints(SamplingConfig)
 
 
-def request_from(values: dict[str, Any]) -> Request:
+def sampling_config_from(values: dict[str, Any]) -> SamplingConfig:
     """A request from loose values (form, command, command line). Raises ConfigError with every problem found."""
-    declared = {field.name: field for field in dataclasses.fields(Request)}
+    declared = {field.name: field for field in dataclasses.fields(SamplingConfig)}
     said: dict[str, Any] = {}
     for name, value in values.items():
         if name not in declared:
@@ -114,22 +114,22 @@ def request_from(values: dict[str, Any]) -> Request:
     problems = [
         problem for name, value in said.items() if (problem := problem_with(declared[name], value, _HINTS))
     ]
-    problems += [] if problems else _contradictions(Request(**said))
+    problems += [] if problems else _contradictions(SamplingConfig(**said))
     if problems:
         raise ConfigError(problems)
-    return Request(**said)
+    return SamplingConfig(**said)
 
 
-def _contradictions(request: Request) -> list[str]:
+def _contradictions(request: SamplingConfig) -> list[str]:
     problems = []
-    if not 1 <= len(request.prompts) <= MOST_PROMPTS or any(
-        not 0 < len(p.strip()) <= MOST_LETTERS for p in request.prompts
+    if not 1 <= len(request.prompts) <= MAX_PROMPTS or any(
+        not 0 < len(p.strip()) <= MAX_LETTERS for p in request.prompts
     ):
-        problems.append(f"write 1 to {MOST_PROMPTS} prompts of at most {MOST_LETTERS} characters")
-    if not 1 <= len(request.strengths) <= MOST_STRENGTHS or any(
+        problems.append(f"write 1 to {MAX_PROMPTS} prompts of at most {MAX_LETTERS} characters")
+    if not 1 <= len(request.strengths) <= MAX_STRENGTHS or any(
         not -1 <= value <= 2 for value in request.strengths
     ):
-        problems.append(f"strengths must be 1 to {MOST_STRENGTHS} numbers from -1 to 2")
+        problems.append(f"strengths must be 1 to {MAX_STRENGTHS} numbers from -1 to 2")
     if any(0 < side < 64 for side in (request.width, request.height)):
         problems.append("width and height must be 0 or at least 64")
     return problems
@@ -141,7 +141,7 @@ def picture_name(prompt: int, strength: float) -> str:
     return f"p{prompt:02d}_s{short if float(short) == strength else repr(strength)}.png"
 
 
-def weighted(text: str) -> tuple[Path, float]:
+def parse_weighted_file(text: str) -> tuple[Path, float]:
     """`FILE` or `FILE=WEIGHT`, read from the right since file names may hold `=`. Raises ConfigError."""
     name, equals, number = text.rpartition("=")
     try:
@@ -157,21 +157,21 @@ def checked_weight(weight: Any) -> float:
     return float(weight)
 
 
-def sampler_words(sampler: str) -> str:
+def sampler_description(sampler: str) -> str:
     """As A1111 writes it into a picture."""
     solver = SAMPLERS[sampler]
     return f"Sampler: {solver.label}" + (f", Schedule type: {solver.schedule}" if solver.schedule else "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class SamplingLimits:
     """What memory allows a drawing; without limits when all is 0."""
 
     pixels: int = 0  # of all pictures of one pass
     tile: int = 0  # px, side of the tiles that a picture is decoded in
 
 
-NO_LIMITS = Room()
+NO_LIMITS = SamplingLimits()
 
 
 PROMPTS = 4  # captions that are drawn where no prompts are given
@@ -192,8 +192,8 @@ _NUMBERS: dict[str, tuple[str, type, float, float]] = {
 }
 
 
-def parsed(line: str) -> tuple[str, dict[str, Any]]:
-    """The prompt of a line, and its flags as a Request names them. Raises ConfigError."""
+def parse_prompt_line(line: str) -> tuple[str, dict[str, Any]]:
+    """Splits a sample prompt line into its prompt and the settings of its flags. Raises ConfigError."""
     text, *rest = _FLAG.split(f" {line}")
     facts: dict[str, Any] = {}
     for flag, value in zip(rest[::2], rest[1::2], strict=True):

@@ -26,39 +26,41 @@ from trainer.lora_file.attach import start_from
 from trainer.lora_file.metadata import Training, metadata, thumbnail
 from trainer.lora_file.writer import save_lora
 from trainer.planning.plan import as_before, give_back_memory, peak_bytes, tile_before
-from trainer.runs.commands import StopSignal
-from trainer.runs.run import Run, sweep
+from trainer.runs.commands import CommandInbox
+from trainer.runs.run import Run, remove_temporary_files
 from trainer.sdxl.base import open_base
 from trainer.sdxl.text import Conditioning
+from trainer.sdxl.unet import predict
 from trainer.training import checkpoint as state
 from trainer.training.batches import Batches
-from trainer.training.caching import cache_latents, cache_set_aside, cache_text
-from trainer.training.ema import Average
+from trainer.training.caching import cache_latents, cache_text, cache_validation_latents
+from trainer.training.ema import EmaWeights
 from trainer.training.examples import resolution_of
-from trainer.training.feature_cache import Cache
-from trainer.training.live_preview import Between
-from trainer.training.metrics import Progress, only_if_finite, sent
-from trainer.training.noise import seed_of
+from trainer.training.feature_cache import FeatureCache
+from trainer.training.live_preview import LivePreview
+from trainer.training.metrics import DeferredMetrics, to_device, zero_grads_unless_finite
+from trainer.training.noise import position_seed
 from trainer.training.objective import objective_of
-from trainer.training.optim import build_optimizer, rate_factor, set_rate
-from trainer.training.preflight import planned_for
-from trainer.training.prior_preservation import with_base_answers
-from trainer.training.samples import Sampler, sample_is_due, sample_requests, sample_texts
+from trainer.training.optim import build_optimizer, learning_rate_factor, set_learning_rates
+from trainer.training.preflight import plan_training
+from trainer.training.prior_preservation import replace_targets_with_base
+from trainer.training.samples import TrainingSamples, sample_configs, sample_is_due, sample_prompts_of
 from trainer.training.text_conditioning import (
-    MAX_TEXTS,
-    Texts,
-    caption_reading,
-    drawable_captions,
-    sample_reading,
+    MAX_CACHED_PROMPTS,
+    TextConditioner,
+    caption_encoding,
+    sample_encoding,
+    training_captions,
 )
 from trainer.training.trackers import start_tracker, tracker_options
 from trainer.training.validation import Validation, save_step
-from trainer.training.verify_saved import check_saved
+from trainer.training.verify_saved import verify_saved
+from trainer.version import __version__
 
-TEXT_STAYS = f"captions will be drawn in more than {MAX_TEXTS} ways, so the text encoders stay in memory and read them step by step"
+TEXT_STAYS = f"captions will be drawn in more than {MAX_CACHED_PROMPTS} ways, so the text encoders stay in memory and read them step by step"
 
 
-def train(run: Run, models: Path, heard: int | None = None) -> str:
+def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
     """Trains a run to its end, or until it is told to stop: "finished" or "stopped".
 
     Goes on from the newest checkpoint when there is one. The same seed on the same machine gives the same bytes,
@@ -66,14 +68,14 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     Under `torchrun` every process calls it; only the first one's run speaks and writes.
 
     Args:
-        heard: how far into `commands.jsonl` an earlier process has read; what is said after it counts.
+        commands_offset: byte offset in `commands.jsonl`; commands before it are ignored. None: the current end.
     """
     config, manifest = run.config, run.manifest
     started = time.time()
-    stop = StopSignal(run, heard)
-    if run.speaks:
-        sweep(run)
-    run.say("started")
+    stop = CommandInbox(run, commands_offset)
+    if run.is_main_process:
+        remove_temporary_files(run)
+    run.emit("started", version=__version__)
 
     # 1 The base, frozen.
     device = find_device()
@@ -84,36 +86,38 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         cpu=device.type == "cpu", mixed_precision=mixed, **tracker_options(config, run.path)
     )
     start_tracker(accelerator, config)
-    run.say("stage", stage="opening the base", device=describe(device))
+    run.emit("stage", stage="opening the base", device=describe(device))
     objective = objective_of(config, base)
-    planned = planned_for(as_before(run), manifest, base, device, run.path.parent / ".cache")
+    planned = plan_training(as_before(run), manifest, base, device, run.path.parent / ".cache")
     chosen = planned.way.chosen(config)
-    run.say("planned", words=planned.line(), **planned.facts())
+    run.emit("planned", words=planned.line(), **planned.facts())
     trains_text = config.train_text_encoder_1 or config.train_text_encoder_2
     text_stops = math.floor(config.text_encoder_stop * config.steps) if trains_text else config.steps
 
     # 2 What frozen parts say of pictures and captions, from the cache on disk; then they leave memory.
-    cache = Cache(run.path.parent / ".cache", base.fingerprint, tile_before(run) or planned.way.encoding_tile)
-    pictures = cache_latents(run, manifest.trained, config, base, cache, device, stop)
+    cache = FeatureCache(
+        run.path.parent / ".cache", base.fingerprint, tile_before(run) or planned.way.encoding_tile
+    )
+    pictures = cache_latents(run, manifest.training_items, config, base, cache, device, stop)
     batches = Batches(pictures.items, pictures.buckets, config.batch, config.seed)
     captions = CaptionRules(config)
-    samples = sample_requests(config, manifest, base)
-    set_aside = cache_set_aside(run, manifest, config, base, cache, device, stop)
+    samples = sample_configs(config, manifest, base)
+    set_aside = cache_validation_latents(run, manifest, config, base, cache, device, stop)
     aside_captions = [captions.fixed(item) for item in set_aside.items]
-    reading = sample_reading(config, sample_texts(samples), base.tokenizers()[0])
+    reading = sample_encoding(config, sample_prompts_of(samples), base.tokenizers()[0])
     text: dict[str, Conditioning] = {}
     sample_text: dict[str, Conditioning] = {}
     drawable: set[str] | None = set()
     if not trains_text and pictures.items:
-        drawable = drawable_captions(
+        drawable = training_captions(
             captions, batches, config.steps * config.accumulation * accelerator.num_processes
         )
         text = cache_text(
-            run, {*(drawable or ()), *aside_captions, ""}, caption_reading(config), base, cache, device, stop
+            run, {*(drawable or ()), *aside_captions, ""}, caption_encoding(config), base, cache, device, stop
         )
-        sample_text = cache_text(run, sample_texts(samples), reading, base, cache, device, stop)
+        sample_text = cache_text(run, sample_prompts_of(samples), reading, base, cache, device, stop)
     if drawable is None:
-        run.say("problem", message=TEXT_STAYS)
+        run.emit("problem", message=TEXT_STAYS)
     if told_to_stop(accelerator, stop):
         return "stopped"  # the caches keep what was done
 
@@ -123,8 +127,8 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     reads_text = trains_text or drawable is None
     encoders: Any = base.text_encoders(device, torch.float32) if reads_text else None
     tokenizers = base.tokenizers() if reads_text else None
-    texts = Texts(text, encoders, tokenizers, caption_reading(config), are_trained=trains_text)
-    sample_texts_of = Texts(sample_text, encoders, tokenizers, reading, are_trained=trains_text)
+    texts = TextConditioner(text, encoders, tokenizers, caption_encoding(config), are_trained=trains_text)
+    sample_texts_of = TextConditioner(sample_text, encoders, tokenizers, reading, are_trained=trains_text)
     adapter = Adapter(dropout_of(config))
     models_of = {
         "unet": unet,
@@ -136,7 +140,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     if config.start_from and (Path(config.start_from).exists() or not state.checkpoints(run)):
         left_out = start_from(Path(config.start_from), adapter)
         if left_out:
-            run.say("problem", message=left_out)
+            run.emit("problem", message=left_out)
     recompute(unet, chosen.gradient_checkpointing)
     if compiles(chosen, unet):
         compile_blocks(unet, run.path.parent / ".cache" / "compiled")
@@ -150,23 +154,23 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
 
     # 5 Resume.
     plain_optimizer = getattr(optimizer, "optimizer", optimizer)
-    average = Average(adapter, plain_optimizer, config.ema_decay)
+    average = EmaWeights(adapter, plain_optimizer, config.ema_decay)
     first, damaged = state.load_newest(run, adapter, plain_optimizer, average, accelerator.scaler)
     for name in damaged:
-        run.say("problem", message=f"checkpoint {name} is damaged and was passed over")
+        run.emit("problem", message=f"checkpoint {name} is damaged and was passed over")
     if first:
-        run.say("stage", stage="resuming", done=first, total=config.steps)
-    sampler = Sampler(run, config, base, samples, unet, adapter, sample_texts_of, planned.way.room)
-    between = Between(sampler, stop, average)
+        run.emit("stage", stage="resuming", done=first, total=config.steps)
+    sampler = TrainingSamples(run, config, base, samples, unet, adapter, sample_texts_of, planned.way.room)
+    between = LivePreview(sampler, stop, average)
     validation = Validation(run, set_aside, aside_captions, objective, texts, unet, adapter, first)
 
-    keeper = state.Keeper(run, config.keep_checkpoints)
+    keeper = state.CheckpointWriter(run, config.keep_checkpoints)
 
     def keep(step: int) -> None:
         spare = validation.best_step  # whatever its age
         keeper.write(state.snapshot(step, adapter, plain_optimizer, average, accelerator.scaler), spare=spare)
 
-    if first == 0 and run.speaks:
+    if first == 0 and run.is_main_process:
         if config.sample_at_start:
             sampler.at_step(0)
         if validation.is_on:
@@ -175,14 +179,14 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
     # 6 The loop.
     vectors = adapter.vectors()
     adapter.zero_grad()
-    progress, spill = Progress(device, first, config.steps), SpillWatch(device)
+    progress, spill = DeferredMetrics(device, first, config.steps), SpillWatch(device)
     step, stopped = first, False
     while step < config.steps:
         if told_to_stop(accelerator, stop):
             stopped = True
             break
         between.answer()
-        set_rate(optimizer, group_rates, rate_factor(config, step))
+        set_learning_rates(optimizer, group_rates, learning_rate_factor(config, step))
         loss_sum = torch.zeros((), device=device)
         for micro in range(config.accumulation):
             # Each process takes its own batch of the same order.
@@ -190,7 +194,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
                 step * config.accumulation + micro
             ) * accelerator.num_processes + accelerator.process_index
             batch = pictures.draw(batches.at(position), config.seed, position)
-            draw_from = torch.Generator().manual_seed(seed_of(config.seed, position))
+            draw_from = torch.Generator().manual_seed(position_seed(config.seed, position))
             adapter.dropout.batch_seed = (config.seed << 32) + position
             latents = batch.latents(draw_from)
             noise_NCHW = objective.noise(latents.shape, draw_from)
@@ -204,14 +208,14 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
             ]
             wanted = (texts.of(prompts) if step < text_stops else texts.settled(prompts)).to(device, dtype)
 
-            noisy = sent(objective.noisy(latents, noise_NCHW, timesteps, draw_from), device, dtype)
-            answer = sent(objective.target(latents, noise_NCHW, timesteps), device)
-            weights = sent(
+            noisy = to_device(objective.noisy(latents, noise_NCHW, timesteps, draw_from), device, dtype)
+            answer = to_device(objective.target(latents, noise_NCHW, timesteps), device)
+            weights = to_device(
                 objective.weight(timesteps) * batch.weights(base_prior, config.prior_weight), device
             )
             mask = batch.masks(base_prior)
-            time_ids = sent(batch.time_ids(), device, dtype)
-            answer = with_base_answers(
+            time_ids = to_device(batch.time_ids(), device, dtype)
+            answer = replace_targets_with_base(
                 answer,
                 base_prior,
                 prompts,
@@ -223,10 +227,9 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
                 time_ids=time_ids,
             )
 
-            added = {"text_embeds": wanted.pooled_NP, "time_ids": time_ids}
-            predicted = unet(noisy, sent(timesteps, device), wanted.text_NTD, added_cond_kwargs=added).sample
+            predicted = predict(unet, noisy, to_device(timesteps, device), wanted, time_ids)
             error_N = objective.error(
-                predicted.float(), answer, timesteps, None if mask is None else sent(mask, device)
+                predicted.float(), answer, timesteps, None if mask is None else to_device(mask, device)
             )
             # A bucket's last batch may be smaller: its pictures count as much as all others.
             loss = (weights * error_N).sum() / (config.batch * config.accumulation)
@@ -249,7 +252,7 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
                 keeper.settle()
                 raise
         elif norm is not None:
-            only_if_finite(vectors, norm)
+            zero_grads_unless_finite(vectors, norm)
         if step >= text_stops:  # neither decay nor momentum moves what has no gradient
             for parameter in text_parameters(adapter, groups):
                 parameter.grad = None
@@ -264,38 +267,42 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         for facts, seconds in told:
             slow = spill.look(seconds)
             if slow:
-                run.say("problem", message=slow)
-            run.say("step", **facts)
+                run.emit("problem", message=slow)
+            run.emit("step", **facts)
             accelerator.log(
                 {"loss": facts["loss"], "learning_rate": facts["learning_rate"]}, step=facts["step"]
             )
-        if run.speaks and validation.is_on and (step % config.validation_every == 0 or step == config.steps):
+        if (
+            run.is_main_process
+            and validation.is_on
+            and (step % config.validation_every == 0 or step == config.steps)
+        ):
             with average.shown():
                 validation.measure(step)
             accelerator.log({"validation_loss": validation.curve[step]}, step=step)
-        if run.speaks and (
+        if run.is_main_process and (
             step % config.checkpoint_every == 0 or step in (config.steps, validation.best_step)
         ):
             keep(step)
         batches_seen = (config.accumulation * accelerator.num_processes * done for done in (step - 1, step))
         if (
-            run.speaks
+            run.is_main_process
             and step < config.steps
             and sample_is_due(config, step, *(seen // batches.per_epoch for seen in batches_seen))
         ):
             with average.shown():
                 sampler.at_step(step)
 
-    if not run.speaks:
+    if not run.is_main_process:
         return "stopped" if stopped else "finished"
     if stopped and step > 0 and step % config.checkpoint_every:
         keep(step)
     keeper.close()
-    if stopped and (stop.by_signal or step == 0):
+    if stopped and (stop.stopped_by_signal or step == 0):
         return "stopped"  # told by the system: leave at once, `resume` goes on
 
     # 7 The file, its check, then the word that it is there; pictures come after, so that they can't cost the file.
-    run.say("stage", stage="saving")
+    run.emit("stage", stage="saving")
     average.settle()
     training = Training(
         base_name=base.name,
@@ -318,24 +325,24 @@ def train(run: Run, models: Path, heard: int | None = None) -> str:
         with contextlib.suppress(DatasetError):  # moved away since the start: no reason to lose the file
             facts["modelspec.thumbnail"] = thumbnail(open_picture(Path(pictures.items[0].path)))
     save_lora(run.lora_file, adapter, facts, format=config.format)
-    run.say("saved", sync=True, file=run.lora_file.name, step=step)
+    run.emit("saved", sync=True, file=run.lora_file.name, step=step)
     if validation.is_on:
         advice = validation.advice(step)
         if advice["step"] != step:
             save_step(run, advice["step"], adapter, facts, form=config.format)
-        run.say("advice", sync=True, **advice)
+        run.emit("advice", sync=True, **advice)
     plain_optimizer.state.clear()  # its moments leave memory before pictures need it
     give_back_memory()
-    run.say("checked", sync=True, **check_saved(run, sampler, models_of))
+    run.emit("checked", sync=True, **verify_saved(run, sampler, models_of))
     give_back_memory()
-    run.say("strip", pictures=sampler.at_end())
-    run.say("memory", peak=peak_bytes(device), planned=planned.peak)
+    run.emit("strip", pictures=sampler.at_end())
+    run.emit("memory", peak=peak_bytes(device), planned=planned.peak)
     return "stopped" if stopped else "finished"
 
 
-def told_to_stop(accelerator: Accelerator, stop: StopSignal) -> bool:
+def told_to_stop(accelerator: Accelerator, stop: CommandInbox) -> bool:
     """Whether any process has heard it: all leave at the same step."""
-    asked = stop.asked()
+    asked = stop.stop_requested()
     if accelerator.num_processes == 1:
         return asked
     heard = torch.tensor(float(asked), device=accelerator.device)
@@ -354,5 +361,5 @@ def keep_good_weights(
 ) -> None:
     """Before a failure is told: a checkpoint of the last step whose loss was a number."""
     finite = all(bool(torch.isfinite(vector).all()) for vector in adapter.vectors())
-    if run.speaks and finite and step > first:
+    if run.is_main_process and finite and step > first:
         keep(step)

@@ -14,10 +14,10 @@ from PIL import Image
 
 from tests.conftest import MODELS
 from trainer.errors import ConfigError
-from trainer.sampling.images import Drawn, save_picture
+from trainer.sampling.images import GeneratedImage, save_image
 from trainer.sampling.pipeline import WarmBase
 from trainer.sampling.sampler import scheduler_for
-from trainer.sampling_config import SAMPLERS, Request, picture_name, request_from
+from trainer.sampling_config import SAMPLERS, SamplingConfig, picture_name, sampling_config_from
 from trainer.sdxl.base import open_base
 
 ANYTHING = st.one_of(
@@ -30,10 +30,10 @@ ANYTHING = st.one_of(
 )
 
 
-@given(values=st.dictionaries(st.sampled_from([*Request.__dataclass_fields__, "command"]), ANYTHING))
+@given(values=st.dictionaries(st.sampled_from([*SamplingConfig.__dataclass_fields__, "command"]), ANYTHING))
 def test_whatever_is_asked_is_a_request_within_its_bounds_or_a_sentence(values):
     try:
-        request = request_from(values)
+        request = sampling_config_from(values)
     except ConfigError as error:
         assert str(error)
         return
@@ -69,23 +69,25 @@ def test_a_sampler_ends_at_the_picture_that_the_base_predicts(sampler: str, pred
 
 def test_rows_of_a_prompt_draw_the_same_noise_also_in_later_steps():
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
-    request = Request(
+    request = SamplingConfig(
         prompts=("a cat",), strengths=(0.0, 1.0), sampler="euler_a", steps=2
     )  # without a LoRA a strength means nothing
     first, second = (cell.picture for cell in warm.draw(None, request))
     assert first.tobytes() == second.tobytes()
     assert (
         first.tobytes()
-        != warm.draw(None, Request(prompts=("a cat",), strengths=(0.0, 1.0), steps=2))[0].picture.tobytes()
+        != warm.draw(None, SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), steps=2))[
+            0
+        ].picture.tobytes()
     )
 
 
 def test_a_picture_names_its_sampler_and_every_lora_as_a1111_does(tmp_path: Path):
-    request = Request(
+    request = SamplingConfig(
         prompts=("a cat",), negative="blurry", sampler="dpmpp_2m_karras", steps=7, guidance=4.5, seed=3
     )
-    cell = Drawn(prompt_index=0, strength=0.5, picture=Image.new("RGB", (64, 64)))
-    save_picture(
+    cell = GeneratedImage(prompt_index=0, strength=0.5, picture=Image.new("RGB", (64, 64)))
+    save_image(
         cell, request, tmp_path / "a.png", base="tiny", loras=[("ink", 1.0), ("wash", 0.5), ("none", 0.0)]
     )
     assert Image.open(tmp_path / "a.png").text["parameters"] == (

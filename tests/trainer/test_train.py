@@ -132,14 +132,14 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(
         unbroken = make(tmp_path / "unbroken", pictures, **settings)
         train(unbroken, MODELS)
     broken = make(tmp_path / "broken", pictures, **settings)
-    say = run.Run.say
+    emit = run.Run.emit
 
     def stop_at_three(self, kind, **facts):
-        say(self, kind, **facts)
+        emit(self, kind, **facts)
         if kind == "step" and facts["step"] == 3:  # between two checkpoints
             events.append(self.commands, "stop")
 
-    monkeypatch.setattr(run.Run, "say", stop_at_three)
+    monkeypatch.setattr(run.Run, "emit", stop_at_three)
     assert train(broken, MODELS) == "stopped"
     monkeypatch.undo()
     assert state.checkpoints(broken)[0].name == "step-3" and broken.lora_file.is_file()
@@ -171,17 +171,17 @@ def test_the_file_holds_the_average_and_the_checkpoint_both(tmp_path: Path, sett
 
 DIES_AT_THREE = """
 import os, signal
-from trainer import run
+from trainer.runs import run
 from trainer.__main__ import main
 
-say = run.Run.say
+emit = run.Run.emit
 
-def say_and_die(self, kind, **facts):
-    say(self, kind, **facts)
+def emit_and_die(self, kind, **facts):
+    emit(self, kind, **facts)
     if kind == "step" and facts["step"] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
-run.Run.say = say_and_die
+run.Run.emit = emit_and_die
 main()
 """
 
@@ -198,14 +198,14 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole: run.Run, tmp_path: Path):
 
 def test_sigterm_finishes_the_step_saves_and_leaves(tmp_path: Path, monkeypatch):
     made = make(tmp_path / "run", steps=500, checkpoint_every=400)
-    say = run.Run.say
+    emit = run.Run.emit
 
     def told_to_leave(self, kind, **facts):
-        say(self, kind, **facts)
+        emit(self, kind, **facts)
         if kind == "step" and facts["step"] == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(run.Run, "say", told_to_leave)
+    monkeypatch.setattr(run.Run, "emit", told_to_leave)
     trainer("resume", made.path)
     said = events.read(made.events)[0]
     last = max(e["step"] for e in said if e["kind"] == "step")
@@ -365,9 +365,9 @@ def test_an_output_that_holds_a_run_is_not_overwritten(ink_run: Path):
 
 def test_stop_is_heard_while_libraries_load_and_pictures_are_cached(tmp_path: Path):
     made = make(tmp_path / "run", steps=1)
-    heard = events.read(made.commands)[1]
+    offset = events.read(made.commands)[1]
     events.append(made.commands, "stop")
-    assert train(made, MODELS, heard) == "stopped" and not made.lora_file.exists()
+    assert train(made, MODELS, offset) == "stopped" and not made.lora_file.exists()
     assert not [e for e in events.read(made.events)[0] if e.get("stage") == "caching pictures"]
     assert train(made, MODELS) == "finished"  # an earlier stop is done with
 
@@ -418,7 +418,7 @@ def test_a_full_disk_for_samples_does_not_end_the_training(tmp_path: Path, monke
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.training.samples.save_picture", full)
+    monkeypatch.setattr("trainer.training.samples.save_image", full)
     assert train(made, MODELS) == "finished" and made.lora_file.is_file()
     assert any("disk did not suffice" in e.get("message", "") for e in events.read(made.events)[0])
 
@@ -473,7 +473,7 @@ def test_text_read_as_it_comes_trains_to_the_same_bytes_as_text_prepared(tmp_pat
     drawn = {"steps": 3, "shuffle_tags": True, "tag_dropout": 0.2}
     prepared = make(tmp_path / "prepared", **drawn)
     train(prepared, MODELS)
-    monkeypatch.setattr("trainer.training.text_conditioning.MAX_TEXTS", 3)
+    monkeypatch.setattr("trainer.training.text_conditioning.MAX_CACHED_PROMPTS", 3)
     as_it_comes = make(tmp_path / "as_it_comes", **drawn)
     train(as_it_comes, MODELS)
     assert weights(as_it_comes) == weights(prepared)

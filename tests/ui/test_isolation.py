@@ -93,8 +93,8 @@ def fill(project: Path, training: Path) -> None:
     made = run.create(training, TrainConfig(name=TRAINING, base="tiny-sdxl"), scan(project))
     (training / "project.json").write_text(json.dumps({"project": PROJECT}))
     Image.new("RGB", (64, 64), "purple").save(made.samples / "p00_s1.00.png")
-    made.say("sample", step=1, prompt=WORDS, file="p00_s1.00.png", strength=1.0, made=1)
-    made.say("finished")
+    made.emit("sample", step=1, prompt=WORDS, file="p00_s1.00.png", strength=1.0, made=1)
+    made.emit("finished")
     rank = {
         "ss_network_dim": "1",
         "ss_network_alpha": "1",
@@ -357,7 +357,7 @@ def test_a_new_user_begins_with_the_sample_set_of_their_own(house: House):
     root = house.guard.studio.datasets
     assert (root / "_users" / "ben" / "ink-emoji" / "owl.txt").read_text() == "bens owl\n"
     assert "bens owl" not in (root / "ink-emoji" / "owl.txt").read_text()
-    assert house.guard.studio.projects.names() == []  # what is in the page before anybody asks
+    assert house.guard.studio.initial.projects.names() == []  # what is in the page before anybody asks
 
 
 def test_routes_and_doors_agree(house: House):
@@ -412,7 +412,7 @@ def test_the_mark_of_a_section_changes_with_what_it_shows(house: House):
     )
     assert {name for name, mark in marks().items() if mark != before[name]} >= {"made", "try_it", "library"}
     (made.path / "project.json").write_text(json.dumps({"project": PROJECT}))
-    made.say("step", step=1, steps=9, loss=0.1)
+    made.emit("step", step=1, steps=9, loss=0.1)
     started = marks()
-    made.say("step", step=2, steps=9, loss=0.1)
+    made.emit("step", step=2, steps=9, loss=0.1)
     assert {name for name, mark in marks().items() if mark != started[name]} == {"train"}

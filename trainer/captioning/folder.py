@@ -9,15 +9,15 @@ from trainer.atomic_files import write_atomically
 from trainer.captioning_config import CaptionOptions, Describe
 from trainer.dataset.captions import metadata_captions, one_line, sidecar_lines
 from trainer.dataset.pictures import open_picture
-from trainer.dataset.scan import pictures_in, places
+from trainer.dataset.scan import picture_folders, pictures_in
 from trainer.errors import DatasetError
 from trainer.headers.captioner import WD_TAGGER, Captioner
-from trainer.runs.commands import StopSignal
+from trainer.runs.commands import CommandInbox
 from trainer.runs.run import Run
 
 
 @dataclass(frozen=True)
-class Work:
+class CaptioningTask:
     """What is captioned, by which model, and how."""
 
     folder: Path
@@ -25,7 +25,7 @@ class Work:
     options: CaptionOptions
 
 
-def caption_folder(run: Run, work: Work, stop: StopSignal, done: set[str]) -> str:
+def caption_folder(run: Run, work: CaptioningTask, stop: CommandInbox, done: set[str]) -> str:
     """Writes a `.txt` beside each picture that is to have one; "finished" or "stopped". What it does is said to the run.
 
     Args:
@@ -38,30 +38,30 @@ def caption_folder(run: Run, work: Work, stop: StopSignal, done: set[str]) -> st
     wanted = pictures_wanted(run, work)
     left = [path for path in wanted if _name(path, work) not in done]
     total, problems = len(wanted), []
-    if left and not stop.asked():
-        run.say("stage", stage="loading the model", done=0, total=0)
+    if left and not stop.stop_requested():
+        run.emit("stage", stage="loading the model", done=0, total=0)
         describe = load(work.captioner, work.options)
     for start in range(0, len(left), work.options.batch):
-        if stop.asked():
+        if stop.stop_requested():
             return "stopped"
-        run.say("stage", stage="captioning", done=total - len(left) + start, total=total)
+        run.emit("stage", stage="captioning", done=total - len(left) + start, total=total)
         for problem in _batch(run, work, describe, left[start : start + work.options.batch]):
             problems.append(problem)
-            run.say("problem", message=problem)
-    run.say("stage", stage="captioning", done=total, total=total)
+            run.emit("problem", message=problem)
+    run.emit("stage", stage="captioning", done=total, total=total)
     if left and len(problems) == total:
         raise DatasetError(f"no picture of {work.folder.name} could be captioned: {problems[0]}")
     return "finished"
 
 
-def pictures_wanted(run: Run, work: Work) -> list[Path]:
+def pictures_wanted(run: Run, work: CaptioningTask) -> list[Path]:
     """Pictures of the folder, and of its `NN_name` sub-folders, that are to be captioned. Raises DatasetError."""
     if not work.folder.is_dir():
         raise DatasetError(
             f"{work.folder.name or work.folder} is not a folder; give the folder that holds your pictures"
         )
     wanted, any_picture = [], False
-    for place, _, _ in places(work.folder):
+    for place, _, _ in picture_folders(work.folder):
         listed, problems = metadata_captions(place)
         pictures, odd = pictures_in(place)
         owners: dict[Path, Path] = {}  # of caption files: art.png and art.jpg would share one
@@ -79,7 +79,7 @@ def pictures_wanted(run: Run, work: Work) -> list[Path]:
             if work.options.overwrite or not written:
                 wanted.append(path)
         for problem in problems + odd:
-            run.say("problem", message=problem)
+            run.emit("problem", message=problem)
     if not any_picture:
         raise DatasetError(
             f"{work.folder.name} holds no picture to caption (png, jpg, webp, bmp, tiff, gif or avif)"
@@ -98,7 +98,7 @@ def load(captioner: Captioner, options: CaptionOptions) -> Describe:
     return load_describer(captioner, options)
 
 
-def _batch(run: Run, work: Work, describe: Describe, paths: list[Path]) -> list[str]:
+def _batch(run: Run, work: CaptioningTask, describe: Describe, paths: list[Path]) -> list[str]:
     """Captions some pictures; what went wrong with the others."""
     pictures, problems = {}, []
     for path in paths:
@@ -123,9 +123,9 @@ def _batch(run: Run, work: Work, describe: Describe, paths: list[Path]) -> list[
             raise DatasetError(
                 f"{path.stem}.txt can't be written ({error.strerror}); check the disk and the folder"
             ) from None
-        run.say("captioned", name=_name(path, work), caption=caption)
+        run.emit("captioned", name=_name(path, work), caption=caption)
     return problems
 
 
-def _name(path: Path, work: Work) -> str:
+def _name(path: Path, work: CaptioningTask) -> str:
     return path.relative_to(work.folder).as_posix()

@@ -5,5 +5,7 @@ from typing import Annotated
 
 import typer
 
-MODELS = Path(__file__).resolve().parent.parent.parent / "models"
+from trainer.data_folders import data_folders
+
+MODELS = data_folders().models
 ModelsOption = Annotated[Path, typer.Option(help="Folder of base models.")]

@@ -48,9 +48,9 @@ def check(
 @app.command("list")
 def list_bases(models: ModelsOption = DEFAULT_MODELS) -> None:
     """Name the base models under the models folder."""
-    from trainer.headers.base_model import found_bases
+    from trainer.headers.base_model import list_base_models
 
-    for name in found_bases(models):
+    for name in list_base_models(models):
         typer.echo(name)
 
 

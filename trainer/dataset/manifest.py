@@ -36,12 +36,12 @@ class Manifest:
     problems: tuple[str, ...] = ()
 
     @property
-    def trained(self) -> tuple[Item, ...]:
+    def training_items(self) -> tuple[Item, ...]:
         """All but the pictures set aside."""
         return tuple(item for item in self.items if item.role != "validation")
 
     @property
-    def set_aside(self) -> tuple[Item, ...]:
+    def validation_items(self) -> tuple[Item, ...]:
         return tuple(item for item in self.items if item.role == "validation")
 
     def to_json(self) -> dict[str, Any]:

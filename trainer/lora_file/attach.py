@@ -18,9 +18,9 @@ from trainer.adapter.lycoris import is_whole, product
 from trainer.errors import LoraFileError
 from trainer.headers.lora import BUNDLED, MAX_HEADER, bundled_notice
 from trainer.headers.safetensors import read_header
-from trainer.lora_file.endings import split_key
 from trainer.lora_file.matrices import Matrices, fitted, mixed, scale_of
-from trainer.lora_file.names import accepted_names
+from trainer.lora_file.module_names import accepted_names
+from trainer.lora_file.tensor_names import split_key
 
 LABELS = {
     "lora": "LoRA",

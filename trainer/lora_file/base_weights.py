@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from trainer.errors import BaseError
-from trainer.lora_file.layout import Layout, Shape, sdxl
+from trainer.lora_file.sdxl_modules import Layout, Shape, sdxl
 from trainer.sdxl.ldm_names import Source, original_source
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")

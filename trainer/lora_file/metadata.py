@@ -21,7 +21,8 @@ from safetensors.torch import save
 
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
-from trainer.lora_file.endings import network_facts
+from trainer.lora_file.tensor_names import network_facts
+from trainer.version import SOFTWARE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,7 @@ def _modelspec(config: TrainConfig, training: Training) -> dict[str, str]:
     facts = {
         "sai_model_spec": "1.0.1",
         "architecture": "stable-diffusion-xl-v1-base/lora",
-        "implementation": "https://github.com/Stability-AI/generative-models",
+        "implementation": SOFTWARE,
         "title": config.title or config.name,
         "resolution": f"{side}x{side}",
         "date": datetime.fromtimestamp(training.finished, UTC).isoformat(timespec="seconds"),

@@ -18,10 +18,10 @@ import torch
 from trainer.adapter.lycoris import is_whole, product
 from trainer.errors import LoraFileError
 from trainer.headers.lora import BUNDLED
-from trainer.lora_file import endings as forms
+from trainer.lora_file import tensor_names as forms
 from trainer.lora_file.attach import LABELS
 from trainer.lora_file.container import Container, open_lora
-from trainer.lora_file.layout import names, sdxl
+from trainer.lora_file.sdxl_modules import names, sdxl
 
 DOWN, UP, ALPHA, DORA = "down", "up", "alpha", "dora_scale"  # roles of tensors, as forms.py names them
 PART_LABELS = {"unet": "UNet", "text_encoder": "text encoder 1", "text_encoder_2": "text encoder 2"}

@@ -12,9 +12,9 @@ from safetensors.torch import save
 from trainer.adapter.lora import Adapter
 from trainer.atomic_files import write_atomically
 from trainer.errors import ConfigError, LoraFileError
-from trainer.lora_file.endings import ending
 from trainer.lora_file.metadata import with_hashes
-from trainer.lora_file.names import diffusers_name, kohya_name
+from trainer.lora_file.module_names import diffusers_name, kohya_name
+from trainer.lora_file.tensor_names import ending
 
 
 def kohya_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:

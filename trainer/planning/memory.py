@@ -26,8 +26,8 @@ from trainer.adapter.lora import Adapter
 from trainer.adapter.targets import layer_sizes
 from trainer.config import TrainConfig
 from trainer.hardware.activation_checkpointing import recompute
-from trainer.lora_file.endings import ending
-from trainer.lora_file.names import kohya_name
+from trainer.lora_file.module_names import kohya_name
+from trainer.lora_file.tensor_names import ending
 from trainer.sdxl.latents import encoding_tile_of, set_tile, tile_of, vae_scale_factor
 from trainer.sdxl.quantised import quantisable
 from trainer.sdxl.weights import build

@@ -16,7 +16,7 @@ DIR/
 It says: {"kind": "started"}, {"kind": "stage", "stage": "captioning", "done": 3, "total": 24},
 {"kind": "captioned", "name": "a.png", "caption": "..."} (the `.txt` is on disk by then; `name` is the path in the folder, with /),
 {"kind": "problem", "message"}, {"kind": "ended", "how": "finished" | "stopped" | "failed", "message"}.
-Started again, a job goes on with what is left. A page offers `models.found_captioners` and the fields of `options.options_for(kind)`,
+Started again, a job goes on with what is left. A page offers `models.list_captioners` and the fields of `options.options_for(kind)`,
 and takes no other model: a job opens whatever folder it names. A job never downloads.
 """
 
@@ -36,7 +36,7 @@ from trainer.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class CaptioningView:
     """What a page shows of a job, folded from its events."""
 
     stage: str = ""
@@ -70,9 +70,9 @@ def read(path: Path) -> tuple[Path, str, CaptionOptions]:
     return folder, model, options_from(facts)
 
 
-def fold(view: View, fresh: list[dict[str, Any]]) -> View:
+def fold(view: CaptioningView, fresh: list[dict[str, Any]]) -> CaptioningView:
     """The view after `fresh` events."""
-    facts = {name: getattr(view, name) for name in View.__dataclass_fields__}
+    facts = {name: getattr(view, name) for name in CaptioningView.__dataclass_fields__}
     facts["captions"] = dict(view.captions)
     for event in fresh:
         match event["kind"]:
@@ -90,4 +90,4 @@ def fold(view: View, fresh: list[dict[str, Any]]) -> View:
                 facts["problems"] += (event["message"],)
             case "ended":
                 facts |= {"ended": event["how"], "message": event.get("message", "")}
-    return View(**facts)
+    return CaptioningView(**facts)

@@ -1,35 +1,64 @@
-"""How a running training hears what it is told: to stop, and to draw."""
+"""The commands that a running job receives: from the operating system by signals, from the page by `commands.jsonl`.
+
+Lines of commands.jsonl, one JSON object each (trainer/runs/events.py), appended by the page and never removed:
+
+{"kind": "stop", "time": 1795500000.0}                                  end after the current step and save
+{"kind": "draw", "id": "...", "request": {...}, "out": "/.../drawn/1"}  sample images (trainer/runs/draw_protocol.py)
+{"kind": "cancel", "id": "..."}                                         cancel one draw request
+
+SIGTERM and SIGINT (Ctrl-C) count as "stop" once; the second signal raises KeyboardInterrupt at once.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+from types import FrameType
 from typing import Any
 
 from trainer.runs import events
 from trainer.runs.run import Run
 
 
-class StopSignal:
-    """Told to stop by the system (SIGTERM, Ctrl-C) or by the page (a line in commands.jsonl)."""
+class CommandInbox:
+    """Collects the commands of one run: stop, draw requests and cancellations.
 
-    def __init__(self, run: Run, heard: int | None = None) -> None:
-        self.run, self.by_signal, self.by_page = run, False, False
-        self.wishes: list[dict[str, Any]] = []  # pictures that are asked for (trainer/runs/draw_protocol.py)
+    Attributes:
+        stopped_by_signal: SIGTERM or SIGINT was received.
+        stopped_by_command: a "stop" line was read from commands.jsonl.
+        draw_requests: "draw" commands that nobody has served yet; the consumer removes what it takes.
+        cancelled: ids of cancelled draw requests.
+    """
+
+    def __init__(self, run: Run, commands_offset: int | None = None) -> None:
+        """Installs handlers of SIGTERM and SIGINT when called in the main thread.
+
+        Args:
+            commands_offset: byte offset in commands.jsonl; commands before it are ignored. None: its current end.
+        """
+        self.run = run
+        self.stopped_by_signal = False
+        self.stopped_by_command = False
+        self.draw_requests: list[dict[str, Any]] = []
         self.cancelled: set[str] = set()
-        self.offset = events.read(run.commands)[1] if heard is None else heard
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._heard)
-            signal.signal(signal.SIGINT, self._heard)
+        self._offset = events.read(run.commands)[1] if commands_offset is None else commands_offset
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            signal.signal(signal.SIGTERM, self._on_signal)
+            signal.signal(signal.SIGINT, self._on_signal)
 
-    def _heard(self, number: int, frame: Any) -> None:
-        if self.by_signal:  # the second time means now
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped_by_signal:
             raise KeyboardInterrupt
-        self.by_signal = True
+        self.stopped_by_signal = True
 
-    def asked(self) -> bool:
-        commands, self.offset = events.read(self.run.commands, self.offset)
-        self.by_page = self.by_page or any(command["kind"] == "stop" for command in commands)
-        self.wishes += [command for command in commands if command["kind"] == "draw" and "id" in command]
-        self.cancelled |= {str(command.get("id")) for command in commands if command["kind"] == "cancel"}
-        return self.by_signal or self.by_page
+    def stop_requested(self) -> bool:
+        """Reads new commands and returns True once the run must stop."""
+        commands, self._offset = events.read(self.run.commands, self._offset)
+        for command in commands:
+            if command["kind"] == "stop":
+                self.stopped_by_command = True
+            elif command["kind"] == "draw" and "id" in command:
+                self.draw_requests.append(command)
+            elif command["kind"] == "cancel":
+                self.cancelled.add(str(command.get("id")))
+        return self.stopped_by_signal or self.stopped_by_command

@@ -14,10 +14,10 @@ from typing import Any
 
 from trainer.errors import TrainerError, lacks_memory
 from trainer.runs.run import Run
-from trainer.sampling_config import Request, request_from
+from trainer.sampling_config import SamplingConfig, sampling_config_from
 
 FRAME = "frame.png"  # in `out` while it is drawn: a rough picture of what is coming
-ANSWERS = ("drawn", "cancelled", "failed")
+OUTCOMES = ("drawn", "cancelled", "failed")
 OnStep = Callable[[int, int], None]
 
 
@@ -25,11 +25,11 @@ class Cancelled(Exception):
     """Raised between two denoising steps of a drawing that is no longer wanted."""
 
 
-def answer(
+def serve_request(
     owner: Run,
     wish: dict[str, Any],
     is_cancelled: Callable[[str], bool],
-    draw: Callable[[Request, Path, OnStep], list[Path]],
+    draw: Callable[[SamplingConfig, Path, OnStep], list[Path]],
 ) -> None:
     """Draws one wish and says how it goes in the owner's events; whatever is wrong with it, the caller goes on.
 
@@ -42,17 +42,17 @@ def answer(
     def on_step(done: int, total: int) -> None:
         if is_cancelled(name):
             raise Cancelled
-        owner.say("drawing", id=name, done=done, total=total)
+        owner.emit("drawing", id=name, done=done, total=total)
 
     try:
-        request = request_from(wish["request"])
+        request = sampling_config_from(wish["request"])
         on_step(0, request.steps)
         paths = draw(request, Path(wish["out"]), on_step)
-        owner.say("drawn", sync=True, id=name, pictures=[path.name for path in paths])
+        owner.emit("drawn", sync=True, id=name, pictures=[path.name for path in paths])
     except Cancelled:
-        owner.say("cancelled", sync=True, id=name)
+        owner.emit("cancelled", sync=True, id=name)
     except TrainerError as error:
-        owner.say("failed", sync=True, id=name, message=str(error))
+        owner.emit("failed", sync=True, id=name, message=str(error))
     except Exception as error:  # one bad wish must cost neither the warm base nor a training
         lacked = "memory" if lacks_memory(error) else "disk" if isinstance(error, OSError) else ""
         words = (
@@ -60,7 +60,7 @@ def answer(
             if lacked
             else ""
         )
-        owner.say(
+        owner.emit(
             "failed",
             sync=True,
             id=name,

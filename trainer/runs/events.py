@@ -94,7 +94,7 @@ class View:
     message: str = ""
     cause: str = ""  # of a failure, one of trainer/runs/failures.py's
     remedy: dict[str, Any] = field(default_factory=dict)  # {setting: value} that would mend it
-    heard: float = 0.0  # when the last event was written, in seconds since 1970
+    last_event_at: float = 0.0  # seconds since 1970
     rev: int = field(default=0)
 
 
@@ -104,7 +104,7 @@ def fold(view: View, events: list[dict[str, Any]]) -> View:
     losses = list(view.losses)
     for event in events:
         facts["rev"] += 1
-        facts["heard"] = event.get("time", 0.0)
+        facts["last_event_at"] = event.get("time", 0.0)
         match event["kind"]:
             case "started":
                 facts |= {"ended": None, "message": "", "cause": "", "remedy": {}, "stage": "starting"}

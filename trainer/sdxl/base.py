@@ -17,7 +17,7 @@ from trainer.headers.base_model import (
     Checkpoint,
     folder_config,
     folder_configs,
-    found_bases,
+    list_base_models,
     read_checkpoint,
     vae_scale_factor,
 )
@@ -96,7 +96,7 @@ def open_base(reference: str, models: Path) -> Base:
     """
     path = _found(reference, models)
     if path is None:
-        known = found_bases(models)
+        known = list_base_models(models)
         there = f"; under {models.name}/ there is {', '.join(known)}" if known else ""
         fetch = (
             f", or fetch it first: python -m trainer base fetch {reference}" if _is_hub_id(reference) else ""

@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 
 from trainer.config import TrainConfig
-from trainer.dataset.augmentations import Variant, mask_of, mask_weights, variants_of
+from trainer.dataset.augmentations import Augmentation, augmentations_of, mask_of, mask_weights
 from trainer.dataset.buckets import Placement, crop_notice
 from trainer.dataset.manifest import Item, Manifest
 from trainer.dataset.pictures import open_picture
 from trainer.errors import DatasetError
-from trainer.runs.commands import StopSignal
+from trainer.runs.commands import CommandInbox
 from trainer.runs.run import Run
 from trainer.sdxl.base import Base
 from trainer.sdxl.latents import pixels, posterior
 from trainer.sdxl.text import Conditioning, Reading, encode, tokens_cut
-from trainer.training.examples import Pictures, Shown, placements
-from trainer.training.feature_cache import Cache, Latents
-from trainer.training.prefetch import Behind, ahead
+from trainer.training.examples import LatentDataset, TrainingExample, placements
+from trainer.training.feature_cache import FeatureCache, Latents
+from trainer.training.prefetch import BackgroundWriter, prefetch
 from trainer.training.preflight import check_masks
 
 
@@ -33,10 +33,10 @@ def cache_latents(
     items: tuple[Item, ...],
     config: TrainConfig,
     base: Base,
-    cache: Cache,
+    cache: FeatureCache,
     device: torch.device,
-    stop: StopSignal,
-) -> Pictures:
+    stop: CommandInbox,
+) -> LatentDataset:
     """Posteriors of all pictures in all their forms; the VAE is loaded only when some are missing.
 
     Raises DatasetError when no picture is left, or none has a mask and masks are asked for.
@@ -46,17 +46,17 @@ def cache_latents(
     planned = placements(config, base, items)
     notice = crop_notice([item.name for item in items], [placement for _, placement in planned[: len(items)]])
     if notice:
-        run.say("problem", message=notice)
-    found: list[tuple[Item, tuple[Shown, ...]]] = []
-    reading = ahead(lambda pair: _looked_at(config, cache, *pair), planned)
-    with contextlib.closing(reading) as looked, Behind() as behind:
+        run.emit("problem", message=notice)
+    found: list[tuple[Item, tuple[TrainingExample, ...]]] = []
+    reading = prefetch(lambda pair: _looked_at(config, cache, *pair), planned)
+    with contextlib.closing(reading) as looked, BackgroundWriter() as behind:
         for number, ((item, _), future) in enumerate(looked, start=1):
-            if stop.asked():
+            if stop.stop_requested():
                 break
             try:
                 mask, seen = future.result()
             except (DatasetError, OSError) as error:
-                run.say(
+                run.emit(
                     "problem",
                     message=str(error)
                     if isinstance(error, DatasetError)
@@ -67,26 +67,30 @@ def cache_latents(
             for variant, known in seen:
                 latents = encoder.posterior(known) if isinstance(known, Image.Image) else known
                 if latents is not known:
-                    behind.do(cache.keep_latents, item, variant, latents)
+                    behind.do(cache.store_latents, item, variant, latents)
                 forms.append(
-                    Shown(item, variant, latents[0], latents[1], _mask_tensor(mask, variant, base, config))
+                    TrainingExample(
+                        item, variant, latents[0], latents[1], _mask_tensor(mask, variant, base, config)
+                    )
                 )
             found.append((item, tuple(forms)))
-            run.say("stage", stage="caching pictures", done=number, total=len(planned))
-    if not found and not stop.asked():
+            run.emit("stage", stage="caching pictures", done=number, total=len(planned))
+    if not found and not stop.stop_requested():
         raise DatasetError("none of the pictures can be read any more; put them back and start again")
-    return Pictures(tuple(item for item, _ in found), tuple(forms for _, forms in found), base.latent_scaling)
+    return LatentDataset(
+        tuple(item for item, _ in found), tuple(forms for _, forms in found), base.latent_scaling
+    )
 
 
-def cache_set_aside(
+def cache_validation_latents(
     run: Run,
     manifest: Manifest,
     config: TrainConfig,
     base: Base,
-    cache: Cache,
+    cache: FeatureCache,
     device: torch.device,
-    stop: StopSignal,
-) -> Pictures:
+    stop: CommandInbox,
+) -> LatentDataset:
     """The pictures set aside, each in one plain form; none when the run sets none aside."""
     plain = dataclasses.replace(
         config,
@@ -96,17 +100,17 @@ def cache_set_aside(
         colour_jitter=0.0,
         resolutions=config.resolutions[:1],
     )
-    if not manifest.set_aside:
-        return Pictures((), (), base.latent_scaling)
-    return cache_latents(run, manifest.set_aside, plain, base, cache, device, stop)
+    if not manifest.validation_items:
+        return LatentDataset((), (), base.latent_scaling)
+    return cache_latents(run, manifest.validation_items, plain, base, cache, device, stop)
 
 
 def _looked_at(
-    config: TrainConfig, cache: Cache, item: Item, placement: Placement
-) -> tuple[Image.Image | None, list[tuple[Variant, Latents | Image.Image]]]:
+    config: TrainConfig, cache: FeatureCache, item: Item, placement: Placement
+) -> tuple[Image.Image | None, list[tuple[Augmentation, Latents | Image.Image]]]:
     """A picture's mask, and each of its forms: what the cache has of it, or else how it is shown. Raises DatasetError or OSError."""
     mask, picture, seen = mask_of(config, item), None, []
-    for variant in variants_of(config, item, placement):
+    for variant in augmentations_of(config, item, placement):
         known = cache.latents(item, variant)
         if known is None and picture is None:
             if hashlib.sha256(Path(item.path).read_bytes()).hexdigest() != item.digest:
@@ -114,7 +118,7 @@ def _looked_at(
                     f"{item.name} has changed since the training was set up, so it is left out; start a new training"
                 )
             picture = open_picture(Path(item.path))
-        seen.append((variant, variant.shown(picture) if known is None and picture else known))
+        seen.append((variant, variant.apply(picture) if known is None and picture else known))
     return mask, seen
 
 
@@ -131,7 +135,7 @@ class _Encoder:
 
 
 def _mask_tensor(
-    mask: Image.Image | None, variant: Variant, base: Base, config: TrainConfig
+    mask: Image.Image | None, variant: Augmentation, base: Base, config: TrainConfig
 ) -> torch.Tensor | None:
     if mask is None:
         return None
@@ -145,9 +149,9 @@ def cache_text(
     prompts: set[str],
     reading: Reading,
     base: Base,
-    cache: Cache,
+    cache: FeatureCache,
     device: torch.device,
-    stop: StopSignal,
+    stop: CommandInbox,
 ) -> dict[str, Conditioning]:
     """Conditioning of each prompt; the encoders are loaded only when some are missing."""
     loaded: dict[str, Any] = {}
@@ -157,7 +161,7 @@ def cache_text(
             loaded.update(encoders=base.text_encoders(device, torch.float32), tokenizers=base.tokenizers())
         cut = tokens_cut(prompt, loaded["tokenizers"][0], reading)
         if cut:
-            run.say(
+            run.emit(
                 "problem",
                 message=f"a caption is {cut} tokens too long and its end is not read (caption_windows {reading.windows + 1} would): {prompt[:60]}…",
             )
@@ -166,8 +170,8 @@ def cache_text(
 
     found = {}
     for number, prompt in enumerate(sorted(prompts), start=1):
-        if stop.asked():
+        if stop.stop_requested():
             break
         found[prompt] = cache.text(prompt, reading, lambda prompt=prompt: compute(prompt))
-        run.say("stage", stage="caching captions", done=number, total=len(prompts))
+        run.emit("stage", stage="caching captions", done=number, total=len(prompts))
     return found

@@ -11,39 +11,35 @@ from pathlib import Path
 import torch
 
 from trainer.errors import ConfigError
-from trainer.runs.commands import StopSignal
-from trainer.runs.draw_protocol import OnStep, answer
-from trainer.sampling.images import save_picture
+from trainer.runs.commands import CommandInbox
+from trainer.runs.draw_protocol import OnStep, serve_request
+from trainer.sampling.images import save_image
 from trainer.sampling.sampler import conditioner, draw
-from trainer.sampling_config import Request, picture_name
+from trainer.sampling_config import SamplingConfig, picture_name
 from trainer.sdxl.schedulers import scheduler_of
 from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
-from trainer.training.ema import Average
-from trainer.training.samples import Sampler
+from trainer.sdxl.unet import eval_mode
+from trainer.training.ema import EmaWeights
+from trainer.training.samples import TrainingSamples
 
 
-class Between:
+class LivePreview:
     """Answers the wishes that a training has heard, with the models that train."""
 
-    def __init__(self, sampler: Sampler, stop: StopSignal, average: Average) -> None:
+    def __init__(self, sampler: TrainingSamples, stop: CommandInbox, average: EmaWeights) -> None:
         self.sampler, self.stop, self.average = sampler, stop, average
 
     def answer(self) -> None:
         """To be called between two steps."""
-        wishes, self.stop.wishes = self.stop.wishes, []
-        for wish in wishes if self.sampler.run.speaks else ():
-            was_training = self.sampler.unet.training
-            self.sampler.unet.eval()
-            try:
-                with self.average.shown():
-                    answer(self.sampler.run, wish, self._is_cancelled, self._drawn)
-            finally:
-                self.sampler.unet.train(was_training)
+        requests, self.stop.draw_requests = self.stop.draw_requests, []
+        for wish in requests if self.sampler.run.is_main_process else ():
+            with eval_mode(self.sampler.unet), self.average.shown():
+                serve_request(self.sampler.run, wish, self._is_cancelled, self._drawn)
 
     def _is_cancelled(self, name: str) -> bool:
-        return self.stop.asked() or name in self.stop.cancelled
+        return self.stop.stop_requested() or name in self.stop.cancelled
 
-    def _drawn(self, request: Request, out: Path, on_step: OnStep) -> list[Path]:
+    def _drawn(self, request: SamplingConfig, out: Path, on_step: OnStep) -> list[Path]:
         sampler, base = self.sampler, self.sampler.base
         native, device = base.native_size, sampler.unet.device
         size = (request.width or native, request.height or native)
@@ -72,10 +68,10 @@ class Between:
         out.mkdir(parents=True, exist_ok=True)
         paths = [out / picture_name(cell.prompt_index, cell.strength) for cell in cells]
         for cell, path in zip(cells, paths, strict=True):
-            save_picture(cell, request, path, base=base.name, loras=[(sampler.config.name, 1.0)])
+            save_image(cell, request, path, base=base.name, loras=[(sampler.config.name, 1.0)])
         return paths
 
-    def _encoder(self, request: Request) -> Callable[[str], Conditioning]:
+    def _encoder(self, request: SamplingConfig) -> Callable[[str], Conditioning]:
         """Prompt -> conditioning; frozen encoders that have left memory are read again, on the CPU: no room of the training's is asked."""
         texts, base = self.sampler.texts, self.sampler.base
         tokenizers = texts.tokenizers or base.tokenizers()

@@ -29,7 +29,7 @@ from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.lora_file.attach import attach_lora, describe
 from trainer.lora_file.compatibility.check import check_file
-from trainer.lora_file.endings import ending, network_facts
+from trainer.lora_file.tensor_names import ending, network_facts
 from trainer.lora_file.writer import kohya_tensors, save_lora
 from trainer.sdxl.base import open_base
 
@@ -259,7 +259,7 @@ def test_lycoris_reads_the_file_with_the_same_effect(base, network: str):
 
 
 def _kohya(path: str) -> str:
-    from trainer.lora_file.names import kohya_name
+    from trainer.lora_file.module_names import kohya_name
 
     return kohya_name("unet", path)
 

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from tests.conftest import MODELS
 from trainer.__main__ import main
 from trainer.lora_file.base_weights import base_weights
+from trainer.lora_file.module_names import kohya_name
 from trainer.lora_file.modules import read_modules
-from trainer.lora_file.names import kohya_name
 from trainer.sampling.pipeline import WarmBase
 from trainer.sampling.sampler import draw
-from trainer.sampling_config import Request
+from trainer.sampling_config import SamplingConfig
 
 TINY = MODELS / "tiny-sdxl"
 FACTS = {
@@ -136,7 +136,7 @@ def changed_by_diffusers(
     return {place: after[place] - before[place] for place in before}
 
 
-def drawn_by_the_base_alone(warm: WarmBase, request: Request) -> list[Any]:
+def drawn_by_the_base_alone(warm: WarmBase, request: SamplingConfig) -> list[Any]:
     """What `warm` last drew, from the same texts and with no adapter at all."""
     return draw(
         request,

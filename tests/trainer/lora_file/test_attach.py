@@ -19,9 +19,9 @@ from tests.trainer.lora_file.lora_samples import (
 )
 from trainer.errors import ConfigError, LoraFileError
 from trainer.lora_file.attach import attach_mix
-from trainer.lora_file.names import kohya_name
+from trainer.lora_file.module_names import kohya_name
 from trainer.sampling.pipeline import WarmBase
-from trainer.sampling_config import Request, weighted
+from trainer.sampling_config import SamplingConfig, parse_weighted_file
 from trainer.sdxl.base import open_base
 
 
@@ -73,7 +73,7 @@ def test_a_mixed_picture_is_that_of_a_base_with_both_in_its_weights(warm: WarmBa
         write_lora(file, chosen(places, ".attn1.", ".attn2."), seed=seed)
         for seed, (file, _) in enumerate(files)
     ]
-    request = Request(prompts=("a cat",), strengths=(1.0,), seed=3, steps=3)
+    request = SamplingConfig(prompts=("a cat",), strengths=(1.0,), seed=3, steps=3)
     mixed = warm.draw(files, request)[0].picture
     warm.adapter_of([])
     by_hand = {place[1]: 0.6 * parts[0][place] + 0.5 * parts[1][place] for place in parts[0]}
@@ -95,7 +95,7 @@ def test_a_mix_at_strength_zero_is_the_base_to_the_bit(warm: WarmBase, places, t
     files = [(tmp_path / f"{seed}.safetensors", 0.0 if seed else 1.0) for seed in (0, 1)]
     for seed, (file, _) in enumerate(files):
         write_lora(file, chosen(places, ".attn1."), seed=seed)
-    request = Request(prompts=("a cat",), strengths=(0.0, 1.0), steps=2)
+    request = SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), steps=2)
     mixed = warm.draw(files, request)
     assert not warm.adapter_of([]).layers
     alone = drawn_by_the_base_alone(warm, request)
@@ -132,7 +132,7 @@ def test_a_mix_leaves_nothing_attached_when_one_file_does_not_fit(warm: WarmBase
 
 
 def test_a_weight_follows_the_last_equals_sign():
-    assert weighted("a=b.safetensors=0.5") == (Path("a=b.safetensors"), 0.5)
-    assert weighted("a=b.safetensors") == (Path("a=b.safetensors"), 1.0)
+    assert parse_weighted_file("a=b.safetensors=0.5") == (Path("a=b.safetensors"), 0.5)
+    assert parse_weighted_file("a=b.safetensors") == (Path("a=b.safetensors"), 1.0)
     with pytest.raises(ConfigError, match="from -2 to 2"):
-        weighted("a.safetensors=7")
+        parse_weighted_file("a.safetensors=7")

@@ -20,7 +20,7 @@ from trainer.adapter.targets import linear_paths
 from trainer.errors import LoraFileError
 from trainer.lora_file.attach import attach_lora, describe, parts_of, read_lora
 from trainer.lora_file.metadata import with_hashes
-from trainer.lora_file.names import kohya_name
+from trainer.lora_file.module_names import kohya_name
 from trainer.lora_file.writer import save_lora
 from trainer.sdxl.base import ORIGINAL, open_base
 from trainer.sdxl.unet_names import sgm_path

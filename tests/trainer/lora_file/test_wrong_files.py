@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from tests.trainer.lora_file.lora_samples import ATTENTION, FACTS, TINY, by_command_line
-from trainer.lora_file.names import kohya_name
+from trainer.lora_file.module_names import kohya_name
 
 
 def _header(entries: object, data: bytes = b"", *, length: int | None = None) -> bytes:

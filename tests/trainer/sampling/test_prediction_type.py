@@ -15,7 +15,7 @@ from trainer.lora_file.writer import save_lora
 from trainer.planning.memory import attached
 from trainer.sampling import sampler as drawing
 from trainer.sampling.pipeline import WarmBase
-from trainer.sampling.sampler import Request
+from trainer.sampling.sampler import SamplingConfig
 from trainer.sdxl.base import open_base
 from trainer.sdxl.schedulers import scheduler_of, scheduler_of_files
 
@@ -71,7 +71,7 @@ def test_a_preview_draws_what_the_trainings_own_strip_draws(tmp_path: Path):
     adapter.start(0)
     save_lora(tmp_path / "x.safetensors", adapter, {**NAMED, "modelspec.prediction_type": SPEC[OTHER]})
     adapter.detach("unet", warm.unet)
-    request = Request(prompts=("a cat",), strengths=(1.0,), steps=2)
+    request = SamplingConfig(prompts=("a cat",), strengths=(1.0,), steps=2)
     (shown,) = warm.draw(tmp_path / "x.safetensors", request)
     texts = next(iter(warm.known.values()))
     expected, other = (

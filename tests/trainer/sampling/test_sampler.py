@@ -14,10 +14,11 @@ from tests.conftest import MODELS, trainer
 from tests.trainer.lora_file.lora_samples import drawn_by_the_base_alone
 from trainer.errors import LoraFileError
 from trainer.sampling import sampler as drawing
-from trainer.sampling.deepcache import Fast
+from trainer.sampling.deepcache import DeepCache
 from trainer.sampling.pipeline import WarmBase
-from trainer.sampling.sampler import Request
+from trainer.sampling.sampler import SamplingConfig
 from trainer.sdxl.base import open_base
+from trainer.sdxl.text import Conditioning
 
 PROMPTS = ("a cat", "a house")
 
@@ -59,7 +60,7 @@ def test_pictures_carry_their_parameters_as_a1111_writes_them(drawn: Path):
 
 def test_strength_zero_is_the_base_models_own_picture(ink_run: Path):
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
-    request = Request(prompts=("a cat",), strengths=(0.0, 1.0), seed=7, steps=4)
+    request = SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), seed=7, steps=4)
     with_adapter = warm.draw(ink_run / "ink.safetensors", request)
     assert not warm.adapter_of([]).layers
     alone = drawn_by_the_base_alone(warm, request)
@@ -76,7 +77,7 @@ def test_a_strip_is_one_pass_for_all_strengths(ink_run: Path, monkeypatch):
     )
     warm.draw(
         ink_run / "ink.safetensors",
-        Request(prompts=("a cat",), strengths=(-1.0, 0.0, 0.5, 1.0, 2.0), steps=3),
+        SamplingConfig(prompts=("a cat",), strengths=(-1.0, 0.0, 0.5, 1.0, 2.0), steps=3),
     )
     assert rows == [10, 10, 10]
 
@@ -84,9 +85,9 @@ def test_a_strip_is_one_pass_for_all_strengths(ink_run: Path, monkeypatch):
 def test_the_warm_base_is_itself_again_when_no_lora_is_asked_for(ink_run: Path, tmp_path: Path):
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
     names = [name for name, _ in warm.unet.named_modules()]
-    warm.draw(ink_run / "ink.safetensors", Request(prompts=("a cat",), strengths=(1.0,), steps=1))
+    warm.draw(ink_run / "ink.safetensors", SamplingConfig(prompts=("a cat",), strengths=(1.0,), steps=1))
     assert [name for name, _ in warm.unet.named_modules()] != names  # ready for the next strength
-    warm.draw(None, Request(prompts=("a cat",), strengths=(1.0,), steps=1))
+    warm.draw(None, SamplingConfig(prompts=("a cat",), strengths=(1.0,), steps=1))
     assert [name for name, _ in warm.unet.named_modules()] == names
     # A file that fits no module leaves nothing attached either.
     save_file(
@@ -97,7 +98,9 @@ def test_the_warm_base_is_itself_again_when_no_lora_is_asked_for(ink_run: Path, 
         tmp_path / "foreign.safetensors",
     )
     with pytest.raises(LoraFileError):
-        warm.draw(tmp_path / "foreign.safetensors", Request(prompts=("a cat",), strengths=(1.0,), steps=1))
+        warm.draw(
+            tmp_path / "foreign.safetensors", SamplingConfig(prompts=("a cat",), strengths=(1.0,), steps=1)
+        )
     assert [name for name, _ in warm.unet.named_modules()] == names
 
 
@@ -110,7 +113,7 @@ def scaled(file: Path, times: float, to: Path) -> Path:
 
 def test_a_lora_of_the_same_shape_takes_the_place_of_the_last_one(ink_run: Path, tmp_path: Path):
     warm, fresh = (WarmBase(open_base("tiny-sdxl", MODELS)) for _ in range(2))
-    request = Request(prompts=("a cat",), strengths=(1.0,), steps=2)
+    request = SamplingConfig(prompts=("a cat",), strengths=(1.0,), steps=2)
     other = scaled(ink_run / "ink.safetensors", 3.0, tmp_path / "other.safetensors")
     first = warm.draw(ink_run / "ink.safetensors", request)
     layers = [layer for _, _, layer in warm.adapter_of([(ink_run / "ink.safetensors", 1.0)]).walk()]
@@ -130,23 +133,20 @@ def test_the_outermost_level_on_the_deep_layers_answer_is_the_whole_answer():
         torch.Generator().manual_seed(1),
     )
     width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-    added = {"text_embeds": torch.randn(1, width, generator=draw), "time_ids": torch.full((1, 6), 128.0)}
-    asked = (
-        torch.randn(1, 4, 16, 16, generator=draw),
-        torch.tensor(500),
-        torch.randn(1, 77, unet.config.cross_attention_dim, generator=draw),
-        added,
-    )
-    with torch.inference_mode(), Fast(unet, 9) as fast, FlopCounterMode(display=False) as counted:
-        whole = fast(*asked)
+    pooled = torch.randn(1, width, generator=draw)
+    latents = torch.randn(1, 4, 16, 16, generator=draw)
+    conditioning = Conditioning(torch.randn(1, 77, unet.config.cross_attention_dim, generator=draw), pooled)
+    arguments = (latents, torch.tensor(500), conditioning, torch.full((1, 6), 128.0))
+    with torch.inference_mode(), DeepCache(unet, 9) as fast, FlopCounterMode(display=False) as counted:
+        whole = fast(*arguments)
         before = counted.get_total_flops()
-        again = fast(*asked)
+        again = fast(*arguments)
         assert torch.equal(again, whole) and counted.get_total_flops() < 1.7 * before
 
 
 def test_a_fast_preview_is_like_the_true_one_for_far_less_work_and_says_so(ink_run: Path, tmp_path: Path):
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
-    request = Request(prompts=("a cat",), strengths=(0.0, 1.0), steps=10)
+    request = SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), steps=10)
     work, drawn = [], []
     for wanted in (request, dataclasses.replace(request, fast=True)):
         with FlopCounterMode(warm.unet, display=False) as counted:
@@ -160,7 +160,7 @@ def test_a_fast_preview_is_like_the_true_one_for_far_less_work_and_says_so(ink_r
         np.asarray(cell.picture).astype(float) for cell in (drawn[0][1], drawn[1][1], elsewhere[0])
     )
     assert np.abs(true - fast).mean() < np.abs(true - other).mean()
-    drawing.save_picture(
+    drawing.save_image(
         drawn[1][0], dataclasses.replace(request, fast=True), tmp_path / "a.png", base="tiny-sdxl", loras=[]
     )
     assert "Fast preview: guidance on 40% of the steps" in Image.open(tmp_path / "a.png").text["parameters"]

@@ -14,7 +14,7 @@ from trainer.config import config_from
 from trainer.dataset.scan import scan
 from trainer.presets import preset_values
 from trainer.runs import events, run
-from trainer.sampling_config import Request
+from trainer.sampling_config import SamplingConfig
 from trainer.train import train
 from trainer.training import checkpoint as state
 
@@ -36,7 +36,7 @@ def trained(path: Path, wishes: list[dict], **settings) -> run.Run:
     made = run.create(path, config_from({**preset_values("style", 24), **values}), scan(INK))
     for wish in wishes:
         events.append(made.commands, wish.pop("kind"), **wish)
-    assert train(made, MODELS, heard=0) == "finished"
+    assert train(made, MODELS, commands_offset=0) == "finished"
     return made
 
 
@@ -46,7 +46,7 @@ def weights(made: run.Run) -> str:
 
 def test_a_picture_between_two_steps_changes_no_byte_of_the_training(tmp_path: Path):
     request = dataclasses.asdict(
-        Request(prompts=("a cat never seen",), strengths=(0.0, 1.0), steps=2, sampler="euler_a")
+        SamplingConfig(prompts=("a cat never seen",), strengths=(0.0, 1.0), steps=2, sampler="euler_a")
     )
     wishes = [
         {"kind": "draw", "id": "good", "request": request, "out": str(tmp_path / "good")},

@@ -93,14 +93,14 @@ def test_a_resumed_training_drops_out_what_the_unbroken_one_did(network: str, tm
     }
     whole, broken = made(tmp_path / "whole", **settings), made(tmp_path / "broken", **settings)
     assert train(whole, MODELS) == "finished"
-    say = run.Run.say
+    emit = run.Run.emit
 
     def stop_at_two(self, kind, **facts):
-        say(self, kind, **facts)
+        emit(self, kind, **facts)
         if kind == "step" and facts["step"] == 2:
             events.append(self.commands, "stop")
 
-    monkeypatch.setattr(run.Run, "say", stop_at_two)
+    monkeypatch.setattr(run.Run, "emit", stop_at_two)
     assert train(broken, MODELS) == "stopped"
     monkeypatch.undo()
     assert train(broken, MODELS) == "finished"

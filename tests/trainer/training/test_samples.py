@@ -10,21 +10,21 @@ from tests.conftest import INK, MODELS, trainer
 from trainer.config import TrainConfig
 from trainer.dataset.scan import scan
 from trainer.errors import ConfigError
-from trainer.sampling_config import parsed
+from trainer.sampling_config import parse_prompt_line
 from trainer.sdxl.base import open_base
-from trainer.training.samples import sample_is_due, sample_requests, sample_texts
+from trainer.training.samples import sample_configs, sample_is_due, sample_prompts_of
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
 def requests(*prompts: str, **settings):
-    return sample_requests(
+    return sample_configs(
         TrainConfig(sample_prompts=prompts, **settings), scan(INK), open_base("tiny-sdxl", MODELS)
     )
 
 
 def test_flags_are_read_as_kohya_writes_them():
-    text, facts = parsed("a cat --n blurry, grey --w 832 --h 1216 --d 7 --l 6.5 --s 24")
+    text, facts = parse_prompt_line("a cat --n blurry, grey --w 832 --h 1216 --d 7 --l 6.5 --s 24")
     assert text == "a cat"
     assert facts == {
         "negative": "blurry, grey",
@@ -42,13 +42,16 @@ def test_flags_are_read_as_kohya_writes_them():
     st.integers(1, 200),
 )
 def test_any_prompt_keeps_its_words_and_flags(text: str, seed: int, steps: int):
-    assert parsed(f"{text} --d {seed} --s {steps}") == (text.strip(), {"seed": seed, "steps": steps})
+    assert parse_prompt_line(f"{text} --d {seed} --s {steps}") == (
+        text.strip(),
+        {"seed": seed, "steps": steps},
+    )
 
 
 @pytest.mark.parametrize("line", ["a --w", "a --q 3", "a --s 0", "a --d x", "a --l 99", "a --in rain"])
 def test_a_flag_that_is_not_understood_is_refused(line: str):
     with pytest.raises(ConfigError, match="is not understood; there are --n, --w"):
-        parsed(line)
+        parse_prompt_line(line)
 
 
 def test_sizes_must_suit_the_base():
@@ -64,7 +67,7 @@ def test_prompts_without_flags_are_drawn_together_and_each_has_its_own_seed():
         (3, ("d",), 13, "blurry"),
         (4, ("e",), 14, ""),
     ]
-    assert sample_texts(found) == {"a", "b", "c", "d", "e", "blurry", ""}
+    assert sample_prompts_of(found) == {"a", "b", "c", "d", "e", "blurry", ""}
 
 
 def test_samples_come_every_so_many_steps_or_epochs():

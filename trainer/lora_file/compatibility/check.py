@@ -15,8 +15,8 @@ from trainer.lora_file.base_weights import layout_of
 from trainer.lora_file.compatibility.keys import Entry, Keys, Verdict
 from trainer.lora_file.compatibility.tools import FORGE_LIMIT, TOOLS
 from trainer.lora_file.container import Container, open_lora
-from trainer.lora_file.layout import Layout, names, sdxl
 from trainer.lora_file.modules import ALPHA, DORA, DOWN, PART_LABELS, UP, Module, split_key
+from trainer.lora_file.sdxl_modules import Layout, names, sdxl
 
 HEADER_LIMIT = 1 << 20  # beyond it ComfyUI shows no metadata
 HALF_LIMIT = float(torch.finfo(torch.float16).max)

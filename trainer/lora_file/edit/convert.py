@@ -16,6 +16,7 @@ from safetensors.torch import save
 from trainer.atomic_files import write_atomically
 from trainer.errors import LoraFileError
 from trainer.lora_file.metadata import with_hashes
+from trainer.lora_file.module_names import PREFIX, diffusers_name, kohya_name
 from trainer.lora_file.modules import (
     ALPHA,
     DORA,
@@ -27,7 +28,6 @@ from trainer.lora_file.modules import (
     with_one_alpha,
     written_key,
 )
-from trainer.lora_file.names import PREFIX, diffusers_name, kohya_name
 
 FORMS = ("kohya", "kohya-diffusers", "diffusers")
 

@@ -26,8 +26,8 @@ from tests.trainer.lora_file.lora_samples import (
 from trainer.lora_file.compatibility.check import Report, check_file
 from trainer.lora_file.compatibility.keys import Verdict
 from trainer.lora_file.edit.convert import convert
-from trainer.lora_file.layout import sdxl
-from trainer.lora_file.names import accepted_names, kohya_name
+from trainer.lora_file.module_names import accepted_names, kohya_name
+from trainer.lora_file.sdxl_modules import sdxl
 from trainer.sdxl.unet_names import sgm_path
 
 OTHERS = ("A1111 1.10", "Forge", "ComfyUI 0.3", "InvokeAI 6.14", "sd-scripts", "diffusers 0.42")

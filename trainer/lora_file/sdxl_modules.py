@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from trainer.lora_file.names import PREFIX, accepted_names
+from trainer.lora_file.module_names import PREFIX, accepted_names
 
 Shape = tuple[int, ...]
 WIDTHS, DEPTHS = (
