@@ -375,9 +375,9 @@ def device(
     json_: Annotated[bool, typer.Option("--json", hidden=True, help="Every device, for the queue.")] = False,
 ) -> None:
     """Say which device the training would use."""
-    from trainer.hardware.device import describe, every_device, find_device
+    from trainer.hardware.device import describe, find_device, list_devices
 
-    typer.echo(json.dumps(every_device()) if json_ else describe(find_device()))
+    typer.echo(json.dumps(list_devices()) if json_ else describe(find_device()))
 
 
 @app.command("settings")

@@ -10,13 +10,13 @@ from trainer.headers.base_model import vae_scale_factor
 from trainer.sdxl.protocols import Vae
 
 
-def pixels(picture: Image.Image) -> torch.Tensor:
+def to_pixels(picture: Image.Image) -> torch.Tensor:
     """(1, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 @torch.inference_mode()
-def posterior(vae: Vae, pixels: torch.Tensor, tile: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_image(vae: Vae, pixels: torch.Tensor, tile: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and log-variance (1, C, H/8, W/8) on the CPU: kept apart, so that each epoch draws its own latents.
 
     Args:
@@ -27,12 +27,12 @@ def posterior(vae: Vae, pixels: torch.Tensor, tile: int = 0) -> tuple[torch.Tens
     return distribution.mean.float().cpu(), distribution.logvar.float().cpu()
 
 
-def tile_of(vae: Vae) -> int:
+def decoding_tile(vae: Vae) -> int:
     """Side in px of the tiles that a picture is decoded in where memory is short: half the side the VAE was made for."""
     return vae.config["sample_size"] // 2
 
 
-def encoding_tile_of(vae: Vae) -> int:
+def encoding_tile(vae: Vae) -> int:
     """Side in px of the tiles that a picture is encoded in where memory is short: the side the VAE was made for.
 
     SDXL's text encoders take as much memory as one such tile, and latents of half the side lie twice as far from whole ones.
@@ -49,7 +49,7 @@ def set_tile(vae: Vae, side: int) -> None:
 
 
 @torch.inference_mode()
-def pictures(vae: Vae, latents_NCHW: torch.Tensor, tile: int = 0) -> list[Image.Image]:
+def decode_images(vae: Vae, latents_NCHW: torch.Tensor, tile: int = 0) -> list[Image.Image]:
     """Pictures of scaled latents, decoded one at a time so that memory does not grow with the strip.
 
     Args:
