@@ -31,7 +31,7 @@ def kohya_tensors_of(settings: dict[str, Any]) -> dict[str, torch.Tensor]:
     from trainer.adapter.lora import Adapter
     from trainer.adapter.targets import layer_sizes
     from trainer.config import TrainConfig
-    from trainer.lora_file.save import kohya_tensors
+    from trainer.lora_file.writer import kohya_tensors
     from trainer.sdxl.base import ORIGINAL
     from trainer.sdxl.weights import build
 
