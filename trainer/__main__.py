@@ -220,14 +220,14 @@ def _work(run: Any, models: Path, commands_offset: int | None = None) -> None:
     """Trains in this process, with bars on the terminal; how it ends is the run's last event."""
     from trainer.cli.progress_bars import Bars
     from trainer.runs.failures import failure
-    from trainer.runs.run import claim, gather
+    from trainer.runs.run import claim, scan_sources
 
     with claim(run):
         # Stop can be pressed while the libraries still load, so the offset is read before they are imported.
         commands_offset = events.read(run.commands)[1] if commands_offset is None else commands_offset
         try:
             with Bars(run):
-                gather(run)
+                scan_sources(run)
                 from trainer.train import train as recipe
 
                 how = recipe(run, models, commands_offset)
@@ -309,12 +309,12 @@ def preview(
     if len(files) > MAX_FILES:
         raise ConfigError([f"at most {MAX_FILES} LoRAs are mixed; merge some into one first: lora merge"])
     from trainer.lora_file.scales import file_notice
-    from trainer.sampling.pipeline import draw_file
+    from trainer.sampling.pipeline import generate_from_file
 
     for path, _ in files:
         if notice := file_notice(path):
             typer.echo(notice, err=True)
-    for path in draw_file(files, request, out_dir, base=base, models=models):
+    for path in generate_from_file(files, request, out_dir, base=base, models=models):
         typer.echo(path)
 
 
@@ -375,9 +375,9 @@ def device(
     json_: Annotated[bool, typer.Option("--json", hidden=True, help="Every device, for the queue.")] = False,
 ) -> None:
     """Say which device the training would use."""
-    from trainer.hardware.device import describe, every_device, find_device
+    from trainer.hardware.device import describe, find_device, list_devices
 
-    typer.echo(json.dumps(every_device()) if json_ else describe(find_device()))
+    typer.echo(json.dumps(list_devices()) if json_ else describe(find_device()))
 
 
 @app.command("settings")

@@ -39,18 +39,18 @@ def check(
 ) -> None:
     """Say what a base model is and how it would be trained. Nothing is loaded."""
     from trainer.sdxl.base import open_base
-    from trainer.sdxl.describe import described
+    from trainer.sdxl.describe import describe_base
 
-    for label, value in described(open_base(reference, models)):
+    for label, value in describe_base(open_base(reference, models)):
         typer.echo(f"{label}: {value}")
 
 
 @app.command("list")
 def list_bases(models: ModelsOption = DEFAULT_MODELS) -> None:
     """Name the base models under the models folder."""
-    from trainer.headers.base_model import found_bases
+    from trainer.headers.base_model import list_base_models
 
-    for name in found_bases(models):
+    for name in list_base_models(models):
         typer.echo(name)
 
 

@@ -116,7 +116,7 @@ def caption(
         tag.strip() for text in options["exclude_tags"] for tag in text.split(",") if tag.strip()
     ]
     chosen = options_from(options)
-    from trainer.captioning.folder import Work, caption_folder
+    from trainer.captioning.folder import CaptioningTask, caption_folder
     from trainer.cli.progress_bars import Bars
     from trainer.headers.captioner import is_hub_id, open_captioner
     from trainer.runs.commands import CommandInbox
@@ -134,7 +134,7 @@ def caption(
     with tempfile.TemporaryDirectory() as place:
         run = Run(Path(place))
         with Bars(run):
-            how = caption_folder(run, Work(folder, opened, chosen), CommandInbox(run), set())
+            how = caption_folder(run, CaptioningTask(folder, opened, chosen), CommandInbox(run), set())
         done = _captions_of(run)
     if how == "stopped":
         raise TrainerError(

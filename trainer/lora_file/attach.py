@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer.adapter.layer import Layer
-from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.adapter.lycoris import is_whole
 from trainer.errors import LoraFileError
 from trainer.headers.lora import recognise
@@ -159,12 +159,12 @@ def _weighted_sum(terms: Sequence[tuple[float, Module]], base: LayerBase) -> Mod
     return replace(first, tensors={"diff": whole})
 
 
-def _layer_spec(module: Module) -> Size:
+def _layer_spec(module: Module) -> LayerSpec:
     """The description of a layer for a fitted module."""
     rank = module.rank or 1
     alpha = module.alpha if module.rank and module.alpha is not None else float(rank)
     shapes = {role: tuple(tensor.shape) for role, tensor in module.tensors.items() if role != ALPHA}
-    return Size(rank=rank, alpha=alpha, network=module.network or "", shapes=shapes)
+    return LayerSpec(rank=rank, alpha=alpha, network=module.network or "", shapes=shapes)
 
 
 def _is_alike(module: Module, layer: Layer) -> bool:
@@ -230,8 +230,8 @@ def _start_layer(layer: Layer, module: Module, file: LoraFile) -> None:
         raise LoraFileError(
             f"{name} has another {other[0]} in {where} than this training; start from a file made like it"
         )
-    scaled = module.tensors[layer.zero] * (module.scale / layer.scale)
-    _copy(replace(module, tensors={**module.tensors, layer.zero: scaled}), own)
+    scaled = module.tensors[layer.zero_init_role] * (module.scale / layer.scale)
+    _copy(replace(module, tensors={**module.tensors, layer.zero_init_role: scaled}), own)
 
 
 def changed_parts(path: Path) -> set[str]:

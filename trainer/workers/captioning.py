@@ -1,61 +1,40 @@
-"""`python -m trainer caption-job DIR`: works on a job directory (job.py); how it ends is its last event."""
+"""`python -m trainer caption-job DIR`: captions the pictures of a job directory (trainer/runs/captioning_job.py)."""
 
 from __future__ import annotations
 
-import traceback
 from pathlib import Path
 
-from trainer.captioning.folder import Work, caption_folder
-from trainer.errors import TrainerError
+from trainer.captioning.folder import CaptioningTask, caption_folder
 from trainer.headers.captioner import open_captioner
 from trainer.runs import events
 from trainer.runs.captioning_job import read
 from trainer.runs.commands import CommandInbox
 from trainer.runs.run import Run, claim
+from trainer.runs.work import run_to_end
 
 
 def work(path: Path, models: Path) -> str:
-    """Works on a job until it "finished" or was "stopped"; how it ends is its last event. Raises TrainerError."""
+    """Captions the pictures of a job; returns "finished" or "stopped". Raises TrainerError."""
     job = Run(path)
-    read(path)  # before a claim is laid into a folder that is no job's
+    read(path)  # raises before a claim is written into a folder that holds no job
     with claim(job):
-        commands_offset = events.read(job.commands)[
-            1
-        ]  # a stop said from now on counts, also while the libraries load
-        before = events.read(job.events)[0]
+        # Only later commands count: a stop that is pressed while the libraries load must not be missed.
+        commands_offset = events.read(job.commands)[1]
+        earlier_events = events.read(job.events)[0]
+        done = {event["name"] for event in earlier_events if event["kind"] == "captioned"}
         job.emit("started")
-        try:
-            how = _captioned(
-                job,
-                models,
-                commands_offset,
-                {event["name"] for event in before if event["kind"] == "captioned"},
-            )
-        except TrainerError as error:
-            job.emit("ended", sync=True, how="failed", message=str(error))
-            raise
-        except KeyboardInterrupt:
-            job.emit(
-                "ended",
-                sync=True,
-                how="stopped",
-                message="stopped at once; the captions written so far are kept",
-            )
-            raise
-        except Exception as error:
-            with (path / "trainer.log").open("a", encoding="utf-8") as log:
-                traceback.print_exc(file=log)
-            words = (
-                f"an unexpected fault ({type(error).__name__}); trainer.log in the job's folder says where"
-            )
-            job.emit("ended", sync=True, how="failed", message=words)
-            raise TrainerError(words) from error
-        job.emit("ended", sync=True, how=how)
-    return how
+        return run_to_end(
+            job,
+            lambda: _captioned(job, models, commands_offset, done),
+            interrupted="Stopped at once; the captions that are written so far are kept",
+        )
 
 
 def _captioned(job: Run, models: Path, commands_offset: int, done: set[str]) -> str:
     folder, model, options = read(job.path)
     return caption_folder(
-        job, Work(folder, open_captioner(model, models), options), CommandInbox(job, commands_offset), done
+        job,
+        CaptioningTask(folder, open_captioner(model, models), options),
+        CommandInbox(job, commands_offset),
+        done,
     )

@@ -24,31 +24,31 @@ from trainer.errors import LoraFileError, TrainerError
 from trainer.headers.edit_metadata import Label, relabel
 from trainer.headers.lora import recognise
 from trainer.headers.sidecars import CHOICE, ENTRY
+from trainer.json_files import read_object
 from trainer.runs.run import Run, claim
+from trainer.runs.work import run_to_end
 
 
 def work(folder: Path, models: Path) -> str:
-    """Does the job of a directory: "finished" or "failed"; how it went is the last event."""
-    owner = Run(folder)
-    with claim(owner):
-        owner.emit("started")
+    """Runs the tool that a job directory names; returns "finished" or "failed", as the last event does."""
+    run = Run(folder)
+    with claim(run):
+        run.emit("started")
         try:
-            job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-            owner.emit("stage", stage=job["tool"])
-            facts = {"choose": _choose, "check": _checked}.get(job["tool"], _made)(job, models)
-            owner.emit("checked", takes=facts["takes"])
-        except TrainerError as error:
-            owner.emit("ended", sync=True, how="failed", message=str(error))
-            return "failed"
-        except Exception as error:
-            owner.emit(
-                "ended",
-                sync=True,
-                how="failed",
-                message=f"an unexpected fault ({type(error).__name__}); nothing was changed",
+            return run_to_end(
+                run,
+                lambda: _run_tool(run, models),
+                interrupted="Stopped at once; no file was changed",
             )
-            raise
-        owner.emit("ended", sync=True, how="finished")
+        except TrainerError:
+            return "failed"  # the message is in the events, where the page reads it
+
+
+def _run_tool(run: Run, models: Path) -> str:
+    job = json.loads((run.path / "job.json").read_text(encoding="utf-8"))
+    run.emit("stage", stage=job["tool"])
+    facts = {"choose": _choose, "check": _checked}.get(job["tool"], _made)(job, models)
+    run.emit("checked", takes=facts["takes"])
     return "finished"
 
 
@@ -80,7 +80,7 @@ def _checked(job: dict[str, Any], models: Path) -> dict[str, Any]:
     from trainer.lora_file.scales import file_notice
 
     file = Path(job["source"])
-    kept = _read(file.parent / ENTRY)
+    kept = read_object(file.parent / ENTRY)
     facts: dict[str, Any] = {"takes": [], "problem": ""}
     try:
         read_modules(file)  # every tensor accounted for, every value a number
@@ -125,10 +125,10 @@ def _choose(job: dict[str, Any], models: Path) -> dict[str, Any]:
     final = recognise(run.lora_file).metadata if run.lora_file.is_file() else {}
     file = run.lora_file
     if final.get("ss_steps") != str(step):
-        from trainer.training.export_checkpoint import file_of_checkpoint
+        from trainer.training.export_checkpoint import export_checkpoint
 
         file = run.path / f"{config.name}-{step}.safetensors"
-        file_of_checkpoint(run, step, file, models)
+        export_checkpoint(run, step, file, models)
     label = Label.of(recognise(file).metadata)
     relabel(file, dataclasses.replace(label, weight=float(job["strength"])).changes())
     facts = {
@@ -147,11 +147,3 @@ def takes(file: Path, models: Path) -> list[str]:
     from trainer.lora_file.compatibility.check import check_file
 
     return [verdict.tool for verdict in check_file(file, bases=models).verdicts if verdict.whole]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -24,7 +24,7 @@ from tests.trainer.lora_file.lora_samples import (
     changes_of,
     shape_of,
 )
-from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.errors import LoraFileError
 from trainer.lora_file.attach import attach_lora, start_from
 from trainer.lora_file.base_weights import base_weights
@@ -161,7 +161,7 @@ def test_baking_and_starting_a_training_use_that_scale(place: str, matrices: Mat
         exact = old.float() + change.reshape(old.shape)
         torch.testing.assert_close(after.tensor(path), exact.to(old.dtype), rtol=1e-4, atol=1e-4)
     model, adapter = unet(), Adapter()
-    adapter.attach("unet", model, dict.fromkeys(LAYERS, Size(rank=RANK, alpha=3.0)))
+    adapter.attach("unet", model, dict.fromkeys(LAYERS, LayerSpec(rank=RANK, alpha=3.0)))
     start_from(source, adapter)
     assert_same(changes_of_adapter(adapter), expected)
 

@@ -10,10 +10,10 @@ from PIL import Image, ImageDraw
 
 from tests.conftest import MODELS
 from trainer.runs.draw_protocol import FRAME
-from trainer.sampling.pipeline import WarmBase, save_all
+from trainer.sampling.pipeline import WarmBase, generate_and_save
 from trainer.sampling_config import SamplingConfig
 from trainer.sdxl.base import open_base
-from trainer.sdxl.latents import pictures, pixels, posterior
+from trainer.sdxl.latents import decode_images, encode_image, to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +26,13 @@ def test_a_rough_picture_has_the_colours_that_the_decoder_gives(warm: WarmBase):
     pen = ImageDraw.Draw(art)
     pen.ellipse((16, 16, 80, 80), fill="#d0302a")
     pen.rectangle((70, 60, 120, 120), fill="#2a50d0")
-    latents = posterior(warm.vae, pixels(art))[0] * warm.vae.config["scaling_factor"]
+    latents = encode_image(warm.vae, to_pixels(art))[0] * warm.vae.config["scaling_factor"]
     rough = warm.colours.picture(latents[0], 128)
-    decoded = pictures(warm.vae, latents)[0]
+    decoded = decode_images(warm.vae, latents)[0]
     assert rough.size == decoded.size
 
     def coarse(picture: Image.Image) -> torch.Tensor:
-        return pixels(picture.resize((16, 16), Image.Resampling.BOX)).flatten()
+        return to_pixels(picture.resize((16, 16), Image.Resampling.BOX)).flatten()
 
     assert torch.corrcoef(torch.stack([coarse(rough), coarse(decoded)]))[0, 1] > 0.85
 
@@ -46,10 +46,10 @@ def test_whoever_follows_a_drawing_sees_it_come(warm: WarmBase, tmp_path: Path, 
             seen.append(Image.open(tmp_path / FRAME).size)
 
     request = SamplingConfig(prompts=("a cat", "a house"), strengths=(0.0, 1.0), steps=2, sampler=sampler)
-    drawn = save_all(warm, [], request, tmp_path, look)
+    drawn = generate_and_save(warm, [], request, tmp_path, look)
     assert seen and seen[0] == (2 * 128, 2 * 128)
     assert not (tmp_path / FRAME).exists() and len(drawn) == 5
-    quiet = save_all(warm, [], request, tmp_path / "quiet")
+    quiet = generate_and_save(warm, [], request, tmp_path / "quiet")
     assert [path.read_bytes() for path in quiet] == [
         path.read_bytes() for path in drawn
     ]  # to look changes nothing

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.config import config_from
 from trainer.dataset.manifest import Manifest
 from trainer.runs import run
@@ -22,8 +22,8 @@ class Training:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model, self.adapter = nn.Sequential(nn.Linear(6, 4)), Adapter()
-        self.adapter.attach("unet", self.model, {"0": Size(rank=2, alpha=2.0)})
-        self.adapter.start(3)
+        self.adapter.attach("unet", self.model, {"0": LayerSpec(rank=2, alpha=2.0)})
+        self.adapter.init_weights(3)
         self.optimizer = torch.optim.AdamW(self.adapter.vectors(), lr=0.05)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
 
@@ -34,7 +34,7 @@ class Training:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.adapter.changed()
+        self.adapter.mark_dirty()
 
     def weights(self) -> torch.Tensor:
         return torch.cat([vector.detach().flatten() for vector in self.adapter.vectors()])
@@ -49,7 +49,7 @@ def made(tmp_path: Path) -> run.Run:
 def test_a_continued_fp16_run_goes_on_with_the_scale_that_it_had(made: run.Run, last: int):
     """Before the scale first grew, after it, and after an overflow has halved it."""
     unbroken, continued = Training(), Training()
-    keeper = state.Keeper(made, 2)
+    keeper = state.CheckpointWriter(made, 2)
     for number in range(1, 11):
         unbroken.step(number)
         if number == last:
@@ -70,7 +70,7 @@ def test_a_continued_fp16_run_goes_on_with_the_scale_that_it_had(made: run.Run, 
 def test_a_checkpoint_of_a_version_that_kept_no_scale_still_loads(made: run.Run):
     before, after = Training(), Training()
     before.step(1)
-    keeper = state.Keeper(made, 2)
+    keeper = state.CheckpointWriter(made, 2)
     keeper.write(state.snapshot(1, before.adapter, before.optimizer))
     keeper.close()
     facts = json.loads((made.checkpoints / "step-1" / "state.json").read_text())

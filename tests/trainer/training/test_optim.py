@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.adapter.flat_parameters import join_state, split_state
-from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.adapter.targets import parameter_groups
 from trainer.config import OPTIMIZERS, SCHEDULES, TrainConfig, config_from
 from trainer.errors import ConfigError
 from trainer.presets import preset_values
 from trainer.training.checkpoint import _flat, _unflat
-from trainer.training.ema import Average
-from trainer.training.optim import build_optimizer, parsed_arguments, rate_factor
+from trainer.training.ema import EmaWeights
+from trainer.training.optim import build_optimizer, learning_rate_factor, parse_arguments
 
 CPU = torch.device("cpu")
 HERE = [name for name in OPTIMIZERS if name != "adamw8bit"]  # which needs a CUDA card
@@ -147,12 +147,12 @@ def test_a_preset_gives_schedulefree_a_constant_schedule():
     st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False)),
 )
 def test_any_literal_argument_is_read_back(name: str, value):
-    assert parsed_arguments((f"{name}={value!r}",)) == {name: value}
+    assert parse_arguments((f"{name}={value!r}",)) == {name: value}
 
 
 def factors(**settings) -> list[float]:
     config = TrainConfig(**{"steps": 100, "warmup_steps": 20, **settings})
-    return [rate_factor(config, step) for step in range(config.steps)]
+    return [learning_rate_factor(config, step) for step in range(config.steps)]
 
 
 def scheduled(make) -> list[float]:
@@ -216,13 +216,17 @@ def test_every_schedule_warms_up_and_stays_between_its_minimum_and_one(schedule:
 def small_adapter() -> tuple[Adapter, torch.nn.Module]:
     model = torch.nn.Sequential(torch.nn.Linear(4, 3))
     adapter = Adapter()
-    adapter.attach("unet", model, {"0": Size(rank=2, alpha=2.0)})
-    adapter.start(0)
+    adapter.attach("unet", model, {"0": LayerSpec(rank=2, alpha=2.0)})
+    adapter.init_weights(0)
     return adapter, model
 
 
 def trained(
-    adapter: Adapter, model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: Average, steps: int
+    adapter: Adapter,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: EmaWeights,
+    steps: int,
 ) -> None:
     for _ in range(steps):
         model(torch.ones(2, 4)).square().sum().backward()
@@ -234,7 +238,7 @@ def trained(
 def test_the_average_is_an_exponential_one_that_forgets_the_start():
     adapter, model = small_adapter()
     optimizer = torch.optim.SGD(adapter.parameters(), lr=0.05)
-    average = Average(adapter, optimizer, 0.3)
+    average = EmaWeights(adapter, optimizer, 0.3)
     expected = adapter.tensors()
     for step in range(1, 6):
         trained(adapter, model, optimizer, average, 1)
@@ -254,7 +258,7 @@ def test_showing_the_average_leaves_the_trained_weights_as_they_were(kind: str):
     adapter, model = small_adapter()
     config = config_of("schedulefree") if kind == "schedulefree" else config_of("adamw")
     optimizer = build_optimizer(config, [{"params": adapter.parameters(), "lr": 0.05}], CPU)
-    average = Average(adapter, optimizer, 0.9 if kind == "ema" else 0.0)
+    average = EmaWeights(adapter, optimizer, 0.9 if kind == "ema" else 0.0)
     trained(adapter, model, optimizer, average, 4)
     before = adapter.tensors()
     with average.shown():
@@ -270,7 +274,7 @@ def test_schedulefree_shows_the_weights_that_its_evaluation_mode_recommends():
     optimizer = build_optimizer(
         config_of("schedulefree"), [{"params": adapter.parameters(), "lr": 0.05}], CPU
     )
-    average = Average(adapter, optimizer, 0.0)
+    average = EmaWeights(adapter, optimizer, 0.0)
     trained(adapter, model, optimizer, average, 5)
     y, z = adapter.parameters()[1].detach().clone(), optimizer.state[adapter.parameters()[1]]["z"]
     with average.shown():
@@ -289,13 +293,13 @@ def test_a_vectors_state_is_kept_by_matrix_and_put_back_from_either(name: str):
     for _ in range(3):
         model(torch.ones(2, 4)).square().sum().backward()
         optimizer.step()
-        adapter.changed()
+        adapter.mark_dirty()
         adapter.zero_grad()
-    kept = split_state(optimizer, adapter.flats)
+    kept = split_state(optimizer, adapter.flat_vectors)
     order = [
         parameter
-        for flat in adapter.flats
-        for parameter in (layer.tensors()[role] for layer, role in flat.masters)
+        for flat in adapter.flat_vectors
+        for parameter in (layer.tensors()[role] for layer, role in flat.members)
     ]
     assert (
         sum(len(group["params"]) for group in kept["param_groups"]) == len(order) == len(adapter.parameters())
@@ -313,7 +317,7 @@ def test_a_vectors_state_is_kept_by_matrix_and_put_back_from_either(name: str):
     assert longs and all(by_matrix.state[order[0]][key].shape[-2:] == order[0].shape[-2:] for key in longs)
     # And back again, to the bit.
     again = build_optimizer(config, [{"params": [vector], "lr": 1e-3} for vector in adapter.vectors()], CPU)
-    again.load_state_dict(join_state(kept, again, adapter.flats))
+    again.load_state_dict(join_state(kept, again, adapter.flat_vectors))
     for vector in adapter.vectors():
         for key in longs:
             assert torch.equal(again.state[vector][key].flatten(), optimizer.state[vector][key].flatten())
@@ -321,6 +325,6 @@ def test_a_vectors_state_is_kept_by_matrix_and_put_back_from_either(name: str):
 
 def parameter_groups_of_matrices(adapter: Adapter) -> list[dict]:
     return [
-        {"params": [layer.tensors()[role] for layer, role in flat.masters], "lr": 1e-3}
-        for flat in adapter.flats
+        {"params": [layer.tensors()[role] for layer, role in flat.members], "lr": 1e-3}
+        for flat in adapter.flat_vectors
     ]
