@@ -4,15 +4,15 @@ States of a job:
 
     waiting -> running -> finished | stopped | failed | interrupted
 
-The first three endings come from the `ended` event in the job's folder; a process that died without one leaves the job
-"interrupted", and it is not started again automatically.
+The first three endings come from the `ended` event in the job's folder; a process that died without one
+leaves the job "interrupted", and it is not started again automatically.
 
 Rules:
-- One job runs at a time on each device. Jobs of the FILES lane (merging, converting) need no device and run one at a time
-  beside the others.
-- A job runs as long as a process holds the claim on its folder (`owner.json`, trainer/runs/run.py). The claim decides, not
-  the database: any server that opens the outputs folder finds running jobs, also those started in a terminal, and takes
-  their devices into account ("adopts" them).
+- One job runs at a time on each device. Jobs of the FILES lane (merging, converting) need no device and run
+  one at a time beside the others.
+- A job runs as long as a process holds the claim on its folder (`owner.json`, trainer/runs/run.py). The claim
+  decides, not the database: any server that opens the outputs folder finds running jobs, also those started
+  in a terminal, and takes their devices into account ("adopts" them).
 - Waiting jobs survive the end of the server, and a lost database is rebuilt (trainer/runs/queue_store.py).
 - Several servers can share one outputs folder; a transaction makes sure that only one of them starts a job.
 """
@@ -41,7 +41,9 @@ from trainer.runs.run import Run, read_owner
 
 
 class Queue:
-    """The queue of one outputs folder. Every method can be called by several threads and processes at once."""
+    """The queue of one outputs folder. Every method can be called by several threads and processes at
+    once.
+    """
 
     def __init__(self, outputs: Path, models: Path, devices: Sequence[Device] | None = None) -> None:
         """
@@ -131,7 +133,9 @@ class Queue:
         return self._job(record) if record else None
 
     def blocking_job(self, device: str = "") -> Job | None:
-        """Returns the job that runs on a device; without a device, the first running job if no device is free."""
+        """Returns the job that runs on a device; without a device, the first running job if no device is
+        free.
+        """
         running = [job for job in self.active() if job.state == "running" and job.lane != FILES]
         if device:
             return next((job for job in running if job.device == device), None)
@@ -139,7 +143,9 @@ class Queue:
         return None if free else next(iter(running), None)
 
     def move(self, folder: Path, by: int) -> None:
-        """Exchanges a waiting job with the one before (-1) or after it (1); other users' jobs stay where they are."""
+        """Exchanges a waiting job with the one before (-1) or after it (1); other users' jobs stay where they
+        are.
+        """
         key = self._store.key(folder)
 
         def swap(table: JobTable) -> None:
@@ -171,8 +177,8 @@ class Queue:
     def stop(self, folder: Path, *, at_once: bool = False) -> None:
         """Removes a waiting job from the queue, or requests a running one to stop.
 
-        The first request is a line in `commands.jsonl`: the job ends after the current step and saves. From the second
-        request on, its process also receives a signal.
+        The first request is a line in `commands.jsonl`: the job ends after the current step and saves. From
+        the second request on, its process also receives a signal.
 
         Args:
             at_once: sends SIGKILL instead of SIGTERM, for a process that no longer reacts.
@@ -198,12 +204,15 @@ class Queue:
         self.detect_devices()
         while True:
             time.sleep(seconds)
-            # A full disk or a lock that another process holds is temporary; the queue must continue afterwards.
+            # A full disk or a lock that another process holds is temporary; the queue must continue
+            # afterwards.
             with contextlib.suppress(RunError, OSError):
                 self.update()
 
     def detect_devices(self) -> None:
-        """Fills `devices` with the output of `python -m trainer device --json`, so that this process loads no torch."""
+        """Fills `devices` with the output of `python -m trainer device --json`, so that this process loads no
+        torch.
+        """
         if self.devices is not None:
             return
         command = [sys.executable, "-m", "trainer", "device", "--json"]
@@ -215,7 +224,9 @@ class Queue:
         self.devices = tuple(devices) or (Device(id="cpu", words="CPU"),)
 
     def update(self) -> None:
-        """Records which jobs have ended or were started elsewhere, then starts the next job on each free device."""
+        """Records which jobs have ended or were started elsewhere, then starts the next job on each free
+        device.
+        """
         self._store.execute(self._update)
 
     def _update(self, table: JobTable) -> None:

@@ -28,8 +28,8 @@ class JobProcesses:
     def start(self, job: JobRecord, folder: Path, device: Device) -> tuple[int, float | None]:
         """Starts the process of a job and returns its pid and its start time in seconds since 1970.
 
-        The process gets a session of its own, so that it survives the end of the server and Ctrl+C in its terminal.
-        Its output is appended to `trainer.log` in the job's folder.
+        The process gets a session of its own, so that it survives the end of the server and Ctrl+C in its
+        terminal. Its output is appended to `trainer.log` in the job's folder.
         """
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         if device.visible is not None:
@@ -49,7 +49,9 @@ class JobProcesses:
         return child.pid, start_time(child.pid)
 
     def is_running(self, job: JobRecord, folder: Path) -> bool:
-        """Whether a process works on a job: by its claim on the folder or, before it has claimed it, by its pid."""
+        """Whether a process works on a job: by its claim on the folder or, before it has claimed it, by its
+        pid.
+        """
         if Run(folder).is_alive():
             return True
         child = self._children.get(job.id)
@@ -73,7 +75,9 @@ class JobProcesses:
 
 
 def ending_of(job: JobRecord, folder: Path) -> str:
-    """Returns "finished", "stopped" or "failed" by the job's last `ended` event; "interrupted" if it wrote none."""
+    """Returns "finished", "stopped" or "failed" by the job's last `ended` event; "interrupted" if it wrote
+    none.
+    """
     fresh, _ = events.read(folder / "events.jsonl", job.events_offset)
     return next((event["how"] for event in reversed(fresh) if event["kind"] == "ended"), "interrupted")
 

@@ -2,7 +2,8 @@
 
 outputs/.queue.sqlite     all jobs; any number of servers can open it at once
 outputs/*/.queue.json     marker in the folder of each job that waits or runs:
-                          {"id", "token", "kind", "lane", "state", "position", "said": <offset in events.jsonl>, "arguments"}
+                          {"id", "token", "kind", "lane", "state", "position", "said", "arguments"}, where
+                          "said" is a byte offset in events.jsonl
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ MAX_ENDED_JOBS = 500
 _DATABASE = ".queue.sqlite"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS job (
-  id TEXT PRIMARY KEY, token TEXT UNIQUE, kind TEXT NOT NULL, folder TEXT NOT NULL, arguments TEXT NOT NULL,
-  lane TEXT NOT NULL, device TEXT NOT NULL, state TEXT NOT NULL, position REAL NOT NULL, pid INTEGER, born REAL,
-  said INTEGER NOT NULL, stops INTEGER NOT NULL, signal INTEGER NOT NULL, changed REAL NOT NULL);
+  id TEXT PRIMARY KEY, token TEXT UNIQUE, kind TEXT NOT NULL, folder TEXT NOT NULL,
+  arguments TEXT NOT NULL, lane TEXT NOT NULL, device TEXT NOT NULL, state TEXT NOT NULL,
+  position REAL NOT NULL, pid INTEGER, born REAL, said INTEGER NOT NULL, stops INTEGER NOT NULL,
+  signal INTEGER NOT NULL, changed REAL NOT NULL);
 CREATE UNIQUE INDEX IF NOT EXISTS one_job_a_folder ON job (folder) WHERE state IN ('waiting', 'running');
 CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 PRAGMA user_version = 1;
@@ -131,7 +133,8 @@ class QueueStore:
     def __init__(self, outputs: Path, first_device: Callable[[], str]) -> None:
         """
         Args:
-            first_device: returns the id of the device to which running jobs are assigned when the database is rebuilt.
+            first_device: returns the id of the device to which running jobs are assigned when the database is
+                rebuilt.
         """
         self.outputs = outputs
         self._path = outputs / _DATABASE
@@ -172,7 +175,8 @@ class QueueStore:
 
     def _in_transaction(self, work: Callable[[JobTable], T], writes: bool) -> T:
         with contextlib.closing(self._connect()) as db:
-            # IMMEDIATE takes the write lock at once: two servers must not read the same waiting job and both start it.
+            # IMMEDIATE takes the write lock at once: two servers must not read the same waiting job and both
+            # start it.
             db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
             try:
                 result = work(JobTable(db))
@@ -187,7 +191,8 @@ class QueueStore:
         db = sqlite3.connect(self._path, timeout=20, isolation_level=None)
         try:
             db.row_factory = sqlite3.Row
-            # A job that was submitted must still be in the queue after a power cut; WAL's default NORMAL can lose it.
+            # A job that was submitted must still be in the queue after a power cut; WAL's default NORMAL can
+            # lose it.
             db.execute("PRAGMA synchronous = FULL")
             if db.execute("PRAGMA user_version").fetchone()[0] == 0:  # a new file
                 with contextlib.suppress(sqlite3.OperationalError):  # another process sets it at this moment
@@ -206,7 +211,9 @@ class QueueStore:
             Path(f"{self._path}{suffix}").unlink(missing_ok=True)
 
     def _rebuild(self, db: sqlite3.Connection) -> None:
-        """Inserts the jobs whose markers say that they wait or run; removes the markers of processes that died."""
+        """Inserts the jobs whose markers say that they wait or run; removes the markers of processes that
+        died.
+        """
         db.execute("BEGIN IMMEDIATE")
         table = JobTable(db)
         for marker in self._markers():
