@@ -29,7 +29,7 @@ def kohya_tensors_of(settings: dict[str, Any]) -> dict[str, torch.Tensor]:
     The only function of the golden tests that imports modules of the trainer.
     """
     from trainer.adapter.lora import Adapter
-    from trainer.adapter.targets import layer_sizes
+    from trainer.adapter.targets import layer_specs
     from trainer.config import TrainConfig
     from trainer.lora_file.writer import kohya_tensors
     from trainer.sdxl.base import ORIGINAL
@@ -38,7 +38,7 @@ def kohya_tensors_of(settings: dict[str, Any]) -> dict[str, torch.Tensor]:
     parts = ("unet", "text_encoder", "text_encoder_2")
     models = {part: build(part, ORIGINAL) for part in parts}
     adapter = Adapter()
-    for part, sizes in layer_sizes(
+    for part, sizes in layer_specs(
         TrainConfig(rank=4, alpha=4.0, conv_rank=4, conv_alpha=4.0, **settings), models
     ).items():
         place_on_cpu(models[part], list(sizes))
