@@ -64,9 +64,9 @@ def check(
     measures = {name: measure(Path(item.path)) for name, item in zip(names, manifest.items, strict=True)}
     for finding in findings(measures, dict(zip(names, placements, strict=True)), preset):
         typer.echo(
-            f"please note: {finding.picture} {finding.words}"
+            f"please note: {finding.picture} {finding.sentence}"
             if finding.picture
-            else f"please note: {finding.words}"
+            else f"please note: {finding.sentence}"
         )
     typer.echo(f"{len(manifest.items)} pictures, {len(manifest.problems)} problems")
 
