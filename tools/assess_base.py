@@ -1,4 +1,4 @@
-"""Measures the bundled base: how well its autoencoder draws, and whether its pictures are what they are called.
+"""ImageMetrics the bundled base: how well its autoencoder draws, and whether its pictures are what they are called.
 
     python -m tools.assess_base --work build/base --base models/tiny-sdxl --sheet docs/contact-sheet.png
     python -m tools.assess_base ... --lora outputs/ink/ink.safetensors      also: does a style arrive, concepts kept?

@@ -166,14 +166,14 @@ def sampler_description(sampler: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class SamplingLimits:
     """Memory limits of sampling; 0 is unlimited."""
 
     pixels: int = 0  # of all pictures in one pass
     tile: int = 0  # side in px of the tiles that the VAE decodes
 
 
-NO_LIMITS = Room()
+NO_LIMITS = SamplingLimits()
 
 # kohya's flags of a sample prompt line: parameter, type, smallest and largest value.
 _FLAG = re.compile(r"\s--(\w+)(?:\s+|$)")

@@ -82,7 +82,7 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     assert "p00_s0.00.png" in (
         pictures.first.get_attribute("src") or ""
     ) and before != pictures.first.get_attribute("src")
-    assert slider.get_attribute("aria-valuetext") == "0: the base model"
+    assert slider.get_attribute("aria-valuetext") == "0: base model without the LoRA"
     page.wait_for_function(
         "[...document.querySelectorAll('#strip img')].every(i => i.complete && i.naturalWidth === 128)"
     )

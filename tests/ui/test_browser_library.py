@@ -18,7 +18,7 @@ def test_a_lora_is_labelled_taken_in_and_deleted(ready: Started, browser, ink_ru
     page.get_by_role("tab", name="Library").click()
     page.wait_for_selector("#shelf .lora")
 
-    page.get_by_role("button", name="What the file says of itself").click()
+    page.get_by_role("button", name="File details").click()
     page.wait_for_function(
         "document.querySelector('#label-trigger textarea, #label-trigger input')?.value === 'ink'"
     )

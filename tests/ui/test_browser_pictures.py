@@ -69,8 +69,8 @@ def test_a_drop_becomes_cards_and_each_rejected_file_is_named(page: Any, studio:
 
 def test_the_doctor_tells_what_it_found_before_any_training(page: Any, waits):
     waits("document.querySelector('#doctor .findings')")
-    waits("document.querySelector('#doctor')?.innerText.includes('few to teach')")
-    assert "Much is cropped" in page.locator("#doctor").inner_text()
+    waits("document.querySelector('#doctor')?.innerText.includes('are few for a')")
+    assert "Heavily cropped" in page.locator("#doctor").inner_text()
     assert page.locator('#cards li[data-name="banner.png"] .faults').count() == 1
 
 
@@ -171,7 +171,7 @@ def test_find_and_replace_counts_first_and_undo_survives_a_reload(page: Any, stu
     page.locator("#many button").first.click()
     page.locator("#edit-find").get_by_role("textbox").fill("inkart")
     page.locator("#edit-text").get_by_role("textbox").fill("inkstyle")
-    waits("document.querySelector('#edit-preview')?.innerText.includes('Captions that would change: 2')")
+    waits("document.querySelector('#edit-preview')?.innerText.includes('Captions that will change: 2')")
     page.locator("#edit-apply").click()
     waits("document.querySelector('#edit-said')?.innerText.includes('Captions changed: 2')")
     waits(
@@ -242,7 +242,7 @@ def test_deleting_a_project_asks_first_and_leaves_nothing(page: Any, studio: Sta
     page.wait_for_selector("#delete-asked [role=alertdialog]")
     assert "8 pictures" in page.locator("#delete-asked").inner_text() and project(studio).exists()
     page.locator("#delete-yes").click()
-    waits("document.querySelector('#deleted')?.innerText.includes('is gone')")
+    waits("document.querySelector('#deleted')?.innerText.includes('was deleted')")
     waits("document.querySelectorAll('#cards .picture').length === 24")
     left = [path for path in studio.home.rglob("*") if "my-pictures" in str(path)]
     assert left == [] and b"half a thought" not in (studio.home / "terminal.log").read_bytes()

@@ -28,7 +28,7 @@ def test_strengths_pictures_and_checkpoints_are_tried_and_one_is_chosen(ready: S
     page.keyboard.press("Home")
     assert slider.get_attribute(
         "aria-valuetext"
-    ) == "0: the base model" and "p00_s0.00.png" in first.get_attribute("src")
+    ) == "0: base model without the LoRA" and "p00_s0.00.png" in first.get_attribute("src")
     page.keyboard.press("ArrowRight")
     assert slider.get_attribute(
         "aria-valuetext"
@@ -43,7 +43,7 @@ def test_strengths_pictures_and_checkpoints_are_tried_and_one_is_chosen(ready: S
     reveal = page.locator("#compare .reveal")
     reveal.focus()
     page.keyboard.press("End")
-    assert reveal.get_attribute("aria-valuetext") == "100 %"
+    assert reveal.get_attribute("aria-valuetext") == "100%"
     assert (
         page.evaluate(
             "getComputedStyle(document.querySelector('#compare .compare')).getPropertyValue('--reveal')"
@@ -67,7 +67,7 @@ def test_strengths_pictures_and_checkpoints_are_tried_and_one_is_chosen(ready: S
     page.wait_for_selector("#own .tryout")
 
     # A grid of checkpoints, and the one.
-    page.get_by_role("button", name="Checkpoints at several strengths").click()
+    page.get_by_role("button", name="Compare checkpoints").click()
     page.locator("#steps input").fill("2")
     page.locator("#prompt textarea").fill("a cat")
     page.locator("#draw-grid").click()
@@ -95,7 +95,7 @@ def test_a_training_that_ends_is_at_hand_though_no_other_tab_was_opened(
     page.set_default_timeout(60_000)
     with page.expect_response(lambda answer: "/pulse" in answer.url):
         page.goto(f"{studio.address}/?tab=try_it")
-    page.get_by_role("button", name="Draw", exact=True).wait_for()
+    page.get_by_role("button", name="Generate", exact=True).wait_for()
     page.wait_for_timeout(2000)  # the page has asked what is new, and there is nothing
     assert not page.locator("#strip .tryout").count() and not page.locator(".toast-body").count()
     shutil.copytree(ink_run, studio.home / "outputs" / ".coming" / "ink")

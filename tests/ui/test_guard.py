@@ -83,10 +83,10 @@ def test_what_is_turned_away_is_told_in_the_visitors_language(client: TestClient
     assert {answer.status_code for answer in answers.values()} == {404}
     told = {tag: answer.json()["message"] for tag, answer in answers.items()}
     assert told == {
-        "en": "That is not here.",
+        "en": "Not found.",
         "de": "Das gibt es hier nicht.",
         "ja": "ここにはありません。",
-        "xx": "That is not here.",
+        "xx": "Not found.",
     }
 
 
@@ -313,7 +313,7 @@ def test_an_upload_that_broke_off_is_swept_and_the_next_one_comes_in(guard: Guar
     headers, body = multipart(('name="files"; filename="a.png"', b"x" * 100_000))
     for cut in (200, 30_000, 90_000):
         asyncio.run(ask(guard, "POST", "/gradio_api/upload", headers, [body[:cut]], breaks_off=True))
-    guard.studio.tidy(0)
+    guard.studio.clean_up(0)
     assert not [path for path in guard.studio.uploads.folder.rglob("*") if path.is_file()]
     (path,) = client.post("/gradio_api/upload", files={"files": ("a.png", b"small")}).json()
     assert Path(path).read_bytes() == b"small" and client.get(f"/gradio_api/file={path}").content == b"small"
@@ -325,7 +325,7 @@ def test_a_nearly_full_disk_takes_no_upload(tmp_path: Path):
     full = Studio(tmp_path, tmp_path, MODELS, Limits(free_bytes=10**9 * GB))
     app = Guard(None, full, build_doors(), Hosts.of("127.0.0.1"))  # pyright: ignore[reportArgumentType]
     answer = TestClient(app, base_url=HERE).post("/gradio_api/upload", files={"files": ("a.png", b"x")})
-    assert answer.status_code == 507 and "no room for that" in answer.json()["message"]
+    assert answer.status_code == 507 and "no disk space left" in answer.json()["message"]
 
 
 def test_the_studio_takes_no_more_than_its_limit(tmp_path: Path):
@@ -336,13 +336,13 @@ def test_the_studio_takes_no_more_than_its_limit(tmp_path: Path):
     answer = TestClient(app, base_url=HERE).post(
         "/gradio_api/upload", files={"files": ("a.png", b"x" * 2000)}
     )
-    assert answer.status_code == 507 and "no room for that" in answer.json()["message"]
+    assert answer.status_code == 507 and "no disk space left" in answer.json()["message"]
 
 
 def build_doors():
-    from ui.access.allowlist import gradio_doors
+    from ui.access.allowlist import gradio_endpoints
 
-    return gradio_doors(Limits())
+    return gradio_endpoints(Limits())
 
 
 async def ask(

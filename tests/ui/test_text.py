@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ui.text
+from trainer.dataset.checks import WORDS as FINDINGS
 from ui.text import LANGUAGES, Words, preferred, sentences
 from ui.views.settings_form import declared_sentences
 
@@ -59,3 +60,8 @@ def test_the_browsers_wish_is_followed(wish: str, language: str):
 
 def test_what_a_language_lacks_comes_in_english():
     assert Words("xx")("page.train") == sentences("en")["page.train"]
+
+
+def test_findings_read_the_same_in_the_terminal_and_on_the_page():
+    english = sentences("en")
+    assert {kind: english[f"artwork.found_{kind}"] for kind in FINDINGS} == FINDINGS

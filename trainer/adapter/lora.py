@@ -5,6 +5,7 @@ Shapes: N rows of the batch, T tokens, I inputs, O outputs, R rank; H height, W 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -178,6 +179,19 @@ class Adapter:
                 for part in sorted(self.layers)
             ]
         self.flats = [Flat(group, _place) for group in groups if group]
+
+    @contextlib.contextmanager
+    def at(self, strength: float | torch.Tensor) -> Iterator[None]:
+        """Sets the strength of all layers for a block, and afterwards the previous one again.
+
+        Args:
+            strength: one number for all rows of a batch, or one for each row (N,).
+        """
+        previous, self.strength.value = self.strength.value, strength
+        try:
+            yield
+        finally:
+            self.strength.value = previous
 
     def zero_grad(self) -> None:
         """Zeros in place; to be called before the first backward pass and after each step."""

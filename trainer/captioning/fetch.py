@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.errors import CaptionerError
-from trainer.headers.captioner import ONNX, TAGS, folder_of, kind_of_settings, read_kind
+from trainer.headers.captioner import ONNX, TAGS, captioner_kind, folder_of, kind_from_config
 
 _SETTINGS = (".json", "vocab.txt", "merges.txt")
 
@@ -22,7 +22,7 @@ def fetch(repository: str, models: Path, tell: Callable[[str], None]) -> Path:
         settings, weights = wanted(list(sizes), repository)
         if settings:
             snapshot_download(repository, allow_patterns=settings, local_dir=folder)
-            kind_of_settings(folder, repository)
+            kind_from_config(folder, repository)
         tell(
             f"{repository}: {sum(sizes[name] for name in weights) / 1e9:.2f} GB, into {models.name}/captioners/{folder.name}"
         )
@@ -34,7 +34,7 @@ def fetch(repository: str, models: Path, tell: Callable[[str], None]) -> Path:
             f"{repository} can't be fetched from the hub ({type(error).__name__}); check the name and the network, "
             f"or put its files into {models.name}/captioners/{folder.name}"
         ) from None
-    read_kind(folder, repository)
+    captioner_kind(folder, repository)
     return folder
 
 

@@ -9,7 +9,7 @@ from trainer.atomic_files import write_atomically
 from trainer.captioning_config import CaptionOptions, Describe
 from trainer.dataset.captions import metadata_captions, one_line, sidecar_lines
 from trainer.dataset.pictures import open_picture
-from trainer.dataset.scan import pictures_in, places
+from trainer.dataset.scan import picture_folders, pictures_in
 from trainer.errors import DatasetError
 from trainer.headers.captioner import WD_TAGGER, Captioner
 from trainer.runs.commands import CommandInbox
@@ -17,7 +17,7 @@ from trainer.runs.run import Run
 
 
 @dataclass(frozen=True)
-class Work:
+class CaptioningTask:
     """What is captioned, by which model, and how."""
 
     folder: Path
@@ -25,7 +25,7 @@ class Work:
     options: CaptionOptions
 
 
-def caption_folder(run: Run, work: Work, stop: CommandInbox, done: set[str]) -> str:
+def caption_folder(run: Run, work: CaptioningTask, stop: CommandInbox, done: set[str]) -> str:
     """Writes a `.txt` beside each picture that is to have one; "finished" or "stopped". What it does is said to the run.
 
     Args:
@@ -54,14 +54,14 @@ def caption_folder(run: Run, work: Work, stop: CommandInbox, done: set[str]) -> 
     return "finished"
 
 
-def pictures_wanted(run: Run, work: Work) -> list[Path]:
+def pictures_wanted(run: Run, work: CaptioningTask) -> list[Path]:
     """Pictures of the folder, and of its `NN_name` sub-folders, that are to be captioned. Raises DatasetError."""
     if not work.folder.is_dir():
         raise DatasetError(
             f"{work.folder.name or work.folder} is not a folder; give the folder that holds your pictures"
         )
     wanted, any_picture = [], False
-    for place, _, _ in places(work.folder):
+    for place, _, _ in picture_folders(work.folder):
         listed, problems = metadata_captions(place)
         pictures, odd = pictures_in(place)
         owners: dict[Path, Path] = {}  # of caption files: art.png and art.jpg would share one
@@ -98,7 +98,7 @@ def load(captioner: Captioner, options: CaptionOptions) -> Describe:
     return load_describer(captioner, options)
 
 
-def _batch(run: Run, work: Work, describe: Describe, paths: list[Path]) -> list[str]:
+def _batch(run: Run, work: CaptioningTask, describe: Describe, paths: list[Path]) -> list[str]:
     """Captions some pictures; what went wrong with the others."""
     pictures, problems = {}, []
     for path in paths:
@@ -127,5 +127,5 @@ def _batch(run: Run, work: Work, describe: Describe, paths: list[Path]) -> list[
     return problems
 
 
-def _name(path: Path, work: Work) -> str:
+def _name(path: Path, work: CaptioningTask) -> str:
     return path.relative_to(work.folder).as_posix()

@@ -68,11 +68,11 @@ def fetch(
 
     try:
         listed = HfApi().model_info(repository, files_metadata=True).siblings or []
-    except Exception as error:  # noqa: BLE001 - the hub raises many kinds, which mean the same to the user
+    except Exception as error:  # the hub raises many kinds, which mean the same to the user
         raise BaseError(
             f"{repository} can't be reached on the Hugging Face hub ({type(error).__name__}); check the name "
             f"and the network, or put a .safetensors file into {models.name}/"
-        ) from None
+        ) from error
     sizes = _files_to_fetch({file.rfilename: file.size or 0 for file in listed})
     if not any(name.endswith(".safetensors") for name in sizes):
         raise BaseError(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trainer.cli import MODELS, ModelsOption
-from trainer.cli.options import given
+from trainer.cli.options import given, with_options
+from trainer.config import setting
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +48,6 @@ class Precision(StrEnum):
     fp32 = "fp32"
 
 
-Text = Annotated[str | None, typer.Option(help='Text for model browsers; "" removes it.')]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="An SDXL LoRA in .safetensors.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite OUT if it exists.")]
@@ -67,15 +68,22 @@ def inspect(file: File) -> None:
         typer.echo(f"{label}: {value}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelTexts:
+    """Texts that `lora label` changes."""
+
+    title: str = setting("", "Title", group="label", help='Title; "" removes it.')
+    author: str = setting("", "Author", group="label", help='Author; "" removes it.')
+    licence: str = setting("", "Licence", group="label", help='Licence; "" removes it.')
+    description: str = setting("", "Description", group="label", help='Description; "" removes it.')
+    tags: str = setting("", "Tags", group="label", help='Tags, separated by commas; "" removes them.')
+    trigger: str = setting("", "Trigger word", group="label", help='Trigger word; "" removes it.')
+
+
 @app.command()
-def label(  # noqa: PLR0913 - typer derives one option from each parameter
+@with_options(LabelTexts, required=False)
+def label(
     file: File,
-    title: Text = None,
-    author: Text = None,
-    licence: Text = None,
-    description: Text = None,
-    tags: Text = None,
-    trigger: Annotated[str | None, typer.Option(help="Trigger word.")] = None,
     weight: Annotated[
         float | None, typer.Option(min=-2, max=2, help="Recommended strength, from -2 to 2.")
     ] = None,
@@ -83,13 +91,13 @@ def label(  # noqa: PLR0913 - typer derives one option from each parameter
         bool | None,
         typer.Option("--own-work/--no-own-work", help="Whether only the author's own pictures were used."),
     ] = None,
+    **texts: Any,
 ) -> None:
     """Print or change the metadata that model browsers show, in place; the tensors stay the same."""
     from trainer.headers.edit_metadata import Label, checked, relabel
     from trainer.headers.lora import recognise
 
-    texts = {"title": title, "author": author, "licence": licence, "description": description, "tags": tags}
-    changes = given({**texts, "trigger": trigger, "weight": weight, "own_work": own_work})
+    changes = given({**texts, "weight": weight, "own_work": own_work})
     metadata: dict[str, str] = dict(recognise(file).metadata)
     if changes:
         new_label = checked(dataclasses.replace(Label.of(metadata), **changes))
@@ -288,6 +296,6 @@ def _print_kept(out: Path, kept: list[Kept]) -> None:
             worst = min(of_part, key=lambda module: module.share)
             ranks = _span(sorted(module.rank for module in of_part))
             typer.echo(
-                f"{label}: {len(of_part)} modules, rank {ranks}, {mean_share:.1%} of the squared singular values "
-                f"kept, least in {worst.path} ({worst.share:.1%})"
+                f"{label}: {len(of_part)} modules, rank {ranks}, {mean_share:.1%} of the squared singular "
+                f"values kept, least in {worst.path} ({worst.share:.1%})"
             )

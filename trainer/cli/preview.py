@@ -9,14 +9,16 @@ import typer
 
 from trainer.cli import MODELS, ModelsOption
 from trainer.cli.options import with_options
+from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.sampling_config import MAX_FILES, SamplingConfig, parse_weighted_file, sampling_config_from
 
 _SETTINGS = ("negative", "seed", "steps", "guidance", "sampler", "clip_skip", "fast")
 
 
+@with_options(TrainConfig, ("base",))
 @with_options(SamplingConfig, _SETTINGS, flags={"fast": "--fast"})
-def preview(  # noqa: PLR0913 - typer derives one option from each parameter
+def preview(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA .safetensors file.")],
     prompt: Annotated[list[str], typer.Option(help="Prompt; repeatable.")],
     out_dir: Annotated[Path, typer.Option(help="Folder for the pictures.")],
@@ -32,11 +34,11 @@ def preview(  # noqa: PLR0913 - typer derives one option from each parameter
     size: Annotated[
         str, typer.Option(metavar="WIDTHxHEIGHT", help="Size in px; the base model's native size by default.")
     ] = "",
-    base: Annotated[str, typer.Option(help="Base model.")] = "tiny-sdxl",
     models: ModelsOption = MODELS,
     **options: Any,
 ) -> None:
     """Generate pictures of prompts at several strengths: one PNG each, and strip.png."""
+    base = options.pop("base")
     width, height = _size(size)
     config = sampling_config_from(
         {**options, "prompts": prompt, "strengths": _strengths(strengths), "width": width, "height": height}
@@ -45,12 +47,12 @@ def preview(  # noqa: PLR0913 - typer derives one option from each parameter
     if len(files) > MAX_FILES:
         raise ConfigError([f"at most {MAX_FILES} LoRAs can be mixed; merge some first: lora merge"])
     from trainer.headers.lora import bundled_notice, recognise
-    from trainer.sampling.pipeline import draw_file
+    from trainer.sampling.pipeline import generate_from_file
 
     for path, _ in files:
         if notice := bundled_notice(path, recognise(path).tensors):
             typer.echo(notice, err=True)
-    for path in draw_file(files, config, out_dir, base=base, models=models):
+    for path in generate_from_file(files, config, out_dir, base=base, models=models):
         typer.echo(path)
 
 

@@ -7,7 +7,7 @@ import os
 import time
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,9 @@ from trainer.cli.options import given, with_options
 from trainer.config import PRESET_NAMES, TrainConfig, config_from, read_toml
 from trainer.errors import ConfigError, RunError, TrainerError
 from trainer.runs import events
-from trainer.runs.run import Run, claim, create, gather, open_run
+
+if TYPE_CHECKING:
+    from trainer.runs.run import Run
 
 # Settings with an option of their own; all others are set by --set NAME=VALUE or in a TOML file.
 _SETTINGS = (
@@ -106,6 +108,8 @@ def resume(
     ] = None,
 ) -> None:
     """Continue a run that was stopped or interrupted."""
+    from trainer.runs.run import open_run
+
     if _rank() > 0:
         _join(folder, models)
         return
@@ -117,6 +121,7 @@ def _train_new(folders: list[Path], output: Path, values: dict[str, Any], models
     from trainer.dataset.sources import scan_all
     from trainer.headers.base_model import is_small
     from trainer.presets import preset_values
+    from trainer.runs.run import create
 
     preset = str(values.pop("preset"))
     if preset not in PRESET_NAMES:
@@ -164,6 +169,7 @@ def _rank() -> int:
 
 def _join(folder: Path, models: Path) -> None:
     """Trains as a further process of `torchrun`, once the first one has created the run."""
+    from trainer.runs.run import Run
     from trainer.train import train as recipe
 
     while not (folder / "config.toml").exists():  # if the first process fails, torchrun ends this one
@@ -175,11 +181,12 @@ def _run_training(run: Run, models: Path, commands_offset: int | None = None) ->
     """Trains in this process with progress bars; the run's last event says how the training ended."""
     from trainer.cli.progress_bars import Bars
     from trainer.runs.failures import failure
+    from trainer.runs.run import claim, scan_sources
     from trainer.runs.work import run_to_end
 
     def work() -> str:
         with Bars(run):
-            gather(run)
+            scan_sources(run)
             from trainer.train import train as recipe
 
             return recipe(run, models, offset)

@@ -30,7 +30,7 @@ _CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
+class ArchiveLimits:
     """How much an archive may hold, unpacked."""
 
     members: int = 5000
@@ -47,7 +47,7 @@ class Member:
     reason: str = ""
 
 
-def members(archive: Path, into: Path, bounds: Bounds) -> Iterator[Member]:
+def extract_members(archive: Path, into: Path, bounds: ArchiveLimits) -> Iterator[Member]:
     """Unpacks an archive's files one after another into names of our own; whoever takes one may move it away.
 
     Raises DatasetError when the archive as a whole can't be trusted or read.
@@ -57,7 +57,7 @@ def members(archive: Path, into: Path, bounds: Bounds) -> Iterator[Member]:
         _check_overlaps(archive, opened.infolist())
         left = bounds.total_bytes
         for number, info in enumerate(wanted):
-            name = shown_name(info.filename)
+            name = display_name(info.filename)
             reason = _refusal(info)
             if reason:
                 yield Member(name, None, reason)
@@ -69,7 +69,7 @@ def members(archive: Path, into: Path, bounds: Bounds) -> Iterator[Member]:
                 target.unlink(missing_ok=True)
                 if bounds.member_bytes >= left:
                     raise DatasetError(
-                        f"{shown_name(archive.name)} holds more than {bounds.total_bytes // 1_000_000} MB; send it in parts"
+                        f"{display_name(archive.name)} holds more than {bounds.total_bytes // 1_000_000} MB; send it in parts"
                     ) from None
                 yield Member(name, None, f"is larger than {bounds.member_bytes // 1_000_000} MB")
             except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):
@@ -80,13 +80,13 @@ def members(archive: Path, into: Path, bounds: Bounds) -> Iterator[Member]:
                 target.unlink(missing_ok=True)
 
 
-def shown_name(name: str) -> str:
+def display_name(name: str) -> str:
     """A member's name as it may be shown: one line, at most 120 characters."""
     return one_line(name)[:120] or "a file without a name"
 
 
-def _opened(archive: Path, bounds: Bounds) -> zipfile.ZipFile:
-    told = shown_name(archive.name)
+def _opened(archive: Path, bounds: ArchiveLimits) -> zipfile.ZipFile:
+    told = display_name(archive.name)
     _check_directory(archive, told, bounds)
     try:
         return zipfile.ZipFile(archive)
@@ -94,7 +94,7 @@ def _opened(archive: Path, bounds: Bounds) -> zipfile.ZipFile:
         raise DatasetError(f"{told} can't be read as a zip; make it anew") from None
 
 
-def _check_directory(archive: Path, told: str, bounds: Bounds) -> None:
+def _check_directory(archive: Path, told: str, bounds: ArchiveLimits) -> None:
     """The list of members is read into memory at once, so its size is asked first."""
     with archive.open("rb") as file:
         file.seek(max(0, archive.stat().st_size - 65_535 - _END.size - 20))
@@ -116,7 +116,7 @@ def _check_overlaps(archive: Path, infos: list[zipfile.ZipInfo]) -> None:
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < end:
             raise DatasetError(
-                f"{shown_name(archive.name)} is damaged: its files share the same bytes; make it anew"
+                f"{display_name(archive.name)} is damaged: its files share the same bytes; make it anew"
             )
         end = info.header_offset + _LOCAL_HEADER + info.compress_size
 

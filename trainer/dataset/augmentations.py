@@ -17,7 +17,7 @@ from trainer.dataset.pictures import open_alpha, open_picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
+class Augmentation:
     """How one picture meets its bucket."""
 
     placement: Placement
@@ -39,7 +39,7 @@ class Variant:
         at = self.placement
         return at.resized[0] - at.bucket[0] - at.crop_left if self.is_mirrored else at.crop_left
 
-    def shown(self, picture: Image.Image) -> Image.Image:
+    def apply(self, picture: Image.Image) -> Image.Image:
         """The picture in its bucket."""
         at = self.placement
         if picture.size != at.resized:
@@ -66,9 +66,9 @@ class Variant:
         return Image.merge("HSV", (hue, *rest)).convert("RGB")
 
 
-def variants_of(config: TrainConfig, item: Item, placement: Placement) -> list[Variant]:
+def augmentations_of(config: TrainConfig, item: Item, placement: Placement) -> list[Augmentation]:
     """All forms of a picture: the same for the same bytes and settings, whatever the seed, so that the cache serves other runs."""
-    chosen = [Variant(placement=placement)]
+    chosen = [Augmentation(placement=placement)]
     if config.random_crop or config.colour_jitter:
         chosen = [
             _varied(config, placement, random.Random(f"{item.digest}/{number}"))
@@ -80,16 +80,16 @@ def variants_of(config: TrainConfig, item: Item, placement: Placement) -> list[V
     return chosen
 
 
-def _varied(config: TrainConfig, placement: Placement, chance: random.Random) -> Variant:
+def _varied(config: TrainConfig, placement: Placement, chance: random.Random) -> Augmentation:
     places = chance.random(), chance.random()
     if config.random_crop:
         spare = placement.resized[0] - placement.bucket[0], placement.resized[1] - placement.bucket[1]
         left, top = (int(place * (room + 1)) for place, room in zip(places, spare, strict=True))
         placement = dataclasses.replace(placement, crop_left=left, crop_top=top)
     if not config.colour_jitter:
-        return Variant(placement=placement)
+        return Augmentation(placement=placement)
     brightness, contrast, saturation = (1 + config.colour_jitter * chance.uniform(-1, 1) for _ in range(3))
-    return Variant(
+    return Augmentation(
         placement=placement,
         colours=(brightness, contrast, saturation, config.colour_jitter / 5 * chance.uniform(-1, 1)),
     )
@@ -111,8 +111,8 @@ def mask_of(config: TrainConfig, item: Item) -> Image.Image | None:
     return open_picture(path).convert("L") if path else None
 
 
-def mask_weights(mask: Image.Image, variant: Variant, *, cell: int, outside: float) -> np.ndarray:
+def mask_weights(mask: Image.Image, variant: Augmentation, *, cell: int, outside: float) -> np.ndarray:
     """Weights (H / cell, W / cell) in [outside, 1]: the mask placed like its picture, averaged over each latent cell of `cell` px."""
-    placed = variant.shown(mask)
+    placed = variant.apply(mask)
     small = np.asarray(placed.reduce(cell), dtype=np.float32) / 255
     return outside + (1 - outside) * small

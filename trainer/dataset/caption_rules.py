@@ -21,7 +21,7 @@ class CaptionRules:
     config: TrainConfig
 
     @property
-    def vary(self) -> bool:
+    def varies(self) -> bool:
         """Whether one picture may be seen with different captions, the empty one aside."""
         config = self.config
         return (

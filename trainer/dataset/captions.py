@@ -30,7 +30,7 @@ def sidecar_lines(picture: Path) -> list[str] | None:
 
 
 @dataclass(frozen=True)
-class Listed:
+class MetadataRow:
     """A picture's line of `metadata.jsonl`."""
 
     caption: str = ""
@@ -39,7 +39,7 @@ class Listed:
     )
 
 
-def metadata_captions(folder: Path) -> tuple[dict[str, Listed], list[str]]:
+def metadata_captions(folder: Path) -> tuple[dict[str, MetadataRow], list[str]]:
     """file_name -> text and weight of `metadata.jsonl`, and what couldn't be read in it."""
     captions, problems = {}, []
     path = folder / "metadata.jsonl"
@@ -50,7 +50,7 @@ def metadata_captions(folder: Path) -> tuple[dict[str, Listed], list[str]]:
             continue
         try:
             row = json.loads(line)
-            captions[str(row["file_name"])] = Listed(
+            captions[str(row["file_name"])] = MetadataRow(
                 one_line(str(row.get("text") or "")), float(row.get("weight", 1.0))
             )
         except (ValueError, KeyError, TypeError):
@@ -60,7 +60,7 @@ def metadata_captions(folder: Path) -> tuple[dict[str, Listed], list[str]]:
             continue
         weight = captions[str(row["file_name"])].weight
         if not (math.isfinite(weight) and 0 <= weight <= 100):
-            captions[str(row["file_name"])] = Listed(captions[str(row["file_name"])].caption)
+            captions[str(row["file_name"])] = MetadataRow(captions[str(row["file_name"])].caption)
             problems.append(f"metadata.jsonl line {number}: weight must be from 0 to 100, so 1 is taken")
     return captions, problems
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trainer.dataset.buckets import Placement
-from trainer.dataset.image_metrics import BANDS, Measures
+from trainer.dataset.image_metrics import BANDS, ImageMetrics
 
 FEWEST = {"style": 10, "character": 8, "concept": 5}  # pictures, by preset
 ENLARGED_BY = 1.15  # a picture stretched by more than this to fill its bucket is too small
@@ -27,16 +27,29 @@ _BLURRED = 4  # half octaves without detail: more than any camera or enlargement
 
 # The set as a whole first, then by how much a picture harms a training.
 WORDS = {
-    "few": "pictures: {count}, few to teach a {preset}; add some, {fewest} or more do well",
-    "copy": "the same file as {other}: remove one of them, or it counts twice",
-    "alike": "looks like {other}: keep the better one, unless you want it to count twice",
-    "small": "has {width} x {height} pixels and would be enlarged {times} times: use the original, or a larger scan",
-    "enlarged": "looks enlarged: it holds the detail of about {width} x {height} pixels: use the original",
-    "blurred": "looks blurred: use a sharper version, or leave it out",
-    "see_through": "is transparent in {percent} % of its area, which becomes white: lay it on the background that you want",
-    "bars": "has plain bars at its edges, which would be learned: cut them off",
-    "corner": "may bear a signature or watermark at the {corner}, as others do: mask it or cut it off",
-    "cropped": "loses {percent} % of its area in the crop: move the crop to what matters, or cut the picture yourself",
+    "few": "{count} pictures are few for a {preset}. Add more: {fewest} or more give better results.",
+    "copy": "is the same file as {other}. Remove one of them, or the picture counts double.",
+    "alike": (
+        "looks nearly the same as {other}. Keep the better one, or keep both to count the picture double."
+    ),
+    "small": (
+        "has {width} × {height} pixels and would be upscaled {times} times. "
+        "Use the original or a larger scan."
+    ),
+    "enlarged": "looks upscaled: its detail is that of about {width} × {height} pixels. Use the original.",
+    "blurred": "looks blurry. Use a sharper version or remove it.",
+    "see_through": (
+        "is transparent in {percent}% of its area, which is filled with white. "
+        "Put it on the background that you want."
+    ),
+    "bars": "has plain borders, which the LoRA would learn. Crop them off.",
+    "corner": (
+        "may have a signature or watermark at the {corner}, as other pictures do. Mask it or crop it off."
+    ),
+    "cropped": (
+        "loses {percent}% of its area in the crop. "
+        "Move the crop to the important part or crop the picture yourself."
+    ),
 }
 KINDS = tuple(WORDS)
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
@@ -54,7 +67,7 @@ class Finding:
 
 
 def findings(
-    measures: Mapping[str, Measures], placements: Mapping[str, Placement] | None = None, preset: str = ""
+    measures: Mapping[str, ImageMetrics], placements: Mapping[str, Placement] | None = None, preset: str = ""
 ) -> list[Finding]:
     """All findings on a set, by kind and then by name.
 
@@ -91,7 +104,7 @@ def missing_octaves(detail: tuple[float, ...]) -> tuple[float, bool]:
     return (first + 0.5) / 2 if first else 0.0, steep or first >= _BLURRED
 
 
-def _alone(name: str, seen: Measures) -> list[Finding]:
+def _alone(name: str, seen: ImageMetrics) -> list[Finding]:
     found = []
     if seen.clear >= _SEE_THROUGH:
         found.append(Finding("see_through", name, {"percent": max(1, round(100 * seen.clear))}))
@@ -100,7 +113,7 @@ def _alone(name: str, seen: Measures) -> list[Finding]:
     return found
 
 
-def _placed(name: str, seen: Measures, placement: Placement) -> list[Finding]:
+def _placed(name: str, seen: ImageMetrics, placement: Placement) -> list[Finding]:
     found, times = [], placement.resized[0] / seen.width
     area = placement.resized[0] * placement.resized[1]
     if times > ENLARGED_BY:
@@ -124,7 +137,7 @@ def _rounded(pixels: float) -> int:
     return round(pixels / step) * step
 
 
-def _repeated(measures: Mapping[str, Measures]) -> list[Finding]:
+def _repeated(measures: Mapping[str, ImageMetrics]) -> list[Finding]:
     """Each picture that equals or resembles an earlier one is told once, with the first such."""
     names = list(measures)
     if not names:
@@ -150,7 +163,7 @@ def _repeated(measures: Mapping[str, Measures]) -> list[Finding]:
     return found
 
 
-def _marked_corners(measures: Mapping[str, Measures]) -> list[int]:
+def _marked_corners(measures: Mapping[str, ImageMetrics]) -> list[int]:
     """Corners in which something stands apart in at least three pictures and a third of the set."""
     counts = [sum(seen.corners[at] for seen in measures.values()) for at in range(4)]
     return [at for at, count in enumerate(counts) if count >= max(3, len(measures) / 3)]

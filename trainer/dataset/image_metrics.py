@@ -22,7 +22,7 @@ _LEVELS = 8.0  # of 255: what two neighbouring pixels of one plain colour may di
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measures:
+class ImageMetrics:
     """Of one picture, upright."""
 
     width: int
@@ -43,12 +43,14 @@ class Measures:
         return asdict(self)
 
     @staticmethod
-    def from_json(facts: dict[str, Any]) -> Measures:
+    def from_json(facts: dict[str, Any]) -> ImageMetrics:
         """Raises TypeError or KeyError for what are no measures."""
-        return Measures(**{**facts, **{name: tuple(facts[name]) for name in ("detail", "bars", "corners")}})
+        return ImageMetrics(
+            **{**facts, **{name: tuple(facts[name]) for name in ("detail", "bars", "corners")}}
+        )
 
 
-def measure(path: Path, *, most_pixels: int = MAX_PIXELS) -> Measures:
+def measure(path: Path, *, most_pixels: int = MAX_PIXELS) -> ImageMetrics:
     """Looks at one picture. Raises DatasetError when it can't be read."""
     picture = open_picture(path, most_pixels=most_pixels)
     alpha = open_alpha(path)
@@ -56,7 +58,7 @@ def measure(path: Path, *, most_pixels: int = MAX_PIXELS) -> Measures:
     bars = _bars(picture)
     inside = grey.crop((bars[0], bars[1], grey.width - bars[2], grey.height - bars[3]))
     tiny = np.asarray(grey.resize((_TINY, _TINY), Image.Resampling.BOX))
-    return Measures(
+    return ImageMetrics(
         width=picture.width,
         height=picture.height,
         digest=hashlib.sha256(path.read_bytes()).hexdigest(),

@@ -36,7 +36,7 @@ class Manifest:
     problems: tuple[str, ...] = ()
 
     @property
-    def trained(self) -> tuple[Item, ...]:
+    def training_items(self) -> tuple[Item, ...]:
         """All but the pictures set aside."""
         return tuple(item for item in self.items if item.role != "validation")
 

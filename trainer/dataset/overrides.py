@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-OURS = ".impasto"
+IMPASTO_FOLDER = ".impasto"
 MAX_REPEATS = 100
 
 
 @dataclass(frozen=True)
-class Choice:
+class Override:
     repeats: int = 1
     crop: tuple[float, float] | None = None  # share of the spare room (left, top)
 
@@ -29,25 +29,25 @@ class Choice:
         return repeats if self.crop is None else {**repeats, "crop": list(self.crop)}
 
 
-def read_choices(folder: Path) -> dict[str, Choice]:
+def read_overrides(folder: Path) -> dict[str, Override]:
     """name -> choice of a picture folder; what can't be understood in the file is as usual."""
     try:
-        found = json.loads((folder / OURS / "pictures.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / IMPASTO_FOLDER / "pictures.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {name: choice_of(facts) for name, facts in found.items()} if isinstance(found, dict) else {}
+    return {name: override_from(facts) for name, facts in found.items()} if isinstance(found, dict) else {}
 
 
-def choice_of(facts: Any) -> Choice:
+def override_from(facts: Any) -> Override:
     """A choice of loose values, each as usual when it can't be."""
     if not isinstance(facts, dict):
-        return Choice()
+        return Override()
     repeats, crop = facts.get("repeats"), facts.get("crop")
     if type(repeats) is not int or not 1 <= repeats <= MAX_REPEATS:
         repeats = 1
     if not (isinstance(crop, list) and len(crop) == 2 and all(_is_share(part) for part in crop)):
-        return Choice(repeats)
-    return Choice(repeats, (float(crop[0]), float(crop[1])))
+        return Override(repeats)
+    return Override(repeats, (float(crop[0]), float(crop[1])))
 
 
 def _is_share(value: Any) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms, ImageOps
 from trainer.errors import DatasetError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
-UNREAD = frozenset(
+UNSUPPORTED_SUFFIXES = frozenset(
     {
         ".heic",
         ".heif",

@@ -9,19 +9,19 @@ import functools
 import os
 from pathlib import Path
 
-from trainer.dataset.captions import Listed, metadata_captions, sidecar_caption, with_trigger
+from trainer.dataset.captions import MetadataRow, metadata_captions, sidecar_caption, with_trigger
 from trainer.dataset.manifest import Item, Manifest
-from trainer.dataset.overrides import Choice, read_choices
+from trainer.dataset.overrides import Override, read_overrides
 from trainer.dataset.pictures import upright_size
-from trainer.dataset.scan import pictures_in, places
+from trainer.dataset.scan import picture_folders, pictures_in
 from trainer.errors import DatasetError
 
 
-def outline(folder: Path, *, trigger: str = "") -> Manifest:
+def quick_scan(folder: Path, *, trigger: str = "") -> Manifest:
     """A manifest without digests; pictures whose header can't be read are left out, and an empty folder has no items."""
     items: list[Item] = []
-    choices = read_choices(folder)
-    for place, repeats, token in places(folder) if folder.is_dir() else ():
+    choices = read_overrides(folder)
+    for place, repeats, token in picture_folders(folder) if folder.is_dir() else ():
         listed, _ = metadata_captions(place)
         for path in pictures_in(place)[0]:
             try:
@@ -32,8 +32,8 @@ def outline(folder: Path, *, trigger: str = "") -> Manifest:
             if size is None:
                 continue
             line, choice = (
-                listed.get(path.name, Listed(token)),
-                choices.get(path.relative_to(folder).as_posix(), Choice()),
+                listed.get(path.name, MetadataRow(token)),
+                choices.get(path.relative_to(folder).as_posix(), Override()),
             )
             said = sidecar_caption(path)
             caption = with_trigger(line.caption if said is None else said, trigger)

@@ -7,10 +7,10 @@ import os
 import unicodedata
 from pathlib import Path
 
-from trainer.dataset.captions import Listed, kohya_folder, metadata_captions, sidecar_lines, with_trigger
+from trainer.dataset.captions import MetadataRow, kohya_folder, metadata_captions, sidecar_lines, with_trigger
 from trainer.dataset.manifest import Item, Manifest
-from trainer.dataset.overrides import Choice, read_choices
-from trainer.dataset.pictures import SUFFIXES, UNREAD, open_picture
+from trainer.dataset.overrides import Override, read_overrides
+from trainer.dataset.pictures import SUFFIXES, UNSUPPORTED_SUFFIXES, open_picture
 from trainer.errors import DatasetError
 
 
@@ -25,8 +25,8 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
         )
     items: list[Item] = []
     problems: list[str] = []
-    choices = read_choices(folder)
-    for place, repeats, token in places(folder):
+    choices = read_overrides(folder)
+    for place, repeats, token in picture_folders(folder):
         listed, unreadable = metadata_captions(place)
         problems += unreadable
         pictures, odd = pictures_in(place)
@@ -46,8 +46,8 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
                 )
                 continue
             line, choice = (
-                listed.get(path.name, Listed(token)),
-                choices.get(path.relative_to(folder).as_posix(), Choice()),
+                listed.get(path.name, MetadataRow(token)),
+                choices.get(path.relative_to(folder).as_posix(), Override()),
             )
             caption = line.caption if lines is None else " ".join(lines)
             items.append(
@@ -72,7 +72,7 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
     return Manifest(folder=os.path.abspath(folder), items=tuple(items), problems=tuple(problems))
 
 
-def places(folder: Path) -> list[tuple[Path, int, str]]:
+def picture_folders(folder: Path) -> list[tuple[Path, int, str]]:
     """(folder, repeats, token): the folder itself, and its `NN_name` sub-folders."""
     found = [(folder, 1, "")]
     with os.scandir(folder) as entries:
@@ -90,10 +90,10 @@ def pictures_in(place: Path) -> tuple[list[Path], list[str]]:
     with os.scandir(place) as entries:
         files = sorted(entry.name for entry in entries if entry.is_file())
     for name in files:
-        if _suffix(name) in UNREAD:
+        if _suffix(name) in UNSUPPORTED_SUFFIXES:
             problems.append(f"{name} is a kind of picture that is not read; save it as png or jpg")
         elif is_picture_name(name):
-            if is_shown(name):
+            if is_displayable_name(name):
                 found.append(place / name)
             else:
                 problems.append(f"{name!a} has a name that can't be read; rename it")
@@ -109,6 +109,6 @@ def _suffix(name: str) -> str:
     return Path(name).suffix.lower()
 
 
-def is_shown(name: str) -> bool:
+def is_displayable_name(name: str) -> bool:
     """False for control characters, or bytes that are no text: such a name can't be shown or written down."""
     return name.isprintable() or all(unicodedata.category(c) not in ("Cc", "Cs") for c in name)

@@ -80,7 +80,7 @@ def _scan_listed(source: Path, number: int, row: dict[str, Any], trigger: str) -
     return dataclasses.replace(found, items=tuple(map(listed, found.items)))
 
 
-def with_named(manifest: Manifest, config: TrainConfig) -> Manifest:
+def with_class_and_validation(manifest: Manifest, config: TrainConfig) -> Manifest:
     """The manifest with the class pictures and the pictures set aside that the settings ask for. Raises DatasetError."""
     if any(item.role != "train" for item in manifest.items):
         return manifest

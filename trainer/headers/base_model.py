@@ -42,13 +42,13 @@ class Checkpoint:
     width: int  # channels of the UNet's first level: 320 in SDXL
     prediction_type: str | None  # "epsilon" or "v_prediction"; None: the file does not say
     zero_terminal_snr: bool
-    said_by: str  # what decided the two above
+    prediction_source: str  # what decided the two above
     dtype: str  # of most of its values
     parameters: dict[str, int]  # by part
     title: str
 
 
-def found_bases(models: Path) -> list[str]:
+def list_base_models(models: Path) -> list[str]:
     """What `base` may name under a folder: diffusers folders and SDXL checkpoints. Other files are passed over."""
     folders = [path.parent.name for path in models.glob("*/model_index.json")]
     files = []
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "" if ";" in kind else "; choose SDXL 1.0, Illustrious, NoobAI, Pony or another of their family"
         )
         raise BaseError(f"{path.name} is {kind}{advice}")
-    prediction_type, zero_terminal_snr, said_by = _prediction(header)
+    prediction_type, zero_terminal_snr, prediction_source = _prediction(header)
     values = {
         part: _count(header, start)
         for part, start in (
@@ -109,7 +109,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         width=_width(header.tensors, _STEM, 0),
         prediction_type=prediction_type,
         zero_terminal_snr=zero_terminal_snr,
-        said_by=said_by,
+        prediction_source=prediction_source,
         dtype=_main_dtype(header),
         parameters=values,
         title=header.metadata.get("modelspec.title", ""),
@@ -211,10 +211,10 @@ def _true(text: str) -> bool:
 
 
 def _count(header: Header, start: str) -> int:
-    return sum(tensor_values(tensor) for name, tensor in header.tensors.items() if name.startswith(start))
+    return sum(value_count(tensor) for name, tensor in header.tensors.items() if name.startswith(start))
 
 
-def tensor_values(tensor: Tensor) -> int:
+def value_count(tensor: Tensor) -> int:
     count = 1
     for side in tensor.shape:
         count *= side
@@ -224,7 +224,7 @@ def tensor_values(tensor: Tensor) -> int:
 def _main_dtype(header: Header) -> str:
     values: dict[str, int] = {}
     for tensor in header.tensors.values():
-        values[tensor.dtype] = values.get(tensor.dtype, 0) + tensor_values(tensor)
+        values[tensor.dtype] = values.get(tensor.dtype, 0) + value_count(tensor)
     return max(values, key=lambda dtype: values[dtype])
 
 
@@ -261,7 +261,7 @@ def folder_config(path: Path, name: str, needed: Sequence[str] = ()) -> dict:
     return found
 
 
-def bucket_facts(reference: str, models: Path) -> tuple[int, int]:
+def bucket_geometry(reference: str, models: Path) -> tuple[int, int]:
     """(native side in px, px per latent cell) of a base, from its configuration alone; SDXL's own where it can't be told."""
     folder = next(
         (path for path in (models / reference, Path(reference)) if reference and path.is_dir()), None

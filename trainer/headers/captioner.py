@@ -42,14 +42,14 @@ def folder_of(models: Path) -> Path:
     return models / "captioners"
 
 
-def found_captioners(models: Path) -> dict[str, str]:
+def list_captioners(models: Path) -> dict[str, str]:
     """name -> kind of the captioning models under a models folder. Folders that hold none are passed over."""
     found = {}
     for folder in sorted(
         path for path in folder_of(models).glob("*") if path.is_dir() and not path.name.startswith(".")
     ):
         try:
-            found[folder.name] = read_kind(folder)
+            found[folder.name] = captioner_kind(folder)
         except CaptionerError:
             continue
     return found
@@ -64,10 +64,10 @@ def open_captioner(reference: str, models: Path) -> Captioner:
     for folder in (under / reference, under / reference.replace("/", "--"), Path(reference)):
         if reference and folder.is_dir():
             name = folder.resolve().name
-            return Captioner(folder, read_kind(folder, name), name)
+            return Captioner(folder, captioner_kind(folder, name), name)
     cached = _in_cache(reference)
     if cached:
-        return Captioner(cached, read_kind(cached, reference), reference)
+        return Captioner(cached, captioner_kind(cached, reference), reference)
     places = f"{models.name}/captioners"
     if not is_hub_id(reference):
         raise CaptionerError(
@@ -84,18 +84,18 @@ def is_hub_id(reference: str) -> bool:
     return _HUB_ID.fullmatch(reference) is not None and not reference.startswith(".")
 
 
-def read_kind(folder: Path, name: str = "") -> str:
+def captioner_kind(folder: Path, name: str = "") -> str:
     """Which kind of captioning model a folder holds. Raises CaptionerError with what it is instead."""
     name = name or folder.name
     there = [file for file in (ONNX, TAGS) if (folder / file).is_file()]
     if len(there) == 2:
         return WD_TAGGER
-    kind = kind_of_settings(folder, name, there)
+    kind = kind_from_config(folder, name, there)
     _check_weights(folder, name)
     return kind
 
 
-def kind_of_settings(folder: Path, name: str, there: list[str] | None = None) -> str:
+def kind_from_config(folder: Path, name: str, there: list[str] | None = None) -> str:
     """The kind that a folder's JSON files tell, whether or not its weights are there. Raises CaptionerError."""
     config = _json(folder / "config.json", name)
     model_type = str(config.get("model_type", ""))

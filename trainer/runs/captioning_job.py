@@ -16,7 +16,7 @@ DIR/
 It says: {"kind": "started"}, {"kind": "stage", "stage": "captioning", "done": 3, "total": 24},
 {"kind": "captioned", "name": "a.png", "caption": "..."} (the `.txt` is on disk by then; `name` is the path in the folder, with /),
 {"kind": "problem", "message"}, {"kind": "ended", "how": "finished" | "stopped" | "failed", "message"}.
-Started again, a job goes on with what is left. A page offers `models.found_captioners` and the fields of `options.options_for(kind)`,
+Started again, a job goes on with what is left. A page offers `models.list_captioners` and the fields of `options.options_for(kind)`,
 and takes no other model: a job opens whatever folder it names. A job never downloads.
 """
 

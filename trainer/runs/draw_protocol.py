@@ -17,7 +17,7 @@ from trainer.runs.run import Run
 from trainer.sampling_config import SamplingConfig, sampling_config_from
 
 FRAME = "frame.png"  # in `out` while it is drawn: a rough picture of what is coming
-ANSWERS = ("drawn", "cancelled", "failed")
+OUTCOMES = ("drawn", "cancelled", "failed")
 OnStep = Callable[[int, int], None]
 
 
@@ -25,7 +25,7 @@ class Cancelled(Exception):
     """Raised between two denoising steps of a drawing that is no longer wanted."""
 
 
-def answer(
+def serve_request(
     owner: Run,
     wish: dict[str, Any],
     is_cancelled: Callable[[str], bool],

@@ -30,7 +30,7 @@ def failure(error: BaseException, config: TrainConfig | None) -> dict[str, Any]:
     if cause == "base":
         remedy = {"base": None}
     elif config and cause == "memory":
-        remedy = less_memory(config)
+        remedy = reduced_memory_settings(config)
     elif config and cause == "not-finite":
         remedy = {"learning_rate": config.learning_rate / 2}
     elif config and cause == "settings" and "precision fp16" in str(error):
@@ -38,7 +38,7 @@ def failure(error: BaseException, config: TrainConfig | None) -> dict[str, Any]:
     return {"message": _message(error, cause), "cause": cause, "remedy": remedy}
 
 
-def less_memory(config: TrainConfig) -> dict[str, Any]:
+def reduced_memory_settings(config: TrainConfig) -> dict[str, Any]:
     """The cheapest change that needs notably less memory: what costs only time comes before what costs quality."""
     if config.gradient_checkpointing not in ("auto", "all"):
         return {"gradient_checkpointing": "auto"}

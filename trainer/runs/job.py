@@ -23,6 +23,6 @@ class Job:
     state: str
     lane: str  # the device that it must have; "" takes any
     device: str  # where it runs; "" while it waits
-    place: int = 0  # 1 is next; 0 when it does not wait
+    queue_position: int = 0  # 1 is next; 0 when it does not wait
     stops: int = 0  # how often it was told to stop
     signal: int = 0  # what killed it, when this process saw it

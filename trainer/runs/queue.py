@@ -27,7 +27,7 @@ from trainer.errors import RunError
 from trainer.runs import events
 from trainer.runs.job import Device, Job
 from trainer.runs.queue_store import MARK, USERS, Ledger, facts_of, mark
-from trainer.runs.run import Run, owner_of
+from trainer.runs.run import Run, read_owner
 
 FILES = "files"  # a lane of its own, for work on files that needs no device
 KEPT = 500  # jobs that have ended
@@ -110,7 +110,7 @@ class Queue:
         ]
         return [self._ledger.job(row, place) for row, place in placed]
 
-    def line(self) -> list[Job]:
+    def active(self) -> list[Job]:
         """Jobs that run or wait."""
         return [job for job in self.all() if job.state in ("running", "waiting")]
 
@@ -120,7 +120,7 @@ class Queue:
             (job for job in self.all() if job.folder == self._ledger.whole(self._ledger.key(folder))), None
         )
 
-    def clicked(self, token: str) -> Job | None:
+    def find_by_token(self, token: str) -> Job | None:
         """The job that a click has made already."""
         rows = (
             self._ledger.do(
@@ -131,9 +131,9 @@ class Queue:
         )
         return self._ledger.job(rows[0], 0) if rows else None
 
-    def busy(self, device: str = "") -> Job | None:
+    def blocking_job(self, device: str = "") -> Job | None:
         """The job that runs on a device; without a device: the first one when no device is free."""
-        running = [job for job in self.line() if job.state == "running" and job.lane != FILES]
+        running = [job for job in self.active() if job.state == "running" and job.lane != FILES]
         if device:
             return next((job for job in running if job.device == device), None)
         free = {found.id for found in self.devices or ()} - {job.device for job in running}
@@ -195,7 +195,7 @@ class Queue:
         row = self._ledger.do(asked)
         if row is None or row["state"] == "running":
             events.append(folder / "commands.jsonl", "stop", sync=True)
-        owner = owner_of(folder)
+        owner = read_owner(folder)
         if row and row["stops"] and owner and Run(folder).is_alive():
             os.kill(owner["pid"], signal.SIGKILL if at_once else signal.SIGTERM)
 
@@ -210,13 +210,13 @@ class Queue:
 
     def serve(self, seconds: float = 0.5) -> None:
         """Looks at the line again and again: notices what has ended, starts what is next."""
-        self.ask_devices()
+        self.detect_devices()
         while not self._serving.wait(seconds):
             # A full disk or a held lock passes; the line must still move afterwards.
             with contextlib.suppress(RunError, OSError):
                 self.step()
 
-    def ask_devices(self) -> None:
+    def detect_devices(self) -> None:
         """What there is to work on, asked of a child process."""
         if self.devices is not None:
             return

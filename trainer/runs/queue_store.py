@@ -132,7 +132,7 @@ class Ledger:
     def job(self, row: sqlite3.Row, place: int) -> Job:
         folder = self.whole(row["folder"])
         names: Iterable[str] = ("id", "kind", "state", "lane", "device", "stops", "signal")
-        return Job(folder=folder, place=place, **{name: row[name] for name in names})
+        return Job(folder=folder, queue_position=place, **{name: row[name] for name in names})
 
     def key(self, folder: Path) -> str:
         """A folder as the line knows it: below outputs, so that outputs may be moved."""

@@ -28,7 +28,7 @@ import psutil
 from trainer.atomic_files import write_atomically
 from trainer.config import TrainConfig, config_from, read_toml, to_toml
 from trainer.dataset.manifest import Manifest
-from trainer.dataset.sources import scan_all, with_named
+from trainer.dataset.sources import scan_all, with_class_and_validation
 from trainer.errors import RunError
 from trainer.runs import events
 
@@ -72,14 +72,14 @@ class Run:
 
     def is_alive(self) -> bool:
         """Whether a process works on this run; ask this before reading the events."""
-        return _lives(owner_of(self.path))
+        return _lives(read_owner(self.path))
 
 
 def create(path: Path, config: TrainConfig, manifest: Manifest | list[Path]) -> Run:
     """A new run directory. Raises RunError when one is there already, DatasetError.
 
     Args:
-        manifest: the pictures, to which those are added that settings name besides; or folders, which `gather` reads when
+        manifest: the pictures, to which those are added that settings name besides; or folders, which `scan_sources` reads when
             the training begins (thousands of pictures take longer to read than a page may wait).
     """
     run = Run(path)
@@ -89,7 +89,7 @@ def create(path: Path, config: TrainConfig, manifest: Manifest | list[Path]) -> 
         )
     problems: tuple[str, ...] = ()
     if isinstance(manifest, Manifest):
-        whole = with_named(manifest, config)  # before anything is written
+        whole = with_class_and_validation(manifest, config)  # before anything is written
         problems = whole.problems[len(manifest.problems) :]
         kept, text = "manifest.json", _manifest_text(whole)
     else:
@@ -108,13 +108,13 @@ def create(path: Path, config: TrainConfig, manifest: Manifest | list[Path]) -> 
     return run
 
 
-def gather(run: Run) -> None:
+def scan_sources(run: Run) -> None:
     """Reads the pictures of a run that was made of folders, once. Raises DatasetError when there are none."""
     if (run.path / "manifest.json").exists() or not (run.path / "sources.json").exists():
         return
     run.emit("stage", stage="reading pictures")
     folders = [Path(folder) for folder in json.loads((run.path / "sources.json").read_text(encoding="utf-8"))]
-    manifest = with_named(scan_all(folders, trigger=run.config.trigger), run.config)
+    manifest = with_class_and_validation(scan_all(folders, trigger=run.config.trigger), run.config)
     write_atomically(run.path / "manifest.json", _manifest_text(manifest).encode())
     for problem in manifest.problems:
         run.emit("problem", message=problem)
@@ -177,7 +177,7 @@ def _take(owner: Path, text: bytes, pid: int) -> None:
         mine.unlink(missing_ok=True)
 
 
-def owner_of(folder: Path) -> dict[str, Any] | None:
+def read_owner(folder: Path) -> dict[str, Any] | None:
     """{"pid", "started"} of the process that claimed a run; it may have died since."""
     return _owner(folder / "owner.json")
 
@@ -200,7 +200,7 @@ def _lives(owner: dict[str, Any] | None) -> bool:
         return False
 
 
-def sweep(run: Run) -> None:
+def remove_temporary_files(run: Run) -> None:
     """Removes what a killed process left half-written."""
     for folder in (run.path, run.checkpoints, run.samples):
         for leftover in folder.glob(".tmp-*"):

@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 
+from trainer.sdxl.text import Conditioning
+from trainer.sdxl.unet import predict
+
 GUIDED = 0.4  # of the steps
 EVERY = 3  # steps of which one asks the deep layers
 WORDS = f"Fast preview: guidance on {GUIDED:.0%} of the steps, deep layers on one step in {EVERY}"
 
 
-class Fast:
+class DeepCache:
     """A UNet that answers some steps by its outermost level alone; use it as a context, once for each pass."""
 
     def __init__(self, unet: Any, steps: int) -> None:
@@ -29,7 +32,7 @@ class Fast:
             hasattr(unet.down_blocks[0], "attentions") or hasattr(unet.up_blocks[-1], "attentions")
         )
 
-    def __enter__(self) -> Fast:
+    def __enter__(self) -> DeepCache:
         self._hook = self.unet.up_blocks[-1].register_forward_pre_hook(self._remember, with_kwargs=True)
         return self
 
@@ -49,28 +52,29 @@ class Fast:
         self,
         sample_NCHW: torch.Tensor,
         timestep: torch.Tensor,
-        text_NTD: torch.Tensor,
-        added: dict[str, torch.Tensor],
+        text: Conditioning,
+        time_ids: torch.Tensor,
     ) -> torch.Tensor:
         self._since += 1
         deep = self._deep
         if not self._can_skip or deep is None or len(deep) != len(sample_NCHW) or self._since >= EVERY:
-            return self.unet(sample_NCHW, timestep, text_NTD, added_cond_kwargs=added).sample
-        return self._outermost(sample_NCHW, timestep, text_NTD, added, deep)
+            return predict(self.unet, sample_NCHW, timestep, text, time_ids)
+        return self._outermost(sample_NCHW, timestep, text, time_ids, deep)
 
     def _outermost(
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor,
-        text: torch.Tensor,
-        added: dict[str, torch.Tensor],
+        text: Conditioning,
+        time_ids: torch.Tensor,
         deep: torch.Tensor,
     ) -> torch.Tensor:
         """As `UNet2DConditionModel.forward`, with everything between its first and last block left out."""
         unet, since = self.unet, self._since
         embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
+        added = {"text_embeds": text.pooled_NP, "time_ids": time_ids}
         embedding = embedding + unet.get_aug_embed(
-            emb=embedding, encoder_hidden_states=text, added_cond_kwargs=added
+            emb=embedding, encoder_hidden_states=text.text_NTD, added_cond_kwargs=added
         )
         hidden = unet.conv_in(sample)
         passed = [hidden]

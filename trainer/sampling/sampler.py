@@ -14,11 +14,12 @@ import diffusers
 import torch
 
 from trainer.adapter.lora import Adapter
-from trainer.sampling.deepcache import Fast
-from trainer.sampling.images import Drawn
-from trainer.sampling_config import NO_LIMITS, SAMPLERS, Room, SamplingConfig
+from trainer.sampling.deepcache import DeepCache
+from trainer.sampling.images import GeneratedImage
+from trainer.sampling_config import NO_LIMITS, SAMPLERS, SamplingConfig, SamplingLimits
 from trainer.sdxl.latents import pictures
 from trainer.sdxl.text import Conditioning
+from trainer.sdxl.unet import predict
 
 MAX_PIXELS = 32 * 128 * 128  # of one pass over several prompts; one prompt's strip may be larger
 
@@ -33,10 +34,10 @@ def draw(
     conditioning: Callable[[str, float], Conditioning],
     size: tuple[int, int],
     latent_factor: int,
-    room: Room = NO_LIMITS,
+    room: SamplingLimits = NO_LIMITS,
     on_step: Callable[[int, int], None] | None = None,
     on_frame: Callable[[torch.Tensor, int], None] | None = None,
-) -> list[Drawn]:
+) -> list[GeneratedImage]:
     """Pictures in order of prompt, then strength.
 
     Args:
@@ -46,8 +47,8 @@ def draw(
             and how many strengths a prompt has there.
     """
     cells = [(p, s) for p in range(len(request.prompts)) for s in request.strengths]
-    per_pass = rows_of_pass(len(request.prompts), len(request.strengths), size, room)
-    drawn: list[Drawn] = []
+    per_pass = rows_per_pass(len(request.prompts), len(request.strengths), size, room)
+    drawn: list[GeneratedImage] = []
     passes = [cells[start : start + per_pass] for start in range(0, len(cells), per_pass)]
     for number, rows in enumerate(passes):
 
@@ -61,11 +62,13 @@ def draw(
 
         latents = _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent_factor, report)
         for (prompt_index, strength), picture in zip(rows, pictures(vae, latents, room.tile), strict=True):
-            drawn.append(Drawn(prompt_index=prompt_index, strength=strength, picture=picture))
+            drawn.append(GeneratedImage(prompt_index=prompt_index, strength=strength, picture=picture))
     return drawn
 
 
-def rows_of_pass(prompts: int, strengths: int, size: tuple[int, int], room: Room = NO_LIMITS) -> int:
+def rows_per_pass(
+    prompts: int, strengths: int, size: tuple[int, int], room: SamplingLimits = NO_LIMITS
+) -> int:
     """Pictures of one pass: whole strips, of as many prompts as MAX_PIXELS allows; less than a strip only for want of memory."""
     area = size[0] * size[1]
     rows = strengths * max(1, min(prompts, MAX_PIXELS // (area * strengths)))
@@ -90,12 +93,8 @@ def conditioner(
 
     def of(prompt: str, strength: float) -> Conditioning:
         if changes_text or prompt not in known:
-            previous, adapter.strength.value = adapter.strength.value, strength
-            try:
-                with torch.inference_mode():
-                    found = encode_one(prompt)
-            finally:
-                adapter.strength.value = previous
+            with adapter.at(strength), torch.inference_mode():
+                found = encode_one(prompt)
             if changes_text:
                 return _zeros_if(not prompt and zeros_for_empty, found)
             known[prompt] = found
@@ -124,7 +123,6 @@ def _denoise(
     time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=dtype, device=device).repeat(
         2 * len(rows), 1
     )
-    added = {"text_embeds": text.pooled_NP, "time_ids": time_ids}
 
     shape = (1, unet.config.in_channels, height // latent_factor, width // latent_factor)
     scheduler = scheduler_for(request.sampler, scheduler)
@@ -137,25 +135,20 @@ def _denoise(
         torch.cat([torch.randn(shape, generator=each) for each in draws]).to(device)
         * scheduler.init_noise_sigma
     )
-    previous = adapter.strength.value if adapter else 1.0
     strengths = torch.tensor([strength for _, strength in rows], device=device)
-    if adapter:
-        adapter.strength.value = torch.cat([strengths, strengths])
-    try:
-        with Fast(unet, request.steps) if request.fast else contextlib.nullcontext() as fast:
-            for step, timestep in enumerate(scheduler.timesteps, start=1):
-                if fast and adapter and not fast.is_guided(step):
-                    adapter.strength.value = strengths
-                answer = _answer(
-                    unet, fast, step, scheduler, latents, timestep, text, added, request.guidance
-                )
-                stepped = scheduler.step(answer, timestep, latents, **noise)
-                latents = stepped.prev_sample
-                expected = stepped.get("pred_original_sample")
-                report(step, latents if expected is None else expected)
-    finally:
-        if adapter:
-            adapter.strength.value = previous
+    doubled = torch.cat([strengths, strengths])
+    with (
+        DeepCache(unet, request.steps) if request.fast else contextlib.nullcontext() as fast,
+        adapter.at(doubled) if adapter else contextlib.nullcontext(),
+    ):
+        for step, timestep in enumerate(scheduler.timesteps, start=1):
+            if fast and adapter and not fast.is_guided(step):
+                adapter.strength.value = strengths
+            answer = _answer(unet, fast, step, scheduler, latents, timestep, text, time_ids, request.guidance)
+            stepped = scheduler.step(answer, timestep, latents, **noise)
+            latents = stepped.prev_sample
+            expected = stepped.get("pred_original_sample")
+            report(step, latents if expected is None else expected)
     return latents
 
 
@@ -167,18 +160,16 @@ def scheduler_for(sampler: str, euler: Any) -> Any:
     return getattr(diffusers, solver.scheduler).from_config(euler.config, **solver.options)
 
 
-def _answer(unet, fast, step, scheduler, latents, timestep, text, added, guidance) -> torch.Tensor:
+def _answer(unet, fast, step, scheduler, latents, timestep, text, time_ids, guidance) -> torch.Tensor:
     """The guided prediction for each row, fp32."""
     if fast and not fast.is_guided(step):
         alone, half = scheduler.scale_model_input(latents, timestep).to(text.text_NTD.dtype), len(latents)
-        return fast(
-            alone, timestep, text.text_NTD[half:], {name: rows[half:] for name, rows in added.items()}
-        ).float()
+        return fast(alone, timestep, text.rows(slice(half, None)), time_ids[half:]).float()
     doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep).to(text.text_NTD.dtype)
     if fast:
-        answer = fast(doubled, timestep, text.text_NTD, added)
+        answer = fast(doubled, timestep, text, time_ids)
     else:
-        answer = unet(doubled, timestep, text.text_NTD, added_cond_kwargs=added).sample
+        answer = predict(unet, doubled, timestep, text, time_ids)
     empty, prompted = answer.float().chunk(2)
     return empty + guidance * (prompted - empty)
 

@@ -13,7 +13,13 @@ from diffusers import EulerDiscreteScheduler
 from transformers import CLIPTokenizer
 
 from trainer.errors import BaseError
-from trainer.headers.base_model import Checkpoint, folder_config, folder_configs, found_bases, read_checkpoint
+from trainer.headers.base_model import (
+    Checkpoint,
+    folder_config,
+    folder_configs,
+    list_base_models,
+    read_checkpoint,
+)
 from trainer.sdxl.weights import PARTS, FileWeights, FolderWeights, Weights, load, weight_files
 
 ORIGINAL = Path(__file__).resolve().parent / "original"  # configuration and vocabulary of SDXL 1.0
@@ -87,7 +93,7 @@ def open_base(reference: str, models: Path) -> Base:
     """
     path = _found(reference, models)
     if path is None:
-        known = found_bases(models)
+        known = list_base_models(models)
         there = f"; under {models.name}/ there is {', '.join(known)}" if known else ""
         fetch = (
             f", or fetch it first: python -m trainer base fetch {reference}" if _is_hub_id(reference) else ""

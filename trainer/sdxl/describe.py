@@ -29,7 +29,7 @@ def described(base: Base) -> Iterator[tuple[str, str]]:
         elif found.vae != base.path:
             yield "VAE from", found.vae.name
         because = (
-            f"because of {found.said_by}"
+            f"because of {found.prediction_source}"
             if found.prediction_type
             else "since nothing in the file says otherwise"
         )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from safetensors.torch import load, save
 
 from trainer.adapter.flat_parameters import join_state, split_state
 from trainer.adapter.lora import Adapter
-from trainer.atomic_files import sync_folder
+from trainer.atomic_files import replacing
 from trainer.runs.run import Run
-from trainer.training.ema import Average
+from trainer.training.ema import EmaWeights
 from trainer.version import __version__
 
 Scaler = torch.amp.GradScaler
@@ -48,7 +47,7 @@ def snapshot(
     step: int,
     adapter: Adapter,
     optimizer: torch.optim.Optimizer,
-    average: Average | None = None,
+    average: EmaWeights | None = None,
     scaler: Scaler | None = None,
 ) -> Snapshot:
     tensors, numbers = _flat(split_state(optimizer, adapter.flats))
@@ -58,7 +57,7 @@ def snapshot(
     return Snapshot(step, files, numbers, scaler.state_dict() if scaler else {})
 
 
-class Keeper:
+class CheckpointWriter:
     """Writes checkpoints beside the training, one at a time; what went wrong in one is raised by the next call.
 
     A checkpoint is there whole or not at all, so a kill while one is written costs the steps since the one before.
@@ -99,19 +98,13 @@ def _write(run: Run, kept: Snapshot, *, keep: int, spare: int | None) -> Path:
             "sha256": digests,
         }
     ).encode()
-    half_written, target = run.checkpoints / f".tmp-{step}", run.checkpoints / f"step-{step}"
-    shutil.rmtree(half_written, ignore_errors=True)
-    half_written.mkdir(parents=True)
-    for name, data in files.items():
-        with (half_written / name).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    sync_folder(half_written)
-    if target.exists():  # a damaged one that resume passed over
-        shutil.rmtree(target)
-    half_written.rename(target)
-    sync_folder(run.checkpoints)
+    target = run.checkpoints / f"step-{step}"
+    with replacing(target) as temporary:
+        temporary.mkdir(parents=True)
+        for name, data in files.items():
+            (temporary / name).write_bytes(data)
+        if target.exists():  # a damaged one that resume passed over
+            shutil.rmtree(target)
     for old in checkpoints(run)[keep:]:
         if spare is not None and old.name == f"step-{spare}":
             continue
@@ -129,7 +122,7 @@ def load_newest(
     run: Run,
     adapter: Adapter,
     optimizer: torch.optim.Optimizer,
-    average: Average | None = None,
+    average: EmaWeights | None = None,
     scaler: Scaler | None = None,
 ) -> tuple[int, list[str]]:
     """Puts the newest whole checkpoint back: (step, names of damaged ones passed over); (0, ...) when there is none."""

@@ -8,29 +8,29 @@ from dataclasses import dataclass
 import torch
 
 from trainer.config import TrainConfig
-from trainer.dataset.augmentations import Variant
+from trainer.dataset.augmentations import Augmentation
 from trainer.dataset.buckets import BucketPlan, Placement
 from trainer.dataset.manifest import Item
 from trainer.sdxl.base import Base
 
 
 @dataclass(frozen=True)
-class Shown:
+class TrainingExample:
     """One form of one picture, with its posterior in memory: half a megabyte at 1024 px."""
 
     item: Item
-    variant: Variant
+    variant: Augmentation
     mean: torch.Tensor  # (1, C, H/8, W/8)
     logvar: torch.Tensor
     mask: torch.Tensor | None  # (1, 1, H/8, W/8) in [0, 1]: how much each place counts
 
 
 @dataclass(frozen=True)
-class Pictures:
+class LatentDataset:
     """The pictures that train, each once for each resolution."""
 
     items: tuple[Item, ...]
-    shown: tuple[tuple[Shown, ...], ...]  # the forms of each item, all of one bucket
+    shown: tuple[tuple[TrainingExample, ...], ...]  # the forms of each item, all of one bucket
     scaling: float
 
     @property
@@ -53,7 +53,7 @@ class Pictures:
 class Batch:
     """Pictures of one bucket that a step looks at together."""
 
-    shown: tuple[Shown, ...]
+    shown: tuple[TrainingExample, ...]
     scaling: float
 
     @property

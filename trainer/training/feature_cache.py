@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from trainer.atomic_files import write_atomically
-from trainer.dataset.augmentations import Variant
+from trainer.dataset.augmentations import Augmentation
 from trainer.dataset.manifest import Item
 from trainer.sdxl.text import PLAIN, Conditioning, Reading
 
@@ -25,12 +25,12 @@ Latents = tuple[torch.Tensor, torch.Tensor]  # of one picture: mean and log-vari
 
 
 @dataclass(frozen=True)
-class Cache:
+class FeatureCache:
     folder: Path
     base: str  # the base's fingerprint
     tile: int = 0  # px, of the tiles that larger pictures are encoded in; 0 takes them whole
 
-    def latents(self, item: Item, variant: Variant) -> Latents | None:
+    def latents(self, item: Item, variant: Augmentation) -> Latents | None:
         """Mean and log-variance (1, C, H/8, W/8); None where they are not kept, or damaged.
 
         Where they would be made in tiles, those of the whole picture serve too; never the other way round.
@@ -41,11 +41,11 @@ class Cache:
                 return found["mean"], found["logvar"]
         return None
 
-    def keep_latents(self, item: Item, variant: Variant, latents: Latents) -> None:
+    def store_latents(self, item: Item, variant: Augmentation, latents: Latents) -> None:
         key = self._latents_keys(item, variant)[0]
         self._kept("latents", key, dict(zip(("mean", "logvar"), latents, strict=True)))
 
-    def _latents_keys(self, item: Item, variant: Variant) -> list[str]:
+    def _latents_keys(self, item: Item, variant: Augmentation) -> list[str]:
         """Under which they are kept, first, and others that serve."""
         more = () if variant.is_plain else (repr(variant.is_mirrored), repr(variant.colours))
         facts = ("latents", self.base, item.digest, repr(variant.placement), *more)

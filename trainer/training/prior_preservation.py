@@ -7,18 +7,19 @@ from typing import Any
 import torch
 
 from trainer.adapter.lora import Adapter
-from trainer.training.text_conditioning import Texts
+from trainer.sdxl.unet import predict
+from trainer.training.text_conditioning import TextConditioner
 
 
 @torch.no_grad()
-def with_base_answers(
+def replace_targets_with_base(
     answer_NCHW: torch.Tensor,
     keeps_base: list[bool],
     prompts: list[str],
     *,
     unet: Any,
     adapter: Adapter,
-    texts: Texts,
+    texts: TextConditioner,
     noisy_NCHW: torch.Tensor,
     timestep_N: torch.Tensor,
     time_ids: torch.Tensor,
@@ -30,15 +31,10 @@ def with_base_answers(
     rows = [row for row, keeps in enumerate(keeps_base) if keeps]
     if not rows:
         return answer_NCHW
-    previous, adapter.strength.value = adapter.strength.value, 0.0
-    try:
+    with adapter.at(0.0):
         text = texts.of([prompts[row] for row in rows]).to(noisy_NCHW.device, noisy_NCHW.dtype)
-        added = {"text_embeds": text.pooled_NP, "time_ids": time_ids[rows]}
-        said = unet(
-            noisy_NCHW[rows], timestep_N[rows].to(noisy_NCHW.device), text.text_NTD, added_cond_kwargs=added
-        ).sample
-    finally:
-        adapter.strength.value = previous
+        timesteps = timestep_N[rows].to(noisy_NCHW.device)
+        said = predict(unet, noisy_NCHW[rows], timesteps, text, time_ids[rows])
     answer = answer_NCHW.clone()
     answer[rows] = said.to(answer.dtype)
     return answer

@@ -14,11 +14,13 @@ from trainer.adapter.lora import Adapter
 from trainer.lora_file.writer import save_lora
 from trainer.runs import events
 from trainer.runs.run import Run
+from trainer.sdxl.text import Conditioning
+from trainer.sdxl.unet import predict
 from trainer.training import checkpoint as state
 from trainer.training import noise
-from trainer.training.examples import Pictures
+from trainer.training.examples import LatentDataset
 from trainer.training.objective import Objective
-from trainer.training.text_conditioning import Texts
+from trainer.training.text_conditioning import TextConditioner
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _LEVELS = 8
@@ -28,15 +30,15 @@ WORST = 1e9  # a loss that is no number any more: worse than all others, and wri
 
 
 class Validation:
-    """Measures with the models that train; what was measured before a run was resumed is read from its events."""
+    """ImageMetrics with the models that train; what was measured before a run was resumed is read from its events."""
 
     def __init__(
         self,
         run: Run,
-        pictures: Pictures,
+        pictures: LatentDataset,
         captions: list[str],
         objective: Objective,
-        texts: Texts,
+        texts: TextConditioner,
         unet: Any,
         adapter: Adapter,
         first: int,
@@ -72,11 +74,8 @@ class Validation:
     @torch.no_grad()
     def loss(self, strength: float = 1.0) -> float:
         """Mean squared error over all pictures and levels, unweighted, at a strength of the adapter."""
-        previous, self.adapter.strength.value = self.adapter.strength.value, strength
-        try:
+        with self.adapter.at(strength):
             errors = [self._error(number) for number in range(len(self.pictures.items))]
-        finally:
-            self.adapter.strength.value = previous
         mean = float(torch.cat(errors).double().mean())
         return mean if math.isfinite(mean) else WORST
 
@@ -94,17 +93,12 @@ class Validation:
         time_ids = self.pictures.draw([number], 0, 0).time_ids().to(unet.device, unet.dtype)
         errors = []
         for rows in torch.arange(_LEVELS).split(config.batch):
-            added = {
-                "text_embeds": text.pooled_NP.expand(len(rows), -1),
-                "time_ids": time_ids.expand(len(rows), -1),
-            }
+            repeated = Conditioning(
+                text.text_NTD.expand(len(rows), -1, -1), text.pooled_NP.expand(len(rows), -1)
+            )
             seen = noisy[rows].to(unet.device, unet.dtype)
-            said = unet(
-                seen,
-                levels[rows].to(unet.device),
-                text.text_NTD.expand(len(rows), -1, -1),
-                added_cond_kwargs=added,
-            ).sample
+            timesteps = levels[rows].to(unet.device)
+            said = predict(unet, seen, timesteps, repeated, time_ids.expand(len(rows), -1))
             errors.append((said.float().cpu() - answer[rows]).square().mean(dim=(1, 2, 3)))
         return torch.cat(errors)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.captioning.folder import Work, caption_folder
+from trainer.captioning.folder import CaptioningTask, caption_folder
 from trainer.headers.captioner import open_captioner
 from trainer.runs import events
 from trainer.runs.captioning_job import read
@@ -33,5 +33,8 @@ def work(path: Path, models: Path) -> str:
 def _captioned(job: Run, models: Path, commands_offset: int, done: set[str]) -> str:
     folder, model, options = read(job.path)
     return caption_folder(
-        job, Work(folder, open_captioner(model, models), options), CommandInbox(job, commands_offset), done
+        job,
+        CaptioningTask(folder, open_captioner(model, models), options),
+        CommandInbox(job, commands_offset),
+        done,
     )

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import config_from
-from trainer.dataset.quick_scan import outline
-from trainer.dataset.sources import with_named
+from trainer.dataset.quick_scan import quick_scan
+from trainer.dataset.sources import with_class_and_validation
 from trainer.errors import DatasetError, TrainerError
 from trainer.runs import events
 from trainer.runs.failures import failure
@@ -63,10 +63,10 @@ def answer(question: dict[str, Any], models: Path, kept: Path) -> dict[str, Any]
                 for name, value in question["settings"].items()
             }
         )
-        manifest = outline(Path(question["folder"]), trigger=config.trigger)
+        manifest = quick_scan(Path(question["folder"]), trigger=config.trigger)
         if not manifest.items:
             raise DatasetError("there is no picture to train on; add some under Artwork")
-        found = preflight(config, with_named(manifest, config), models, kept)
+        found = preflight(config, with_class_and_validation(manifest, config), models, kept)
     except TrainerError as error:
         return {"kind": "refused", "id": question["id"], **failure(error, config)}
     except Exception as error:  # one question must not end the others

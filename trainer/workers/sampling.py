@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.errors import RunError
 from trainer.runs import events
-from trainer.runs.draw_protocol import ANSWERS, OnStep, answer
+from trainer.runs.draw_protocol import OUTCOMES, OnStep, serve_request
 from trainer.runs.queue_store import MARK
 from trainer.runs.run import Run, claim
 from trainer.sampling_config import MAX_FILES, SamplingConfig, checked_weight
@@ -75,7 +75,7 @@ class _Desk:
     def __init__(self, session: Run, models: Path) -> None:
         self.session, self.models = session, models
         said = events.read(session.events)[0]
-        self.answered = {event["id"] for event in said if event["kind"] in ANSWERS and "id" in event}
+        self.answered = {event["id"] for event in said if event["kind"] in OUTCOMES and "id" in event}
         self.cancelled: set[str] = set()
         self.waiting: list[dict[str, Any]] = []
         self.is_told_to_stop = False
@@ -109,7 +109,7 @@ class _Desk:
 
     def answer(self, wish: dict[str, Any]) -> None:
         self.answered.add(wish["id"])
-        answer(
+        serve_request(
             self.session,
             wish,
             self.is_cancelled,
@@ -117,17 +117,17 @@ class _Desk:
         )
 
     def _drawn(self, wish: dict[str, Any], request: SamplingConfig, out: Path, on_step: OnStep) -> list[Path]:
-        from trainer.sampling.pipeline import save_all
+        from trainer.sampling.pipeline import generate_and_save
 
         if wish["kind"] == "grid":
             return self._grid(wish, request, out, on_step)
         files = [(Path(file), checked_weight(weight)) for file, weight in wish["files"]][:MAX_FILES]
-        return save_all(self._base(wish["base"]), files, request, out, on_step)[:-1]
+        return generate_and_save(self._base(wish["base"]), files, request, out, on_step)[:-1]
 
     def _grid(self, wish: dict[str, Any], request: SamplingConfig, out: Path, on_step: OnStep) -> list[Path]:
         """Each checkpoint as the file that would be made of it, at all strengths."""
-        from trainer.sampling.pipeline import save_all
-        from trainer.training.export_checkpoint import file_of_checkpoint
+        from trainer.sampling.pipeline import generate_and_save
+        from trainer.training.export_checkpoint import export_checkpoint
 
         run, steps, paths = Run(Path(wish["run"])), [int(step) for step in wish["steps"]], []
         if not steps:
@@ -138,9 +138,9 @@ class _Desk:
         out.mkdir(parents=True, exist_ok=True)
         for number, step in enumerate(steps):
             file = out / f".{run.config.name}-{step}.safetensors"
-            file_of_checkpoint(run, step, file, self.models)
+            export_checkpoint(run, step, file, self.models)
             try:
-                part = save_all(
+                part = generate_and_save(
                     warm,
                     file,
                     request,

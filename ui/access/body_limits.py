@@ -81,7 +81,7 @@ class Parts:
     def __init__(self, content_type: str) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise Refused(400, "refused.no_call")
+            raise Refused(400, "refused.bad_request")
         self._text_bytes, self._parts, self._header, self._is_file = 0, 0, b"", False
         self._parser = MultipartParser(
             options[b"boundary"],

@@ -22,7 +22,7 @@ new MutationObserver(() => {
 const uncover = (box, percent) => {
   const slider = box.querySelector('.reveal');
   slider.value = percent;
-  slider.setAttribute('aria-valuetext', Math.round(percent) + ' %');
+  slider.setAttribute('aria-valuetext', Math.round(percent) + '%');
   box.style.setProperty('--reveal', percent + '%');
 };
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.atomic_files import write_atomically
-from trainer.dataset.captions import SIDECARS, Listed, metadata_captions, one_line, sidecar_lines
-from trainer.dataset.overrides import OURS
-from trainer.dataset.scan import pictures_in, places
+from trainer.dataset.captions import SIDECARS, MetadataRow, metadata_captions, one_line, sidecar_lines
+from trainer.dataset.overrides import IMPASTO_FOLDER
+from trainer.dataset.scan import picture_folders, pictures_in
 from trainer.errors import DatasetError
 from ui.store.naming import MAX_CAPTION
 from ui.store.projects import Projects, locked
@@ -30,7 +30,7 @@ _LEVELS, _MOST_BYTES = 50, 8_000_000  # of what can be taken back
 
 
 @dataclass(frozen=True)
-class Edit:
+class CaptionEdit:
     """One change of many captions: find and replace, text before or after, a tag removed, the trigger word set apart."""
 
     kind: str
@@ -88,7 +88,7 @@ def _set_apart(tag: str, trigger: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Change:
+class CaptionChange:
     """What an edit does to one caption file."""
 
     name: str  # of the picture
@@ -97,12 +97,12 @@ class Change:
     after: tuple[str, ...]
 
 
-def changes(projects: Projects, project: str, edit: Edit) -> list[Change]:
+def changes(projects: Projects, project: str, edit: CaptionEdit) -> list[CaptionChange]:
     """What an edit would change, by picture. Raises DatasetError."""
     folder, found, seen = projects.folder(project), [], set()
     if edit.does_nothing:
         return []
-    for place, _, token in places(folder):
+    for place, _, token in picture_folders(folder):
         listed, _ = metadata_captions(place)
         for picture in pictures_in(place)[0]:
             file = _sidecar(picture)
@@ -110,10 +110,12 @@ def changes(projects: Projects, project: str, edit: Edit) -> list[Change]:
                 continue
             seen.add(file)
             lines = sidecar_lines(picture)
-            before = tuple(lines) if lines is not None else (listed.get(picture.name, Listed(token)).caption,)
+            before = (
+                tuple(lines) if lines is not None else (listed.get(picture.name, MetadataRow(token)).caption,)
+            )
             after = tuple(edit.of(line) for line in before or ("",))
             if after != (before or ("",)):
-                found.append(Change(picture.relative_to(folder).as_posix(), file, before, after))
+                found.append(CaptionChange(picture.relative_to(folder).as_posix(), file, before, after))
     long = next((change.name for change in found if len(" ".join(change.after)) > MAX_CAPTION), None)
     if long:
         raise DatasetError(
@@ -122,7 +124,7 @@ def changes(projects: Projects, project: str, edit: Edit) -> list[Change]:
     return found
 
 
-def apply(projects: Projects, project: str, edit: Edit) -> int:
+def apply_edit(projects: Projects, project: str, edit: CaptionEdit) -> int:
     """Makes the changes; how many captions are others now. Raises DatasetError."""
     folder = projects.folder(project)
     with locked(folder):
@@ -142,16 +144,16 @@ def save_caption(projects: Projects, project: str, name: str, caption: str) -> i
         if lines is None or " ".join(lines) != caption:
             entry = {"kind": "typed", "find": "", "text": name}
             _write(projects.folder(project), entry, [(_sidecar(picture), caption + "\n")])
-    tokens = about_tokens(caption)
+    tokens = estimate_tokens(caption)
     return tokens if tokens > TOKENS else 0
 
 
-def remember(projects: Projects, project: str) -> None:
+def record_captions(projects: Projects, project: str) -> None:
     """Notes all captions before a model writes over them, so that Undo brings them back."""
     folder = projects.folder(project)
     with locked(folder):
         files = dict.fromkeys(
-            _sidecar(picture) for place, _, _ in places(folder) for picture in pictures_in(place)[0]
+            _sidecar(picture) for place, _, _ in picture_folders(folder) for picture in pictures_in(place)[0]
         )
         noted = [
             {"file": file.relative_to(folder).as_posix(), "before": _read(file), "after": None}
@@ -161,7 +163,7 @@ def remember(projects: Projects, project: str) -> None:
 
 
 @dataclass(frozen=True)
-class Undone:
+class UndoEntry:
     """What was taken back."""
 
     kind: str
@@ -171,17 +173,17 @@ class Undone:
     kept: int  # captions that had changed since and stay as they are
 
 
-def last(projects: Projects, project: str) -> Undone | None:
+def last_edit(projects: Projects, project: str) -> UndoEntry | None:
     """What `undo` would take back; None when there is nothing."""
     entries = _entries(projects.folder(project))
     return (
-        Undone(entries[-1]["kind"], entries[-1]["find"], entries[-1]["text"], len(entries[-1]["files"]), 0)
+        UndoEntry(entries[-1]["kind"], entries[-1]["find"], entries[-1]["text"], len(entries[-1]["files"]), 0)
         if entries
         else None
     )
 
 
-def undo(projects: Projects, project: str) -> Undone:
+def undo_last(projects: Projects, project: str) -> UndoEntry:
     """Takes the last change back. Raises DatasetError when there is none."""
     folder = projects.folder(project)
     with locked(folder):
@@ -203,7 +205,7 @@ def undo(projects: Projects, project: str) -> Undone:
                 write_atomically(file, noted["before"].encode("utf-8", "surrogateescape"))
             count += 1
         _keep(folder, entries[:-1])
-    return Undone(entry["kind"], entry["find"], entry["text"], count, kept)
+    return UndoEntry(entry["kind"], entry["find"], entry["text"], count, kept)
 
 
 def _sidecar(picture: Path) -> Path:
@@ -242,7 +244,9 @@ def _digest(text: str | None) -> str:
 def _entries(folder: Path) -> list[dict[str, Any]]:
     """Those that are whole: a file edited by hand or damaged undoes nothing."""
     try:
-        found = json.loads((folder / OURS / "captions-undo.json").read_text(encoding="ascii"))["entries"]
+        found = json.loads((folder / IMPASTO_FOLDER / "captions-undo.json").read_text(encoding="ascii"))[
+            "entries"
+        ]
         return [entry for entry in found if _is_entry(folder, entry)]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
@@ -265,7 +269,7 @@ def _keep(folder: Path, entries: list[dict[str, Any]]) -> None:
     while len(data) > _MOST_BYTES and len(entries) > 1:
         entries = entries[1:]
         data = json.dumps({"entries": entries})
-    write_atomically(folder / OURS / "captions-undo.json", data.encode())
+    write_atomically(folder / IMPASTO_FOLDER / "captions-undo.json", data.encode())
 
 
 def tag_counts(captions: Iterable[str]) -> list[tuple[str, int]]:
@@ -291,7 +295,7 @@ def fused_tags(captions: Iterable[str], trigger: str) -> list[tuple[str, int]]:
     return fused
 
 
-def about_tokens(caption: str) -> int:
+def estimate_tokens(caption: str) -> int:
     """Roughly how many tokens CLIP makes of a caption, by a rule of thumb: a short word is one, a long one two or three,
     a mark or digit one, a letter of a script without spaces about two."""
     tokens = 0

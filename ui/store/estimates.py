@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.dataset.quick_scan import outline
+from trainer.dataset.quick_scan import quick_scan
 from trainer.runs import events
 from trainer.runs.run import Run
 
@@ -76,7 +76,7 @@ class Estimates:
                     self._answers[str(event.get("id")).split("/")[0]] = event
             return self._answers.get(key)
 
-    def is_coming(self, key: str) -> bool:
+    def is_pending(self, key: str) -> bool:
         """Whether it is worth waiting for an answer; a process that went idle just before it was asked is woken again."""
         if key not in self._asked:
             return False
@@ -98,7 +98,7 @@ class Estimates:
         return time.monotonic() - self._asked.get(key, -1e9) > STALE_SECONDS or not self._lives()
 
     def _key(self, folder: Path, values: dict[str, Any]) -> str:
-        sizes = sorted((item.width, item.height) for item in outline(folder).items)
+        sizes = sorted((item.width, item.height) for item in quick_scan(folder).items)
         facts = {name: value for name, value in sorted(values.items()) if name not in _ELSEWHERE}
         return hashlib.sha256(
             json.dumps([os.fspath(folder), sizes, facts], default=str).encode()

@@ -20,25 +20,23 @@ from pathlib import Path
 
 from trainer.atomic_files import write_atomically
 from trainer.dataset.augmentations import mask_file
-from trainer.dataset.captions import SIDECARS, Listed, kohya_folder, metadata_captions, sidecar_caption
-from trainer.dataset.overrides import OURS, Choice, read_choices
-from trainer.dataset.scan import is_picture_name, is_shown, pictures_in, places
+from trainer.dataset.captions import SIDECARS, MetadataRow, kohya_folder, metadata_captions, sidecar_caption
+from trainer.dataset.overrides import IMPASTO_FOLDER, Override, read_overrides
+from trainer.dataset.scan import is_displayable_name, is_picture_name, picture_folders, pictures_in
 from trainer.errors import DatasetError
-from ui.store.intake import Intake
 from ui.store.naming import clean_name, free_stem, numbered
-from ui.store.picture_checks import Checkup
 from ui.store.thumbnails import LARGE, Thumbnails
 
 SAMPLES = ("ink-emoji",)  # come with Impasto; an artist's own pictures do not go in there
 
 
 @dataclass(frozen=True)
-class Card:
+class ProjectPicture:
     name: str  # `art.png`, or `10_sks cat/art.png` in a kohya-style sub-folder
     caption: str
     version: int  # another one when the picture has been replaced
     size_bytes: int = 0
-    choice: Choice = field(default_factory=Choice)
+    choice: Override = field(default_factory=Override)
     mask: int = 0  # another one when the mask has been replaced; 0: there is none
 
 
@@ -48,8 +46,6 @@ class Projects:
 
     datasets: Path
     cache: Path
-    intake: Intake = field(default_factory=Intake)
-    checkup: Checkup = field(default_factory=Checkup)
 
     @property
     def thumbnails(self) -> Thumbnails:
@@ -73,14 +69,14 @@ class Projects:
         names = self.names()
         return next((name for name in names if name not in SAMPLES), names[0] if names else None)
 
-    def fresh(self, name: str) -> str:
+    def free_name(self, name: str) -> str:
         """`name`, or `name-2` ... when that is taken."""
         taken = {existing.casefold() for existing in self.names()}
         return next(n for n in numbered(name) if n.casefold() not in taken)
 
     def create(self, name: str) -> str:
         """A new empty project; its name, made safe and free."""
-        made = self.fresh(clean_name(name).lstrip("_") or "my-pictures")
+        made = self.free_name(clean_name(name).lstrip("_") or "my-pictures")
         (self.datasets / made).mkdir(parents=True)
         return made
 
@@ -104,20 +100,22 @@ class Projects:
             )
         return count
 
-    def cards(self, name: str) -> list[Card]:
+    def pictures(self, name: str) -> list[ProjectPicture]:
         folder, cards = self.folder(name), []
-        choices = read_choices(folder)
-        for place, _, token in places(folder):
+        choices = read_overrides(folder)
+        for place, _, token in picture_folders(folder):
             listed, _ = metadata_captions(place)
             within = "" if place == folder else f"{place.name}/"
             for path in pictures_in(place)[0]:
                 caption = sidecar_caption(path)
                 if caption is None:
-                    caption = listed.get(path.name, Listed(token)).caption
+                    caption = listed.get(path.name, MetadataRow(token)).caption
                 stat, shown, mask = path.stat(), within + path.name, mask_file(path)
                 drawn = mask.stat().st_mtime_ns if mask else 0
                 cards.append(
-                    Card(shown, caption, stat.st_mtime_ns, stat.st_size, choices.get(shown, Choice()), drawn)
+                    ProjectPicture(
+                        shown, caption, stat.st_mtime_ns, stat.st_size, choices.get(shown, Override()), drawn
+                    )
                 )
         return cards
 
@@ -128,7 +126,7 @@ class Projects:
     def _looked_up(self, root: Path, name: str) -> Path:
         path, parts = root / name, name.split("/")
         is_ours = len(parts) == 1 or (len(parts) == 2 and kohya_folder(parts[0]) is not None)
-        is_plain = "\\" not in name and is_shown(name) and is_picture_name(parts[-1])
+        is_plain = "\\" not in name and is_displayable_name(name) and is_picture_name(parts[-1])
         if not (is_ours and is_plain and path.is_file() and path.resolve().is_relative_to(root.resolve())):
             raise DatasetError("that picture is not there any more; reload the page")
         return path
@@ -142,26 +140,29 @@ class Projects:
         return self.thumbnails.of(project, self.picture(project, name), LARGE)
 
     def removed_thumbnail(self, project: str, name: str) -> Path:
-        return self.thumbnails.of(project, self._looked_up(self.folder(project) / OURS / "removed", name))
+        return self.thumbnails.of(
+            project, self._looked_up(self.folder(project) / IMPASTO_FOLDER / "removed", name)
+        )
 
-    def choose(self, project: str, name: str, choice: Choice) -> None:
+    def set_choice(self, project: str, name: str, choice: Override) -> None:
         """Keeps what was chosen for one picture. Raises DatasetError."""
         folder = self.folder(project)
         self._looked_up(folder, name)
         with locked(folder):
-            choices = {**read_choices(folder), name: choice}
-            facts = {key: value.to_json() for key, value in sorted(choices.items()) if value != Choice()}
+            choices = {**read_overrides(folder), name: choice}
+            facts = {key: value.to_json() for key, value in sorted(choices.items()) if value != Override()}
             write_atomically(
-                folder / OURS / "pictures.json", json.dumps(facts, ensure_ascii=False, indent=1).encode()
+                folder / IMPASTO_FOLDER / "pictures.json",
+                json.dumps(facts, ensure_ascii=False, indent=1).encode(),
             )
 
     def removed(self, project: str) -> list[str]:
         """Names of the pictures that were taken out."""
-        place = self.folder(project) / OURS / "removed"
+        place = self.folder(project) / IMPASTO_FOLDER / "removed"
         return (
             [
                 path.relative_to(place).as_posix()
-                for part, _, _ in places(place)
+                for part, _, _ in picture_folders(place)
                 for path in pictures_in(part)[0]
             ]
             if place.is_dir()
@@ -172,20 +173,20 @@ class Projects:
         """Takes a picture out of a project, with its caption and mask; `restore` brings it back. Raises DatasetError."""
         folder = self.folder(project)
         with locked(folder):
-            _moved(self._looked_up(folder, name), folder, folder / OURS / "removed")
+            _moved(self._looked_up(folder, name), folder, folder / IMPASTO_FOLDER / "removed")
 
     def restore(self, project: str, name: str) -> str:
         """Brings a removed picture back; its name, another one when the old one is taken. Raises DatasetError."""
         folder = self.folder(project)
         with locked(folder):
-            place = folder / OURS / "removed"
+            place = folder / IMPASTO_FOLDER / "removed"
             return _moved(self._looked_up(place, name), place, folder)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One writer at a time in a project's own files, whichever page or process it belongs to."""
-    lock = folder / OURS / ".lock"
+    lock = folder / IMPASTO_FOLDER / ".lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(1000):
         try:

@@ -8,24 +8,24 @@ from typing import Any
 
 from trainer.config import PRESET_NAMES, TrainConfig
 from trainer.dataset.buckets import BucketPlan
-from trainer.headers.base_model import bucket_facts
+from trainer.headers.base_model import bucket_geometry
 from ui.store.project_settings import read_settings
 
 
 @dataclass(frozen=True)
-class Aims:
+class TrainingGoal:
     preset: str
     trigger: str
     plan: BucketPlan
 
 
-def aims_of(folder: Path, models: Path) -> Aims:
-    """Aims of a project folder; what is not said, or can't be, is as usual."""
+def training_goal(folder: Path, models: Path) -> TrainingGoal:
+    """TrainingGoal of a project folder; what is not said, or can't be, is as usual."""
     kept = read_settings(folder)
     said = {**kept, **kept.get("advanced", {})}
     preset = said.get("preset")
     base = said.get("base")
-    side, cell = bucket_facts(base if isinstance(base, str) and base else TrainConfig.base, models)
+    side, cell = bucket_geometry(base if isinstance(base, str) and base else TrainConfig.base, models)
     numbers = {
         name: _whole(said.get(name)) for name in ("resolution", "bucket_step", "bucket_min", "bucket_max")
     }
@@ -38,7 +38,7 @@ def aims_of(folder: Path, models: Path) -> Aims:
         no_upscale=said.get("no_upscale") in (True, "yes"),
     )
     trigger = said.get("trigger")
-    return Aims(
+    return TrainingGoal(
         preset if preset in PRESET_NAMES else "style",
         trigger.strip() if isinstance(trigger, str) else "",
         plan,

@@ -36,7 +36,7 @@ TITLES = {
     "dataset": "Pictures and buckets",
     "output": "Samples and files",
     "validation": "Validation",
-    "file": "What the file says of itself",
+    "file": "File details",
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ui.store.drawings import Drawing
-from ui.store.library import Entry
+from ui.store.library import LoraEntry
 from ui.text import Words
 
 Pictures = Sequence[dict[str, Any]]
@@ -51,7 +51,7 @@ def strip_html(words: Words, pictures: Pictures, *, prefer: str = "") -> str:
     if prefer:
         button = (
             f'<p class="row"><button type="button" class="plain prefer" data-key="{_said(quote(prefer))}">{_said(words("try_it.prefer"))}</button>'
-            f'<span class="told" role="status" data-silent="{_said(words("try_it.silent"))}"></span></p>'
+            f'<span class="told" role="status" data-silent="{_said(words("try_it.unreachable"))}"></span></p>'
         )
     return (
         f'<div class="tryout" data-strengths="{_listed(strengths)}"><div class="strength">'
@@ -91,7 +91,7 @@ def compare_html(words: Words, pictures: Pictures) -> str:
         f'<div class="compare" data-urls="{_listed(urls)}"><div class="row">{pick}{which}</div><div class="pair">'
         f'<img class="under" src="{_said(urls[0][first])}" alt="{_said(alts[0])}"><img class="over" src="{_said(urls[0][second])}" alt="{_said(alts[1])}">'
         f'</div><div class="strength"><input type="range" class="reveal" min="0" max="100" value="50" aria-label="{_said(words("try_it.reveal"))}" '
-        f'aria-valuetext="50 %"></div></div>'
+        f'aria-valuetext="50%"></div></div>'
     )
 
 
@@ -111,8 +111,8 @@ def grid_html(words: Words, pictures: Pictures, key: str, choice: dict[str, Any]
             is_it = choice.get("step") == step and choice.get("strength") == strength
             button = (
                 f'<button type="button" class="plain choose" data-key="{_said(quote(key))}" data-step="{step}" data-strength="{strength:g}" '
-                f'aria-pressed="{"true" if is_it else "false"}" aria-label="{_said(words("try_it.this_one"))}: {_said(told)}">'
-                f"{_said(words('try_it.this_one'))}</button>"
+                f'aria-pressed="{"true" if is_it else "false"}" aria-label="{_said(words("try_it.use_this"))}: {_said(told)}">'
+                f"{_said(words('try_it.use_this'))}</button>"
                 if strength
                 else ""
             )
@@ -122,7 +122,7 @@ def grid_html(words: Words, pictures: Pictures, key: str, choice: dict[str, Any]
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{_said(words("try_it.grid"))}"><table class="grid">'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f'<p class="told" role="status" data-silent="{_said(words("try_it.silent"))}">{_said(chosen)}</p>'
+        f'<p class="told" role="status" data-silent="{_said(words("try_it.unreachable"))}">{_said(chosen)}</p>'
     )
 
 
@@ -137,12 +137,14 @@ def drawing_html(words: Words, drawing: Drawing | None) -> str:
     frame = f"/drawn/{drawing.id}/frame.png?at={drawing.done}"
     # There is none before the first step, nor of what a training draws between its own.
     glimpse = (
-        f'<img class="glimpse" alt="{_said(words("try_it.glimpse"))}" src="{frame}">' if drawing.frame else ""
+        f'<img class="glimpse" alt="{_said(words("try_it.rough_preview"))}" src="{frame}">'
+        if drawing.frame
+        else ""
     )
     return f'<div role="status">{_said(text)}</div>{bar if drawing.is_open else ""}{glimpse}'
 
 
-def download_html(words: Words, entry: Entry | None) -> str:
+def download_html(words: Words, entry: LoraEntry | None) -> str:
     """The file of a LoRA and its preferred strength."""
     if entry is None:
         return ""

@@ -43,8 +43,8 @@ from trainer.captioning.tags import prepared, worded
 from trainer.captioning_config import CaptionOptions, options_for, options_from
 from trainer.dataset.captions import sidecar_caption
 from trainer.errors import CaptionerError, ConfigError, DatasetError, RunError
-from trainer.headers.base_model import found_bases
-from trainer.headers.captioner import BLIP, BLIP_2, FLORENCE_2, WD_TAGGER, found_captioners, open_captioner
+from trainer.headers.base_model import list_base_models
+from trainer.headers.captioner import BLIP, BLIP_2, FLORENCE_2, WD_TAGGER, list_captioners, open_captioner
 from trainer.runs import captioning_job as job
 from trainer.runs import events
 from trainer.workers.captioning import work
@@ -356,14 +356,14 @@ def test_sigterm_ends_after_the_pictures_at_hand_and_keeps_them(models: Path, tm
 
 
 def test_the_list_of_models_tells_their_kinds_and_bases_are_found_beside_them(models: Path):
-    assert found_captioners(models) == {
+    assert list_captioners(models) == {
         "blip": BLIP,
         "blip-2": BLIP_2,
         "florence": FLORENCE_2,
         "tagger": WD_TAGGER,
     }
-    assert found_captioners(models / "nowhere") == {}
-    assert found_bases(models) == ["tiny-sdxl"]
+    assert list_captioners(models / "nowhere") == {}
+    assert list_base_models(models) == ["tiny-sdxl"]
 
 
 @pytest.mark.parametrize("make, words", WRONG_FOLDERS)

@@ -13,18 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.dataset.archives import Bounds, Member, members
+from trainer.dataset.archives import ArchiveLimits, Member, extract_members
 from trainer.errors import DatasetError
 
-BOUNDS = Bounds(members=50, member_bytes=10_000, total_bytes=40_000)
+BOUNDS = ArchiveLimits(members=50, member_bytes=10_000, total_bytes=40_000)
 
 
-def unpacked(archive: Path, bounds: Bounds = BOUNDS) -> dict[str, bytes | str]:
+def unpacked(archive: Path, bounds: ArchiveLimits = BOUNDS) -> dict[str, bytes | str]:
     """name -> what came out of it, or why it did not."""
     into = archive.parent / "into"
     into.mkdir(exist_ok=True)
     found: dict[str, bytes | str] = {}
-    for member in members(archive, into, bounds):
+    for member in extract_members(archive, into, bounds):
         found[member.name] = member.path.read_bytes() if member.path else member.reason
         assert member.path is None or member.path.parent == into
     assert list(into.iterdir()) == []
@@ -167,7 +167,7 @@ def test_any_names_and_bytes_stay_inside(
             except (ValueError, UnicodeError, IndexError):  # zipfile itself refuses some names
                 continue
     seen: list[Member] = []
-    for member in members(place / "a.zip", place / "into", BOUNDS):
+    for member in extract_members(place / "a.zip", place / "into", BOUNDS):
         seen.append(member)
         assert member.path is None or member.path.parent == place / "into"
     assert {path.name for path in place.iterdir()} == {"a.zip", "into"}

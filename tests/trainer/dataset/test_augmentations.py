@@ -13,17 +13,17 @@ from PIL import Image, ImageOps
 
 from tests.conftest import INK, MODELS
 from trainer.config import TrainConfig, config_from
-from trainer.dataset.augmentations import Variant, variants_of
+from trainer.dataset.augmentations import Augmentation, augmentations_of
 from trainer.dataset.buckets import place
 from trainer.dataset.manifest import Item
 from trainer.dataset.scan import scan
-from trainer.dataset.sources import scan_all, with_named
+from trainer.dataset.sources import scan_all, with_class_and_validation
 from trainer.errors import ConfigError, DatasetError
 from trainer.runs import run
 from trainer.runs.commands import CommandInbox
 from trainer.sdxl.base import open_base
 from trainer.training import caching as prepare
-from trainer.training.feature_cache import Cache
+from trainer.training.feature_cache import FeatureCache
 
 WIDE = place(200, 100, [(64, 64)], step=64)  # resized to 128 x 64: half of it is cut away
 
@@ -39,26 +39,26 @@ def gradient() -> Image.Image:
 
 
 def test_a_picture_has_one_plain_form_unless_asked():
-    assert variants_of(TrainConfig(), item(), WIDE) == [Variant(placement=WIDE)]
+    assert augmentations_of(TrainConfig(), item(), WIDE) == [Augmentation(placement=WIDE)]
 
 
 def test_mirroring_shows_each_form_a_second_time_from_the_right():
-    plain, mirrored = variants_of(TrainConfig(flip=True), item(), WIDE)
+    plain, mirrored = augmentations_of(TrainConfig(flip=True), item(), WIDE)
     assert np.array_equal(
-        np.asarray(mirrored.shown(gradient())), np.asarray(ImageOps.mirror(plain.shown(gradient())))
+        np.asarray(mirrored.apply(gradient())), np.asarray(ImageOps.mirror(plain.apply(gradient())))
     )
-    assert len(variants_of(TrainConfig(flip=True, random_crop=True, variants=3), item(), WIDE)) == 6
+    assert len(augmentations_of(TrainConfig(flip=True, random_crop=True, variants=3), item(), WIDE)) == 6
 
 
 def test_a_mirrored_crop_names_the_edge_that_its_left_side_came_from():
-    left = Variant(placement=place(200, 100, [(64, 64)], step=64), is_mirrored=True)
-    moved = variants_of(TrainConfig(random_crop=True, flip=True, variants=5), item(), WIDE)
+    left = Augmentation(placement=place(200, 100, [(64, 64)], step=64), is_mirrored=True)
+    moved = augmentations_of(TrainConfig(random_crop=True, flip=True, variants=5), item(), WIDE)
     for plain, mirrored in zip(moved[:5], moved[5:], strict=True):
         assert plain.crop_left + mirrored.crop_left == 128 - 64
         # cropping the mirrored picture there gives the same
         whole = ImageOps.mirror(gradient().resize((128, 64), Image.Resampling.LANCZOS))
         there = whole.crop((mirrored.crop_left, 0, mirrored.crop_left + 64, 64))
-        assert np.array_equal(np.asarray(mirrored.shown(gradient())), np.asarray(there))
+        assert np.array_equal(np.asarray(mirrored.apply(gradient())), np.asarray(there))
     assert left.crop_left == 32
 
 
@@ -68,8 +68,8 @@ def test_random_crops_stay_inside_the_picture_and_are_the_same_each_time(
 ):
     placement = place(width, height, [(64, 64), (96, 40)], step=8)
     config = TrainConfig(random_crop=True, variants=4)
-    forms = variants_of(config, item(digest), placement)
-    assert forms == variants_of(config, item(digest), placement)
+    forms = augmentations_of(config, item(digest), placement)
+    assert forms == augmentations_of(config, item(digest), placement)
     for form in forms:
         at = form.placement
         assert (
@@ -81,24 +81,26 @@ def test_random_crops_stay_inside_the_picture_and_are_the_same_each_time(
 
 def test_random_crops_differ_between_forms_and_pictures():
     config = TrainConfig(random_crop=True, variants=8)
-    lefts = [[form.placement.crop_left for form in variants_of(config, item(name), WIDE)] for name in "ab"]
+    lefts = [
+        [form.placement.crop_left for form in augmentations_of(config, item(name), WIDE)] for name in "ab"
+    ]
     assert len(set(lefts[0])) > 3 and lefts[0] != lefts[1]
 
 
 def test_colour_jitter_changes_colours_within_its_bounds_and_nothing_at_zero():
     config = TrainConfig(colour_jitter=0.2, variants=16)
-    forms = variants_of(config, item(), WIDE)
+    forms = augmentations_of(config, item(), WIDE)
     assert len(forms) == 16
     for form in forms:
         assert all(0.8 <= factor <= 1.2 for factor in form.colours[:3]) and abs(form.colours[3]) <= 0.04
         assert not np.array_equal(
-            np.asarray(form.shown(gradient())), np.asarray(Variant(placement=WIDE).shown(gradient()))
+            np.asarray(form.apply(gradient())), np.asarray(Augmentation(placement=WIDE).apply(gradient()))
         )
-    bright = Variant(placement=WIDE, colours=(0.5, 1.0, 1.0, 0.0))
-    half = np.asarray(Variant(placement=WIDE).shown(gradient())).astype(int) // 2
-    assert np.abs(np.asarray(bright.shown(gradient())).astype(int) - half).max() <= 1
+    bright = Augmentation(placement=WIDE, colours=(0.5, 1.0, 1.0, 0.0))
+    half = np.asarray(Augmentation(placement=WIDE).apply(gradient())).astype(int) // 2
+    assert np.abs(np.asarray(bright.apply(gradient())).astype(int) - half).max() <= 1
     turned = np.asarray(
-        Variant(placement=place(64, 64, [(64, 64)], step=64), colours=(1, 1, 1, 1 / 3)).shown(
+        Augmentation(placement=place(64, 64, [(64, 64)], step=64), colours=(1, 1, 1, 1 / 3)).apply(
             Image.new("RGB", (64, 64), "red")
         )
     )
@@ -114,11 +116,11 @@ def pictures_of(tmp_path: Path, folder: Path, **settings) -> prepare.Pictures:
     made = run.Run(tmp_path / "run")
     made.path.mkdir(exist_ok=True)
     base = open_base("tiny-sdxl", MODELS)
-    cache = Cache(tmp_path / ".cache", base.fingerprint)
-    manifest = with_named(scan(folder), TrainConfig(**settings))
+    cache = FeatureCache(tmp_path / ".cache", base.fingerprint)
+    manifest = with_class_and_validation(scan(folder), TrainConfig(**settings))
     return prepare.cache_latents(
         made,
-        manifest.trained,
+        manifest.training_items,
         TrainConfig(**settings),
         base,
         cache,

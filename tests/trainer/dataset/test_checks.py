@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 from tests.conftest import INK
 from trainer.dataset.buckets import BucketPlan
 from trainer.dataset.checks import CORNERS, Finding, findings, missing_octaves
-from trainer.dataset.image_metrics import Measures, measure
+from trainer.dataset.image_metrics import ImageMetrics, measure
 
 PLAN = BucketPlan(side=256, latent_factor=8)
 
@@ -35,7 +35,7 @@ def painting(seed: int, size: tuple[int, int] = (320, 320)) -> Image.Image:
 
 
 def told(folder: Path, pictures: dict[str, Image.Image], preset: str = "", **how) -> list[Finding]:
-    measures: dict[str, Measures] = {}
+    measures: dict[str, ImageMetrics] = {}
     for name, picture in pictures.items():
         picture.save(folder / name, **how)
         measures[name] = measure(folder / name)
@@ -82,7 +82,7 @@ def test_copies_and_look_alikes_are_told_with_their_twin(tmp_path: Path):
 def test_a_picture_smaller_than_its_bucket_is_told_with_how_much(tmp_path: Path):
     found = told(tmp_path, {"thumb.png": painting(1, (128, 128))})
     assert kinds(found) == [("small", "thumb.png")] and found[0].words.startswith(
-        "has 128 x 128 pixels and would be enlarged 2.0 times"
+        "has 128 × 128 pixels and would be upscaled 2.0 times"
     )
 
 
@@ -172,7 +172,7 @@ def test_a_banner_is_told_how_much_it_loses(tmp_path: Path):
 @pytest.mark.parametrize(("preset", "fewest"), [("style", 10), ("character", 8), ("concept", 5)])
 def test_too_few_pictures_for_what_is_taught_are_told(preset: str, fewest: int):
     seen = [
-        Measures(
+        ImageMetrics(
             width=256,
             height=256,
             digest=str(n),
@@ -197,4 +197,4 @@ def test_an_empty_set_has_no_findings_but_its_emptiness():
 def test_measures_survive_being_kept(tmp_path: Path):
     painting(1).save(tmp_path / "a.png")
     seen = measure(tmp_path / "a.png")
-    assert Measures.from_json(seen.to_json()) == seen
+    assert ImageMetrics.from_json(seen.to_json()) == seen

@@ -13,7 +13,7 @@ from PIL import Image
 
 from trainer.dataset.buckets import BucketPlan
 from trainer.dataset.manifest import Item, Manifest
-from trainer.dataset.overrides import Choice, choice_of, read_choices
+from trainer.dataset.overrides import Override, override_from, read_overrides
 from trainer.dataset.scan import scan
 
 JSON = st.recursive(
@@ -78,13 +78,13 @@ def test_the_centre_is_the_centre(share: float):
 
 @given(JSON)
 def test_any_file_of_choices_is_read(facts: Any):
-    choice = choice_of(facts)
+    choice = override_from(facts)
     assert 1 <= choice.repeats <= 100 and (choice.crop is None or all(0 <= part <= 1 for part in choice.crop))
 
 
 @given(st.integers(1, 100), st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1)))
 def test_a_choice_survives_being_written(repeats: int, crop: tuple[float, float] | None):
-    assert choice_of(json.loads(json.dumps(Choice(repeats, crop).to_json()))) == Choice(repeats, crop)
+    assert override_from(json.loads(json.dumps(Override(repeats, crop).to_json()))) == Override(repeats, crop)
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_a_choice_survives_being_written(repeats: int, crop: tuple[float, float]
 def test_a_damaged_file_of_choices_is_as_if_there_were_none(tmp_path: Path, text: str):
     (tmp_path / ".impasto").mkdir()
     (tmp_path / ".impasto" / "pictures.json").write_text(text)
-    assert all(choice == Choice() for choice in read_choices(tmp_path).values())
+    assert all(choice == Override() for choice in read_overrides(tmp_path).values())

@@ -20,7 +20,7 @@ from tests.conftest import INK, MODELS, SMALLEST
 from tools.write_checkpoint import folder_weights, random_weights, write
 from trainer.__main__ import main
 from trainer.errors import BaseError
-from trainer.headers.base_model import TEXT_1, TEXT_2, UNET, found_bases, read_checkpoint
+from trainer.headers.base_model import TEXT_1, TEXT_2, UNET, list_base_models, read_checkpoint
 from trainer.headers.safetensors import read_header
 from trainer.sdxl.base import ORIGINAL, open_base
 from trainer.sdxl.ldm_names import original_source
@@ -181,7 +181,7 @@ def test_the_models_folder_lists_folders_and_checkpoints_only(single_file, tmp_p
     (models / "mine.safetensors").symlink_to(single_file)
     save_file({"lora_unet_a.lora_down.weight": torch.zeros(1, 1)}, models / "lora.safetensors")
     (models / "notes.txt").write_text("hello")
-    assert found_bases(models) == ["tiny-sdxl", "mine.safetensors"]
+    assert list_base_models(models) == ["tiny-sdxl", "mine.safetensors"]
     assert open_base("mine", models).name == "mine"
 
 

@@ -59,13 +59,17 @@ def test_jobs_wait_for_the_device_and_start_in_the_order_that_the_artist_gave(tm
             "second",
             "third",
         ]
-        assert [job.place for job in queue.line()] == [0, 1, 2, 3]
+        assert [job.queue_position for job in queue.active()] == [0, 1, 2, 3]
         queue.move(tmp_path / "third", -1)
         queue.move(tmp_path / "first", -1)  # has nobody before it
         queue.stop(tmp_path / "second")
-        assert names(queue, "waiting") == ["first", "third"] and queue.busy() and queue.busy("cpu")
+        assert (
+            names(queue, "waiting") == ["first", "third"]
+            and queue.blocking_job()
+            and queue.blocking_job("cpu")
+        )
     settled(queue)
-    assert not queue.line() and queue.busy() is None
+    assert not queue.active() and queue.blocking_job() is None
     ends = {name: events.read(tmp_path / name / "events.jsonl")[0] for name in ("first", "second", "third")}
     assert not ends["second"] and ends["first"][-1]["cause"] == ends["third"][-1]["cause"] == "pictures"
     assert ends["first"][-1]["time"] < ends["third"][0]["time"]
@@ -99,7 +103,7 @@ def test_a_click_that_arrives_twenty_times_makes_one_job(tmp_path: Path):
                 lambda _: queue.submit(folder, "train", ["resume", str(folder)], token="click"), range(20)
             )
         )
-    assert len({job.id for job in jobs}) == 1 and len(queue.line()) == 1
+    assert len({job.id for job in jobs}) == 1 and len(queue.active()) == 1
     with pytest.raises(RunError, match="in the line already"):
         queue.submit(folder, "train", ["resume", str(folder)], token="another click")
 
@@ -119,7 +123,7 @@ def test_a_damaged_line_is_made_anew_from_its_folders(tmp_path: Path, harm: str)
         file.write_bytes(b"no database" * 1000 if harm == "garbage" else file.read_bytes()[:5000])
     again = Queue(tmp_path, MODELS, ())
     assert names(again, "waiting") == ["a", "c", "b"]
-    assert again.clicked("click b") and len(again.line()) == 3
+    assert again.find_by_token("click b") and len(again.active()) == 3
 
 
 def test_a_killed_training_is_told_and_not_started_again_by_itself(tmp_path: Path):
@@ -136,7 +140,7 @@ def test_a_killed_training_is_told_and_not_started_again_by_itself(tmp_path: Pat
         and not (folder / ".queue.json").exists()
     )
     queue.step()
-    assert not queue.line()
+    assert not queue.active()
 
 
 def test_a_training_that_is_stuck_ends_at_the_second_stop_and_not_before(tmp_path: Path):
@@ -182,7 +186,7 @@ def test_work_on_files_does_not_wait_for_a_training(tmp_path: Path):
     with claim(Run(a_run(tmp_path, "training"))):
         queue.step()
         folder = submitted(queue, "files", lane=FILES)
-        assert queue.busy("cpu") and names(queue, "running") == ["training", "files"]
+        assert queue.blocking_job("cpu") and names(queue, "running") == ["training", "files"]
     settled(queue)
     assert json.loads((folder / "events.jsonl").read_text().splitlines()[-1])["how"] == "failed"
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 from tests.conftest import INK, MODELS
 from trainer.config import TrainConfig
-from trainer.dataset.augmentations import Variant, mask_of, mask_weights
+from trainer.dataset.augmentations import Augmentation, mask_of, mask_weights
 from trainer.dataset.buckets import place
 from trainer.dataset.scan import scan
-from trainer.dataset.sources import with_named
+from trainer.dataset.sources import with_class_and_validation
 from trainer.errors import ConfigError, DatasetError
 from trainer.presets import preset_values
 from trainer.sdxl.base import open_base
@@ -169,14 +169,14 @@ def test_multi_resolution_noise_has_unit_deviation_and_more_at_coarse_scales():
     coarse = torch.nn.functional.avg_pool2d
     assert coarse(made, 16).std() > 3 * coarse(fine, 16).std()
     assert torch.equal(
-        noise.with_coarser(fine, 6, 0.5, seeded(1)), noise.with_coarser(fine, 6, 0.5, seeded(1))
+        noise.multires_noise(fine, 6, 0.5, seeded(1)), noise.multires_noise(fine, 6, 0.5, seeded(1))
     )
 
 
 def test_without_discount_multi_resolution_noise_is_the_noise_itself():
     fine = torch.randn(2, 4, 16, 16, generator=seeded())
     torch.testing.assert_close(
-        noise.with_coarser(fine, 4, 0.0, seeded()), fine / fine.std(dim=(1, 2, 3), keepdim=True)
+        noise.multires_noise(fine, 4, 0.0, seeded()), fine / fine.std(dim=(1, 2, 3), keepdim=True)
     )
 
 
@@ -298,11 +298,13 @@ def test_a_mask_is_placed_like_its_picture(tmp_path: Path):
     mask = mask_of(TrainConfig(mask="file"), item)
     assert mask is not None
     # Twice as wide as high in a square bucket: the middle is left, so the mask's edge is in the middle.
-    variant = Variant(placement=place(256, 128, [(64, 64)], step=64))
+    variant = Augmentation(placement=place(256, 128, [(64, 64)], step=64))
     weights = mask_weights(mask, variant, cell=8, outside=0.2)
     expected = np.array([[1.0] * 4 + [0.2] * 4] * 8)
     assert weights.shape == (8, 8) and np.abs(weights - expected)[:, [0, 1, 2, 5, 6, 7]].max() < 0.02
-    mirrored = mask_weights(mask, Variant(placement=variant.placement, is_mirrored=True), cell=8, outside=0.2)
+    mirrored = mask_weights(
+        mask, Augmentation(placement=variant.placement, is_mirrored=True), cell=8, outside=0.2
+    )
     assert np.abs(mirrored - weights[:, ::-1]).max() < 1e-6
 
 
@@ -314,7 +316,7 @@ def test_class_pictures_are_seen_as_often_as_the_users(tmp_path: Path, there: in
         Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / f"{number:02d}.png")
     (folder / "00.txt").write_text("a red square")
     config = TrainConfig(prior_folder=str(folder), prior_caption="a square", prior_weight=0.5, trigger="ink")
-    manifest = with_named(scan(INK, trigger="ink"), config)
+    manifest = with_class_and_validation(scan(INK, trigger="ink"), config)
     of_class = [item for item in manifest.items if item.role == "class"]
     assert sum(item.repeats for item in of_class) == 24 and {item.repeats for item in of_class} == {repeats}
     assert all(item.weight == 0.5 for item in of_class)
@@ -328,4 +330,4 @@ def test_a_preset_takes_twice_the_steps_when_every_second_picture_is_of_the_clas
 
 def test_a_class_folder_without_pictures_is_refused(tmp_path: Path):
     with pytest.raises(DatasetError, match="holds no picture"):
-        with_named(scan(INK), TrainConfig(prior_folder=str(tmp_path)))
+        with_class_and_validation(scan(INK), TrainConfig(prior_folder=str(tmp_path)))

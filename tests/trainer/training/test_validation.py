@@ -14,13 +14,13 @@ from tests.conftest import INK, MODELS
 from tests.trainer.test_train import make
 from trainer.config import TrainConfig
 from trainer.dataset.scan import scan
-from trainer.dataset.sources import with_named
+from trainer.dataset.sources import with_class_and_validation
 from trainer.errors import ConfigError, DatasetError
 from trainer.runs import events, run
 from trainer.train import train
 from trainer.training import checkpoint as state
 from trainer.training.validation import WORST, overtrained_since
-from ui.store.runs import standing_of
+from ui.store.runs import run_status
 from ui.text import Words
 from ui.views.progress import status_words
 
@@ -52,7 +52,7 @@ def told(made: run.Run, kind: str) -> list[dict]:
 
 def test_pictures_set_aside_are_measured_from_the_base_on(measured: run.Run):
     assert [event["step"] for event in told(measured, "validation")] == list(range(9))
-    assert len(measured.manifest.validation_items) == 2 and len(measured.manifest.trained) == 22
+    assert len(measured.manifest.validation_items) == 2 and len(measured.manifest.training_items) == 22
 
 
 def test_advice_agrees_with_what_was_measured(measured: run.Run):
@@ -69,7 +69,7 @@ def test_the_page_is_given_the_curve_and_the_advice(measured: run.Run):
     view = events.fold(events.View(), [*said, {"kind": "ended", "how": "finished"}])
     assert [step for step, _ in view.validation] == list(range(9))
     assert "at strength" in view.advice and f"Advice: {view.advice}." in status_words(
-        standing_of(view, False, None), Words()
+        run_status(view, False, None), Words()
     )
     again = events.fold(view, [{"kind": "validation", "step": 5, "loss": 0.5}])  # resumed from step 4
     assert again.validation == (*view.validation[:5], (5, 0.5))
@@ -128,18 +128,20 @@ def test_three_measurements_notably_above_the_lowest_mean_training_too_far(
 
 @pytest.mark.parametrize("share, count", [(0.01, 1), (0.25, 6), (0.5, 12)])
 def test_a_share_is_set_aside_spread_over_the_set(share: float, count: int):
-    manifest = with_named(scan(INK), TrainConfig(validation_share=share))
+    manifest = with_class_and_validation(scan(INK), TrainConfig(validation_share=share))
     aside = [number for number, item in enumerate(manifest.items) if item.role == "validation"]
     assert len(aside) == len(manifest.validation_items) == count
     assert max((b - a for a, b in itertools.pairwise(aside)), default=0) <= -(-24 // count)
-    assert with_named(manifest, TrainConfig(validation_share=share)) == manifest
+    assert with_class_and_validation(manifest, TrainConfig(validation_share=share)) == manifest
 
 
 def test_a_folder_can_be_set_aside_instead(tmp_path: Path):
     shutil.copy(INK / "owl.png", tmp_path)
-    manifest = with_named(scan(INK), TrainConfig(validation_folder=str(tmp_path), trigger="ink"))
+    manifest = with_class_and_validation(
+        scan(INK), TrainConfig(validation_folder=str(tmp_path), trigger="ink")
+    )
     assert [(item.name, item.caption) for item in manifest.validation_items] == [("owl.png", "ink")] and len(
-        manifest.trained
+        manifest.training_items
     ) == 24
 
 
@@ -148,7 +150,7 @@ def test_what_can_not_be_set_aside_is_refused(tmp_path: Path):
         TrainConfig(validation_share=0.1, validation_folder="x")
     shutil.copy(INK / "owl.png", tmp_path)
     with pytest.raises(DatasetError, match="can't be set aside"):
-        with_named(scan(tmp_path), TrainConfig(validation_share=0.1))
+        with_class_and_validation(scan(tmp_path), TrainConfig(validation_share=0.1))
 
 
 def test_a_loss_that_is_no_number_counts_as_the_worst(tmp_path, monkeypatch):
