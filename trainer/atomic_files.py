@@ -35,8 +35,7 @@ def replacing(target: Path, *, sync: bool = True) -> Iterator[Path]:
     Args:
         target: an existing file is replaced; a folder can only replace an empty or missing one.
         sync: flushes the content and the name to the disk before returning, which costs up to a second on
-        slow
-            disks; False for content that can be created again, such as preview images.
+            slow disks; False for content that can be created again, such as preview images.
     """
     # Process, thread and number make the name unique: two threads may replace the same file at once.
     name = f"{TEMPORARY_PREFIX}{os.getpid()}-{threading.get_native_id()}-{next(_numbers)}"
