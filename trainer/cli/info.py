@@ -16,9 +16,9 @@ def device(
     ] = False,
 ) -> None:
     """Print the device that a training would use."""
-    from trainer.hardware.device import describe, every_device, find_device
+    from trainer.hardware.device import describe, find_device, list_devices
 
-    typer.echo(json.dumps(every_device()) if json_ else describe(find_device()))
+    typer.echo(json.dumps(list_devices()) if json_ else describe(find_device()))
 
 
 def print_settings() -> None:

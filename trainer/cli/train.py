@@ -180,7 +180,7 @@ def _join(folder: Path, models: Path) -> None:
 def _run_training(run: Run, models: Path, commands_offset: int | None = None) -> None:
     """Trains in this process with progress bars; the run's last event says how the training ended."""
     from trainer.cli.progress_bars import Bars
-    from trainer.runs.failures import failure
+    from trainer.runs.failures import failure_fields
     from trainer.runs.run import claim, scan_sources
     from trainer.runs.work import run_to_end
 
@@ -198,7 +198,7 @@ def _run_training(run: Run, models: Path, commands_offset: int | None = None) ->
             run,
             work,
             interrupted="Stopped at once; the last checkpoint is kept",
-            failure_fields=lambda error: failure(error, _config_if_readable(run)),
+            failure_fields=lambda error: failure_fields(error, _config_if_readable(run)),
         )
     if ending == "finished":
         typer.echo(f"{run.lora_file}\n{run.samples / 'strip.png'}")

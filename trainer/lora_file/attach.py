@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from trainer.adapter.layer import Layer
-from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.adapter.lycoris import is_whole, product
 from trainer.errors import LoraFileError
 from trainer.headers.lora import BUNDLED, MAX_HEADER, bundled_notice
@@ -170,7 +170,7 @@ def _attach_all(files: Sequence[tuple[Path, float]], adapter: Adapter, models: d
             if parts:
                 found = parts[0][1] if len(files) == 1 and parts[0][0] == 1 else mixed(parts, module)
                 shapes = {role: tuple(tensor.shape) for role, tensor in found.tensors.items()}
-                sizes[module_path] = Size(
+                sizes[module_path] = LayerSpec(
                     rank=found.rank, alpha=found.alpha, network=found.network, shapes=shapes
                 )
                 chosen[module_path] = found
@@ -271,7 +271,13 @@ def start_from(path: Path, adapter: Adapter) -> str:
             raise LoraFileError(
                 f"{path.name} has another {other[0]} in {part}.{layer_path} than this training; start from a file made like it"
             )
-        _copy({**found.tensors, layer.zero: found.tensors[layer.zero] * (scale_of(found) / layer.scale)}, own)
+        _copy(
+            {
+                **found.tensors,
+                layer.zero_init_role: found.tensors[layer.zero_init_role] * (scale_of(found) / layer.scale),
+            },
+            own,
+        )
     if matrices:
         raise LoraFileError(
             f"{path.name} adapts {len(matrices)} layers that this training does not, such as {next(iter(matrices))}; "

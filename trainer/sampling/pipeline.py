@@ -23,8 +23,8 @@ from trainer.sampling.latent_preview import LatentToRgb, fit_latent_to_rgb, fram
 from trainer.sampling.sampler import SamplingConfig, conditioner, draw, rows_per_pass
 from trainer.sampling_config import SamplingLimits, picture_name
 from trainer.sdxl.base import Base, open_base
-from trainer.sdxl.schedulers import scheduler_of_files
-from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
+from trainer.sdxl.schedulers import scheduler_of_lora_files
+from trainer.sdxl.text import Conditioning, PromptEncoding, count_windows, encode
 
 Mix = Sequence[tuple[Path, float]]  # files, and how much of each the whole strength means
 
@@ -41,7 +41,7 @@ class WarmBase:
         self.scheduler: Any = base.scheduler()
         self.encoders = base.text_encoders(self.device, torch.float32)
         self.tokenizers = base.tokenizers()
-        self.known: dict[Reading, dict[str, Conditioning]] = {}
+        self.known: dict[PromptEncoding, dict[str, Conditioning]] = {}
         self.rooms: dict[tuple[tuple[int, int], int], SamplingLimits] = {}
         self._adapter = Adapter()
 
@@ -57,10 +57,10 @@ class WarmBase:
         changed: set[str] = {part for file, _ in files for part in parts_of(file)}
         adapter = self.adapter_of(files)
         windows = max(
-            windows_of(prompt, self.tokenizers[0], weighted=True)
+            count_windows(prompt, self.tokenizers[0], weighted=True)
             for prompt in (*request.prompts, request.negative)
         )
-        reading = Reading(windows=windows, clip_skip=request.clip_skip, weighted=True)
+        reading = PromptEncoding(windows=windows, clip_skip=request.clip_skip, weighted=True)
 
         def encode_one(prompt: str) -> Conditioning:
             with torch.inference_mode():
@@ -120,7 +120,7 @@ class WarmBase:
     def _scheduler(self, files: Mix) -> Any:
         """As the files were trained, when they say so: a training may override what the base says of itself."""
         facts = [read_header(file, LoraFileError, most=MAX_HEADER).metadata for file, _ in files]
-        return scheduler_of_files(facts, self.base)
+        return scheduler_of_lora_files(facts, self.base)
 
 
 def _files(lora: Path | Mix | None) -> Mix:

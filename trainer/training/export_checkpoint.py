@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from trainer.adapter.targets import layer_sizes, part_sizes
+from trainer.adapter.targets import layer_specs, part_specs
 from trainer.config import TrainConfig
 from trainer.errors import RunError
 from trainer.headers.lora import recognise
@@ -44,7 +44,7 @@ def export_checkpoint(run: Run, step: int, out: Path, models: Path) -> None:
 
 def _modules(config: TrainConfig, tensors: dict[str, torch.Tensor], models: Path) -> list[Module]:
     base = open_base(config.base, models)
-    sizes = layer_sizes(config, {part: build(part, base.configs) for part in part_sizes(config)})
+    sizes = layer_specs(config, {part: build(part, base.configs) for part in part_specs(config)})
     roles: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         place, _, role = name.rpartition(".")

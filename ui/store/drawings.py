@@ -22,7 +22,7 @@ from typing import Any
 
 from trainer.atomic_files import write_atomically
 from trainer.errors import BaseError, RunError, TrainerError
-from trainer.headers.base_model import folder_configs
+from trainer.headers.base_model import folder_configs, vae_scale_factor
 from trainer.json_files import read_object
 from trainer.runs import events
 from trainer.runs.draw_protocol import FRAME, OUTCOMES
@@ -315,7 +315,7 @@ def native_size(base: str, models: Path) -> int:
     """Side in px of a base's native square, from its configuration; SDXL's where it has none of its own."""
     with contextlib.suppress(BaseError, KeyError, TypeError):
         facts = folder_configs(models / base)
-        return facts["unet"]["sample_size"] * 2 ** (len(facts["vae"]["block_out_channels"]) - 1)
+        return facts["unet"]["sample_size"] * vae_scale_factor(facts["vae"])
     return 1024
 
 

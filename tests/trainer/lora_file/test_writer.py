@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import MODELS
-from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.adapter.targets import linear_paths
 from trainer.errors import LoraFileError
 from trainer.lora_file.attach import attach_lora, describe, parts_of, read_lora
@@ -80,8 +80,8 @@ def adapted(alpha: float = 6.0) -> tuple[Adapter, dict]:
     }
     adapter, draw = Adapter(), torch.Generator().manual_seed(2)
     for part, model in models.items():
-        adapter.attach(part, model, dict.fromkeys(linear_paths(part, model), Size(rank=4, alpha=alpha)))
-    adapter.start(0)
+        adapter.attach(part, model, dict.fromkeys(linear_paths(part, model), LayerSpec(rank=4, alpha=alpha)))
+    adapter.init_weights(0)
     with torch.no_grad():
         for _, _, layer in adapter.walk():
             layer.up.copy_(0.02 * torch.randn(layer.up.shape, generator=draw))
