@@ -60,10 +60,8 @@ PrecisionOption = Annotated[
 @app.command()
 def inspect(file: File) -> None:
     """Print network, rank, layers and metadata of a LoRA file."""
-    from trainer.headers.lora import recognise
-    from trainer.lora_file.attach import describe
+    from trainer.lora_file.describe import describe
 
-    recognise(file)
     for label, value in describe(file):
         typer.echo(f"{label}: {value}")
 
@@ -144,7 +142,7 @@ def convert(
 
     source = converted(file, out, to.value, overwrite=overwrite)
     typer.echo(f"{out}: {len(source.modules)} modules with tensor names of {to.value}")
-    _print_bundled_notices(file)
+    _print_notices(file)
 
 
 @app.command()
@@ -172,7 +170,7 @@ def merge(
     modules = merged(out, terms, method=method.value, rank=rank, dtype=_dtype(precision), overwrite=overwrite)
     ranks = sorted({module.rank or 0 for module in modules})
     typer.echo(f"{out}: {len(modules)} modules from {len(terms)} files, rank {_span(ranks)}")
-    _print_bundled_notices(*(term.file for term in terms))
+    _print_notices(*(term.file for term in terms))
 
 
 @app.command()
@@ -196,7 +194,7 @@ def resize(
     _print_kept(
         out, resized(file, out, rank=rank, energy=energy, dtype=_dtype(precision), overwrite=overwrite)
     )
-    _print_bundled_notices(file)
+    _print_notices(file)
 
 
 @app.command()
@@ -251,7 +249,7 @@ def bake(
 
     changed = baked(file, out, _path(base, models), strength)
     typer.echo(f"{out}: {changed} weights of {base} changed, at strength {strength:g}")
-    _print_bundled_notices(file)
+    _print_notices(file)
 
 
 def _path(reference: str, models: Path) -> Path:
@@ -276,11 +274,11 @@ def _span(values: list[int]) -> str:
     return str(values[0]) if values[0] == values[-1] else f"{values[0]}–{values[-1]}"
 
 
-def _print_bundled_notices(*files: Path) -> None:
-    from trainer.headers.lora import bundled_notice, recognise
+def _print_notices(*files: Path) -> None:
+    from trainer.lora_file.scales import file_notice
 
     for file in files:
-        if notice := bundled_notice(file, recognise(file).tensors):
+        if notice := file_notice(file):
             typer.echo(notice, err=True)
 
 

@@ -46,11 +46,11 @@ def preview(
     files = [(file, 1.0), *map(parse_weighted_file, with_ or [])]
     if len(files) > MAX_FILES:
         raise ConfigError([f"at most {MAX_FILES} LoRAs can be mixed; merge some first: lora merge"])
-    from trainer.headers.lora import bundled_notice, recognise
+    from trainer.lora_file.scales import file_notice
     from trainer.sampling.pipeline import generate_from_file
 
     for path, _ in files:
-        if notice := bundled_notice(path, recognise(path).tensors):
+        if notice := file_notice(path):
             typer.echo(notice, err=True)
     for path in generate_from_file(files, config, out_dir, base=base, models=models):
         typer.echo(path)
