@@ -1,8 +1,8 @@
 """Unpacking of zip files from untrusted sources: member by member, with limits on what comes out.
 
-The whole archive is refused if it is no zip, if members share bytes (Fifield 2019, "A better zip bomb") or if there are
-too many members. Single members are refused if their name leads out of the folder, if they are links, encrypted or
-archives themselves, or if they are too large.
+The whole archive is refused if it is no zip, if members share bytes (Fifield 2019, "A better zip bomb") or if
+there are too many members. Single members are refused if their name leads out of the folder, if they are
+links, encrypted or archives themselves, or if they are too large.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ARCHIVES = frozenset({".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Bytes before the name of a member: in the header beside its data, and in the central directory.
 _LOCAL_HEADER_BYTES, _DIRECTORY_ENTRY_BYTES = 30, 46
-# End of central directory: signature, two disk numbers, members on this disk and in all, size and offset of the
-# directory, length of the comment.
+# End of central directory: signature, two disk numbers, members on this disk and in all, size and offset of
+# the directory, length of the comment.
 _END = struct.Struct("<4s4H2LH")
 _END_SIGNATURE, _ZIP64_SIGNATURE = b"PK\x05\x06", b"PK\x06\x07"
 _MAX_COMMENT_BYTES = 65_535
@@ -53,7 +53,8 @@ class Member:
 def extract_members(archive: Path, into: Path, limits: ArchiveLimits) -> Iterator[Member]:
     """Unpacks the files of an archive one after another; each is deleted when the next one is requested.
 
-    Files get numbers as names, so that no name of the archive reaches the file system. The caller can move them.
+    Files get numbers as names, so that no name of the archive reaches the file system. The caller can move
+    them.
 
     Raises:
         DatasetError: the whole archive is refused, or its content exceeds `limits.total_bytes`.
@@ -157,7 +158,9 @@ class _TooLarge(Exception):
 
 
 def _extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, max_bytes: int) -> int:
-    """Writes one member to `target` and returns its size. Counts the bytes, since the sizes in headers can be false."""
+    """Writes one member to `target` and returns its size. Counts the bytes, since the sizes in headers can be
+    false.
+    """
     count = 0
     with opened.open(info) as source, target.open("wb") as file:
         while chunk := source.read(_CHUNK_BYTES):

@@ -24,7 +24,8 @@ class Augmentation:
 
     placement: Placement
     is_mirrored: bool = False
-    # Factors of brightness, contrast and saturation (1: unchanged), and the rotation of the hue as a share of the circle.
+    # Factors of brightness, contrast and saturation (1: unchanged), and the rotation of the hue as a share of
+    # the circle.
     colours: tuple[float, float, float, float] = _UNCHANGED_COLOURS
 
     @property
@@ -34,14 +35,18 @@ class Augmentation:
 
     @property
     def crop_left(self) -> int:
-        """Pixels cut off at the left of the picture as the model sees it; after mirroring, those cut at the right."""
+        """Pixels cut off at the left of the picture as the model sees it; after mirroring, those cut at the
+        right.
+        """
         placement = self.placement
         if self.is_mirrored:
             return placement.resized[0] - placement.bucket[0] - placement.crop_left
         return placement.crop_left
 
     def apply(self, picture: Image.Image) -> Image.Image:
-        """Returns the picture at the size of its bucket. Colours change in RGB pictures only, not in masks ("L")."""
+        """Returns the picture at the size of its bucket. Colours change in RGB pictures only, not in masks
+        ("L").
+        """
         width, height = self.placement.bucket
         left, top = self.placement.crop_left, self.placement.crop_top
         if picture.size != self.placement.resized:
@@ -69,7 +74,8 @@ class Augmentation:
 def augmentations_of(config: TrainConfig, item: Item, placement: Placement) -> list[Augmentation]:
     """Returns all augmentations of a picture.
 
-    They depend on the picture's bytes and the settings but not on the seed, so that cached latents serve other runs.
+    They depend on the picture's bytes and the settings but not on the seed, so that cached latents serve
+    other runs.
     """
     augmentations = [Augmentation(placement=placement)]
     if config.random_crop or config.colour_jitter:

@@ -1,4 +1,5 @@
-"""Aspect-ratio buckets of constant area: pictures of similar shape train together, and little of them is cropped.
+"""Aspect-ratio buckets of constant area: pictures of similar shape train together, and little of them is
+cropped.
 
 The scheme is that of NovelAI (2022, "NovelAI improvements on Stable Diffusion"), as kohya's trainers use it.
 """
@@ -18,10 +19,10 @@ _NOTABLE_CROP = 0.05  # share of a picture's area
 class Placement:
     """Resizing and cropping of a picture to its bucket.
 
-    The picture is resized to cover the bucket, then cropped, around the centre unless the artist moved the crop.
-    `crop_left` and `crop_top` are in pixels of the resized picture, the unit of SDXL's micro-conditioning (Podell et al.
-    2023, section 2.2). `repr()` of this class is part of the key of cached latents (trainer/training/feature_cache.py): a
-    renamed field makes every cache useless.
+    The picture is resized to cover the bucket, then cropped, around the centre unless the artist moved the
+    crop. `crop_left` and `crop_top` are in pixels of the resized picture, the unit of SDXL's
+    micro-conditioning (Podell et al. 2023, section 2.2). `repr()` of this class is part of the key of cached
+    latents (trainer/training/feature_cache.py): a renamed field makes every cache useless.
     """
 
     bucket: tuple[int, int]  # (width, height)
@@ -38,8 +39,8 @@ class Placement:
 def bucket_sizes(resolution: int, *, step: int, low: int, high: int) -> list[tuple[int, int]]:
     """Returns the (width, height) of all buckets, sorted.
 
-    Sides are multiples of `step` from `low` to `high`; areas are at most resolution squared. There is one bucket for each
-    width, with the largest possible height, and its counterpart with the sides exchanged.
+    Sides are multiples of `step` from `low` to `high`; areas are at most resolution squared. There is one
+    bucket for each width, with the largest possible height, and its counterpart with the sides exchanged.
     """
     area, sizes = resolution * resolution, set()
     for width in range(_round_up(low, step), high + 1, step):
@@ -65,7 +66,8 @@ def place(
 
     Args:
         sizes: buckets, from `bucket_sizes`.
-        step: sides of buckets are multiples of this; with `no_upscale`, small pictures get a smaller bucket of their own.
+        step: sides of buckets are multiples of this; with `no_upscale`, small pictures get a smaller bucket
+            of their own.
         crop: share of the excess that is cut off at the left and at the top; None centres the crop.
     """
     aspect = math.log(width / height)
@@ -98,7 +100,9 @@ class BucketPlan:
 
     @property
     def step(self) -> int:
-        """`bucket_step`, but at most a quarter of `side` (for small bases), rounded down to whole latent cells."""
+        """`bucket_step`, but at most a quarter of `side` (for small bases), rounded down to whole latent
+        cells.
+        """
         return max(
             self.latent_factor,
             min(self.bucket_step, self.side // 4) // self.latent_factor * self.latent_factor,

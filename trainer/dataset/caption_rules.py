@@ -25,7 +25,9 @@ class CaptionRules:
 
     @property
     def varies(self) -> bool:
-        """Whether a picture can have different captions in different batches (apart from the empty caption)."""
+        """Whether a picture can have different captions in different batches (apart from the empty
+        caption).
+        """
         config = self.config
         return (
             config.shuffle_tags
@@ -66,7 +68,9 @@ class CaptionRules:
         return ", ".join(first + [tag for tag, stay in zip(rest, stays, strict=True) if stay])
 
     def is_base_prior(self, item: Item, rng: random.Random) -> bool:
-        """Draws whether the picture's target is the base model's own prediction this time (prior preservation)."""
+        """Draws whether the picture's target is the base model's own prediction this time (prior
+        preservation).
+        """
         return (
             item.role != "class"
             and self.config.base_prior_share > 0

@@ -44,8 +44,8 @@ class MetadataRow:
 def metadata_captions(folder: Path) -> tuple[dict[str, MetadataRow], list[str]]:
     """Returns ({file name: row}, problems) of a folder's metadata.jsonl; both are empty without such a file.
 
-    Each line is {"file_name": "a.png", "text": "a cat", "weight": 0.5}; text and weight are optional. Raises DatasetError
-    if the file can't be read.
+    Each line is {"file_name": "a.png", "text": "a cat", "weight": 0.5}; text and weight are optional. Raises
+    DatasetError if the file can't be read.
     """
     rows: dict[str, MetadataRow] = {}
     problems: list[str] = []
@@ -73,7 +73,9 @@ def metadata_captions(folder: Path) -> tuple[dict[str, MetadataRow], list[str]]:
 
 
 def kohya_folder(name: str) -> tuple[int, str] | None:
-    """Returns (repeats, token) of a folder named `NN_token`, as kohya's trainers use it; None for other names."""
+    """Returns (repeats, token) of a folder named `NN_token`, as kohya's trainers use it; None for other
+    names.
+    """
     match = _KOHYA_FOLDER.fullmatch(name)
     return (max(1, int(match[1])), match[2].strip()) if match else None
 

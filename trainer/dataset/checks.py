@@ -1,7 +1,8 @@
-"""Checks of a picture set before training: findings such as duplicates, small or blurred pictures, and advice.
+"""Checks of a picture set before training: findings such as duplicates, small or blurred pictures, and
+advice.
 
-Findings are computed from stored metrics (trainer/dataset/image_metrics.py) only, so that those for another base model or
-preset cost nothing.
+Findings are computed from stored metrics (trainer/dataset/image_metrics.py) only, so that those for another
+base model or preset cost nothing.
 """
 
 from __future__ import annotations
@@ -21,28 +22,44 @@ MIN_PICTURES = {"style": 10, "character": 8, "concept": 5}  # recommended, by pr
 MAX_ENLARGEMENT = 1.15  # a picture that is resized by more than this to fill its bucket is too small
 MAX_CROPPED_SHARE = 0.25  # of a picture's area
 _MIN_TRANSPARENT_SHARE = 0.005
-_MAX_HASH_DISTANCE, _MIN_CORRELATION = 10, 0.8  # of pictures that look alike: bits of 64, and of the thumbnails
+_MAX_HASH_DISTANCE, _MIN_CORRELATION = (
+    10,
+    0.8,
+)  # of pictures that look alike: bits of 64, and of the thumbnails
 # The limits of detail were set by trial on photographs, scans and drawings, enlarged and blurred on purpose.
 _MIN_BAND_ENERGY = -1.25  # log10, relative to the coarse bands: a band below this holds no detail
 _STEEP_FALL = 2.2  # log10 between the coarsest band and the middle ones: above, only large shapes are left
-_BLURRED_BANDS = 4  # half octaves without detail, more than any camera or enlargement to twice the size causes
+_BLURRED_BANDS = (
+    4  # half octaves without detail, more than any camera or enlargement to twice the size causes
+)
 
-# English sentences by kind; the page's other languages translate them (`found_*` in ui/text). The order is that of
-# the findings: first those on the whole set, then by how much a picture harms the training.
+# English sentences by kind, for the terminal and the page; ui/text/<language>/artwork.toml translates them
+# (`found_*`). The order is that of the findings: first those on the whole set, then by how much a picture
+# harms the training.
 SENTENCES = {
-    "few": "Pictures: {count}, few to teach a {preset}; add some, {fewest} or more do well",
-    "copy": "is the same file as {other}: remove one of them, or it counts twice",
-    "alike": "looks like {other}: keep the better one, unless you want it to count twice",
-    "small": "has {width} × {height} pixels and would be enlarged {times} times: "
-    "use the original, or a larger scan",
-    "enlarged": "looks enlarged: it holds the detail of about {width} × {height} pixels: use the original",
-    "blurred": "looks blurred: use a sharper version, or leave it out",
-    "see_through": "is transparent in {percent} % of its area, which becomes white: "
-    "lay it on the background that you want",
-    "bars": "has plain bars at its edges, which would be learned: cut them off",
-    "corner": "may bear a signature or watermark at the {corner}, as others do: mask it or cut it off",
-    "cropped": "loses {percent} % of its area in the crop: "
-    "move the crop to what matters, or cut the picture yourself",
+    "few": "{count} pictures are few for a {preset}. Add more: {fewest} or more give better results.",
+    "copy": "is the same file as {other}. Remove one of them, or the picture counts double.",
+    "alike": (
+        "looks nearly the same as {other}. Keep the better one, or keep both to count the picture double."
+    ),
+    "small": (
+        "has {width} × {height} pixels and would be upscaled {times} times. "
+        "Use the original or a larger scan."
+    ),
+    "enlarged": "looks upscaled: its detail is that of about {width} × {height} pixels. Use the original.",
+    "blurred": "looks blurry. Use a sharper version or remove it.",
+    "see_through": (
+        "is transparent in {percent}% of its area, which is filled with white. "
+        "Put it on the background that you want."
+    ),
+    "bars": "has plain borders, which the LoRA would learn. Crop them off.",
+    "corner": (
+        "may have a signature or watermark at the {corner}, as other pictures do. Mask it or crop it off."
+    ),
+    "cropped": (
+        "loses {percent}% of its area in the crop. "
+        "Move the crop to the important part or crop the picture yourself."
+    ),
 }
 KINDS = tuple(SENTENCES)
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
@@ -90,10 +107,11 @@ def findings(
 
 
 def missing_octaves(detail: tuple[float, ...]) -> tuple[float, bool]:
-    """Returns (octaves of the finest detail that a picture lacks, whether it is blurred rather than enlarged).
+    """Returns (octaves of the finest detail that a picture lacks, whether it is blurred rather than
+    enlarged).
 
-    An enlarged picture has no energy above the former Nyquist frequency, and natural energy below it. In a blurred
-    picture the energy falls steadily from coarse to fine.
+    An enlarged picture has no energy above the former Nyquist frequency, and natural energy below it. In a
+    blurred picture the energy falls steadily from coarse to fine.
 
     Args:
         detail: energies of the half octaves, from ImageMetrics; () for a picture of one colour.

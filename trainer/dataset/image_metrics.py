@@ -1,4 +1,6 @@
-"""Metrics of a picture for the checks: perceptual hash, energy of fine detail, transparency, plain bars, corner marks."""
+"""Metrics of a picture for the checks: perceptual hash, energy of fine detail, transparency, plain bars,
+corner marks.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class ImageMetrics:
     detail: tuple[float, ...]  # log10 of the energy in each half octave, the finest first; () for one colour
     transparent_share: float  # of the area
     bars: tuple[int, int, int, int]  # px of plain bars at the left, top, right and bottom
-    corners: tuple[bool, bool, bool, bool]  # small isolated marks: top left, top right, bottom left, bottom right
+    corners: tuple[
+        bool, bool, bool, bool
+    ]  # small isolated marks: top left, top right, bottom left, bottom right
 
     def to_json(self) -> dict[str, Any]:
         """Returns the metrics as JSON values, under the keys of VERSION 1."""
@@ -48,7 +52,9 @@ class ImageMetrics:
         """Reads the values of `to_json`. Raises TypeError or KeyError for anything else."""
         names = {key: name for name, key in _JSON_KEYS.items()}
         fields = {names.get(key, key): value for key, value in values.items()}
-        return ImageMetrics(**{**fields, **{name: tuple(fields[name]) for name in ("detail", "bars", "corners")}})
+        return ImageMetrics(
+            **{**fields, **{name: tuple(fields[name]) for name in ("detail", "bars", "corners")}}
+        )
 
 
 def measure(path: Path, *, most_pixels: int = MAX_PIXELS) -> ImageMetrics:
@@ -73,7 +79,9 @@ def measure(path: Path, *, most_pixels: int = MAX_PIXELS) -> ImageMetrics:
 
 
 def _perceptual_hash(thumbnail: np.ndarray) -> int:
-    """Compares the lowest 8 x 8 frequencies of the discrete cosine transform with their median, one bit for each."""
+    """Compares the lowest 8 x 8 frequencies of the discrete cosine transform with their median, one bit for
+    each.
+    """
     transform = _dct_matrix()
     low = (transform @ thumbnail.astype(np.float64) @ transform.T)[:_HASH_SIDE, :_HASH_SIDE].ravel()
     bits = low > np.median(low[1:])  # without the first value, which is the mean brightness
@@ -122,8 +130,8 @@ def _transparent_share(alpha: Image.Image | None) -> float:
 def _bars(picture: Image.Image) -> tuple[int, int, int, int]:
     """Returns the px of plain bars at the left, top, right and bottom, as in film stills and screenshots.
 
-    Bars come in pairs of one colour at opposite sides and end at a straight edge. The white page around a drawing is no
-    bar: where it ends, only a few pixels of the next row are inked.
+    Bars come in pairs of one colour at opposite sides and end at a straight edge. The white page around a
+    drawing is no bar: where it ends, only a few pixels of the next row are inked.
     """
     rows = np.asarray(picture, dtype=np.int16)
     columns = rows.transpose(1, 0, 2)
@@ -138,7 +146,8 @@ def _bars(picture: Image.Image) -> tuple[int, int, int, int]:
 
 
 def _bar(rows: np.ndarray) -> int:
-    """Returns the number of rows, from the first on, in the colour of the corner; 0 unless they end at a straight edge.
+    """Returns the number of rows, from the first on, in the colour of the corner; 0 unless they end at a
+    straight edge.
 
     Args:
         rows: pixels, shape (height, width, 3).
@@ -153,7 +162,9 @@ def _bar(rows: np.ndarray) -> int:
 
 
 def _corners(grey: Image.Image) -> tuple[bool, bool, bool, bool]:
-    """Returns for each corner whether it holds edges in calm surroundings: a signature, a date or a watermark."""
+    """Returns for each corner whether it holds edges in calm surroundings: a signature, a date or a
+    watermark.
+    """
     small = grey.resize((_GRID * _CELL, _GRID * _CELL), Image.Resampling.BOX)
     values = np.asarray(small, dtype=np.float32)
     edges = np.zeros_like(values)
@@ -172,8 +183,8 @@ def _corners(grey: Image.Image) -> tuple[bool, bool, bool, bool]:
 def _has_isolated_mark(grid: np.ndarray) -> bool:
     """Whether the top left corner holds a mark of at most 3 rows and 5 columns.
 
-    Starts at the busiest of the 2 x 3 cells in the corner and follows adjacent busy cells; a group that reaches further is
-    part of the picture.
+    Starts at the busiest of the 2 x 3 cells in the corner and follows adjacent busy cells; a group that
+    reaches further is part of the picture.
     """
     busy = grid > 0.02
     row, column = (int(index) for index in np.unravel_index(np.argmax(grid[:2, :3]), (2, 3)))
@@ -184,7 +195,9 @@ def _has_isolated_mark(grid: np.ndarray) -> bool:
         row, column = queue.pop()
         adjacent = ((row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1))
         fresh = [
-            cell for cell in adjacent if cell not in group and min(cell) >= 0 and max(cell) < _GRID and busy[cell]
+            cell
+            for cell in adjacent
+            if cell not in group and min(cell) >= 0 and max(cell) < _GRID and busy[cell]
         ]
         if any(cell[0] >= 3 or cell[1] >= 5 for cell in fresh):
             return False

@@ -1,4 +1,6 @@
-"""Manifest of a training: its pictures with their captions, and the problems of pictures that were left out."""
+"""Manifest of a training: its pictures with their captions, and the problems of pictures that were left
+out.
+"""
 
 from __future__ import annotations
 

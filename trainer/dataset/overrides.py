@@ -2,8 +2,8 @@
 
 {"owl.png": {"repeats": 2}, "10_cats/tom.png": {"crop": [0.5, 0.0]}}
 
-"repeats" multiplies the repeats of the picture's folder. "crop" is the share of the excess that is cut off at the left and
-at the top; 0.5 is the centre. A value that can't be understood is replaced by its default.
+"repeats" multiplies the repeats of the picture's folder. "crop" is the share of the excess that is cut off at
+the left and at the top; 0.5 is the centre. A value that can't be understood is replaced by its default.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Override:
 
 
 def read_overrides(folder: Path) -> dict[str, Override]:
-    """Returns {path in the folder, with /: override} of a picture folder; {} if the file is missing or damaged."""
+    """Returns {path in the folder, with /: override} of a picture folder; {} if the file is missing or
+    damaged.
+    """
     content = read_object(folder / IMPASTO_FOLDER / "pictures.json")
     return {name: override_from(values) for name, values in content.items()}
 

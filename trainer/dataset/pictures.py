@@ -1,4 +1,6 @@
-"""Decoding of picture files to upright sRGB: EXIF orientation, transparency, profiles, CMYK, palettes and 16 bits."""
+"""Decoding of picture files to upright sRGB: EXIF orientation, transparency, profiles, CMYK, palettes and 16
+bits.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,33 @@ from trainer.errors import DatasetError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 UNSUPPORTED_SUFFIXES = frozenset(
-    ".heic .heif .jfif .jxl .psd .svg .tga .exr .hdr .dng .cr2 .nef .arw".split()
+    [
+        ".heic",
+        ".heif",
+        ".jfif",
+        ".jxl",
+        ".psd",
+        ".svg",
+        ".tga",
+        ".exr",
+        ".hdr",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".arw",
+    ]
 )
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 MAX_PIXELS = 100_000_000  # a decoded picture of 100 megapixels takes 300 MB
 _MIN_SIDE = 16  # px
 _ORIENTATION, _ROTATED = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that exchange width and height
-_RESIZABLE_MODES = ("RGB", "RGBA", "L", "LA", "CMYK")  # resizing palettes or 16-bit greys would change their meaning
+_RESIZABLE_MODES = (
+    "RGB",
+    "RGBA",
+    "L",
+    "LA",
+    "CMYK",
+)  # resizing palettes or 16-bit greys would change their meaning
 
 
 def open_picture(path: Path, *, most_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -45,9 +67,11 @@ def open_picture(path: Path, *, most_pixels: int = MAX_PIXELS) -> Image.Image:
 def small_picture(
     path: Path, side: int, *, most_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Returns (an upright RGB picture whose longer side is at most `side`, its original upright (width, height)).
+    """Returns (an upright RGB picture whose longer side is at most `side`, its original upright (width,
+    height)).
 
-    The whole file is read, so that a damaged one is noticed, but a JPEG is decoded at reduced size (Pillow's `draft`).
+    The whole file is read, so that a damaged one is noticed, but a JPEG is decoded at reduced size (Pillow's
+    `draft`).
 
     Raises:
         DatasetError: as `open_picture`; before decoding if the picture has more than `most_pixels`.
@@ -86,7 +110,9 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 
 def open_alpha(path: Path) -> Image.Image | None:
-    """Returns the upright opacity of a picture, "L", 255 for opaque; None without transparency. Raises DatasetError."""
+    """Returns the upright opacity of a picture, "L", 255 for opaque; None without transparency. Raises
+    DatasetError.
+    """
     try:
         with Image.open(path, formats=FORMATS) as picture:
             _check_size(path, picture)

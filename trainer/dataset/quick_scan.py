@@ -20,8 +20,8 @@ from trainer.errors import DatasetError
 def quick_scan(folder: Path, *, trigger: str = "") -> Manifest:
     """Returns a manifest without digests.
 
-    Pictures whose header can't be read are left out; an empty or missing folder has no items. Raises DatasetError if a
-    caption file can't be read.
+    Pictures whose header can't be read are left out; an empty or missing folder has no items. Raises
+    DatasetError if a caption file can't be read.
     """
     items: list[Item] = []
     overrides = read_overrides(folder)

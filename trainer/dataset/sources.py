@@ -1,4 +1,5 @@
-"""Sources of a training's pictures: folders, TOML files that list folders, class images and validation images.
+"""Sources of a training's pictures: folders, TOML files that list folders, class images and validation
+images.
 
 [[folder]]
 path = "portraits"      relative to the TOML file, or absolute
@@ -80,8 +81,8 @@ def _scan_row(source: Path, number: int, row: dict[str, Any], trigger: str) -> M
 def with_class_and_validation(manifest: Manifest, config: TrainConfig) -> Manifest:
     """Returns the manifest with the class and validation images that the settings name.
 
-    A manifest that has such images already is returned unchanged. Raises DatasetError if a folder of the settings can't be
-    read, or if a single picture is all there is and a share of it is to be validated.
+    A manifest that has such images already is returned unchanged. Raises DatasetError if a folder of the
+    settings can't be read, or if a single picture is all there is and a share of it is to be validated.
     """
     if any(item.role != "train" for item in manifest.items):
         return manifest
@@ -117,7 +118,9 @@ def _with_class(manifest: Manifest, config: TrainConfig) -> Manifest:
 
 
 def _with_validation(manifest: Manifest, config: TrainConfig) -> Manifest:
-    """Adds the images of the validation folder, or turns an evenly spaced share of the pictures into validation images."""
+    """Adds the images of the validation folder, or turns an evenly spaced share of the pictures into
+    validation images.
+    """
     if config.validation_folder:
         images = scan(Path(config.validation_folder), trigger=config.trigger)
         added = (dataclasses.replace(item, role="validation") for item in images.items)
