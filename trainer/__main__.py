@@ -219,7 +219,7 @@ def _join(folder: Path, models: Path) -> None:
 def _work(run: Any, models: Path, commands_offset: int | None = None) -> None:
     """Trains in this process, with bars on the terminal; how it ends is the run's last event."""
     from trainer.cli.progress_bars import Bars
-    from trainer.runs.failures import failure
+    from trainer.runs.failures import failure_fields
     from trainer.runs.run import claim, scan_sources
 
     with claim(run):
@@ -232,7 +232,7 @@ def _work(run: Any, models: Path, commands_offset: int | None = None) -> None:
 
                 how = recipe(run, models, commands_offset)
         except TrainerError as error:
-            run.emit("ended", sync=True, how="failed", **failure(error, _config_of(run)))
+            run.emit("ended", sync=True, how="failed", **failure_fields(error, _config_of(run)))
             raise
         except KeyboardInterrupt:
             run.emit(
@@ -242,7 +242,7 @@ def _work(run: Any, models: Path, commands_offset: int | None = None) -> None:
         except Exception as error:
             with (run.path / "trainer.log").open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
-            facts = failure(error, _config_of(run))
+            facts = failure_fields(error, _config_of(run))
             run.emit("ended", sync=True, how="failed", **facts)
             raise TrainerError(facts["message"]) from error
         run.emit("ended", sync=True, how=how)

@@ -219,7 +219,7 @@ def test_memory_that_runs_out_ends_in_one_sentence_and_keeps_what_was_done(
     done = trainer("train", art, "--output", tmp_path / "run", *wanted, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert (
-        "memory ran out; the caches and every checkpoint are kept" in done.stderr
+        "not enough memory; the caches and every checkpoint are kept" in done.stderr
         and "smaller batch" in done.stderr
     )
     of = run.Run(tmp_path / "run")
