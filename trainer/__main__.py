@@ -149,7 +149,7 @@ def train(
         typer.echo(f"note: {problem}", err=True)
     from trainer.training.preflight import preflight
 
-    typer.echo(preflight(chosen, manifest, models, output.parent / ".cache").line())
+    typer.echo(preflight(chosen, manifest, models, output.parent / ".cache").summary())
     run = runs.create(output, chosen, manifest)
     for problem in manifest.problems:
         run.emit("problem", message=problem)

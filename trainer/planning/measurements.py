@@ -1,6 +1,6 @@
 """Numbers of one combination of settings and shapes, each traced when it is first needed and kept on disk.
 
-    <cache>/plans/<sha256 of settings and shapes>.json      {"base, none": 5135..., "adapter, adamw": 93..., "none": ...}
+<cache>/plans/<sha256 of settings and shapes>.json      {"base, none": 5135..., "adapter, adamw": 93..., "none": ...}
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ class Measurements:
 
     def base_bytes(self, quantised: str) -> int:
         """Returns the bytes of the frozen models in a precision, one of `config.QUANTISED`."""
-        return self._single("base", lambda: memory.build_frozen(self.config, self.shape, quantised)[0], quantised)
+        return self._single(
+            "base", lambda: memory.build_frozen(self.config, self.shape, quantised)[0], quantised
+        )
 
     def adapter_bytes(self, optimizer: str) -> int:
         """Returns the bytes of master weights and the state of an optimizer."""
@@ -156,6 +158,8 @@ def _digest(config: TrainConfig, shape: WorkloadShape) -> str:
     counting = [field.name for field in dataclasses.fields(config) if field.metadata["group"] in _GROUPS]
     settings = {name: getattr(config, name) for name in counting if name not in _IRRELEVANT}
     # Existing files are named after the representation of a class that was called Shape; the name is kept on disk.
-    shapes = repr(dataclasses.replace(shape, configs=Path(), drawn_rows=0)).replace("WorkloadShape", "Shape", 1)
+    shapes = repr(dataclasses.replace(shape, configs=Path(), drawn_rows=0)).replace(
+        "WorkloadShape", "Shape", 1
+    )
     base = "".join((shape.configs / part / "config.json").read_text(encoding="utf-8") for part in PARTS)
     return hashlib.sha256(f"({VERSION!r}, {settings!r}, {shapes}, {base!r})".encode()).hexdigest()

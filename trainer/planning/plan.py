@@ -98,7 +98,9 @@ class Plan:
         used = ", ".join(text for text, is_used in savings.items() if is_used)
         memory_use = f"{self.peak / GB:.1f} of {self.budget / GB:.1f} GB of memory"
         fitting = f" (with {used}, to fit)" if used else ""
-        return f"about {duration(self.seconds)}, {memory_use}{fitting}, a file of {self.file_bytes / 1e6:.1f} MB"
+        return (
+            f"about {duration(self.seconds)}, {memory_use}{fitting}, a file of {self.file_bytes / 1e6:.1f} MB"
+        )
 
 
 _RECOMPUTED = {
@@ -218,7 +220,9 @@ def _estimate(
     base = measurements.base_bytes(options.quantised)
     adapter = master_bytes + measurements.gradient_bytes(options.level)
     layer = measurements.layer_bytes() if options.quantised != "none" else 0
-    limits, sampling = _sampling_limits(measurements, available_bytes - base - cached - adapter - layer, slack)
+    limits, sampling = _sampling_limits(
+        measurements, available_bytes - base - cached - adapter - layer, slack
+    )
     checkpoint_copies = 2 * master_bytes if is_cpu else 0
     step = int(measurements.activation_bytes(options.level) * slack) + layer + checkpoint_copies
     # The cache grows beside the VAE on a CPU; a card loads it from main memory only afterwards.
