@@ -1,4 +1,4 @@
-"""Memory and speed of the device that a training runs on: what the process takes, what is free, how fast it multiplies."""
+"""Memory and speed of the device that a training runs on, measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from trainer.config import TrainConfig
 
 GB = 10**9
-# CUDA's context and kernels; on a CPU the code, tables and vocabularies that a training loads (benchmarks/NOTES.md).
+# CUDA's context and kernels; on a CPU the code, tables and vocabularies that a training loads
+# (benchmarks/NOTES.md).
 CONTEXT_BYTES, LIBRARY_BYTES = int(0.6 * GB), 45_000_000
 
 
@@ -24,7 +25,10 @@ def process_bytes(device: torch.device) -> int:
 
 
 def memory_budget(config: TrainConfig, device: torch.device) -> int:
-    """Returns the bytes for the whole process: the setting `memory_budget`, or used and free memory together."""
+    """Returns the bytes for the whole process.
+
+    The setting `memory_budget`, or used and free memory together.
+    """
     if config.memory_budget:
         return int(config.memory_budget * GB)
     if device.type == "cuda":
@@ -34,7 +38,7 @@ def memory_budget(config: TrainConfig, device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Returns the bytes that can be allocated now, with what PyTorch's allocator has reserved and does not use."""
+    """Returns the bytes that can be allocated now, unused reserves of PyTorch's allocator included."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -53,8 +57,9 @@ def peak_bytes(device: torch.device) -> int:
 def give_back_memory() -> None:
     """Returns freed memory to the operating system.
 
-    glibc keeps the memory of freed tensors in fragments that the next model does not fit into, so that a process holds
-    the VAE's memory while the UNet is loaded. `malloc_trim` exists in glibc only; other C libraries need no call.
+    glibc keeps the memory of freed tensors in fragments that the next model does not fit into, so that a
+    process holds the VAE's memory while the UNet is loaded. `malloc_trim` exists in glibc only; other C
+    libraries need no call.
     """
     gc.collect()
     if sys.platform == "linux":

@@ -1,6 +1,6 @@
 """Numbers of one combination of settings and shapes, each traced when it is first needed and kept on disk.
 
-<cache>/plans/<sha256 of settings and shapes>.json      {"base, none": 5135..., "adapter, adamw": 93..., "none": ...}
+<cache>/plans/<sha256 of settings and shapes>.json      {"base, none": 5135000000, "adapter, adamw": 93000000}
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from trainer.sdxl.weights import PARTS
 
 VERSION = 6  # raised when a number is traced in another way, so that older files are ignored
 
-# Groups of settings that change the numbers, and settings of these groups that don't or are part of a number's key.
+# Groups of settings that change the numbers, and settings of these groups that don't or are part of a
+# number's key.
 _GROUPS = ("training", "adapter", "optimizer")
 _IRRELEVANT = (
     "steps",
@@ -157,7 +158,8 @@ def _digest(config: TrainConfig, shape: WorkloadShape) -> str:
     """Returns the hash of all that changes the numbers: settings, shapes and the base's configuration."""
     counting = [field.name for field in dataclasses.fields(config) if field.metadata["group"] in _GROUPS]
     settings = {name: getattr(config, name) for name in counting if name not in _IRRELEVANT}
-    # Existing files are named after the representation of a class that was called Shape; the name is kept on disk.
+    # Existing files are named after the representation of a class that was called Shape; the name is kept on
+    # disk.
     shapes = repr(dataclasses.replace(shape, configs=Path(), drawn_rows=0)).replace(
         "WorkloadShape", "Shape", 1
     )

@@ -1,7 +1,8 @@
 """Memory of a training at its peak and the size of its LoRA file, counted on shapes before it starts.
 
-The models are built on the meta device and a step is run through them (`trainer.planning.tracer`). Memory of libraries
-and of a driver's context can't be counted in this way; `trainer.planning.budget` measures or states it.
+The models are built on the meta device and a step is run through them (`trainer.planning.tracer`). Memory of
+libraries and of a driver's context can't be counted in this way; `trainer.planning.budget` measures or states
+it.
 """
 
 from __future__ import annotations
@@ -164,8 +165,8 @@ def _part_config(shape: WorkloadShape, part: str) -> dict[str, Any]:
     return json.loads((shape.configs / part / "config.json").read_text())
 
 
-# The numbers below don't depend on the adapter's settings, so the estimate worker, which stays alive while a user
-# changes settings, traces each of them once.
+# The numbers below don't depend on the adapter's settings, so the estimate worker, which stays alive while a
+# user changes settings, traces each of them once.
 _once_per_shape = functools.lru_cache(maxsize=32)
 
 
@@ -213,7 +214,7 @@ def encoding_bytes(shape: WorkloadShape, *, in_tiles: bool) -> int:
 @_once_per_shape
 @torch.no_grad()
 def text_encoding_bytes(shape: WorkloadShape) -> int:
-    """Returns the weights of both text encoders, in fp32, and the peak of one for a caption that is cached."""
+    """Returns the bytes of both text encoders and of one's activations for a caption, in fp32."""
     encoders = _encoders(shape).values()
     with counting_fused_attention(), MetaMemoryTracer(*encoders) as tracer:
         for encoder in encoders:
@@ -244,7 +245,7 @@ def adapter_bytes(config: TrainConfig, adapter: Adapter, optimizer: str) -> int:
 
 
 def build_frozen(config: TrainConfig, shape: WorkloadShape, quantised: str = "none") -> tuple[int, Adapter]:
-    """Returns (bytes of the frozen models that stay in memory, the adapter attached to them on the meta device)."""
+    """Returns (bytes of the frozen models that stay in memory, the adapter on the meta device)."""
     encoders = _encoders(shape) if shape.reads_text else {}
     models: dict[str, Module] = {"unet": meta_unet(shape.configs, shape.dtype, quantised), **encoders}
     frozen = sum(weight_bytes(model) for model in models.values())
@@ -259,7 +260,7 @@ def latent_bytes(shape: WorkloadShape) -> int:
 
 
 def caption_bytes(shape: WorkloadShape) -> int:
-    """Returns the bytes of one caption in the cache: states and pooled vector of the text encoders, in fp32."""
+    """Returns the bytes of one caption in the cache: states and pooled vector, in fp32."""
     first, second = (_part_config(shape, part) for part in ("text_encoder", "text_encoder_2"))
     states = 77 * shape.windows * (first["hidden_size"] + second["hidden_size"])
     return 4 * (states + second["projection_dim"])
@@ -269,8 +270,8 @@ def caption_bytes(shape: WorkloadShape) -> int:
 def step_flops(shape: WorkloadShape, rows: int) -> int:
     """Returns the floating point operations of one forward and backward pass of a batch of `rows`.
 
-    The backward pass of a frozen base computes only the gradient of its inputs, which costs as much as the forward
-    pass. Recomputed activations are not counted.
+    The backward pass of a frozen base computes only the gradient of its inputs, which costs as much as the
+    forward pass. Recomputed activations are not counted.
     """
     unet = meta_unet(shape.configs, shape.dtype)
     with torch.no_grad(), MetaMemoryTracer(unet), FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""Plan of a training before it starts: peak memory, duration, size of the file, and the options that make it fit."""
+"""Plan of a training: peak memory, duration, size of the file, and the options that make it fit."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from trainer.runs import events
 from trainer.runs.run import Run
 from trainer.sampling_config import NO_LIMITS, PROMPTS, STRENGTHS, SamplingLimits, parse_prompt_line
 
-# The share of a matrix product's speed that the operations of a training step reach, and the seconds that calling one
-# operation takes; on a card, the host calls operations while the card computes (benchmarks/NOTES.md).
+# The share of a matrix product's speed that the operations of a training step reach, and the seconds that
+# calling one operation takes; on a card, the host calls operations while the card computes
+# (benchmarks/NOTES.md).
 EFFICIENCY = 0.4
 _CALL_SECONDS = {"cuda": 8e-6, "cpu": 30e-6}
-# On a CPU the efficiency in bf16 is lower by this factor: matrix products gain from bf16, the other operations don't.
+# On a CPU the efficiency in bf16 is lower by this factor: matrix products gain from bf16, the other
+# operations don't.
 _BF16_SPEED = 0.65
 _BF16_BYTES = 70_000_000  # on a CPU: oneDNN's compiled kernels, and weights reordered for them
 # Work of a step with recomputed activations, relative to one without.
@@ -127,8 +129,8 @@ def plan(
 ) -> Plan:
     """Returns the plan with the cheapest options that fit into the memory budget.
 
-    First more activations are recomputed, from feed-forward layers to all blocks; then the optimizer's state gets 8 bits;
-    then the frozen base is quantised.
+    First more activations are recomputed, from feed-forward layers to all blocks; then the optimizer's state
+    gets 8 bits; then the frozen base is quantised.
 
     Args:
         cache_folder: keeps traced numbers, so that the same settings are traced once.
@@ -175,7 +177,7 @@ def config_of_earlier_run(run: Run) -> TrainConfig:
 
 
 def encoding_tile_of_earlier_run(run: Run) -> int:
-    """Returns the side in px of the tiles that the run's first process encoded its images in; 0 for whole images."""
+    """Returns the side in px of the tiles in which the run encoded its images; 0 for whole images."""
     planned = _planned_events(run)
     return planned[0].get("tile", 0) if planned else 0
 
@@ -212,8 +214,9 @@ def _estimate(
 ) -> tuple[MemoryOptions, MemoryEstimate]:
     """Returns options with as few limits on encoding and sampling as memory allows, and their memory.
 
-    A quantised base dequantises one layer's weight at a time; all other numbers of a step are the same. On a CPU, a
-    checkpoint is written from main memory beside the next steps: a copy of the adapter, and the bytes of its file.
+    A quantised base dequantises one layer's weight at a time; all other numbers of a step are the same. On a
+    CPU, a checkpoint is written from main memory beside the next steps: a copy of the adapter, and the bytes
+    of its file.
     """
     slack, is_cpu = _SLACK.get(device.type, 1.0), device.type == "cpu"
     master_bytes = measurements.adapter_bytes(options.optimizer)
@@ -265,9 +268,10 @@ def _batch_seconds(measurements: Measurements, level: str, device: torch.device,
 
 
 def _sampling_seconds(measurements: Measurements, device: torch.device, rate: float) -> float:
-    """Returns the seconds of all samples: during the training, the strip of strengths, and the check of the saved file.
+    """Returns the seconds of all samples: during training, the strip of strengths, the check of the file.
 
-    A sample is denoised with its prompt and without; two in five of a step's calls belong to the forward pass.
+    A sample is denoised with its prompt and without; two in five of a step's calls belong to the forward
+    pass.
     """
     config = measurements.config
     steps = [parse_prompt_line(line)[1].get("steps", config.sample_steps) for line in config.sample_prompts]
@@ -286,7 +290,7 @@ def _seconds(flops: float, calls: float, device: torch.device, rate: float) -> f
 def _sampling_limits(
     measurements: Measurements, available_bytes: int, slack: float
 ) -> tuple[SamplingLimits, int]:
-    """Returns (limits with which sampling fits into the available memory, if any do; the bytes that it then takes)."""
+    """Returns (limits with which sampling fits if any do, the bytes that it then takes)."""
     shape = measurements.shape
     vae, rows = measurements.vae_bytes(), shape.drawn_rows
     decoding = int(measurements.decoding_bytes(in_tiles=False) * slack)
@@ -341,7 +345,8 @@ def _too_large(
         advice.append("precision bf16")
     advice.append("a smaller resolution")
     precision = "" if options.quantised == "none" else f" and the base model in {options.quantised}"
+    saving = f"gradient_checkpointing {options.level}{precision}"
     return (
-        f"this training needs {peak / GB:.1f} GB of memory (with gradient_checkpointing {options.level}{precision}), "
+        f"this training needs {peak / GB:.1f} GB of memory (with {saving}), "
         f"but only {budget / GB:.1f} GB are available; try {', or '.join(advice)}"
     )

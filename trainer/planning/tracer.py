@@ -25,11 +25,11 @@ META = torch.device("meta")
 class MetaMemoryTracer(TorchDispatchMode):
     """Counts the bytes of all tensors made inside it that are alive at the same time.
 
-    Why not PyTorch's own tools: `torch.distributed._tools.MemTracker` registers a gradient hook on every parameter and
-    raises for a frozen base ("cannot register a hook on a tensor that doesn't require gradient", torch 2.x).
-    FakeTensorMode only computes shapes and counts nothing; one step of SDXL (7,000 operations) takes it 2.6 s, against
-    1.7 s here with counting, because results of known shapes are cached (see `_run`). Statistics of `torch.cuda` need
-    the card and the memory that the estimate is for.
+    Why not PyTorch's own tools: `torch.distributed._tools.MemTracker` registers a gradient hook on every
+    parameter and raises for a frozen base ("cannot register a hook on a tensor that doesn't require
+    gradient", torch 2.x). FakeTensorMode only computes shapes and counts nothing; one step of SDXL (7,000
+    operations) takes it 2.6 s, against 1.7 s here with counting, because results of known shapes are cached
+    (see `_run`). Statistics of `torch.cuda` need the card and the memory that the estimate is for.
 
     Attributes:
         now: bytes that are alive at this moment.
@@ -46,10 +46,11 @@ class MetaMemoryTracer(TorchDispatchMode):
         self.calls = 0
         weights = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
         storages = [tensor.untyped_storage() for tensor in weights]
-        # A tensor and its views have different Python objects but one storage, and each access to `untyped_storage()`
-        # makes a new Python wrapper, so `id()` cannot identify it. `_cdata` is the address of the C++ StorageImpl: the
-        # only identity that views share. PyTorch's own tools use it too. Without it, every view would be counted again.
-        # The weights' storages are kept here, so that their addresses are not given to another storage meanwhile.
+        # A tensor and its views have different Python objects but one storage, and each access to
+        # `untyped_storage()` makes a new Python wrapper, so `id()` cannot identify it. `_cdata` is the
+        # address of the C++ StorageImpl: the only identity that views share. PyTorch's own tools use it too.
+        # Without it, every view would be counted again. The weights' storages are kept here, so that their
+        # addresses are not given to another storage meanwhile.
         self._seen: dict[int, Any] = {storage._cdata: storage for storage in storages}
         self._known_results: dict[Any, Any] = {}
 
@@ -65,10 +66,11 @@ class MetaMemoryTracer(TorchDispatchMode):
     def _run(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Returns the result of an operation, from the cache of shapes where that is possible.
 
-        The meta device computes shapes in Python, which takes half a millisecond for each operation. SDXL repeats the
-        same operations on the same shapes in 70 blocks, so results are remembered by function, structure of the
-        arguments and (shape, stride, dtype) of each tensor. This is valid only for operations that make new tensors
-        or write into one that they return; views are always run, because their result must share its storage.
+        The meta device computes shapes in Python, which takes half a millisecond for each operation. SDXL
+        repeats the same operations on the same shapes in 70 blocks, so results are remembered by function,
+        structure of the arguments and (shape, stride, dtype) of each tensor. This is valid only for
+        operations that make new tensors or write into one that they return; views are always run, because
+        their result must share its storage.
         """
         leaves, structure = tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -104,7 +106,8 @@ class MetaMemoryTracer(TorchDispatchMode):
         self.now -= size
 
 
-# Their schema declares that they make a new tensor or write into one, but the result shares or replaces a storage.
+# Their schema declares that they make a new tensor or write into one, but the result shares or replaces a
+# storage.
 _SHARING = {
     torch.ops.aten._unsafe_view.default,
     torch.ops.aten.resize_.default,
@@ -128,7 +131,10 @@ def _empty_like(signature: tuple[Any, ...] | None) -> torch.Tensor | None:
 
 @functools.cache
 def _kind_of(operation: Any) -> str:
-    """Returns what an operator's schema declares: `makes` new tensors, `writes` into its result, or returns `views`."""
+    """Returns what an operator's schema declares.
+
+    `makes` new tensors, `writes` into its result, or returns `views`.
+    """
     inputs, outputs = operation._schema.arguments, operation._schema.returns
     aliased = [end for end in (*inputs, *outputs) if end.alias_info is not None]
     if not aliased:
@@ -141,13 +147,13 @@ def _kind_of(operation: Any) -> str:
 def counting_fused_attention() -> Iterator[None]:
     """Counts attention as fused kernels hold it: inputs, output and one number for each query.
 
-    The meta device has no fused kernel: its decomposition makes the T x T matrix of scores, which at 1024 px would be
-    counted as gigabytes that no training allocates. Therefore `F.scaled_dot_product_attention` is replaced in its
-    module while the context is open, and put back afterwards. A `TorchFunctionMode` would be the cleaner means, but
-    modes are thread-local and autograd recomputes checkpointed blocks inside its own backward call, where the mode is
-    not active: recomputed attention would be counted with its matrix. Callers look the function up in the module at each
-    call (diffusers and `trainer.adapter` both do), so the replacement reaches all of them, and no other thread of the
-    process must compute attention meanwhile.
+    The meta device has no fused kernel: its decomposition makes the T x T matrix of scores, which at 1024 px
+    would be counted as gigabytes that no training allocates. Therefore `F.scaled_dot_product_attention` is
+    replaced in its module while the context is open, and put back afterwards. A `TorchFunctionMode` would be
+    the cleaner means, but modes are thread-local and autograd recomputes checkpointed blocks inside its own
+    backward call, where the mode is not active: recomputed attention would be counted with its matrix.
+    Callers look the function up in the module at each call (diffusers and `trainer.adapter` both do), so the
+    replacement reaches all of them, and no other thread of the process must compute attention meanwhile.
     """
     original = torch.nn.functional.scaled_dot_product_attention
 
