@@ -23,7 +23,7 @@ from trainer.adapter.targets import layer_specs
 from trainer.config import TrainConfig
 from trainer.hardware.activation_checkpointing import enable_activation_checkpointing
 from trainer.lora_file.module_names import kohya_name
-from trainer.lora_file.tensor_names import ending
+from trainer.lora_file.tensor_names import suffix_of
 from trainer.planning.tracer import META, MetaMemoryTracer, counting_fused_attention
 from trainer.sdxl.latents import decoding_tile, encoding_tile, set_tile, vae_scale_factor
 from trainer.sdxl.protocols import Module, TextEncoder, UNet
@@ -285,8 +285,8 @@ def file_bytes(adapter: Adapter) -> int:
     for part, path, layer in adapter.walk():
         tensors: dict[str, tuple[tuple[int, ...], str]] = {}
         for role, tensor in layer.tensors().items():
-            tensors[ending(role)] = tuple(tensor.shape), "F32" if role == "dora_scale" else "F16"
-        tensors[ending("alpha")] = (), "F16"
+            tensors[suffix_of(role)] = tuple(tensor.shape), "F32" if role == "dora_scale" else "F16"
+        tensors[suffix_of("alpha")] = (), "F16"
         for tail, (shape, dtype) in tensors.items():
             end = position + math.prod(shape) * (4 if dtype == "F32" else 2)
             key = kohya_name(part, path) + tail

@@ -7,12 +7,11 @@
            two values a byte, the first in the upper half, as in bitsandbytes
            (Dettmers et al. 2023, "QLoRA", section 3 and appendix E)
 
-Why these three: int8 has an even step over the row's range and the smallest error of the 8-bit formats on
-weights without outliers; fp8 has a relative step and needs no rounding on cards with float8 hardware; nf4
-places its 16 levels so that weights from a normal distribution fill them evenly, which halves the error of 16
-even levels. Scales stay in fp32, so that quantisation is the only loss. Rows (int8, fp8) and runs of 64
-values along a row (nf4) have scales of their own, since one outlier makes the step coarse for all values that
-share its scale.
+Why three formats: int8 has equal steps over the range of a row, so its error is the same for all weights; fp8
+has steps relative to the value, so small weights are more exact and large ones less; nf4 needs half of their
+memory, and its levels are quantiles, so that normally distributed weights use all 16 equally often. Scales
+stay in fp32. Each row (int8, fp8) or run of 64 values along a row (nf4) has its own, because one outlier
+makes the steps coarse for all values that share its scale.
 
 The weight is dequantised for every product, in the backward pass too, and never stored: only one layer's
 weight exists at a time. Unlike in bitsandbytes' `Linear8bitLt` the input is not quantised and not stored for
