@@ -18,7 +18,7 @@ import numpy as np
 from trainer.dataset.buckets import Placement
 from trainer.dataset.image_metrics import BANDS, ImageMetrics
 
-MIN_PICTURES = {"style": 10, "character": 8, "concept": 5}  # recommended, by preset
+RECOMMENDED_PICTURES = {"style": 10, "character": 8, "concept": 5}  # recommended, by preset
 MAX_ENLARGEMENT = 1.15  # a picture that is resized by more than this to fill its bucket is too small
 MAX_CROPPED_SHARE = 0.25  # of a picture's area
 _MIN_TRANSPARENT_SHARE = 0.005
@@ -91,8 +91,8 @@ def findings(
     """
     placements = placements or {}
     found: list[Finding] = []
-    if preset in MIN_PICTURES and len(metrics) < MIN_PICTURES[preset]:
-        values = {"count": len(metrics), "preset": preset, "fewest": MIN_PICTURES[preset]}
+    if preset in RECOMMENDED_PICTURES and len(metrics) < RECOMMENDED_PICTURES[preset]:
+        values = {"count": len(metrics), "preset": preset, "fewest": RECOMMENDED_PICTURES[preset]}
         found.append(Finding("few", values=values))
     found += _duplicates(metrics)
     corners = _marked_corners(metrics)

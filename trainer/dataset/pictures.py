@@ -170,10 +170,9 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:
     values = np.asarray(picture).astype(np.float64)
-    if picture.mode != "F":
-        white = 65535.0  # integer greys are 16-bit in practice
-    else:
-        white = 1.0 if values.max(initial=0) <= 1 else 255.0  # both conventions are in use
+    # Integer greys are 16-bit in practice; for floats, white is 1 or 255.
+    float_white = 1.0 if values.max(initial=0) <= 1 else 255.0
+    white = float_white if picture.mode == "F" else 65535.0
     return Image.fromarray((values / white * 255).clip(0, 255).round().astype(np.uint8))
 
 

@@ -59,7 +59,7 @@ def _scan_row(source: Path, number: int, row: dict[str, Any], trigger: str) -> M
     for key, value in row.items():
         if key not in _KEYS or not isinstance(value, _KEYS[key]) or isinstance(value, bool):
             raise DatasetError(
-                f"{where}: {key} = {value!r} is not understood; the keys are path, repeats, weight and caption"
+                f"{where}: {key} = {value!r} is not understood; use path, repeats, weight and caption"
             )
     repeats, weight = row.get("repeats", 1), float(row.get("weight", 1.0))
     if "path" not in row or not 1 <= repeats <= _MAX_REPEATS or not 0 <= weight <= MAX_WEIGHT:
