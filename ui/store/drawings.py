@@ -22,7 +22,7 @@ from typing import Any
 
 from trainer.atomic_files import write_atomically
 from trainer.errors import BaseError, RunError, TrainerError
-from trainer.headers.base_model import folder_configs
+from trainer.headers.base_model import folder_configs, vae_scale_factor
 from trainer.json_files import read_object
 from trainer.runs import events
 from trainer.runs.draw_protocol import FRAME, OUTCOMES
@@ -344,7 +344,7 @@ def native_size(base: str, models: Path) -> int:
     """Returns the side in px of a base model's native square, from its configuration; SDXL's for a single file."""
     with contextlib.suppress(BaseError, KeyError, TypeError):
         configs = folder_configs(models / base)
-        return configs["unet"]["sample_size"] * 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+        return configs["unet"]["sample_size"] * vae_scale_factor(configs["vae"])
     return 1024
 
 

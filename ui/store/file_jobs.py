@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.atomic_files import write_atomically
 from trainer.runs import events
-from trainer.runs.queue import FILES
+from trainer.runs.job import FILES
 from trainer.runs.run import Run
 from ui.store.runs import Runs
 
