@@ -28,7 +28,7 @@ from trainer.runs.run import create
 from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import posterior
 from trainer.training.caching import cache_latents
-from trainer.training.feature_cache import Cache
+from trainer.training.feature_cache import FeatureCache
 
 _PLAIN = (
     "network=lora",
@@ -144,7 +144,7 @@ def caching(folder: Path, pictures: int) -> list[Figure]:
         run.manifest.items,
         run.config,
         base,
-        Cache(folder / "cache", base.fingerprint),
+        FeatureCache(folder / "cache", base.fingerprint),
         device,
         CommandInbox(run),
     )

@@ -309,12 +309,12 @@ def preview(
     if len(files) > MAX_FILES:
         raise ConfigError([f"at most {MAX_FILES} LoRAs are mixed; merge some into one first: lora merge"])
     from trainer.headers.lora import bundled_notice, recognise
-    from trainer.sampling.pipeline import draw_file
+    from trainer.sampling.pipeline import generate_from_file
 
     for path, _ in files:
         if notice := bundled_notice(path, recognise(path).tensors):
             typer.echo(notice, err=True)
-    for path in draw_file(files, request, out_dir, base=base, models=models):
+    for path in generate_from_file(files, request, out_dir, base=base, models=models):
         typer.echo(path)
 
 

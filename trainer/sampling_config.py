@@ -164,14 +164,14 @@ def sampler_description(sampler: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class SamplingLimits:
     """What memory allows a drawing; without limits when all is 0."""
 
     pixels: int = 0  # of all pictures of one pass
     tile: int = 0  # px, side of the tiles that a picture is decoded in
 
 
-NO_LIMITS = Room()
+NO_LIMITS = SamplingLimits()
 
 
 PROMPTS = 4  # captions that are drawn where no prompts are given

@@ -33,31 +33,31 @@ from trainer.sdxl.text import Conditioning
 from trainer.sdxl.unet import predict
 from trainer.training import checkpoint as state
 from trainer.training.batches import Batches
-from trainer.training.caching import cache_latents, cache_set_aside, cache_text
-from trainer.training.ema import Average
+from trainer.training.caching import cache_latents, cache_text, cache_validation_latents
+from trainer.training.ema import EmaWeights
 from trainer.training.examples import resolution_of
-from trainer.training.feature_cache import Cache
-from trainer.training.live_preview import Between
-from trainer.training.metrics import Progress, only_if_finite, sent
-from trainer.training.noise import seed_of
+from trainer.training.feature_cache import FeatureCache
+from trainer.training.live_preview import LivePreview
+from trainer.training.metrics import DeferredMetrics, to_device, zero_grads_unless_finite
+from trainer.training.noise import position_seed
 from trainer.training.objective import objective_of
-from trainer.training.optim import build_optimizer, rate_factor, set_rate
-from trainer.training.preflight import planned_for
-from trainer.training.prior_preservation import with_base_answers
-from trainer.training.samples import Sampler, sample_is_due, sample_requests, sample_texts
+from trainer.training.optim import build_optimizer, learning_rate_factor, set_learning_rates
+from trainer.training.preflight import plan_training
+from trainer.training.prior_preservation import replace_targets_with_base
+from trainer.training.samples import TrainingSamples, sample_configs, sample_is_due, sample_prompts_of
 from trainer.training.text_conditioning import (
-    MAX_TEXTS,
-    Texts,
-    caption_reading,
-    drawable_captions,
-    sample_reading,
+    MAX_CACHED_PROMPTS,
+    TextConditioner,
+    caption_encoding,
+    sample_encoding,
+    training_captions,
 )
 from trainer.training.trackers import start_tracker, tracker_options
 from trainer.training.validation import Validation, save_step
-from trainer.training.verify_saved import check_saved
+from trainer.training.verify_saved import verify_saved
 from trainer.version import __version__
 
-TEXT_STAYS = f"captions will be drawn in more than {MAX_TEXTS} ways, so the text encoders stay in memory and read them step by step"
+TEXT_STAYS = f"captions will be drawn in more than {MAX_CACHED_PROMPTS} ways, so the text encoders stay in memory and read them step by step"
 
 
 def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
@@ -88,32 +88,34 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
     start_tracker(accelerator, config)
     run.emit("stage", stage="opening the base", device=describe(device))
     objective = objective_of(config, base)
-    planned = planned_for(as_before(run), manifest, base, device, run.path.parent / ".cache")
+    planned = plan_training(as_before(run), manifest, base, device, run.path.parent / ".cache")
     chosen = planned.way.chosen(config)
     run.emit("planned", words=planned.line(), **planned.facts())
     trains_text = config.train_text_encoder_1 or config.train_text_encoder_2
     text_stops = math.floor(config.text_encoder_stop * config.steps) if trains_text else config.steps
 
     # 2 What frozen parts say of pictures and captions, from the cache on disk; then they leave memory.
-    cache = Cache(run.path.parent / ".cache", base.fingerprint, tile_before(run) or planned.way.encoding_tile)
+    cache = FeatureCache(
+        run.path.parent / ".cache", base.fingerprint, tile_before(run) or planned.way.encoding_tile
+    )
     pictures = cache_latents(run, manifest.training_items, config, base, cache, device, stop)
     batches = Batches(pictures.items, pictures.buckets, config.batch, config.seed)
     captions = CaptionRules(config)
-    samples = sample_requests(config, manifest, base)
-    set_aside = cache_set_aside(run, manifest, config, base, cache, device, stop)
+    samples = sample_configs(config, manifest, base)
+    set_aside = cache_validation_latents(run, manifest, config, base, cache, device, stop)
     aside_captions = [captions.fixed(item) for item in set_aside.items]
-    reading = sample_reading(config, sample_texts(samples), base.tokenizers()[0])
+    reading = sample_encoding(config, sample_prompts_of(samples), base.tokenizers()[0])
     text: dict[str, Conditioning] = {}
     sample_text: dict[str, Conditioning] = {}
     drawable: set[str] | None = set()
     if not trains_text and pictures.items:
-        drawable = drawable_captions(
+        drawable = training_captions(
             captions, batches, config.steps * config.accumulation * accelerator.num_processes
         )
         text = cache_text(
-            run, {*(drawable or ()), *aside_captions, ""}, caption_reading(config), base, cache, device, stop
+            run, {*(drawable or ()), *aside_captions, ""}, caption_encoding(config), base, cache, device, stop
         )
-        sample_text = cache_text(run, sample_texts(samples), reading, base, cache, device, stop)
+        sample_text = cache_text(run, sample_prompts_of(samples), reading, base, cache, device, stop)
     if drawable is None:
         run.emit("problem", message=TEXT_STAYS)
     if told_to_stop(accelerator, stop):
@@ -125,8 +127,8 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
     reads_text = trains_text or drawable is None
     encoders: Any = base.text_encoders(device, torch.float32) if reads_text else None
     tokenizers = base.tokenizers() if reads_text else None
-    texts = Texts(text, encoders, tokenizers, caption_reading(config), are_trained=trains_text)
-    sample_texts_of = Texts(sample_text, encoders, tokenizers, reading, are_trained=trains_text)
+    texts = TextConditioner(text, encoders, tokenizers, caption_encoding(config), are_trained=trains_text)
+    sample_texts_of = TextConditioner(sample_text, encoders, tokenizers, reading, are_trained=trains_text)
     adapter = Adapter(dropout_of(config))
     models_of = {
         "unet": unet,
@@ -152,17 +154,17 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
 
     # 5 Resume.
     plain_optimizer = getattr(optimizer, "optimizer", optimizer)
-    average = Average(adapter, plain_optimizer, config.ema_decay)
+    average = EmaWeights(adapter, plain_optimizer, config.ema_decay)
     first, damaged = state.load_newest(run, adapter, plain_optimizer, average, accelerator.scaler)
     for name in damaged:
         run.emit("problem", message=f"checkpoint {name} is damaged and was passed over")
     if first:
         run.emit("stage", stage="resuming", done=first, total=config.steps)
-    sampler = Sampler(run, config, base, samples, unet, adapter, sample_texts_of, planned.way.room)
-    between = Between(sampler, stop, average)
+    sampler = TrainingSamples(run, config, base, samples, unet, adapter, sample_texts_of, planned.way.room)
+    between = LivePreview(sampler, stop, average)
     validation = Validation(run, set_aside, aside_captions, objective, texts, unet, adapter, first)
 
-    keeper = state.Keeper(run, config.keep_checkpoints)
+    keeper = state.CheckpointWriter(run, config.keep_checkpoints)
 
     def keep(step: int) -> None:
         spare = validation.best_step  # whatever its age
@@ -177,14 +179,14 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
     # 6 The loop.
     vectors = adapter.vectors()
     adapter.zero_grad()
-    progress, spill = Progress(device, first, config.steps), SpillWatch(device)
+    progress, spill = DeferredMetrics(device, first, config.steps), SpillWatch(device)
     step, stopped = first, False
     while step < config.steps:
         if told_to_stop(accelerator, stop):
             stopped = True
             break
         between.answer()
-        set_rate(optimizer, group_rates, rate_factor(config, step))
+        set_learning_rates(optimizer, group_rates, learning_rate_factor(config, step))
         loss_sum = torch.zeros((), device=device)
         for micro in range(config.accumulation):
             # Each process takes its own batch of the same order.
@@ -192,7 +194,7 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
                 step * config.accumulation + micro
             ) * accelerator.num_processes + accelerator.process_index
             batch = pictures.draw(batches.at(position), config.seed, position)
-            draw_from = torch.Generator().manual_seed(seed_of(config.seed, position))
+            draw_from = torch.Generator().manual_seed(position_seed(config.seed, position))
             adapter.dropout.batch_seed = (config.seed << 32) + position
             latents = batch.latents(draw_from)
             noise_NCHW = objective.noise(latents.shape, draw_from)
@@ -206,14 +208,14 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
             ]
             wanted = (texts.of(prompts) if step < text_stops else texts.settled(prompts)).to(device, dtype)
 
-            noisy = sent(objective.noisy(latents, noise_NCHW, timesteps, draw_from), device, dtype)
-            answer = sent(objective.target(latents, noise_NCHW, timesteps), device)
-            weights = sent(
+            noisy = to_device(objective.noisy(latents, noise_NCHW, timesteps, draw_from), device, dtype)
+            answer = to_device(objective.target(latents, noise_NCHW, timesteps), device)
+            weights = to_device(
                 objective.weight(timesteps) * batch.weights(base_prior, config.prior_weight), device
             )
             mask = batch.masks(base_prior)
-            time_ids = sent(batch.time_ids(), device, dtype)
-            answer = with_base_answers(
+            time_ids = to_device(batch.time_ids(), device, dtype)
+            answer = replace_targets_with_base(
                 answer,
                 base_prior,
                 prompts,
@@ -225,9 +227,9 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
                 time_ids=time_ids,
             )
 
-            predicted = predict(unet, noisy, sent(timesteps, device), wanted, time_ids)
+            predicted = predict(unet, noisy, to_device(timesteps, device), wanted, time_ids)
             error_N = objective.error(
-                predicted.float(), answer, timesteps, None if mask is None else sent(mask, device)
+                predicted.float(), answer, timesteps, None if mask is None else to_device(mask, device)
             )
             # A bucket's last batch may be smaller: its pictures count as much as all others.
             loss = (weights * error_N).sum() / (config.batch * config.accumulation)
@@ -250,7 +252,7 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
                 keeper.settle()
                 raise
         elif norm is not None:
-            only_if_finite(vectors, norm)
+            zero_grads_unless_finite(vectors, norm)
         if step >= text_stops:  # neither decay nor momentum moves what has no gradient
             for parameter in text_parameters(adapter, groups):
                 parameter.grad = None
@@ -331,7 +333,7 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
         run.emit("advice", sync=True, **advice)
     plain_optimizer.state.clear()  # its moments leave memory before pictures need it
     give_back_memory()
-    run.emit("checked", sync=True, **check_saved(run, sampler, models_of))
+    run.emit("checked", sync=True, **verify_saved(run, sampler, models_of))
     give_back_memory()
     run.emit("strip", pictures=sampler.at_end())
     run.emit("memory", peak=peak_bytes(device), planned=planned.peak)

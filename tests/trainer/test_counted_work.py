@@ -85,7 +85,7 @@ def test_the_loop_waits_for_the_device_only_to_tell_steps(tmp_path: Path, monkey
         "sample_prompts": ("a star --w 64 --h 64 --s 1",),
     }
     made = run.create(tmp_path / "run", config_from({**values, "checkpoint_every": 100}), scan(INK))
-    monkeypatch.setattr("trainer.training.metrics.Progress.is_due", property(lambda self: False))
+    monkeypatch.setattr("trainer.training.metrics.DeferredMetrics.is_due", property(lambda self: False))
     seen: list[int] = []
     waits = Waits()
     begin = torch.optim.AdamW.step

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.conftest import MODELS
 from trainer.errors import ConfigError
-from trainer.sampling.images import Drawn, save_picture
+from trainer.sampling.images import GeneratedImage, save_image
 from trainer.sampling.pipeline import WarmBase
 from trainer.sampling.sampler import scheduler_for
 from trainer.sampling_config import SAMPLERS, SamplingConfig, picture_name, sampling_config_from
@@ -86,8 +86,8 @@ def test_a_picture_names_its_sampler_and_every_lora_as_a1111_does(tmp_path: Path
     request = SamplingConfig(
         prompts=("a cat",), negative="blurry", sampler="dpmpp_2m_karras", steps=7, guidance=4.5, seed=3
     )
-    cell = Drawn(prompt_index=0, strength=0.5, picture=Image.new("RGB", (64, 64)))
-    save_picture(
+    cell = GeneratedImage(prompt_index=0, strength=0.5, picture=Image.new("RGB", (64, 64)))
+    save_image(
         cell, request, tmp_path / "a.png", base="tiny", loras=[("ink", 1.0), ("wash", 0.5), ("none", 0.0)]
     )
     assert Image.open(tmp_path / "a.png").text["parameters"] == (

@@ -418,7 +418,7 @@ def test_a_full_disk_for_samples_does_not_end_the_training(tmp_path: Path, monke
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.training.samples.save_picture", full)
+    monkeypatch.setattr("trainer.training.samples.save_image", full)
     assert train(made, MODELS) == "finished" and made.lora_file.is_file()
     assert any("disk did not suffice" in e.get("message", "") for e in events.read(made.events)[0])
 
@@ -473,7 +473,7 @@ def test_text_read_as_it_comes_trains_to_the_same_bytes_as_text_prepared(tmp_pat
     drawn = {"steps": 3, "shuffle_tags": True, "tag_dropout": 0.2}
     prepared = make(tmp_path / "prepared", **drawn)
     train(prepared, MODELS)
-    monkeypatch.setattr("trainer.training.text_conditioning.MAX_TEXTS", 3)
+    monkeypatch.setattr("trainer.training.text_conditioning.MAX_CACHED_PROMPTS", 3)
     as_it_comes = make(tmp_path / "as_it_comes", **drawn)
     train(as_it_comes, MODELS)
     assert weights(as_it_comes) == weights(prepared)

@@ -26,7 +26,7 @@ from trainer.planning import memory
 from trainer.planning.memory import Need, Shape
 from trainer.runs import events
 from trainer.runs.run import Run
-from trainer.sampling_config import NO_LIMITS, PROMPTS, STRENGTHS, Room, parse_prompt_line
+from trainer.sampling_config import NO_LIMITS, PROMPTS, STRENGTHS, SamplingLimits, parse_prompt_line
 from trainer.sdxl.weights import PARTS
 
 GB = 10**9
@@ -52,7 +52,7 @@ class Way:
     level: str = "none"  # of recomputation, one of RECOMPUTE
     optimizer: str = "adamw"
     quantised: str = "none"  # how the frozen base is kept, one of QUANTISED
-    room: Room = NO_LIMITS  # for drawing
+    room: SamplingLimits = NO_LIMITS  # for drawing
     encoding_tile: int = 0  # px, of the tiles that pictures are cached in; 0 takes them whole
 
     def chosen(self, config: TrainConfig) -> TrainConfig:
@@ -253,7 +253,7 @@ def _seconds(flops: float, calls: float, device: torch.device, rate: float) -> f
     return max(computing, calling) if device.type == "cuda" else computing + calling
 
 
-def _room(counted: Counted, shape: Shape, there: int, slack: float) -> tuple[Room, int]:
+def _room(counted: Counted, shape: Shape, there: int, slack: float) -> tuple[SamplingLimits, int]:
     """(limits of a drawing that takes at most `there` bytes if any does, the bytes it takes)."""
     vae, rows = counted.number("vae"), shape.drawn_rows
     whole, one, all_rows = (
@@ -269,7 +269,9 @@ def _room(counted: Counted, shape: Shape, there: int, slack: float) -> tuple[Roo
     denoising = one + (all_rows - one) * (fitting - 1) // max(1, rows - 1)
     area = shape.drawing.width * shape.drawing.height
     tile = memory.tile_of(memory.build("vae", shape.configs)) if in_tiles else 0
-    return Room(pixels=fitting * area if fitting < rows else 0, tile=tile), vae + max(decoding, denoising)
+    return SamplingLimits(pixels=fitting * area if fitting < rows else 0, tile=tile), vae + max(
+        decoding, denoising
+    )
 
 
 # More bytes than SDXL takes, for each px of a picture: decoded, and of each one that is denoised beside it.
@@ -278,7 +280,7 @@ _DECODING, _DENOISING = 4096, 1024
 
 def room_beside(
     configs: Path, dtype: torch.dtype, size: tuple[int, int], rows: int, device: torch.device
-) -> Room:
+) -> SamplingLimits:
     """What the device's free memory allows a drawing of `rows` pictures, with UNet and VAE there already."""
     free = free_bytes(device)
     if free > size[0] * size[1] * (_DECODING + _DENOISING * rows):

@@ -20,7 +20,7 @@ EVERY = 3  # steps of which one asks the deep layers
 WORDS = f"Fast preview: guidance on {GUIDED:.0%} of the steps, deep layers on one step in {EVERY}"
 
 
-class Fast:
+class DeepCache:
     """A UNet that answers some steps by its outermost level alone; use it as a context, once for each pass."""
 
     def __init__(self, unet: Any, steps: int) -> None:
@@ -32,7 +32,7 @@ class Fast:
             hasattr(unet.down_blocks[0], "attentions") or hasattr(unet.up_blocks[-1], "attentions")
         )
 
-    def __enter__(self) -> Fast:
+    def __enter__(self) -> DeepCache:
         self._hook = self.unet.up_blocks[-1].register_forward_pre_hook(self._remember, with_kwargs=True)
         return self
 

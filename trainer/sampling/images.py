@@ -14,14 +14,19 @@ from trainer.version import SOFTWARE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class GeneratedImage:
     prompt_index: int
     strength: float
     picture: Image.Image
 
 
-def save_picture(
-    drawn: Drawn, request: SamplingConfig, path: Path, *, base: str, loras: Sequence[tuple[str, float]]
+def save_image(
+    drawn: GeneratedImage,
+    request: SamplingConfig,
+    path: Path,
+    *,
+    base: str,
+    loras: Sequence[tuple[str, float]],
 ) -> None:
     """A PNG that carries its parameters as A1111 writes them.
 
@@ -46,7 +51,7 @@ def save_picture(
     half_written.replace(path)
 
 
-def save_strip(drawn: list[Drawn], request: SamplingConfig, folder: Path) -> Path:
+def save_strip(drawn: list[GeneratedImage], request: SamplingConfig, folder: Path) -> Path:
     """`strip.png`, whole or not at all."""
     half_written, target = folder / ".tmp-strip.png", folder / "strip.png"
     strip(drawn, request).save(half_written, format="PNG")
@@ -54,7 +59,7 @@ def save_strip(drawn: list[Drawn], request: SamplingConfig, folder: Path) -> Pat
     return target
 
 
-def strip(drawn: list[Drawn], request: SamplingConfig) -> Image.Image:
+def strip(drawn: list[GeneratedImage], request: SamplingConfig) -> Image.Image:
     """One row a prompt, one column a strength, the strengths written above."""
     width, height = drawn[0].picture.size
     columns, margin, top = len(request.strengths), 6, 22

@@ -23,7 +23,7 @@ _SECONDS = 0.5  # between two frames
 
 
 @dataclass(frozen=True)
-class Colours:
+class LatentToRgb:
     """Scaled latents to RGB in [-1, 1]."""
 
     weights_C3: torch.Tensor
@@ -38,7 +38,7 @@ class Colours:
 
 
 @torch.inference_mode()
-def fit_colours(vae: Any) -> Colours:
+def fit_latent_to_rgb(vae: Any) -> LatentToRgb:
     """By least squares over the points of one encoded picture."""
     draws = np.random.default_rng(0).integers(0, 256, (_PATCHES, _PATCHES, 3), dtype=np.uint8)
     picture = Image.fromarray(draws).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
@@ -47,11 +47,11 @@ def fit_colours(vae: Any) -> Colours:
     colours = torch.nn.functional.adaptive_avg_pool2d(pixels, latents.shape[-2:])[0]
     known = torch.cat([latents.flatten(1).T, torch.ones(latents[0].numel(), 1)], dim=1)
     found = torch.linalg.lstsq(known, colours.flatten(1).T).solution
-    return Colours(found[:-1].clone(), found[-1].clone())
+    return LatentToRgb(found[:-1].clone(), found[-1].clone())
 
 
-def frames(
-    colours: Colours, folder: Path, now: Callable[[], float] = time.monotonic
+def frame_writer(
+    colours: LatentToRgb, folder: Path, now: Callable[[], float] = time.monotonic
 ) -> Callable[[torch.Tensor, int], None]:
     """What shows a pass's rows (N, C, H, W), `columns` to a line, as `frame.png`; now and then only."""
     last = -1e9

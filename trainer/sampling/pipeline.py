@@ -18,10 +18,10 @@ from trainer.headers.safetensors import read_header
 from trainer.lora_file.attach import attach_mix, parts_of, refill
 from trainer.planning.plan import room_beside
 from trainer.runs.draw_protocol import FRAME
-from trainer.sampling.images import save_picture, save_strip
-from trainer.sampling.latent_preview import Colours, fit_colours, frames
-from trainer.sampling.sampler import SamplingConfig, conditioner, draw, rows_of_pass
-from trainer.sampling_config import Room, picture_name
+from trainer.sampling.images import save_image, save_strip
+from trainer.sampling.latent_preview import LatentToRgb, fit_latent_to_rgb, frame_writer
+from trainer.sampling.sampler import SamplingConfig, conditioner, draw, rows_per_pass
+from trainer.sampling_config import SamplingLimits, picture_name
 from trainer.sdxl.base import Base, open_base
 from trainer.sdxl.schedulers import scheduler_of_files
 from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
@@ -42,12 +42,12 @@ class WarmBase:
         self.encoders = base.text_encoders(self.device, torch.float32)
         self.tokenizers = base.tokenizers()
         self.known: dict[Reading, dict[str, Conditioning]] = {}
-        self.rooms: dict[tuple[tuple[int, int], int], Room] = {}
+        self.rooms: dict[tuple[tuple[int, int], int], SamplingLimits] = {}
         self._adapter = Adapter()
 
     @functools.cached_property
-    def colours(self) -> Colours:
-        return fit_colours(self.vae)
+    def colours(self) -> LatentToRgb:
+        return fit_latent_to_rgb(self.vae)
 
     def draw(
         self, lora: Path | Mix | None, request: SamplingConfig, on_step: Any = None, on_frame: Any = None
@@ -110,9 +110,9 @@ class WarmBase:
             )
         return self._adapter
 
-    def _room(self, request: SamplingConfig, size: tuple[int, int]) -> Room:
+    def _room(self, request: SamplingConfig, size: tuple[int, int]) -> SamplingLimits:
         """What memory allows, worked out once for each size of a drawing."""
-        rows = rows_of_pass(len(request.prompts), len(request.strengths), size)
+        rows = rows_per_pass(len(request.prompts), len(request.strengths), size)
         if (size, rows) not in self.rooms:
             self.rooms[size, rows] = room_beside(self.base.configs, self.unet.dtype, size, rows, self.device)
         return self.rooms[size, rows]
@@ -132,16 +132,16 @@ def detach_all(adapter: Adapter, models: dict[str, Any]) -> None:
         adapter.detach(part, models[part])
 
 
-def draw_file(
+def generate_from_file(
     lora: Path | Mix, request: SamplingConfig, out_dir: Path, *, base: str, models: Path
 ) -> list[Path]:
     """Draws and saves `p00_s0.00.png` ... and `strip.png`; their paths. Raises TrainerError before the base is loaded."""
     for file, _ in _files(lora):
         parts_of(file)
-    return save_all(WarmBase(open_base(base, models)), lora, request, out_dir)
+    return generate_and_save(WarmBase(open_base(base, models)), lora, request, out_dir)
 
 
-def save_all(
+def generate_and_save(
     warm: WarmBase,
     lora: Path | Mix,
     request: SamplingConfig,
@@ -151,12 +151,12 @@ def save_all(
 ) -> list[Path]:
     """Draws and saves; while somebody follows, rough pictures of what is coming lie in `out_dir`."""
     try:
-        drawn = warm.draw(lora, request, on_step, frames(warm.colours, out_dir) if on_step else None)
+        drawn = warm.draw(lora, request, on_step, frame_writer(warm.colours, out_dir) if on_step else None)
     finally:
         (out_dir / FRAME).unlink(missing_ok=True)
     out_dir.mkdir(parents=True, exist_ok=True)
     loras = [(file.stem, weight) for file, weight in _files(lora)]
     paths = [out_dir / f"{prefix}{picture_name(cell.prompt_index, cell.strength)}" for cell in drawn]
     for cell, path in zip(drawn, paths, strict=True):
-        save_picture(cell, request, path, base=warm.base.name, loras=loras)
+        save_image(cell, request, path, base=warm.base.name, loras=loras)
     return [*paths, save_strip(drawn, request, out_dir)]

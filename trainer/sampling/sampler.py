@@ -14,9 +14,9 @@ import diffusers
 import torch
 
 from trainer.adapter.lora import Adapter
-from trainer.sampling.deepcache import Fast
-from trainer.sampling.images import Drawn
-from trainer.sampling_config import NO_LIMITS, SAMPLERS, Room, SamplingConfig
+from trainer.sampling.deepcache import DeepCache
+from trainer.sampling.images import GeneratedImage
+from trainer.sampling_config import NO_LIMITS, SAMPLERS, SamplingConfig, SamplingLimits
 from trainer.sdxl.latents import pictures
 from trainer.sdxl.text import Conditioning
 from trainer.sdxl.unet import predict
@@ -34,10 +34,10 @@ def draw(
     conditioning: Callable[[str, float], Conditioning],
     size: tuple[int, int],
     latent_factor: int,
-    room: Room = NO_LIMITS,
+    room: SamplingLimits = NO_LIMITS,
     on_step: Callable[[int, int], None] | None = None,
     on_frame: Callable[[torch.Tensor, int], None] | None = None,
-) -> list[Drawn]:
+) -> list[GeneratedImage]:
     """Pictures in order of prompt, then strength.
 
     Args:
@@ -47,8 +47,8 @@ def draw(
             and how many strengths a prompt has there.
     """
     cells = [(p, s) for p in range(len(request.prompts)) for s in request.strengths]
-    per_pass = rows_of_pass(len(request.prompts), len(request.strengths), size, room)
-    drawn: list[Drawn] = []
+    per_pass = rows_per_pass(len(request.prompts), len(request.strengths), size, room)
+    drawn: list[GeneratedImage] = []
     passes = [cells[start : start + per_pass] for start in range(0, len(cells), per_pass)]
     for number, rows in enumerate(passes):
 
@@ -62,11 +62,13 @@ def draw(
 
         latents = _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent_factor, report)
         for (prompt_index, strength), picture in zip(rows, pictures(vae, latents, room.tile), strict=True):
-            drawn.append(Drawn(prompt_index=prompt_index, strength=strength, picture=picture))
+            drawn.append(GeneratedImage(prompt_index=prompt_index, strength=strength, picture=picture))
     return drawn
 
 
-def rows_of_pass(prompts: int, strengths: int, size: tuple[int, int], room: Room = NO_LIMITS) -> int:
+def rows_per_pass(
+    prompts: int, strengths: int, size: tuple[int, int], room: SamplingLimits = NO_LIMITS
+) -> int:
     """Pictures of one pass: whole strips, of as many prompts as MAX_PIXELS allows; less than a strip only for want of memory."""
     area = size[0] * size[1]
     rows = strengths * max(1, min(prompts, MAX_PIXELS // (area * strengths)))
@@ -136,7 +138,7 @@ def _denoise(
     strengths = torch.tensor([strength for _, strength in rows], device=device)
     doubled = torch.cat([strengths, strengths])
     with (
-        Fast(unet, request.steps) if request.fast else contextlib.nullcontext() as fast,
+        DeepCache(unet, request.steps) if request.fast else contextlib.nullcontext() as fast,
         adapter.at(doubled) if adapter else contextlib.nullcontext(),
     ):
         for step, timestep in enumerate(scheduler.timesteps, start=1):

@@ -22,9 +22,9 @@ from trainer.runs.run import Run
 from trainer.sdxl.base import Base
 from trainer.sdxl.latents import pixels, posterior
 from trainer.sdxl.text import Conditioning, Reading, encode, tokens_cut
-from trainer.training.examples import Pictures, Shown, placements
-from trainer.training.feature_cache import Cache, Latents
-from trainer.training.prefetch import Behind, ahead
+from trainer.training.examples import LatentDataset, TrainingExample, placements
+from trainer.training.feature_cache import FeatureCache, Latents
+from trainer.training.prefetch import BackgroundWriter, prefetch
 from trainer.training.preflight import check_masks
 
 
@@ -33,10 +33,10 @@ def cache_latents(
     items: tuple[Item, ...],
     config: TrainConfig,
     base: Base,
-    cache: Cache,
+    cache: FeatureCache,
     device: torch.device,
     stop: CommandInbox,
-) -> Pictures:
+) -> LatentDataset:
     """Posteriors of all pictures in all their forms; the VAE is loaded only when some are missing.
 
     Raises DatasetError when no picture is left, or none has a mask and masks are asked for.
@@ -47,9 +47,9 @@ def cache_latents(
     notice = crop_notice([item.name for item in items], [placement for _, placement in planned[: len(items)]])
     if notice:
         run.emit("problem", message=notice)
-    found: list[tuple[Item, tuple[Shown, ...]]] = []
-    reading = ahead(lambda pair: _looked_at(config, cache, *pair), planned)
-    with contextlib.closing(reading) as looked, Behind() as behind:
+    found: list[tuple[Item, tuple[TrainingExample, ...]]] = []
+    reading = prefetch(lambda pair: _looked_at(config, cache, *pair), planned)
+    with contextlib.closing(reading) as looked, BackgroundWriter() as behind:
         for number, ((item, _), future) in enumerate(looked, start=1):
             if stop.stop_requested():
                 break
@@ -67,26 +67,30 @@ def cache_latents(
             for variant, known in seen:
                 latents = encoder.posterior(known) if isinstance(known, Image.Image) else known
                 if latents is not known:
-                    behind.do(cache.keep_latents, item, variant, latents)
+                    behind.do(cache.store_latents, item, variant, latents)
                 forms.append(
-                    Shown(item, variant, latents[0], latents[1], _mask_tensor(mask, variant, base, config))
+                    TrainingExample(
+                        item, variant, latents[0], latents[1], _mask_tensor(mask, variant, base, config)
+                    )
                 )
             found.append((item, tuple(forms)))
             run.emit("stage", stage="caching pictures", done=number, total=len(planned))
     if not found and not stop.stop_requested():
         raise DatasetError("none of the pictures can be read any more; put them back and start again")
-    return Pictures(tuple(item for item, _ in found), tuple(forms for _, forms in found), base.latent_scaling)
+    return LatentDataset(
+        tuple(item for item, _ in found), tuple(forms for _, forms in found), base.latent_scaling
+    )
 
 
-def cache_set_aside(
+def cache_validation_latents(
     run: Run,
     manifest: Manifest,
     config: TrainConfig,
     base: Base,
-    cache: Cache,
+    cache: FeatureCache,
     device: torch.device,
     stop: CommandInbox,
-) -> Pictures:
+) -> LatentDataset:
     """The pictures set aside, each in one plain form; none when the run sets none aside."""
     plain = dataclasses.replace(
         config,
@@ -97,12 +101,12 @@ def cache_set_aside(
         resolutions=config.resolutions[:1],
     )
     if not manifest.validation_items:
-        return Pictures((), (), base.latent_scaling)
+        return LatentDataset((), (), base.latent_scaling)
     return cache_latents(run, manifest.validation_items, plain, base, cache, device, stop)
 
 
 def _looked_at(
-    config: TrainConfig, cache: Cache, item: Item, placement: Placement
+    config: TrainConfig, cache: FeatureCache, item: Item, placement: Placement
 ) -> tuple[Image.Image | None, list[tuple[Augmentation, Latents | Image.Image]]]:
     """A picture's mask, and each of its forms: what the cache has of it, or else how it is shown. Raises DatasetError or OSError."""
     mask, picture, seen = mask_of(config, item), None, []
@@ -145,7 +149,7 @@ def cache_text(
     prompts: set[str],
     reading: Reading,
     base: Base,
-    cache: Cache,
+    cache: FeatureCache,
     device: torch.device,
     stop: CommandInbox,
 ) -> dict[str, Conditioning]:

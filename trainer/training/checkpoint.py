@@ -28,7 +28,7 @@ from trainer.adapter.flat_parameters import join_state, split_state
 from trainer.adapter.lora import Adapter
 from trainer.atomic_files import sync_folder
 from trainer.runs.run import Run
-from trainer.training.ema import Average
+from trainer.training.ema import EmaWeights
 from trainer.version import __version__
 
 Scaler = torch.amp.GradScaler
@@ -48,7 +48,7 @@ def snapshot(
     step: int,
     adapter: Adapter,
     optimizer: torch.optim.Optimizer,
-    average: Average | None = None,
+    average: EmaWeights | None = None,
     scaler: Scaler | None = None,
 ) -> Snapshot:
     tensors, numbers = _flat(split_state(optimizer, adapter.flats))
@@ -58,7 +58,7 @@ def snapshot(
     return Snapshot(step, files, numbers, scaler.state_dict() if scaler else {})
 
 
-class Keeper:
+class CheckpointWriter:
     """Writes checkpoints beside the training, one at a time; what went wrong in one is raised by the next call.
 
     A checkpoint is there whole or not at all, so a kill while one is written costs the steps since the one before.
@@ -129,7 +129,7 @@ def load_newest(
     run: Run,
     adapter: Adapter,
     optimizer: torch.optim.Optimizer,
-    average: Average | None = None,
+    average: EmaWeights | None = None,
     scaler: Scaler | None = None,
 ) -> tuple[int, list[str]]:
     """Puts the newest whole checkpoint back: (step, names of damaged ones passed over); (0, ...) when there is none."""

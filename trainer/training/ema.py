@@ -10,10 +10,10 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from trainer.adapter.lora import Adapter
-from trainer.training.optim import averages_itself
+from trainer.training.optim import is_schedule_free
 
 
-class Average:
+class EmaWeights:
     """An exponential moving average of the adapter, or the one that a schedule-free optimizer keeps, or none.
 
     The decay rises from 0 to `decay` over the first steps, (1 + n) / (10 + n), so that the start is forgotten.
@@ -21,7 +21,7 @@ class Average:
 
     def __init__(self, adapter: Adapter, optimizer: torch.optim.Optimizer, decay: float) -> None:
         self.adapter, self.decay = adapter, decay
-        self.optimizer: Any = optimizer if averages_itself(optimizer) else None
+        self.optimizer: Any = optimizer if is_schedule_free(optimizer) else None
         self.ema = EMAModel(adapter.vectors(), decay=decay) if decay else None
 
     @property

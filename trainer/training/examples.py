@@ -15,7 +15,7 @@ from trainer.sdxl.base import Base
 
 
 @dataclass(frozen=True)
-class Shown:
+class TrainingExample:
     """One form of one picture, with its posterior in memory: half a megabyte at 1024 px."""
 
     item: Item
@@ -26,11 +26,11 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class LatentDataset:
     """The pictures that train, each once for each resolution."""
 
     items: tuple[Item, ...]
-    shown: tuple[tuple[Shown, ...], ...]  # the forms of each item, all of one bucket
+    shown: tuple[tuple[TrainingExample, ...], ...]  # the forms of each item, all of one bucket
     scaling: float
 
     @property
@@ -53,7 +53,7 @@ class Pictures:
 class Batch:
     """Pictures of one bucket that a step looks at together."""
 
-    shown: tuple[Shown, ...]
+    shown: tuple[TrainingExample, ...]
     scaling: float
 
     @property

@@ -24,7 +24,7 @@ from trainer.training.checkpoint import read_adapter
 _STAY = (ending(ALPHA), ending(DORA))  # as they are: a number, and magnitudes that fp16 would move
 
 
-def file_of_checkpoint(run: Run, step: int, out: Path, models: Path) -> None:
+def export_checkpoint(run: Run, step: int, out: Path, models: Path) -> None:
     """Writes the weights of `checkpoints/step-N` to `out`, whole or not at all, reads them back and compares.
 
     Raises:

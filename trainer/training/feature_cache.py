@@ -25,7 +25,7 @@ Latents = tuple[torch.Tensor, torch.Tensor]  # of one picture: mean and log-vari
 
 
 @dataclass(frozen=True)
-class Cache:
+class FeatureCache:
     folder: Path
     base: str  # the base's fingerprint
     tile: int = 0  # px, of the tiles that larger pictures are encoded in; 0 takes them whole
@@ -41,7 +41,7 @@ class Cache:
                 return found["mean"], found["logvar"]
         return None
 
-    def keep_latents(self, item: Item, variant: Augmentation, latents: Latents) -> None:
+    def store_latents(self, item: Item, variant: Augmentation, latents: Latents) -> None:
         key = self._latents_keys(item, variant)[0]
         self._kept("latents", key, dict(zip(("mean", "logvar"), latents, strict=True)))
 

@@ -13,20 +13,20 @@ import torch
 from trainer.errors import ConfigError
 from trainer.runs.commands import CommandInbox
 from trainer.runs.draw_protocol import OnStep, serve_request
-from trainer.sampling.images import save_picture
+from trainer.sampling.images import save_image
 from trainer.sampling.sampler import conditioner, draw
 from trainer.sampling_config import SamplingConfig, picture_name
 from trainer.sdxl.schedulers import scheduler_of
 from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
 from trainer.sdxl.unet import eval_mode
-from trainer.training.ema import Average
-from trainer.training.samples import Sampler
+from trainer.training.ema import EmaWeights
+from trainer.training.samples import TrainingSamples
 
 
-class Between:
+class LivePreview:
     """Answers the wishes that a training has heard, with the models that train."""
 
-    def __init__(self, sampler: Sampler, stop: CommandInbox, average: Average) -> None:
+    def __init__(self, sampler: TrainingSamples, stop: CommandInbox, average: EmaWeights) -> None:
         self.sampler, self.stop, self.average = sampler, stop, average
 
     def serve_request(self) -> None:
@@ -68,7 +68,7 @@ class Between:
         out.mkdir(parents=True, exist_ok=True)
         paths = [out / picture_name(cell.prompt_index, cell.strength) for cell in cells]
         for cell, path in zip(cells, paths, strict=True):
-            save_picture(cell, request, path, base=base.name, loras=[(sampler.config.name, 1.0)])
+            save_image(cell, request, path, base=base.name, loras=[(sampler.config.name, 1.0)])
         return paths
 
     def _encoder(self, request: SamplingConfig) -> Callable[[str], Conditioning]:

@@ -24,7 +24,7 @@ class _Step:
 
 
 @dataclass
-class Progress:
+class DeferredMetrics:
     """Steps whose numbers have not been read yet."""
 
     device: torch.device
@@ -72,14 +72,14 @@ class Progress:
         return told
 
 
-def only_if_finite(vectors: list[torch.nn.Parameter], norm: torch.Tensor) -> None:
+def zero_grads_unless_finite(vectors: list[torch.nn.Parameter], norm: torch.Tensor) -> None:
     """Gradients become zeros where their norm is no number, without a look at it: the weights stay numbers until it is told."""
     for vector in vectors:
         assert vector.grad is not None
         torch.where(torch.isfinite(norm), vector.grad, torch.zeros((), device=norm.device), out=vector.grad)
 
 
-def sent(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
     """On the device, without waiting until it is there."""
     tensor = tensor if dtype is None else tensor.to(dtype)
     return (

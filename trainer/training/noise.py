@@ -83,7 +83,7 @@ def draw_noise(
     return noise
 
 
-def with_coarser(
+def multires_noise(
     noise_NCHW: torch.Tensor, iterations: int, discount: float, generator: torch.Generator
 ) -> torch.Tensor:
     """Multi-resolution noise of unit deviation: each level 2 to 4 times coarser, at `discount` of the one before.
@@ -131,6 +131,6 @@ def draw_timesteps(
     return (low + (place * (high - low + 1)).long()).clamp(max=high)
 
 
-def seed_of(seed: int, position: int) -> int:
+def position_seed(seed: int, position: int) -> int:
     """A seed for the batch at a position: torch's CPU generator reads 32 bits of it, too few for both side by side."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=4).digest(), "little")

@@ -41,7 +41,7 @@ class Objective:
             shape, config.noise_offset, generator, random_offset=config.noise_offset_random
         )
         if config.multires_noise_iterations:
-            drawn = noise.with_coarser(
+            drawn = noise.multires_noise(
                 drawn, config.multires_noise_iterations, config.multires_noise_discount, generator
             )
         return drawn

@@ -19,7 +19,7 @@ Groups = list[dict[str, Any]]
 
 def build_optimizer(config: TrainConfig, groups: Groups, device: torch.device) -> torch.optim.Optimizer:
     """`groups` hold `params` and `lr`. Raises ConfigError when the optimizer can't run here or knows no such argument."""
-    arguments = parsed_arguments(config.optimizer_args)
+    arguments = parse_arguments(config.optimizer_args)
     try:
         return _OPTIMIZERS[config.optimizer](config, groups, device, arguments)
     except (TypeError, ValueError, AssertionError) as error:
@@ -32,7 +32,7 @@ def build_optimizer(config: TrainConfig, groups: Groups, device: torch.device) -
         ) from error
 
 
-def parsed_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
+def parse_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
     """`betas=(0.9, 0.99)` as a Python literal; what is none stays a text. Raises ConfigError."""
     arguments = {}
     for text in texts:
@@ -155,7 +155,7 @@ def _custom(
     trial = torch.nn.Parameter(torch.zeros(2, 2))
     trial.grad = torch.ones(2, 2)
     tried: Any = chosen([{"params": [trial], "lr": settings["lr"]}], **settings)
-    if averages_itself(tried):
+    if is_schedule_free(tried):
         tried.train()
     try:
         tried.step()
@@ -166,7 +166,7 @@ def _custom(
             ]
         ) from None
     optimizer: Any = chosen(groups, **settings)
-    if averages_itself(optimizer):
+    if is_schedule_free(optimizer):
         optimizer.train()
     return optimizer
 
@@ -185,12 +185,12 @@ _OPTIMIZERS: dict[
 }
 
 
-def averages_itself(optimizer: Any) -> bool:
+def is_schedule_free(optimizer: Any) -> bool:
     """Whether the weights it trains are not the ones it recommends, as with schedule-free optimizers."""
     return any("train_mode" in group for group in optimizer.param_groups) and hasattr(optimizer, "eval")
 
 
-def rate_factor(config: TrainConfig, step: int) -> float:
+def learning_rate_factor(config: TrainConfig, step: int) -> float:
     """What the learning rate is multiplied with at `step` (from 0): warm-up, then the schedule down to `min_rate`."""
     warmup = min(config.warmup_steps, config.steps - 1)
     if step < warmup:
@@ -224,6 +224,6 @@ def _falling(config: TrainConfig, step: int, warmup: int, progress: float) -> fl
             return 1.0
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rates: list[float], factor: float) -> None:
+def set_learning_rates(optimizer: torch.optim.Optimizer, rates: list[float], factor: float) -> None:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate * factor

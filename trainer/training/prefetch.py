@@ -12,7 +12,7 @@ _Thing = TypeVar("_Thing")
 _Made = TypeVar("_Made")
 
 
-def ahead(
+def prefetch(
     work: Callable[[_Thing], _Made], things: Iterable[_Thing], depth: int = 1
 ) -> Generator[tuple[_Thing, Future[_Made]]]:
     """Each thing with `work(thing)`, in order; one thread is at most `depth` things ahead of whoever takes them.
@@ -31,7 +31,7 @@ def ahead(
         thread.shutdown(wait=True, cancel_futures=True)
 
 
-class Behind:
+class BackgroundWriter:
     """`with Behind() as behind`: calls done in order by one thread, at most `depth` of them waiting; all are done at the end.
 
     What a call raises, the next `do` or the end of the block raises.
@@ -46,7 +46,7 @@ class Behind:
         while len(self._waiting) > self._depth:
             self._waiting.popleft().result()
 
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> BackgroundWriter:
         return self
 
     def __exit__(

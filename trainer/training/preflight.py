@@ -25,12 +25,12 @@ from trainer.training.batches import Batches
 from trainer.training.examples import placements
 from trainer.training.objective import objective_of
 from trainer.training.optim import build_optimizer
-from trainer.training.samples import largest_drawing, sample_requests
-from trainer.training.text_conditioning import MAX_TEXTS, drawable_captions
+from trainer.training.samples import largest_sample, sample_configs
+from trainer.training.text_conditioning import MAX_CACHED_PROMPTS, training_captions
 from trainer.training.trackers import check_tracker
 
 
-def rehearse(config: TrainConfig, base: Base) -> None:
+def check_layers(config: TrainConfig, base: Base) -> None:
     """Raises the ConfigError or LoraFileError of a choice of layers or a start that doesn't fit the base."""
     if not (
         config.include_layers
@@ -47,7 +47,7 @@ def rehearse(config: TrainConfig, base: Base) -> None:
         start_from(Path(config.start_from), adapter)
 
 
-def planned_for(
+def plan_training(
     config: TrainConfig, manifest: Manifest, base: Base, device: torch.device, kept: Path
 ) -> Plan:
     """What this training will take. Raises ConfigError when the device has not enough memory for it."""
@@ -63,9 +63,9 @@ def planned_for(
     drawable = (
         set()
         if trains_text
-        else drawable_captions(CaptionRules(config), batches, config.steps * config.accumulation)
+        else training_captions(CaptionRules(config), batches, config.steps * config.accumulation)
     )
-    drawn, rows = largest_drawing(sample_requests(config, manifest, base), base)
+    drawn, rows = largest_sample(sample_configs(config, manifest, base), base)
     shape = Shape(
         configs=base.configs,
         dtype=precision_for(config.precision, device, base.configs, kept),
@@ -76,7 +76,7 @@ def planned_for(
         drawn=drawn,
         drawn_rows=rows,
     )
-    cached = MAX_TEXTS * caption_bytes(shape) if drawable is None else 0
+    cached = MAX_CACHED_PROMPTS * caption_bytes(shape) if drawable is None else 0
     if device.type == "cpu":  # what comes from disk stays in main memory
         forms = sum(len(augmentations_of(config, item, placement)) for item, placement in placed)
         cached += len(drawable or ()) * caption_bytes(shape) + forms * latent_bytes(shape)
@@ -94,18 +94,18 @@ def preflight(config: TrainConfig, manifest: Manifest, models: Path, kept: Path)
     dtype_of(config.precision, device)
     placements(config, base, manifest.items)
     objective_of(config, base)
-    sample_requests(config, manifest, base)
+    sample_configs(config, manifest, base)
     check_masks(config, manifest.training_items)
     check_tracker(config)
     check_compiler(config, device)
-    rehearse(config, base)
+    check_layers(config, base)
     rates = part_rates(config)
     build_optimizer(
         config,
         [{"params": [torch.zeros(1, requires_grad=True)], "lr": rates[part]} for part in part_sizes(config)],
         device,
     )
-    return planned_for(config, manifest, base, device, kept)
+    return plan_training(config, manifest, base, device, kept)
 
 
 def check_masks(config: TrainConfig, items: tuple[Item, ...]) -> None:

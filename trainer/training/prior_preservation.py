@@ -8,18 +8,18 @@ import torch
 
 from trainer.adapter.lora import Adapter
 from trainer.sdxl.unet import predict
-from trainer.training.text_conditioning import Texts
+from trainer.training.text_conditioning import TextConditioner
 
 
 @torch.no_grad()
-def with_base_answers(
+def replace_targets_with_base(
     answer_NCHW: torch.Tensor,
     keeps_base: list[bool],
     prompts: list[str],
     *,
     unet: Any,
     adapter: Adapter,
-    texts: Texts,
+    texts: TextConditioner,
     noisy_NCHW: torch.Tensor,
     timestep_N: torch.Tensor,
     time_ids: torch.Tensor,

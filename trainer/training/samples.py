@@ -19,16 +19,23 @@ from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
 from trainer.errors import ConfigError, lacks_memory
 from trainer.runs.run import Run
-from trainer.sampling.images import Drawn, save_picture, save_strip
-from trainer.sampling.sampler import SamplingConfig, conditioner, draw, rows_of_pass
-from trainer.sampling_config import NO_LIMITS, PROMPTS, STRENGTHS, Room, parse_prompt_line, picture_name
+from trainer.sampling.images import GeneratedImage, save_image, save_strip
+from trainer.sampling.sampler import SamplingConfig, conditioner, draw, rows_per_pass
+from trainer.sampling_config import (
+    NO_LIMITS,
+    PROMPTS,
+    STRENGTHS,
+    SamplingLimits,
+    parse_prompt_line,
+    picture_name,
+)
 from trainer.sdxl.base import Base
 from trainer.sdxl.schedulers import scheduler_of
 from trainer.sdxl.unet import eval_mode
-from trainer.training.text_conditioning import Texts
+from trainer.training.text_conditioning import TextConditioner
 
 
-def sample_requests(config: TrainConfig, manifest: Manifest, base: Base) -> list[tuple[int, SamplingConfig]]:
+def sample_configs(config: TrainConfig, manifest: Manifest, base: Base) -> list[tuple[int, SamplingConfig]]:
     """What to draw, as (number of its first prompt, request): the user's prompts, or four captions spread over the set.
 
     Neighbours that differ only in their prompt are drawn together. Raises ConfigError for a flag that is not understood.
@@ -57,18 +64,18 @@ def sample_requests(config: TrainConfig, manifest: Manifest, base: Base) -> list
     return requests
 
 
-def sample_texts(requests: list[tuple[int, SamplingConfig]]) -> set[str]:
+def sample_prompts_of(requests: list[tuple[int, SamplingConfig]]) -> set[str]:
     """Every prompt and negative prompt."""
     return {text for _, request in requests for text in (*request.prompts, request.negative)}
 
 
-def largest_drawing(requests: list[tuple[int, SamplingConfig]], base: Base) -> tuple[tuple[int, int], int]:
+def largest_sample(requests: list[tuple[int, SamplingConfig]], base: Base) -> tuple[tuple[int, int], int]:
     """(px of the largest picture, how many of that size the largest pass of the strip amounts to)."""
     native, areas, passes = base.native_size, {}, []
     for _, request in requests:
         size = (request.width or native, request.height or native)
         areas[size] = size[0] * size[1]
-        passes.append(areas[size] * rows_of_pass(len(request.prompts), len(STRENGTHS), size))
+        passes.append(areas[size] * rows_per_pass(len(request.prompts), len(STRENGTHS), size))
     largest = max(areas, key=lambda size: areas[size])
     return largest, -(-max(passes) // areas[largest])
 
@@ -94,7 +101,7 @@ def sample_is_due(config: TrainConfig, step: int, epochs_before: int, epochs: in
 
 
 @dataclass(frozen=True)
-class Sampler:
+class TrainingSamples:
     """Draws a training's pictures with the models that train."""
 
     run: Run
@@ -103,8 +110,8 @@ class Sampler:
     requests: list[tuple[int, SamplingConfig]]
     unet: Any
     adapter: Adapter
-    texts: Texts
-    room: Room = NO_LIMITS
+    texts: TextConditioner
+    room: SamplingLimits = NO_LIMITS
 
     def at_step(self, step: int) -> None:
         """Pictures at strength 1, told as they are made."""
@@ -144,7 +151,7 @@ class Sampler:
             for cell in self._draw(request, vae):
                 numbered = dataclasses.replace(cell, prompt_index=first + cell.prompt_index)
                 path = self.run.samples / f"{prefix}{picture_name(numbered.prompt_index, cell.strength)}"
-                save_picture(cell, request, path, base=self.base.name, loras=[(self.config.name, 1.0)])
+                save_image(cell, request, path, base=self.base.name, loras=[(self.config.name, 1.0)])
                 prompt = prompts[numbered.prompt_index]
                 told = {
                     "file": path.name,
@@ -158,7 +165,7 @@ class Sampler:
             save_strip(cells, SamplingConfig(prompts=prompts, strengths=strengths), self.run.samples)
         return facts
 
-    def _draw(self, request: SamplingConfig, vae: Any) -> list[Drawn]:
+    def _draw(self, request: SamplingConfig, vae: Any) -> list[GeneratedImage]:
         native = self.base.native_size
         return draw(
             request,

@@ -11,10 +11,10 @@ from trainer.dataset.caption_rules import CaptionRules
 from trainer.sdxl.text import PLAIN, Conditioning, Reading, encode, windows_of
 from trainer.training.batches import Batches
 
-MAX_TEXTS = 2000  # remembered together: 1.3 GB at SDXL's width
+MAX_CACHED_PROMPTS = 2000  # remembered together: 1.3 GB at SDXL's width
 
 
-def drawable_captions(rules: CaptionRules, batches: Batches, positions: int) -> set[str] | None:
+def training_captions(rules: CaptionRules, batches: Batches, positions: int) -> set[str] | None:
     """Every caption that the first `positions` batches draw; None when there are more than MAX_TEXTS.
 
     Captions are a function of seed and position, so the training's own draws are counted, not all that could be drawn.
@@ -24,26 +24,26 @@ def drawable_captions(rules: CaptionRules, batches: Batches, positions: int) -> 
     found: set[str] = set()
     for position, rows in batches.first(positions):
         found |= {caption for caption, _ in rules.at([batches.items[row] for row in rows], position)}
-        if len(found) > MAX_TEXTS:
+        if len(found) > MAX_CACHED_PROMPTS:
             return None
     return found
 
 
-def caption_reading(config: TrainConfig) -> Reading:
+def caption_encoding(config: TrainConfig) -> Reading:
     """How captions are read."""
     return Reading(
         windows=config.caption_windows, clip_skip=config.clip_skip, weighted=config.weighted_captions
     )
 
 
-def sample_reading(config: TrainConfig, prompts: set[str], tokenizer: Any) -> Reading:
+def sample_encoding(config: TrainConfig, prompts: set[str], tokenizer: Any) -> Reading:
     """How the prompts of pictures are read: whole, and with (word:1.2) as emphasis where the user wrote them as prompts."""
     weighted = bool(config.sample_prompts) or config.weighted_captions
     windows = max(windows_of(prompt, tokenizer, weighted=weighted) for prompt in prompts)
     return Reading(windows=windows, clip_skip=config.clip_skip, weighted=weighted)
 
 
-class Texts:
+class TextConditioner:
     """Conditioning of prompts: from memory, from frozen encoders that stay loaded, or from encoders that are being trained."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Texts:
         if prompt not in self.known:
             with torch.no_grad():
                 found = self.one(prompt)
-            while len(self.known) >= MAX_TEXTS:
+            while len(self.known) >= MAX_CACHED_PROMPTS:
                 self.known.pop(next(iter(self.known)))
             self.known[prompt] = found
         return self.known[prompt]

@@ -18,9 +18,9 @@ from trainer.sdxl.text import Conditioning
 from trainer.sdxl.unet import predict
 from trainer.training import checkpoint as state
 from trainer.training import noise
-from trainer.training.examples import Pictures
+from trainer.training.examples import LatentDataset
 from trainer.training.objective import Objective
-from trainer.training.text_conditioning import Texts
+from trainer.training.text_conditioning import TextConditioner
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _LEVELS = 8
@@ -35,10 +35,10 @@ class Validation:
     def __init__(
         self,
         run: Run,
-        pictures: Pictures,
+        pictures: LatentDataset,
         captions: list[str],
         objective: Objective,
-        texts: Texts,
+        texts: TextConditioner,
         unet: Any,
         adapter: Adapter,
         first: int,

@@ -16,13 +16,13 @@ from trainer.errors import LoraFileError, lacks_memory
 from trainer.lora_file.attach import attach_lora
 from trainer.lora_file.compatibility.check import check_file
 from trainer.runs.run import Run
-from trainer.training.samples import Sampler
+from trainer.training.samples import TrainingSamples
 
 # Mean difference of two pictures in steps of 255: fp16 rounds the matrices, which moves pixels by less.
 MOST = 4.0
 
 
-def check_saved(run: Run, sampler: Sampler, models: dict[str, nn.Module]) -> dict[str, Any]:
+def verify_saved(run: Run, sampler: TrainingSamples, models: dict[str, nn.Module]) -> dict[str, Any]:
     """Facts for the `checked` event; problems are said on the way.
 
     Args:
@@ -57,8 +57,8 @@ def check_saved(run: Run, sampler: Sampler, models: dict[str, nn.Module]) -> dic
     return {"takes": takes, "difference": round(differs, 3)}
 
 
-def _drawn_from_file(run: Run, sampler: Sampler, models: dict[str, nn.Module]) -> Image.Image:
-    with in_place_of(sampler.adapter, models):
+def _drawn_from_file(run: Run, sampler: TrainingSamples, models: dict[str, nn.Module]) -> Image.Image:
+    with detached(sampler.adapter, models):
         loaded = attach_lora(run.lora_file, models)
         try:
             return dataclasses.replace(sampler, adapter=loaded).one()
@@ -73,7 +73,7 @@ def difference(one: Image.Image, other: Image.Image) -> float:
 
 
 @contextlib.contextmanager
-def in_place_of(adapter: Adapter, models: dict[str, nn.Module]) -> Iterator[None]:
+def detached(adapter: Adapter, models: dict[str, nn.Module]) -> Iterator[None]:
     """The models have their own layers back, and the adapter's again afterwards."""
     for part, layers in adapter.layers.items():
         for path, layer in layers.items():

@@ -123,10 +123,10 @@ def _choose(job: dict[str, Any], models: Path) -> dict[str, Any]:
     final = recognise(run.lora_file).metadata if run.lora_file.is_file() else {}
     file = run.lora_file
     if final.get("ss_steps") != str(step):
-        from trainer.training.export_checkpoint import file_of_checkpoint
+        from trainer.training.export_checkpoint import export_checkpoint
 
         file = run.path / f"{config.name}-{step}.safetensors"
-        file_of_checkpoint(run, step, file, models)
+        export_checkpoint(run, step, file, models)
     label = Label.of(recognise(file).metadata)
     relabel(file, dataclasses.replace(label, weight=float(job["strength"])).changes())
     facts = {

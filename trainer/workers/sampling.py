@@ -117,17 +117,17 @@ class _Desk:
         )
 
     def _drawn(self, wish: dict[str, Any], request: SamplingConfig, out: Path, on_step: OnStep) -> list[Path]:
-        from trainer.sampling.pipeline import save_all
+        from trainer.sampling.pipeline import generate_and_save
 
         if wish["kind"] == "grid":
             return self._grid(wish, request, out, on_step)
         files = [(Path(file), checked_weight(weight)) for file, weight in wish["files"]][:MAX_FILES]
-        return save_all(self._base(wish["base"]), files, request, out, on_step)[:-1]
+        return generate_and_save(self._base(wish["base"]), files, request, out, on_step)[:-1]
 
     def _grid(self, wish: dict[str, Any], request: SamplingConfig, out: Path, on_step: OnStep) -> list[Path]:
         """Each checkpoint as the file that would be made of it, at all strengths."""
-        from trainer.sampling.pipeline import save_all
-        from trainer.training.export_checkpoint import file_of_checkpoint
+        from trainer.sampling.pipeline import generate_and_save
+        from trainer.training.export_checkpoint import export_checkpoint
 
         run, steps, paths = Run(Path(wish["run"])), [int(step) for step in wish["steps"]], []
         if not steps:
@@ -138,9 +138,9 @@ class _Desk:
         out.mkdir(parents=True, exist_ok=True)
         for number, step in enumerate(steps):
             file = out / f".{run.config.name}-{step}.safetensors"
-            file_of_checkpoint(run, step, file, self.models)
+            export_checkpoint(run, step, file, self.models)
             try:
-                part = save_all(
+                part = generate_and_save(
                     warm,
                     file,
                     request,

@@ -23,7 +23,7 @@ from trainer.runs import run
 from trainer.runs.commands import CommandInbox
 from trainer.sdxl.base import open_base
 from trainer.training import caching as prepare
-from trainer.training.feature_cache import Cache
+from trainer.training.feature_cache import FeatureCache
 
 WIDE = place(200, 100, [(64, 64)], step=64)  # resized to 128 x 64: half of it is cut away
 
@@ -116,7 +116,7 @@ def pictures_of(tmp_path: Path, folder: Path, **settings) -> prepare.Pictures:
     made = run.Run(tmp_path / "run")
     made.path.mkdir(exist_ok=True)
     base = open_base("tiny-sdxl", MODELS)
-    cache = Cache(tmp_path / ".cache", base.fingerprint)
+    cache = FeatureCache(tmp_path / ".cache", base.fingerprint)
     manifest = with_class_and_validation(scan(folder), TrainConfig(**settings))
     return prepare.cache_latents(
         made,

@@ -19,7 +19,7 @@ from trainer.dataset.manifest import Item, Manifest
 from trainer.dataset.scan import scan
 from trainer.sdxl.base import open_base
 from trainer.training.batches import Batches
-from trainer.training.text_conditioning import MAX_TEXTS, Texts, drawable_captions
+from trainer.training.text_conditioning import MAX_CACHED_PROMPTS, TextConditioner, training_captions
 
 TAGS = ("ink", "cat", "sitting", "moon", "night")
 
@@ -141,7 +141,7 @@ def test_exactly_the_captions_that_a_training_draws_are_prepared():
         CaptionRules(TrainConfig(shuffle_tags=True, base_prior_share=0.2, trigger="x")),
         batches_of(*items),
     )
-    prepared = drawable_captions(rules, batches, 25)
+    prepared = training_captions(rules, batches, 25)
     asked = {
         caption
         for position in range(25)
@@ -152,7 +152,7 @@ def test_exactly_the_captions_that_a_training_draws_are_prepared():
 
 def test_without_variation_every_caption_is_prepared_however_short_the_training():
     items = (item("a"), item("b", role="class"))
-    assert drawable_captions(CaptionRules(TrainConfig(caption_prefix="p")), batches_of(*items), 1) == {
+    assert training_captions(CaptionRules(TrainConfig(caption_prefix="p")), batches_of(*items), 1) == {
         "p a",
         "b",
     }
@@ -161,18 +161,18 @@ def test_without_variation_every_caption_is_prepared_however_short_the_training(
 def test_too_many_captions_to_remember_are_not_prepared():
     rules = CaptionRules(TrainConfig(shuffle_tags=True))
     batches = batches_of(item(", ".join("abcdefghij")), item(", ".join("klmnopqrst")))
-    assert drawable_captions(rules, batches, MAX_TEXTS // 4) is not None
-    assert drawable_captions(rules, batches, MAX_TEXTS * 2) is None
+    assert training_captions(rules, batches, MAX_CACHED_PROMPTS // 4) is not None
+    assert training_captions(rules, batches, MAX_CACHED_PROMPTS * 2) is None
 
 
 def test_what_is_read_as_it_comes_does_not_depend_on_what_was_read_before(monkeypatch):
     base = open_base("tiny-sdxl", MODELS)
     encoders, tokenizers = base.text_encoders(torch.device("cpu"), torch.float32), base.tokenizers()
-    monkeypatch.setattr("trainer.training.text_conditioning.MAX_TEXTS", 2)
-    texts = Texts({}, encoders, tokenizers)
+    monkeypatch.setattr("trainer.training.text_conditioning.MAX_CACHED_PROMPTS", 2)
+    texts = TextConditioner({}, encoders, tokenizers)
     before = texts.of(["a star", "a cat", "an owl", "a star"])  # more than are remembered
     assert len(texts.known) == 2
-    fresh = Texts({}, encoders, tokenizers).of(["a star"])
+    fresh = TextConditioner({}, encoders, tokenizers).of(["a star"])
     for row in (0, 3):
         assert torch.equal(before.text_NTD[row], fresh.text_NTD[0]) and torch.equal(
             before.pooled_NP[row], fresh.pooled_NP[0]

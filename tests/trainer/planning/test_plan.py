@@ -18,9 +18,9 @@ from trainer.planning import plan as planning
 from trainer.planning.memory import Need, Shape, caption_bytes, weights_of
 from trainer.planning.plan import GB, Plan, Way, as_before, own_bytes, plan, room_beside, tile_before
 from trainer.runs import run
-from trainer.sampling_config import Room
+from trainer.sampling_config import SamplingLimits
 from trainer.sdxl.base import ORIGINAL, open_base
-from trainer.training.preflight import planned_for
+from trainer.training.preflight import plan_training
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
 SMALL = Shape(configs=MODELS / "tiny-sdxl", dtype=torch.float32, width=128, height=128)
@@ -62,7 +62,7 @@ def test_text_encoders_that_stay_are_counted_whole(tmp_path: Path, monkeypatch):
     manifest = scan(INK)
 
     def need(**settings) -> Need:
-        return planned_for(
+        return plan_training(
             config_from({"steps": 100, "batch": 4, **settings}), manifest, base, CPU, tmp_path
         ).need
 
@@ -71,7 +71,7 @@ def test_text_encoders_that_stay_are_counted_whole(tmp_path: Path, monkeypatch):
     varied = need(shuffle_tags=True)
     assert varied.base == plain.base  # 24 captions in a few orders
     assert varied.cached >= plain.cached > 24 * caption_bytes(SMALL)
-    monkeypatch.setattr("trainer.training.text_conditioning.MAX_TEXTS", 3)
+    monkeypatch.setattr("trainer.training.text_conditioning.MAX_CACHED_PROMPTS", 3)
     assert need(wildcards=True).base - plain.base == encoders
 
 
@@ -115,11 +115,11 @@ def test_pictures_are_cached_in_tiles_only_where_the_whole_would_not_fit(kept: P
 
 
 def test_a_preview_on_a_full_card_draws_in_parts(monkeypatch):
-    def room(free: float) -> Room:
+    def room(free: float) -> SamplingLimits:
         monkeypatch.setattr("trainer.planning.plan.free_bytes", lambda device: int(free))
         return room_beside(SMALL.configs, torch.float32, (256, 256), 5, CPU)
 
-    assert room(64e9) == Room() and room(100e6) == Room()
+    assert room(64e9) == SamplingLimits() and room(100e6) == SamplingLimits()
     assert room(30e6).tile == 64 and 0 < room(30e6).pixels < 5 * 256 * 256
 
 

@@ -20,8 +20,8 @@ from trainer.errors import LoraFileError
 from trainer.headers.safetensors import read_header
 from trainer.presets import preset_values
 from trainer.runs import events, run
-from trainer.sampling.sampler import SamplingConfig, draw, rows_of_pass
-from trainer.sampling_config import Room
+from trainer.sampling.sampler import SamplingConfig, draw, rows_per_pass
+from trainer.sampling_config import SamplingLimits
 from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import pictures, pixels, posterior, tile_of
 from trainer.sdxl.text import Conditioning
@@ -122,7 +122,7 @@ def test_a_strip_divided_for_want_of_memory_shows_the_same_pictures(parts: dict)
     request = SamplingConfig(prompts=("a cat",), strengths=(0.0, 0.5, 1.0), steps=2)
     passes: list[int] = []
 
-    def drawn(room: Room) -> list:
+    def drawn(room: SamplingLimits) -> list:
         hook = parts["unet"].register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
         cells = draw(
             request,
@@ -135,17 +135,21 @@ def test_a_strip_divided_for_want_of_memory_shows_the_same_pictures(parts: dict)
         hook.remove()
         return [np.asarray(cell.picture, dtype=float) for cell in cells]
 
-    whole, divided = drawn(Room()), drawn(Room(pixels=2 * 128 * 128))
+    whole, divided = drawn(SamplingLimits()), drawn(SamplingLimits(pixels=2 * 128 * 128))
     assert passes == [6, 6, 4, 4, 2, 2]  # both halves of the guidance
     assert max(np.abs(one - other).max() for one, other in zip(whole, divided, strict=True)) <= 1
 
 
 def test_a_pass_holds_whole_strips_while_one_fits():
     rows = {
-        room: rows_of_pass(4, 5, (128, 128), Room(pixels=room * 128 * 128)) for room in (0, 20, 19, 9, 4, 1)
+        room: rows_per_pass(4, 5, (128, 128), SamplingLimits(pixels=room * 128 * 128))
+        for room in (0, 20, 19, 9, 4, 1)
     }
     assert rows == {0: 20, 20: 20, 19: 15, 9: 5, 4: 4, 1: 1}
-    assert rows_of_pass(4, 5, (1024, 1024)) == 5 and rows_of_pass(1, 1, (2048, 2048), Room(pixels=1)) == 1
+    assert (
+        rows_per_pass(4, 5, (1024, 1024)) == 5
+        and rows_per_pass(1, 1, (2048, 2048), SamplingLimits(pixels=1)) == 1
+    )
 
 
 def test_a_picture_in_tiles_is_nearly_the_picture(parts: dict):

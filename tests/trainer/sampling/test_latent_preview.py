@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from tests.conftest import MODELS
 from trainer.runs.draw_protocol import FRAME
-from trainer.sampling.pipeline import WarmBase, save_all
+from trainer.sampling.pipeline import WarmBase, generate_and_save
 from trainer.sampling_config import SamplingConfig
 from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import pictures, pixels, posterior
@@ -46,10 +46,10 @@ def test_whoever_follows_a_drawing_sees_it_come(warm: WarmBase, tmp_path: Path, 
             seen.append(Image.open(tmp_path / FRAME).size)
 
     request = SamplingConfig(prompts=("a cat", "a house"), strengths=(0.0, 1.0), steps=2, sampler=sampler)
-    drawn = save_all(warm, [], request, tmp_path, look)
+    drawn = generate_and_save(warm, [], request, tmp_path, look)
     assert seen and seen[0] == (2 * 128, 2 * 128)
     assert not (tmp_path / FRAME).exists() and len(drawn) == 5
-    quiet = save_all(warm, [], request, tmp_path / "quiet")
+    quiet = generate_and_save(warm, [], request, tmp_path / "quiet")
     assert [path.read_bytes() for path in quiet] == [
         path.read_bytes() for path in drawn
     ]  # to look changes nothing

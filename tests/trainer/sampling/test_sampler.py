@@ -14,7 +14,7 @@ from tests.conftest import MODELS, trainer
 from tests.trainer.lora_file.lora_samples import drawn_by_the_base_alone
 from trainer.errors import LoraFileError
 from trainer.sampling import sampler as drawing
-from trainer.sampling.deepcache import Fast
+from trainer.sampling.deepcache import DeepCache
 from trainer.sampling.pipeline import WarmBase
 from trainer.sampling.sampler import SamplingConfig
 from trainer.sdxl.base import open_base
@@ -137,7 +137,7 @@ def test_the_outermost_level_on_the_deep_layers_answer_is_the_whole_answer():
     latents = torch.randn(1, 4, 16, 16, generator=draw)
     conditioning = Conditioning(torch.randn(1, 77, unet.config.cross_attention_dim, generator=draw), pooled)
     arguments = (latents, torch.tensor(500), conditioning, torch.full((1, 6), 128.0))
-    with torch.inference_mode(), Fast(unet, 9) as fast, FlopCounterMode(display=False) as counted:
+    with torch.inference_mode(), DeepCache(unet, 9) as fast, FlopCounterMode(display=False) as counted:
         whole = fast(*arguments)
         before = counted.get_total_flops()
         again = fast(*arguments)
@@ -160,7 +160,7 @@ def test_a_fast_preview_is_like_the_true_one_for_far_less_work_and_says_so(ink_r
         np.asarray(cell.picture).astype(float) for cell in (drawn[0][1], drawn[1][1], elsewhere[0])
     )
     assert np.abs(true - fast).mean() < np.abs(true - other).mean()
-    drawing.save_picture(
+    drawing.save_image(
         drawn[1][0], dataclasses.replace(request, fast=True), tmp_path / "a.png", base="tiny-sdxl", loras=[]
     )
     assert "Fast preview: guidance on 40% of the steps" in Image.open(tmp_path / "a.png").text["parameters"]

@@ -49,7 +49,7 @@ def made(tmp_path: Path) -> run.Run:
 def test_a_continued_fp16_run_goes_on_with_the_scale_that_it_had(made: run.Run, last: int):
     """Before the scale first grew, after it, and after an overflow has halved it."""
     unbroken, continued = Training(), Training()
-    keeper = state.Keeper(made, 2)
+    keeper = state.CheckpointWriter(made, 2)
     for number in range(1, 11):
         unbroken.step(number)
         if number == last:
@@ -70,7 +70,7 @@ def test_a_continued_fp16_run_goes_on_with_the_scale_that_it_had(made: run.Run, 
 def test_a_checkpoint_of_a_version_that_kept_no_scale_still_loads(made: run.Run):
     before, after = Training(), Training()
     before.step(1)
-    keeper = state.Keeper(made, 2)
+    keeper = state.CheckpointWriter(made, 2)
     keeper.write(state.snapshot(1, before.adapter, before.optimizer))
     keeper.close()
     facts = json.loads((made.checkpoints / "step-1" / "state.json").read_text())

@@ -16,7 +16,7 @@ from trainer.runs.commands import CommandInbox
 from trainer.sdxl.base import open_base
 from trainer.train import train
 from trainer.training import caching as prepare
-from trainer.training.feature_cache import Cache
+from trainer.training.feature_cache import FeatureCache
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ def mean_of(tmp_path: Path, art: Path):
     said.path.mkdir()
 
     def of(tile: int, resolution: int = 256) -> torch.Tensor:
-        cache = Cache(tmp_path / ".cache", base.fingerprint, tile)
+        cache = FeatureCache(tmp_path / ".cache", base.fingerprint, tile)
         config = TrainConfig(resolution=resolution)
         seen = prepare.cache_latents(
             said, manifest.training_items, config, base, cache, CPU, CommandInbox(said, None)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from trainer.errors import NotFiniteError
-from trainer.training.metrics import Progress, only_if_finite, sent
+from trainer.training.metrics import DeferredMetrics, to_device, zero_grads_unless_finite
 
 CPU = torch.device("cpu")
 
 
-def waiting(losses: list[float], norms: list[float]) -> Progress:
-    progress = Progress(CPU, 10, 100)
+def waiting(losses: list[float], norms: list[float]) -> DeferredMetrics:
+    progress = DeferredMetrics(CPU, 10, 100)
     for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=11):
         progress.add(
             number,
@@ -48,7 +48,7 @@ def test_a_gradient_that_is_no_number_does_not_reach_the_weights(norm: float):
     vector = torch.nn.Parameter(torch.ones(3))
     vector.grad = torch.full((3,), norm)
     held = vector.grad.data_ptr()
-    only_if_finite([vector], torch.tensor(norm))
+    zero_grads_unless_finite([vector], torch.tensor(norm))
     assert (
         vector.grad.tolist() == ([1.0] * 3 if norm == 1.0 else [0.0] * 3) and vector.grad.data_ptr() == held
     )
@@ -56,6 +56,6 @@ def test_a_gradient_that_is_no_number_does_not_reach_the_weights(norm: float):
 
 def test_what_is_sent_has_the_precision_asked_for():
     assert (
-        sent(torch.ones(2), CPU, torch.bfloat16).dtype == torch.bfloat16
-        and sent(torch.ones(2), CPU).dtype == torch.float32
+        to_device(torch.ones(2), CPU, torch.bfloat16).dtype == torch.bfloat16
+        and to_device(torch.ones(2), CPU).dtype == torch.float32
     )

@@ -169,14 +169,14 @@ def test_multi_resolution_noise_has_unit_deviation_and_more_at_coarse_scales():
     coarse = torch.nn.functional.avg_pool2d
     assert coarse(made, 16).std() > 3 * coarse(fine, 16).std()
     assert torch.equal(
-        noise.with_coarser(fine, 6, 0.5, seeded(1)), noise.with_coarser(fine, 6, 0.5, seeded(1))
+        noise.multires_noise(fine, 6, 0.5, seeded(1)), noise.multires_noise(fine, 6, 0.5, seeded(1))
     )
 
 
 def test_without_discount_multi_resolution_noise_is_the_noise_itself():
     fine = torch.randn(2, 4, 16, 16, generator=seeded())
     torch.testing.assert_close(
-        noise.with_coarser(fine, 4, 0.0, seeded()), fine / fine.std(dim=(1, 2, 3), keepdim=True)
+        noise.multires_noise(fine, 4, 0.0, seeded()), fine / fine.std(dim=(1, 2, 3), keepdim=True)
     )
 
 

@@ -18,8 +18,8 @@ from trainer.config import OPTIMIZERS, SCHEDULES, TrainConfig, config_from
 from trainer.errors import ConfigError
 from trainer.presets import preset_values
 from trainer.training.checkpoint import _flat, _unflat
-from trainer.training.ema import Average
-from trainer.training.optim import build_optimizer, parsed_arguments, rate_factor
+from trainer.training.ema import EmaWeights
+from trainer.training.optim import build_optimizer, learning_rate_factor, parse_arguments
 
 CPU = torch.device("cpu")
 HERE = [name for name in OPTIMIZERS if name != "adamw8bit"]  # which needs a CUDA card
@@ -147,12 +147,12 @@ def test_a_preset_gives_schedulefree_a_constant_schedule():
     st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False)),
 )
 def test_any_literal_argument_is_read_back(name: str, value):
-    assert parsed_arguments((f"{name}={value!r}",)) == {name: value}
+    assert parse_arguments((f"{name}={value!r}",)) == {name: value}
 
 
 def factors(**settings) -> list[float]:
     config = TrainConfig(**{"steps": 100, "warmup_steps": 20, **settings})
-    return [rate_factor(config, step) for step in range(config.steps)]
+    return [learning_rate_factor(config, step) for step in range(config.steps)]
 
 
 def scheduled(make) -> list[float]:
@@ -222,7 +222,11 @@ def small_adapter() -> tuple[Adapter, torch.nn.Module]:
 
 
 def trained(
-    adapter: Adapter, model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: Average, steps: int
+    adapter: Adapter,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: EmaWeights,
+    steps: int,
 ) -> None:
     for _ in range(steps):
         model(torch.ones(2, 4)).square().sum().backward()
@@ -234,7 +238,7 @@ def trained(
 def test_the_average_is_an_exponential_one_that_forgets_the_start():
     adapter, model = small_adapter()
     optimizer = torch.optim.SGD(adapter.parameters(), lr=0.05)
-    average = Average(adapter, optimizer, 0.3)
+    average = EmaWeights(adapter, optimizer, 0.3)
     expected = adapter.tensors()
     for step in range(1, 6):
         trained(adapter, model, optimizer, average, 1)
@@ -254,7 +258,7 @@ def test_showing_the_average_leaves_the_trained_weights_as_they_were(kind: str):
     adapter, model = small_adapter()
     config = config_of("schedulefree") if kind == "schedulefree" else config_of("adamw")
     optimizer = build_optimizer(config, [{"params": adapter.parameters(), "lr": 0.05}], CPU)
-    average = Average(adapter, optimizer, 0.9 if kind == "ema" else 0.0)
+    average = EmaWeights(adapter, optimizer, 0.9 if kind == "ema" else 0.0)
     trained(adapter, model, optimizer, average, 4)
     before = adapter.tensors()
     with average.shown():
@@ -270,7 +274,7 @@ def test_schedulefree_shows_the_weights_that_its_evaluation_mode_recommends():
     optimizer = build_optimizer(
         config_of("schedulefree"), [{"params": adapter.parameters(), "lr": 0.05}], CPU
     )
-    average = Average(adapter, optimizer, 0.0)
+    average = EmaWeights(adapter, optimizer, 0.0)
     trained(adapter, model, optimizer, average, 5)
     y, z = adapter.parameters()[1].detach().clone(), optimizer.state[adapter.parameters()[1]]["z"]
     with average.shown():

@@ -7,8 +7,8 @@ import torch
 from tests.conftest import MODELS
 from trainer.adapter.lora import Adapter, Size
 from trainer.sdxl.base import open_base
-from trainer.training.prior_preservation import with_base_answers
-from trainer.training.text_conditioning import Texts
+from trainer.training.prior_preservation import replace_targets_with_base
+from trainer.training.text_conditioning import TextConditioner
 
 
 def test_chosen_rows_are_taught_the_untouched_bases_answer_and_the_others_their_own():
@@ -24,7 +24,7 @@ def test_chosen_rows_are_taught_the_untouched_bases_answer_and_the_others_their_
     prompts = ["a star", "a cat", "an owl"]
     answer = torch.zeros_like(noisy)
     with torch.no_grad():
-        text = Texts({}, encoders, tokenizers).of(prompts)
+        text = TextConditioner({}, encoders, tokenizers).of(prompts)
         added = {"text_embeds": text.pooled_NP, "time_ids": time_ids}
         untouched = unet(noisy, steps, text.text_NTD, added_cond_kwargs=added).sample
 
@@ -36,8 +36,8 @@ def test_chosen_rows_are_taught_the_untouched_bases_answer_and_the_others_their_
         for parameter in adapter.parameters():
             parameter.normal_(generator=draws)
         changed = unet(noisy, steps, text.text_NTD, added_cond_kwargs=added).sample
-    texts = Texts({}, encoders, tokenizers, are_trained=True)
-    taught = with_base_answers(
+    texts = TextConditioner({}, encoders, tokenizers, are_trained=True)
+    taught = replace_targets_with_base(
         answer,
         [False, True, True],
         prompts,

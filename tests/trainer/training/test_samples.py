@@ -12,13 +12,13 @@ from trainer.dataset.scan import scan
 from trainer.errors import ConfigError
 from trainer.sampling_config import parse_prompt_line
 from trainer.sdxl.base import open_base
-from trainer.training.samples import sample_is_due, sample_requests, sample_texts
+from trainer.training.samples import sample_configs, sample_is_due, sample_prompts_of
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
 def requests(*prompts: str, **settings):
-    return sample_requests(
+    return sample_configs(
         TrainConfig(sample_prompts=prompts, **settings), scan(INK), open_base("tiny-sdxl", MODELS)
     )
 
@@ -67,7 +67,7 @@ def test_prompts_without_flags_are_drawn_together_and_each_has_its_own_seed():
         (3, ("d",), 13, "blurry"),
         (4, ("e",), 14, ""),
     ]
-    assert sample_texts(found) == {"a", "b", "c", "d", "e", "blurry", ""}
+    assert sample_prompts_of(found) == {"a", "b", "c", "d", "e", "blurry", ""}
 
 
 def test_samples_come_every_so_many_steps_or_epochs():

@@ -16,9 +16,9 @@ from trainer.lora_file.writer import save_lora
 from trainer.runs import events, run
 from trainer.sampling.sampler import SamplingConfig
 from trainer.sdxl.base import open_base
-from trainer.training.samples import Sampler
-from trainer.training.text_conditioning import Texts
-from trainer.training.verify_saved import MOST, check_saved
+from trainer.training.samples import TrainingSamples
+from trainer.training.text_conditioning import TextConditioner
+from trainer.training.verify_saved import MOST, verify_saved
 
 CPU = torch.device("cpu")
 
@@ -55,8 +55,8 @@ def saved(tmp_path: Path):
                 torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)), alpha=0.1
             )
     save_lora(made.lora_file, adapter, {"ss_base_model_version": "sdxl_base_v1-0"})
-    texts = Texts({}, base.text_encoders(CPU, torch.float32), base.tokenizers())
-    sampler = Sampler(
+    texts = TextConditioner({}, base.text_encoders(CPU, torch.float32), base.tokenizers())
+    sampler = TrainingSamples(
         made, config, base, [(0, SamplingConfig(prompts=("a cat",), steps=4))], unet, adapter, texts
     )
     return made, sampler, adapter, {"unet": unet}
@@ -65,7 +65,7 @@ def saved(tmp_path: Path):
 def test_a_good_file_draws_what_memory_draws_and_the_models_are_as_before(saved):
     made, sampler, adapter, models = saved
     layers = {path: models["unet"].get_submodule(path) for path in adapter.layers["unet"]}
-    assert check_saved(made, sampler, models)["difference"] < MOST / 4
+    assert verify_saved(made, sampler, models)["difference"] < MOST / 4
     assert all(models["unet"].get_submodule(path) is layer for path, layer in layers.items())
     assert not said(made, "problem")
 
@@ -76,5 +76,5 @@ def test_a_file_of_other_values_is_told(saved):
         for parameter in adapter.parameters():
             parameter.mul_(-1.5)
             parameter.add_(0.05)
-    assert check_saved(made, sampler, models)["difference"] > MOST
+    assert verify_saved(made, sampler, models)["difference"] > MOST
     assert "draws another picture than the training did" in said(made, "problem")[-1]["message"]

@@ -28,7 +28,7 @@ from trainer.headers.lora import recognise
 from trainer.lora_file.metadata import with_hashes
 from trainer.runs import events
 from trainer.runs.run import Run
-from trainer.training.export_checkpoint import file_of_checkpoint
+from trainer.training.export_checkpoint import export_checkpoint
 from trainer.workers.lora_tools import work
 
 PLACE = {("unet", ATTENTION): shape_of(ATTENTION)}
@@ -134,7 +134,7 @@ def test_what_is_no_lora_is_not_relabelled(tmp_path: Path):
 
 def test_the_last_checkpoint_gives_the_file_that_the_training_wrote(ink_run: Path, tmp_path: Path):
     run = Run(ink_run)
-    file_of_checkpoint(run, 12, tmp_path / "a.safetensors", MODELS)
+    export_checkpoint(run, 12, tmp_path / "a.safetensors", MODELS)
     ours, theirs = load_file(tmp_path / "a.safetensors"), load_file(run.lora_file)
     assert set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert (
@@ -142,7 +142,7 @@ def test_the_last_checkpoint_gives_the_file_that_the_training_wrote(ink_run: Pat
         == recognise(run.lora_file).metadata["sshs_model_hash"]
     )
     with pytest.raises(RunError, match="step 7"):
-        file_of_checkpoint(run, 7, tmp_path / "b.safetensors", MODELS)
+        export_checkpoint(run, 7, tmp_path / "b.safetensors", MODELS)
 
 
 def test_the_chosen_checkpoint_becomes_a_checked_file_with_its_preferred_weight(
