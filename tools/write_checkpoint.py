@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
+from trainer.atomic_files import replacing
 from trainer.headers.base_model import TEXT_1, TEXT_2
 from trainer.sdxl.base import ORIGINAL
-from trainer.sdxl.ldm_names import Source, original_source
+from trainer.sdxl.ldm_names import Source, ldm_source
 from trainer.sdxl.weights import PARTS, FolderWeights, build
 
 CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}
@@ -56,14 +57,12 @@ def write(
             end,
         )
     text = json.dumps(header).encode()
-    half_written = path.with_name(f".tmp-{path.name}")
-    with half_written.open("wb") as file:
+    with replacing(path, sync=False) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key, (part, pieces) in plan.items():
             file.write(_bytes(_joined(part, pieces, lookup).reshape(shapes[key]).to(dtype)))
         for tensor in extra.values():
             file.write(_bytes(tensor))
-    half_written.replace(path)
 
 
 Piece = tuple[str, torch.Size, Source]
@@ -73,7 +72,7 @@ def _by_key(part: str, model: torch.nn.Module) -> dict[str, list[Piece]]:
     """Key of the file -> the parameters it is made of: one, or q, k and v."""
     keys: dict[str, list[Piece]] = {}
     for name, tensor in model.state_dict().items():
-        source = original_source(part, name)
+        source = ldm_source(part, name)
         keys.setdefault(source.key, []).append((name, tensor.shape, source))
     return {key: sorted(pieces, key=lambda piece: piece[2].third or 0) for key, pieces in keys.items()}
 

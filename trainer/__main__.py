@@ -219,7 +219,7 @@ def _join(folder: Path, models: Path) -> None:
 def _work(run: Any, models: Path, commands_offset: int | None = None) -> None:
     """Trains in this process, with bars on the terminal; how it ends is the run's last event."""
     from trainer.cli.progress_bars import Bars
-    from trainer.runs.failures import failure
+    from trainer.runs.failures import failure_fields
     from trainer.runs.run import claim, scan_sources
 
     with claim(run):
@@ -232,7 +232,7 @@ def _work(run: Any, models: Path, commands_offset: int | None = None) -> None:
 
                 how = recipe(run, models, commands_offset)
         except TrainerError as error:
-            run.emit("ended", sync=True, how="failed", **failure(error, _config_of(run)))
+            run.emit("ended", sync=True, how="failed", **failure_fields(error, _config_of(run)))
             raise
         except KeyboardInterrupt:
             run.emit(
@@ -242,7 +242,7 @@ def _work(run: Any, models: Path, commands_offset: int | None = None) -> None:
         except Exception as error:
             with (run.path / "trainer.log").open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
-            facts = failure(error, _config_of(run))
+            facts = failure_fields(error, _config_of(run))
             run.emit("ended", sync=True, how="failed", **facts)
             raise TrainerError(facts["message"]) from error
         run.emit("ended", sync=True, how=how)
@@ -308,11 +308,11 @@ def preview(
     files = [(file, 1.0), *(parse_weighted_file(text) for text in with_ or [])]
     if len(files) > MAX_FILES:
         raise ConfigError([f"at most {MAX_FILES} LoRAs are mixed; merge some into one first: lora merge"])
-    from trainer.headers.lora import bundled_notice, recognise
+    from trainer.lora_file.scales import file_notice
     from trainer.sampling.pipeline import generate_from_file
 
     for path, _ in files:
-        if notice := bundled_notice(path, recognise(path).tensors):
+        if notice := file_notice(path):
             typer.echo(notice, err=True)
     for path in generate_from_file(files, request, out_dir, base=base, models=models):
         typer.echo(path)
@@ -375,9 +375,9 @@ def device(
     json_: Annotated[bool, typer.Option("--json", hidden=True, help="Every device, for the queue.")] = False,
 ) -> None:
     """Say which device the training would use."""
-    from trainer.hardware.device import describe, every_device, find_device
+    from trainer.hardware.device import describe, find_device, list_devices
 
-    typer.echo(json.dumps(every_device()) if json_ else describe(find_device()))
+    typer.echo(json.dumps(list_devices()) if json_ else describe(find_device()))
 
 
 @app.command("settings")

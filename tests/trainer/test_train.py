@@ -314,7 +314,7 @@ def test_the_second_run_finds_pictures_and_captions_in_the_cache(whole: run.Run,
     again = make(whole.path.parent / "again", steps=1)
     monkeypatch.setattr(Base, "text_encoders", lambda *_: pytest.fail("text encoders were loaded"))
     monkeypatch.setattr(
-        "trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again")
+        "trainer.training.caching.encode_image", lambda *_: pytest.fail("a picture was encoded again")
     )
     train(again, MODELS)
 

@@ -39,9 +39,9 @@ def check(
 ) -> None:
     """Say what a base model is and how it would be trained. Nothing is loaded."""
     from trainer.sdxl.base import open_base
-    from trainer.sdxl.describe import described
+    from trainer.sdxl.describe import describe_base
 
-    for label, value in described(open_base(reference, models)):
+    for label, value in describe_base(open_base(reference, models)):
         typer.echo(f"{label}: {value}")
 
 

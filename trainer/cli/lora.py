@@ -50,10 +50,8 @@ PrecisionOption = Annotated[
 @app.command()
 def inspect(file: File) -> None:
     """Say what is in a LoRA file."""
-    from trainer.headers.lora import recognise
-    from trainer.lora_file.attach import describe
+    from trainer.lora_file.describe import describe
 
-    recognise(file)
     for label, value in describe(file):
         typer.echo(f"{label}: {value}")
 
@@ -250,10 +248,10 @@ def _span(values: list[int]) -> str:
 
 
 def _tell_left_out(*files: Path) -> None:
-    from trainer.headers.lora import bundled_notice, recognise
+    from trainer.lora_file.scales import file_notice
 
     for file in files:
-        if notice := bundled_notice(file, recognise(file).tensors):
+        if notice := file_notice(file):
             typer.echo(notice, err=True)
 
 

@@ -23,19 +23,19 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import layer_sizes
+from trainer.adapter.targets import layer_specs
 from trainer.config import TrainConfig
-from trainer.hardware.activation_checkpointing import recompute
+from trainer.hardware.activation_checkpointing import enable_activation_checkpointing
 from trainer.lora_file.module_names import kohya_name
-from trainer.lora_file.tensor_names import ending
-from trainer.sdxl.latents import encoding_tile_of, set_tile, tile_of
-from trainer.sdxl.quantised import quantisable
+from trainer.lora_file.tensor_names import suffix_of
+from trainer.sdxl.latents import decoding_tile, encoding_tile, set_tile, vae_scale_factor
+from trainer.sdxl.quantised import quantisable_paths
 from trainer.sdxl.weights import build
 
 META = torch.device("meta")
 
 
-class Alive(TorchDispatchMode):
+class MetaMemoryTracer(TorchDispatchMode):
     """Bytes of all tensors made inside it that live at the same time, and their peak; those of `models` do not count."""
 
     def __init__(self, *models: nn.Module) -> None:
@@ -127,7 +127,7 @@ def _kind_of(operation: Any) -> str:
 
 
 @contextlib.contextmanager
-def fused_attention() -> Iterator[None]:
+def counting_fused_attention() -> Iterator[None]:
     """Attention as fused kernels keep it: inputs, output and one number a query, never the T x T matrix.
 
     The meta device has no fused kernel and would count the matrices. Replaced by name, since a function mode of torch
@@ -161,7 +161,7 @@ class _Fused(torch.autograd.Function):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class WorkloadShape:
     """What decides a step's memory, beside the settings of the adapter."""
 
     configs: Path  # the base's configuration
@@ -174,13 +174,13 @@ class Shape:
     drawn_rows: int = 5  # pictures of that size in one pass, when memory suffices
 
     @property
-    def drawing(self) -> Shape:
+    def drawing(self) -> WorkloadShape:
         """Of the picture that is drawn, in place of the one that trains."""
         return replace(self, width=self.drawn[0] or self.width, height=self.drawn[1] or self.height)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
+class MemoryEstimate:
     """Bytes that a training holds at its peak, by what holds them."""
 
     base: int  # the frozen UNet, and text encoders that stay beside it
@@ -199,19 +199,19 @@ def meta_unet(configs: Path, dtype: torch.dtype, quantised: str = "none") -> Any
     return build("unet", configs, dtype, quantised).requires_grad_(False).eval()
 
 
-def attached(config: TrainConfig, models: dict[str, Any]) -> Adapter:
+def attach_to_meta(config: TrainConfig, models: dict[str, Any]) -> Adapter:
     adapter = Adapter()
-    for part, sizes in layer_sizes(config, models).items():
+    for part, sizes in layer_specs(config, models).items():
         adapter.attach(part, models[part], sizes)
     return adapter
 
 
-def size_of(tensors: Any) -> int:
+def tensor_bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def weights_of(model: nn.Module) -> int:
-    return size_of((*model.parameters(), *model.buffers()))
+def weight_bytes(model: nn.Module) -> int:
+    return tensor_bytes((*model.parameters(), *model.buffers()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +223,11 @@ class Step:
     calls: int  # of operations
 
 
-def step_of(config: TrainConfig, shape: Shape, level: str) -> Step:
+def trace_step(config: TrainConfig, shape: WorkloadShape, level: str) -> Step:
     unet, encoders = meta_unet(shape.configs, shape.dtype), _trained_encoders(config, shape)
-    adapter = attached(config, {"unet": unet, **encoders})
-    recompute(unet, level)
-    with fused_attention(), Alive(unet, *encoders.values()) as alive:
+    adapter = attach_to_meta(config, {"unet": unet, **encoders})
+    enable_activation_checkpointing(unet, level)
+    with counting_fused_attention(), MetaMemoryTracer(unet, *encoders.values()) as alive:
         adapter.zero_grad()
         text = [_read(encoder, config.batch * shape.windows, shape.dtype) for encoder in encoders.values()]
         loss = _predicted(unet, shape, config.batch, text).float().square().mean()
@@ -236,12 +236,14 @@ def step_of(config: TrainConfig, shape: Shape, level: str) -> Step:
     return Step(passing=alive.peak - alive.now, staying=alive.now, calls=alive.calls)
 
 
-def _trained_encoders(config: TrainConfig, shape: Shape) -> dict[str, Any]:
+def _trained_encoders(config: TrainConfig, shape: WorkloadShape) -> dict[str, Any]:
     trains = {"text_encoder": config.train_text_encoder_1, "text_encoder_2": config.train_text_encoder_2}
     return _encoders(shape, tuple(part for part, wanted in trains.items() if wanted))
 
 
-def _encoders(shape: Shape, parts: tuple[str, ...] = ("text_encoder", "text_encoder_2")) -> dict[str, Any]:
+def _encoders(
+    shape: WorkloadShape, parts: tuple[str, ...] = ("text_encoder", "text_encoder_2")
+) -> dict[str, Any]:
     """In fp32, as they read."""
     return {part: build(part, shape.configs, torch.float32).requires_grad_(False).eval() for part in parts}
 
@@ -253,19 +255,21 @@ def _read(encoder: Any, rows: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
-def layer_bytes(shape: Shape) -> int:
+def layer_bytes(shape: WorkloadShape) -> int:
     """The largest weight that a quantised base makes at once."""
     unet = meta_unet(shape.configs, shape.dtype)
-    return max((size_of([unet.get_submodule(path).weight]) for path in quantisable(unet)), default=0)
+    return max(
+        (tensor_bytes([unet.get_submodule(path).weight]) for path in quantisable_paths(unet)), default=0
+    )
 
 
-def _predicted(unet: Any, shape: Shape, rows: int, text: list[torch.Tensor] | None = None) -> torch.Tensor:
+def _predicted(
+    unet: Any, shape: WorkloadShape, rows: int, text: list[torch.Tensor] | None = None
+) -> torch.Tensor:
     """The UNet's answer; `text` are states of encoders that train, the rest of the conditioning comes from the cache."""
     facts = unet.config
     pooled = facts.projection_class_embeddings_input_dim - 6 * facts.addition_time_embed_dim
-    factor = 2 ** (
-        len(json.loads((shape.configs / "vae" / "config.json").read_text())["block_out_channels"]) - 1
-    )
+    factor = vae_scale_factor(json.loads((shape.configs / "vae" / "config.json").read_text()))
 
     def empty(*sides: int) -> torch.Tensor:
         return torch.empty(*sides, device=META, dtype=shape.dtype)
@@ -282,22 +286,22 @@ def _predicted(unet: Any, shape: Shape, rows: int, text: list[torch.Tensor] | No
 
 @functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
 @torch.no_grad()
-def denoising_bytes(shape: Shape, rows: int) -> int:
+def denoising_bytes(shape: WorkloadShape, rows: int) -> int:
     """What the guided UNet passes through for `rows` pictures at once."""
     unet = meta_unet(shape.configs, shape.dtype)
-    with fused_attention(), Alive(unet) as alive:
+    with counting_fused_attention(), MetaMemoryTracer(unet) as alive:
         _predicted(unet, shape.drawing, 2 * rows)
     return alive.peak
 
 
 @functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
 @torch.no_grad()
-def decoding_bytes(shape: Shape, *, in_tiles: bool) -> int:
+def decoding_bytes(shape: WorkloadShape, *, in_tiles: bool) -> int:
     """What the VAE passes through for one picture in fp32."""
     vae, drawn = build("vae", shape.configs, torch.float32).eval(), shape.drawing
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    set_tile(vae, tile_of(vae) if in_tiles else 0)
-    with fused_attention(), Alive(vae) as alive:
+    factor = vae_scale_factor(vae.config)
+    set_tile(vae, decoding_tile(vae) if in_tiles else 0)
+    with counting_fused_attention(), MetaMemoryTracer(vae) as alive:
         vae.decode(
             torch.empty(
                 1, vae.config.latent_channels, drawn.height // factor, drawn.width // factor, device=META
@@ -308,24 +312,24 @@ def decoding_bytes(shape: Shape, *, in_tiles: bool) -> int:
 
 @functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
 @torch.no_grad()
-def encoding_bytes(shape: Shape, *, in_tiles: bool) -> int:
+def encoding_bytes(shape: WorkloadShape, *, in_tiles: bool) -> int:
     """What the VAE passes through for one picture that is cached, in fp32."""
     vae = build("vae", shape.configs, torch.float32).eval()
-    set_tile(vae, encoding_tile_of(vae) if in_tiles else 0)
-    with fused_attention(), Alive(vae) as alive:
+    set_tile(vae, encoding_tile(vae) if in_tiles else 0)
+    with counting_fused_attention(), MetaMemoryTracer(vae) as alive:
         vae.encode(torch.empty(1, 3, shape.height, shape.width, device=META))
     return alive.peak
 
 
 @functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
 @torch.no_grad()
-def reading_bytes(shape: Shape) -> int:
+def text_encoding_bytes(shape: WorkloadShape) -> int:
     """Both text encoders, in fp32, and what one passes through for a caption that is cached."""
     encoders = _encoders(shape).values()
-    with fused_attention(), Alive(*encoders) as alive:
+    with counting_fused_attention(), MetaMemoryTracer(*encoders) as alive:
         for encoder in encoders:
             _read(encoder, shape.windows, torch.float32)
-    return sum(weights_of(encoder) for encoder in encoders) + alive.peak
+    return sum(weight_bytes(encoder) for encoder in encoders) + alive.peak
 
 
 # Numbers that each optimizer keeps for every number it trains (fp32: 4 bytes).
@@ -347,22 +351,22 @@ def adapter_bytes(config: TrainConfig, adapter: Adapter, optimizer: str) -> int:
     return int(values * (4 + _STATES.get(optimizer, 8) + average))
 
 
-def held(config: TrainConfig, shape: Shape, quantised: str = "none") -> tuple[int, Adapter]:
+def build_frozen(config: TrainConfig, shape: WorkloadShape, quantised: str = "none") -> tuple[int, Adapter]:
     """(bytes of the frozen models that stay, the adapter on them without memory)."""
     encoders = _encoders(shape) if shape.reads_text else {}
     models: dict[str, Any] = {"unet": meta_unet(shape.configs, shape.dtype, quantised), **encoders}
-    frozen = sum(weights_of(model) for model in models.values())
-    return frozen, attached(config, models)
+    frozen = sum(weight_bytes(model) for model in models.values())
+    return frozen, attach_to_meta(config, models)
 
 
-def latent_bytes(shape: Shape) -> int:
+def latent_bytes(shape: WorkloadShape) -> int:
     """What the VAE says of one picture: mean and log-variance, in fp32."""
     facts = json.loads((shape.configs / "vae" / "config.json").read_text())
-    factor = 2 ** (len(facts["block_out_channels"]) - 1)
+    factor = vae_scale_factor(facts)
     return 2 * 4 * facts["latent_channels"] * (shape.width // factor) * (shape.height // factor)
 
 
-def caption_bytes(shape: Shape) -> int:
+def caption_bytes(shape: WorkloadShape) -> int:
     """What the text encoders say of one caption: states and pooled vector, in fp32."""
     first, second = (
         json.loads((shape.configs / part / "config.json").read_text())
@@ -374,14 +378,14 @@ def caption_bytes(shape: Shape) -> int:
 
 
 @functools.lru_cache(maxsize=32)  # the same for every adapter: a warm planner counts it once
-def step_flops(shape: Shape, rows: int) -> int:
+def step_flops(shape: WorkloadShape, rows: int) -> int:
     """Floating point operations of one forward and backward pass of a batch of `rows`.
 
     The backward pass of a frozen base computes the gradient of its inputs alone, as costly as the forward pass; what is
     computed again is not counted.
     """
     unet = meta_unet(shape.configs, shape.dtype)
-    with torch.no_grad(), Alive(unet), FlopCounterMode(display=False) as counted:
+    with torch.no_grad(), MetaMemoryTracer(unet), FlopCounterMode(display=False) as counted:
         _predicted(unet, shape, rows)
     return 2 * counted.get_total_flops()
 
@@ -391,10 +395,10 @@ def file_bytes(adapter: Adapter) -> int:
     header, at = {}, 0
     for part, path, layer in adapter.walk():
         shapes = {
-            ending(role): (tuple(t.shape), "F32" if role == "dora_scale" else "F16")
+            suffix_of(role): (tuple(t.shape), "F32" if role == "dora_scale" else "F16")
             for role, t in layer.tensors().items()
         }
-        for tail, (shape, dtype) in {**shapes, ending("alpha"): ((), "F16")}.items():
+        for tail, (shape, dtype) in {**shapes, suffix_of("alpha"): ((), "F16")}.items():
             size = math.prod(shape) * (4 if dtype == "F32" else 2)
             header[kohya_name(part, path) + tail] = {
                 "dtype": dtype,

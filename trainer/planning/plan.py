@@ -23,7 +23,7 @@ from trainer.atomic_files import write_atomically
 from trainer.config import RECOMPUTE, TrainConfig
 from trainer.errors import MemoryShortError
 from trainer.planning import memory
-from trainer.planning.memory import Need, Shape
+from trainer.planning.memory import MemoryEstimate, WorkloadShape
 from trainer.runs import events
 from trainer.runs.run import Run
 from trainer.sampling_config import NO_LIMITS, PROMPTS, STRENGTHS, SamplingLimits, parse_prompt_line
@@ -46,7 +46,7 @@ _SLACK = {"cuda": 1.05, "cpu": 1.15}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class MemoryOptions:
     """What a training gives up to fit."""
 
     level: str = "none"  # of recomputation, one of RECOMPUTE
@@ -64,8 +64,8 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    need: Need
-    way: Way
+    estimate: MemoryEstimate
+    options: MemoryOptions
     own: int  # bytes that the process holds before any model is loaded
     budget: int  # bytes that there are for the whole process
     seconds: float  # of the steps, and of the pictures that are drawn on the way and at the end
@@ -74,11 +74,11 @@ class Plan:
 
     @property
     def level(self) -> str:
-        return self.way.level
+        return self.options.level
 
     @property
     def peak(self) -> int:
-        return int(self.own + self.need.peak)
+        return int(self.own + self.estimate.peak)
 
     def facts(self) -> dict[str, Any]:
         """For the run's `planned` event."""
@@ -87,19 +87,19 @@ class Plan:
             "seconds": round(self.seconds),
             "file": self.file_bytes,
             "level": self.level,
-            "optimizer": self.way.optimizer,
-            "quantised": self.way.quantised,
-            "tile": self.way.encoding_tile,
+            "optimizer": self.options.optimizer,
+            "quantised": self.options.quantised,
+            "tile": self.options.encoding_tile,
         }
 
     def line(self) -> str:
         """One sentence for the terminal and the page."""
         gave = [f"computing {_AGAIN[self.level]} again"] if self.level != "none" else []
         gave += ["the optimizer in 8 bits"] if self.eight_bits else []
-        gave += [f"the frozen base as {self.way.quantised}"] if self.way.quantised != "none" else []
-        gave += ["pictures encoded in tiles"] if self.way.encoding_tile else []
-        gave += ["pictures drawn in several passes"] if self.way.room.pixels else []
-        gave += ["pictures decoded in tiles"] if self.way.room.tile else []
+        gave += [f"the frozen base as {self.options.quantised}"] if self.options.quantised != "none" else []
+        gave += ["pictures encoded in tiles"] if self.options.encoding_tile else []
+        gave += ["pictures drawn in several passes"] if self.options.room.pixels else []
+        gave += ["pictures decoded in tiles"] if self.options.room.tile else []
         how = f", {', '.join(gave)} to fit" if gave else ""
         return f"about {duration(self.seconds)}, {self.peak / GB:.1f} of {self.budget / GB:.1f} GB of memory{how}, a file of {self.file_bytes / 1e6:.1f} MB"
 
@@ -118,7 +118,12 @@ def duration(seconds: float) -> str:
 
 
 def plan(
-    config: TrainConfig, shape: Shape, device: torch.device, kept: Path | None = None, *, cached: int = 0
+    config: TrainConfig,
+    shape: WorkloadShape,
+    device: torch.device,
+    kept: Path | None = None,
+    *,
+    cached: int = 0,
 ) -> Plan:
     """The way to fit that costs least. Raises MemoryShortError, with what to change, when even the most frugal one does not.
 
@@ -130,17 +135,20 @@ def plan(
         cached: bytes that the device remembers of what the frozen parts said.
     """
     in_bf16_on_cpu = device.type == "cpu" and shape.dtype == torch.bfloat16
-    own, budget = own_bytes(device) + (_BF16_BYTES if in_bf16_on_cpu else 0), memory_budget(config, device)
-    counted = Counted(config, shape, kept)
-    least: tuple[Way, Need] | None = None
+    own, budget = (
+        process_bytes(device) + (_BF16_BYTES if in_bf16_on_cpu else 0),
+        memory_budget(config, device),
+    )
+    counted = Measurements(config, shape, kept)
+    least: tuple[MemoryOptions, MemoryEstimate] | None = None
     for way in _ways(config, device):
         way, need = _fitted(counted, shape, way, budget - own, device, cached)
         if own + need.peak <= budget:
             rate = matmul_rate(device, shape.dtype) * (_BF16_SPEED if in_bf16_on_cpu else 1)
             seconds = _batch_seconds(counted, way.level, device, rate) * config.accumulation * config.steps
             return Plan(
-                need=need,
-                way=way,
+                estimate=need,
+                options=way,
                 own=own,
                 budget=budget,
                 file_bytes=counted.number("file"),
@@ -152,7 +160,7 @@ def plan(
     raise MemoryShortError([_too_large(config, own + least[1].peak, budget, *least)])
 
 
-def as_before(run: Run) -> TrainConfig:
+def config_of_earlier_run(run: Run) -> TrainConfig:
     """The run's settings, with what an earlier process of it has chosen and a resumed one can't choose anew."""
     said = [
         event for event in events.read(run.events)[0] if event["kind"] == "planned" and "quantised" in event
@@ -164,13 +172,13 @@ def as_before(run: Run) -> TrainConfig:
     )
 
 
-def tile_before(run: Run) -> int:
+def encoding_tile_of_earlier_run(run: Run) -> int:
     """Side in px of the tiles that the run's first process encoded its pictures in; 0 when it took them whole."""
     said = [event for event in events.read(run.events)[0] if event["kind"] == "planned"]
     return said[0].get("tile", 0) if said else 0
 
 
-def _ways(config: TrainConfig, device: torch.device) -> Iterator[Way]:
+def _ways(config: TrainConfig, device: torch.device) -> Iterator[MemoryOptions]:
     """From the one that gives up least; a setting that is no `auto` is kept."""
     levels = RECOMPUTE if config.gradient_checkpointing == "auto" else (config.gradient_checkpointing,)
     smaller = "adamw8bit" if _has_8bit(config, device) else config.optimizer
@@ -180,7 +188,7 @@ def _ways(config: TrainConfig, device: torch.device) -> Iterator[Way]:
         kinds = [(config.optimizer, chosen), (smaller, chosen)]
     for optimizer, quantised in dict.fromkeys(kinds):
         for level in levels:
-            yield Way(level=level, optimizer=optimizer, quantised=quantised)
+            yield MemoryOptions(level=level, optimizer=optimizer, quantised=quantised)
 
 
 def _has_8bit(config: TrainConfig, device: torch.device) -> bool:
@@ -190,8 +198,13 @@ def _has_8bit(config: TrainConfig, device: torch.device) -> bool:
 
 
 def _fitted(
-    counted: Counted, shape: Shape, way: Way, there: int, device: torch.device, cached: int
-) -> tuple[Way, Need]:
+    counted: Measurements,
+    shape: WorkloadShape,
+    way: MemoryOptions,
+    there: int,
+    device: torch.device,
+    cached: int,
+) -> tuple[MemoryOptions, MemoryEstimate]:
     """A way that encodes and draws with as few limits as `there` bytes allow, and what it takes.
 
     A quantised base makes one layer's weight again at a time; all else that a step passes through stays as it is. A checkpoint
@@ -206,25 +219,23 @@ def _fitted(
     step = int(counted.number(way.level) * slack) + layer + copies
     kept = cached if device.type == "cpu" else 0  # beside the VAE too; a card remembers what is read later
     tile, before = _encoding(counted, shape, there - kept, slack)
-    need = Need(
+    need = MemoryEstimate(
         base=base, cached=cached, adapter=adapter, step=step, before=before + kept, drawing=drawing + layer
     )
     return dataclasses.replace(way, room=room, encoding_tile=tile), need
 
 
-def _encoding(counted: Counted, shape: Shape, there: int, slack: float) -> tuple[int, int]:
+def _encoding(counted: Measurements, shape: WorkloadShape, there: int, slack: float) -> tuple[int, int]:
     """(side of the tiles that pictures are cached in, the bytes that caching takes): pictures first, then captions."""
     vae = counted.number("vae")
     whole, in_tiles = (vae + int(counted.number(name) * slack) for name in ("encoding", "encoding in tiles"))
     tile = (
-        memory.encoding_tile_of(memory.build("vae", shape.configs))
-        if in_tiles < whole and whole > there
-        else 0
+        memory.encoding_tile(memory.build("vae", shape.configs)) if in_tiles < whole and whole > there else 0
     )
     return tile, max(in_tiles if tile else whole, counted.number("reading"))
 
 
-def _batch_seconds(counted: Counted, level: str, device: torch.device, rate: float) -> float:
+def _batch_seconds(counted: Measurements, level: str, device: torch.device, rate: float) -> float:
     """Of one forward and backward pass.
 
     Args:
@@ -233,7 +244,7 @@ def _batch_seconds(counted: Counted, level: str, device: torch.device, rate: flo
     return _seconds(counted.number("flops") * _WORK[level], counted.number(f"calls, {level}"), device, rate)
 
 
-def _drawing_seconds(counted: Counted, device: torch.device, rate: float) -> float:
+def _drawing_seconds(counted: Measurements, device: torch.device, rate: float) -> float:
     """Of all pictures: samples at each of their steps, the strip, and the one that is drawn from memory and from the file.
 
     A picture is denoised with its prompt and without; of a step's calls, two in five are the forward pass's.
@@ -253,7 +264,9 @@ def _seconds(flops: float, calls: float, device: torch.device, rate: float) -> f
     return max(computing, calling) if device.type == "cuda" else computing + calling
 
 
-def _room(counted: Counted, shape: Shape, there: int, slack: float) -> tuple[SamplingLimits, int]:
+def _room(
+    counted: Measurements, shape: WorkloadShape, there: int, slack: float
+) -> tuple[SamplingLimits, int]:
     """(limits of a drawing that takes at most `there` bytes if any does, the bytes it takes)."""
     vae, rows = counted.number("vae"), shape.drawn_rows
     whole, one, all_rows = (
@@ -268,7 +281,7 @@ def _room(counted: Counted, shape: Shape, there: int, slack: float) -> tuple[Sam
         )
     denoising = one + (all_rows - one) * (fitting - 1) // max(1, rows - 1)
     area = shape.drawing.width * shape.drawing.height
-    tile = memory.tile_of(memory.build("vae", shape.configs)) if in_tiles else 0
+    tile = memory.decoding_tile(memory.build("vae", shape.configs)) if in_tiles else 0
     return SamplingLimits(pixels=fitting * area if fitting < rows else 0, tile=tile), vae + max(
         decoding, denoising
     )
@@ -285,8 +298,8 @@ def room_beside(
     free = free_bytes(device)
     if free > size[0] * size[1] * (_DECODING + _DENOISING * rows):
         return NO_LIMITS
-    shape = Shape(configs=configs, dtype=dtype, width=size[0], height=size[1], drawn_rows=rows)
-    counted = Counted(TrainConfig(), shape, None)
+    shape = WorkloadShape(configs=configs, dtype=dtype, width=size[0], height=size[1], drawn_rows=rows)
+    counted = Measurements(TrainConfig(), shape, None)
     return _room(counted, shape, free + counted.number("vae"), _SLACK.get(device.type, 1.0))[0]
 
 
@@ -297,7 +310,7 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-class Counted:
+class Measurements:
     """Numbers of one combination of settings and shapes, each counted when it is first asked for and kept on disk."""
 
     # What changes them, but for what is part of a number's name.
@@ -312,7 +325,7 @@ class Counted:
         "text_encoder_stop",
     )
 
-    def __init__(self, config: TrainConfig, shape: Shape, folder: Path | None) -> None:
+    def __init__(self, config: TrainConfig, shape: WorkloadShape, folder: Path | None) -> None:
         self.config, self.shape = config, shape
         counting = [
             field.name for field in dataclasses.fields(config) if field.metadata["group"] in self._GROUPS
@@ -320,7 +333,9 @@ class Counted:
         facts = {name: getattr(config, name) for name in counting if name not in self._ELSEWHERE}
         base = "".join((shape.configs / part / "config.json").read_text(encoding="utf-8") for part in PARTS)
         key = hashlib.sha256(
-            repr((VERSION, facts, dataclasses.replace(shape, configs=Path(), drawn_rows=0), base)).encode()
+            repr((VERSION, facts, dataclasses.replace(shape, configs=Path(), drawn_rows=0), base))
+            .replace("WorkloadShape(", "Shape(")
+            .encode()
         ).hexdigest()
         self.path = folder / "plans" / f"{key}.json" if folder else None
         self.known: dict[str, int] = {}
@@ -343,9 +358,9 @@ class Counted:
         config, shape = self.config, self.shape
         match what:
             case "base":
-                return {f"base, {kind}": memory.held(config, shape, kind)[0]}
+                return {f"base, {kind}": memory.build_frozen(config, shape, kind)[0]}
             case "adapter" | "file":
-                adapter = memory.held(config, shape)[1]
+                adapter = memory.build_frozen(config, shape)[1]
                 optimizer = kind or config.optimizer
                 return {
                     f"adapter, {optimizer}": memory.adapter_bytes(config, adapter, optimizer),
@@ -353,16 +368,16 @@ class Counted:
                 }
             case "stays" | "calls" | "none" | "feed-forward" | "deep" | "all":
                 level = kind or what
-                step = memory.step_of(config, shape, level)
+                step = memory.trace_step(config, shape, level)
                 return {level: step.passing, f"stays, {level}": step.staying, f"calls, {level}": step.calls}
             case "layer":
                 return {what: memory.layer_bytes(shape)}
             case "encoding" | "encoding in tiles":
                 return {what: memory.encoding_bytes(shape, in_tiles=what != "encoding")}
             case "reading":
-                return {what: memory.reading_bytes(shape)}
+                return {what: memory.text_encoding_bytes(shape)}
             case "vae":
-                return {what: memory.weights_of(memory.build("vae", shape.configs))}
+                return {what: memory.weight_bytes(memory.build("vae", shape.configs))}
             case "denoising":
                 return {f"denoising, {kind}": memory.denoising_bytes(shape, int(kind))}
             case "decoding" | "decoding in tiles":
@@ -374,7 +389,7 @@ class Counted:
         raise KeyError(what)
 
 
-def _too_large(config: TrainConfig, peak: int, budget: int, way: Way, need: Need) -> str:
+def _too_large(config: TrainConfig, peak: int, budget: int, way: MemoryOptions, need: MemoryEstimate) -> str:
     advice = [_smaller_batch(config)] if config.batch > 1 and need.step > need.before else []
     if config.gradient_checkpointing not in ("auto", "all"):
         advice.append("gradient_checkpointing auto")
@@ -391,7 +406,7 @@ def _smaller_batch(config: TrainConfig) -> str:
     return f"batch {max(1, config.batch // 2)} with accumulation {2 * config.accumulation}"
 
 
-def own_bytes(device: torch.device) -> int:
+def process_bytes(device: torch.device) -> int:
     """What the process takes of the device's memory before any model is there."""
     return CONTEXT_BYTES if device.type == "cuda" else psutil.Process().memory_info().rss + LIBRARY_BYTES
 

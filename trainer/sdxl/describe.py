@@ -13,7 +13,7 @@ from trainer.sdxl.weights import PARTS, build, weight_files
 _NAMES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder 1", "text_encoder_2": "text encoder 2"}
 
 
-def described(base: Base) -> Iterator[tuple[str, str]]:
+def describe_base(base: Base) -> Iterator[tuple[str, str]]:
     """(label, value). Raises BaseError when the file is no whole base."""
     single = base.path.is_file()
     yield "base", f"{base.name}, {'a single file of the original layout' if single else 'a diffusers folder'}"

@@ -39,7 +39,7 @@ class Source:
         )
 
 
-def original_source(part: str, name: str) -> Source:
+def ldm_source(part: str, name: str) -> Source:
     """Source of the parameter `name` of a part."""
     module, _, leaf = name.rpartition(".")
     if part == "unet":

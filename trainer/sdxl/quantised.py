@@ -112,7 +112,7 @@ def pack(weight_OI: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor
     return codes.round().to(torch.int8) if kind == "int8" else codes.to(torch.float8_e4m3fn), scales
 
 
-def quantisable(unet: nn.Module) -> list[str]:
+def quantisable_paths(unet: nn.Module) -> list[str]:
     """Paths of the linear layers that are kept in fewer bits: attention, feed-forward and the projections around them.
 
     Convolutions, embeddings of time and norms stay: together 14 % of SDXL's UNet, and the parts that mind it most.

@@ -7,14 +7,14 @@ section 2.1). A long prompt is read in several windows of 75 words of its own, l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from trainer.errors import ConfigError
 from trainer.sdxl.emphasis import emphasis
+from trainer.sdxl.protocols import TextEncoder, Tokenizer
 
-Encoders = tuple[Any, Any]
+Encoders = tuple[TextEncoder, TextEncoder]
 WINDOW = 75  # tokens of a prompt that an encoder reads at once, between its start and its end mark
 
 
@@ -35,19 +35,27 @@ class Conditioning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class PromptEncoding:
     """How prompts are read."""
 
     windows: int = 1  # every prompt is read in as many, so that all have the same length
     clip_skip: int = 2  # which layer's states, from the end: 2 is the penultimate, SDXL's own
     weighted: bool = False  # whether (word:1.2) is emphasis or plain text
 
+    @property
+    def cache_key(self) -> str:
+        """The name of this encoding in the cache of text embeddings; caches on disk contain it, so it never changes."""
+        return f"Reading(windows={self.windows!r}, clip_skip={self.clip_skip!r}, weighted={self.weighted!r})"
 
-PLAIN = Reading()
+
+DEFAULT_ENCODING = PromptEncoding()
 
 
 def encode(
-    prompts: list[str], tokenizers: tuple[Any, Any], encoders: Encoders, reading: Reading = PLAIN
+    prompts: list[str],
+    tokenizers: tuple[Tokenizer, Tokenizer],
+    encoders: Encoders,
+    reading: PromptEncoding = DEFAULT_ENCODING,
 ) -> Conditioning:
     """Conditioning of each prompt; what passes the last window is cut off.
 
@@ -72,7 +80,7 @@ def encode(
         state_MTD = output.hidden_states[-reading.clip_skip]
         weight_MT = torch.tensor([row for rows in weights for row in rows], device=encoder.device)
         if bool((weight_MT != 1).any()):
-            empty = torch.tensor(token_windows("", tokenizer, PLAIN)[0], device=encoder.device)
+            empty = torch.tensor(token_windows("", tokenizer, DEFAULT_ENCODING)[0], device=encoder.device)
             empty_1TD = encoder(empty, output_hidden_states=True).hidden_states[-reading.clip_skip]
             state_MTD = empty_1TD + weight_MT[..., None].to(state_MTD.dtype) * (state_MTD - empty_1TD)
         states.append(state_MTD.reshape(len(prompts), -1, state_MTD.shape[-1]))
@@ -82,7 +90,9 @@ def encode(
     return Conditioning(torch.cat(states, dim=-1), pooled)
 
 
-def token_windows(prompt: str, tokenizer: Any, reading: Reading) -> tuple[list[list[int]], list[list[float]]]:
+def token_windows(
+    prompt: str, tokenizer: Tokenizer, reading: PromptEncoding
+) -> tuple[list[list[int]], list[list[float]]]:
     """Token ids and weights, a row of 77 for each window: start mark, up to 75 tokens, end mark, padding."""
     ids, weights = _tokens(prompt, tokenizer, reading.weighted)
     rows, row_weights = [], []
@@ -96,7 +106,7 @@ def token_windows(prompt: str, tokenizer: Any, reading: Reading) -> tuple[list[l
     return rows, row_weights
 
 
-def _tokens(prompt: str, tokenizer: Any, weighted: bool) -> tuple[list[int], list[float]]:
+def _tokens(prompt: str, tokenizer: Tokenizer, weighted: bool) -> tuple[list[int], list[float]]:
     ids, weights = [], []
     for text, weight in emphasis(prompt) if weighted else [(prompt, 1.0)]:
         found = tokenizer(text, add_special_tokens=False, truncation=False).input_ids
@@ -105,11 +115,13 @@ def _tokens(prompt: str, tokenizer: Any, weighted: bool) -> tuple[list[int], lis
     return ids, weights
 
 
-def windows_of(prompt: str, tokenizer: Any, *, weighted: bool = False) -> int:
+def count_windows(prompt: str, tokenizer: Tokenizer, *, weighted: bool = False) -> int:
     """How many windows a prompt fills, at least one."""
     return max(1, -(-len(_tokens(prompt, tokenizer, weighted)[0]) // WINDOW))
 
 
-def tokens_cut(prompt: str, tokenizer: Any, reading: Reading = PLAIN) -> int:
+def count_truncated_tokens(
+    prompt: str, tokenizer: Tokenizer, reading: PromptEncoding = DEFAULT_ENCODING
+) -> int:
     """Tokens of a prompt beyond those that are read."""
     return max(0, len(_tokens(prompt, tokenizer, reading.weighted)[0]) - WINDOW * reading.windows)

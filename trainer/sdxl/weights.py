@@ -17,9 +17,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from trainer.errors import BaseError
-from trainer.sdxl.ldm_names import original_source
+from trainer.sdxl.ldm_names import ldm_source
 from trainer.sdxl.mmap_reader import MappedFile
-from trainer.sdxl.quantised import QuantisedLinear, quantisable
+from trainer.sdxl.quantised import QuantisedLinear, quantisable_paths
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
@@ -64,7 +64,7 @@ class FileWeights:
             raise BaseError(f"{self.path.name} holds no VAE; put sdxl_vae.safetensors beside it")
         file = MappedFile(path)
         for name, parameter in model.state_dict().items():
-            source = original_source(part, name)
+            source = ldm_source(part, name)
             key = source.key if source.key in file.keys else source.key.removeprefix("first_stage_model.")
             if key not in file.keys:
                 raise BaseError(
@@ -107,7 +107,7 @@ def build(part: str, config: Path, dtype: torch.dtype = torch.float32, quantised
     facts = json.loads((config / part / "config.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
         model = nn.Module.to(_BUILDERS[part](facts), dtype)
-        for path in quantisable(model) if quantised != "none" else ():
+        for path in quantisable_paths(model) if quantised != "none" else ():
             layer: Any = model.get_submodule(path)
             model.set_submodule(
                 path, QuantisedLinear(layer.weight, kind=quantised, dtype=dtype, bias=layer.bias)
@@ -147,7 +147,7 @@ def load(
     model = build(part, config)
     expected = model.state_dict()
     filled: dict[str, torch.Tensor] = {}
-    packed = set(quantisable(model)) if quantised != "none" else set()
+    packed = set(quantisable_paths(model)) if quantised != "none" else set()
     layers: dict[str, QuantisedLinear] = {}
     for name, tensor in weights.tensors(part, model):
         if tensor.shape != expected[name].shape:

@@ -22,8 +22,9 @@ from typing import Any
 from trainer.atomic_files import write_atomically
 from trainer.errors import LoraFileError, TrainerError
 from trainer.headers.edit_metadata import Label, relabel
-from trainer.headers.lora import bundled_notice, recognise
+from trainer.headers.lora import recognise
 from trainer.headers.sidecars import CHOICE, ENTRY
+from trainer.json_files import read_object
 from trainer.runs.run import Run, claim
 from trainer.runs.work import run_to_end
 
@@ -75,15 +76,16 @@ def _made(job: dict[str, Any], models: Path) -> dict[str, Any]:
 
 def _checked(job: dict[str, Any], models: Path) -> dict[str, Any]:
     """What is said from now on of a file that is there; one that was deleted meanwhile does not come back."""
-    from trainer.lora_file.modules import read_modules
+    from trainer.lora_file.reader import read_modules
+    from trainer.lora_file.scales import file_notice
 
     file = Path(job["source"])
-    kept = _read(file.parent / ENTRY)
+    kept = read_object(file.parent / ENTRY)
     facts: dict[str, Any] = {"takes": [], "problem": ""}
     try:
         read_modules(file)  # every tensor accounted for, every value a number
         facts["takes"] = takes(file, models)
-        facts["problem"] = bundled_notice(file, recognise(file).tensors)
+        facts["problem"] = file_notice(file)
     except TrainerError as error:
         facts["problem"] = str(error)
     facts = {"origin": "check", "of": [], "made": time.time(), **kept, **facts}
@@ -145,11 +147,3 @@ def takes(file: Path, models: Path) -> list[str]:
     from trainer.lora_file.compatibility.check import check_file
 
     return [verdict.tool for verdict in check_file(file, bases=models).verdicts if verdict.whole]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
