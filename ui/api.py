@@ -24,7 +24,7 @@ from ui.store.library import Library
 from ui.tabs import Shared
 from ui.views.html import picture_url
 from ui.views.settings_form import FILES, FOLDERS, TERMINAL_ONLY
-from ui.workspace import Desk
+from ui.workspace import Workspace
 
 PREVIEW_SECONDS = 1800
 
@@ -35,17 +35,19 @@ def build(shared: Shared) -> None:
     def start_training(project: str, settings: dict, request: gr.Request) -> dict:
         """Trains on a project's pictures, as soon as the device is free; settings as in docs/settings.md."""
         with told("start_training"):
-            desk = studio.of(request)
+            workspace = studio.workspace_of(request)
             return {
-                "run": desk.jobs.start(
-                    desk.projects.folder(text(project)), checked(desk, text(project), settings), another=True
+                "run": workspace.runs.start(
+                    workspace.projects.folder(text(project)),
+                    checked(workspace, text(project), settings),
+                    another=True,
                 )
             }
 
     def status(run: str, request: gr.Request) -> dict:
         """How a training stands."""
         with told("status"):
-            standing = studio.of(request).jobs.standing(text(run))
+            standing = studio.workspace_of(request).runs.status(text(run))
             view = standing.view
             return {
                 "run": run,
@@ -64,7 +66,7 @@ def build(shared: Shared) -> None:
     async def preview(run: str, prompt: str, strengths: list[float], seed: int, request: gr.Request) -> dict:
         """Pictures of one prompt at several strengths, 0 being the base model's own; answers when they are drawn."""
         with told("preview"):
-            drawings = Drawings(studio.of(request).jobs)
+            drawings = Drawings(studio.workspace_of(request).runs)
             values = {"prompts": [text(prompt)], "strengths": strengths, "seed": seed}
             asked = await asyncio.to_thread(drawings.ask, [(text(run), 1.0)], values)
             for _ in range(PREVIEW_SECONDS):
@@ -83,7 +85,7 @@ def build(shared: Shared) -> None:
     def download(run: str, request: gr.Request) -> dict:
         """Where the LoRA file of a training is fetched."""
         with told("download"):
-            file = studio.of(request).jobs.run(text(run)).lora_file
+            file = studio.workspace_of(request).runs.run(text(run)).lora_file
             if not file.is_file():
                 raise TrainerError(f"“{run}” has no file yet; wait until it has ended")
             return {"name": file.name, "url": f"/download/{quote(run)}", "bytes": file.stat().st_size}
@@ -113,7 +115,7 @@ def text(value: Any) -> str:
     return value
 
 
-def checked(desk: Desk, project: str, settings: Any) -> dict[str, Any]:
+def checked(workspace: Workspace, project: str, settings: Any) -> dict[str, Any]:
     """Settings of a script, each looked up; folders and files by their names in the studio. Raises TrainerError."""
     if not isinstance(settings, dict):
         raise ConfigError(["settings must be a dictionary, like {'preset': 'style'}"])
@@ -122,11 +124,15 @@ def checked(desk: Desk, project: str, settings: Any) -> dict[str, Any]:
         raise ConfigError([f"{closed[0]} can only be set on the command line"])
     said = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
     said.update(
-        {name: str(desk.projects.folder(text(said[name])).resolve()) for name in FOLDERS if said.get(name)}
+        {
+            name: str(workspace.projects.folder(text(said[name])).resolve())
+            for name in FOLDERS
+            if said.get(name)
+        }
     )
-    said.update({name: Library(desk.jobs).path(text(said[name])) for name in FILES if said.get(name)})
-    if said.get("base", TrainConfig.base) not in desk.jobs.bases():
+    said.update({name: Library(workspace.runs).path(text(said[name])) for name in FILES if said.get(name)})
+    if said.get("base", TrainConfig.base) not in workspace.runs.bases():
         raise ConfigError(
-            [f"there is no base model {said['base']!r}; there are {', '.join(desk.jobs.bases())}"]
+            [f"there is no base model {said['base']!r}; there are {', '.join(workspace.runs.bases())}"]
         )
-    return {"name": project, "base": desk.jobs.bases()[0], **said}
+    return {"name": project, "base": workspace.runs.bases()[0], **said}

@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trainer.errors import TrainerError
-from ui.access.allowlist import Door
+from ui.access.allowlist import Endpoint
 from ui.access.body_limits import Parts, Refused, counted, replay, whole
 from ui.access.hosts import Hosts
 from ui.text import Words, preferred
@@ -49,7 +49,7 @@ class Guard:
         self,
         app: ASGIApp,
         studio: Studio,
-        doors: Sequence[Door],
+        doors: Sequence[Endpoint],
         hosts: Hosts,
         links: Callable[[], str] = str,
     ) -> None:
@@ -111,7 +111,7 @@ class Guard:
         await self._pass(door, match, user or "", scope, receive, send)
 
     async def _pass(
-        self, door: Door, match: re.Match[str], user: str, scope: Scope, receive: Receive, send: Send
+        self, door: Endpoint, match: re.Match[str], user: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """By a door, with what the user's browser calls its own made the user's own."""
         named = match.groupdict()
@@ -176,7 +176,7 @@ class Guard:
 
         def check(incoming_bytes: int) -> None:
             try:
-                self.studio.check_room(incoming_bytes)
+                self.studio.check_free_space(incoming_bytes)
             except TrainerError:
                 raise Refused(507, "refused.no_space") from None
 
@@ -191,7 +191,7 @@ class Guard:
         check(_length(headers))
         return look
 
-    def _seen(self, door: Door, user: str, send: Send) -> Send:
+    def _seen(self, door: Endpoint, user: str, send: Send) -> Send:
         """`send` that learns from the whole answer: ids of calls, paths of uploads, the page's own scripts."""
         start: Message = {}
         pieces: list[bytes] = []
@@ -220,14 +220,14 @@ class Guard:
 
         return gathered
 
-    def _learn(self, door: Door, user: str, body: bytes) -> None:
+    def _learn(self, door: Endpoint, user: str, body: bytes) -> None:
         try:
             said = json.loads(body)
         except ValueError:
             return
         if door.kind == "upload" and isinstance(said, list):
             for path in said:
-                self.studio.uploads.arrived(user, str(path))
+                self.studio.uploads.record(user, str(path))
         elif isinstance(said, dict) and isinstance(said.get("event_id"), str):
             self._events[said["event_id"]] = user
             while len(self._events) > _KEPT_EVENTS:

@@ -158,7 +158,7 @@ def add_user(arguments: list[str], *, program: str) -> int:
     from ui.access import accounts
 
     try:
-        name = accounts.add_user(options.auth, options.name, accounts.ask_password(options.name))
+        name = accounts.add_user(options.auth, options.name, accounts.prompt_password(options.name))
     except (TrainerError, OSError, KeyboardInterrupt) as error:
         return refuse(str(error) or "cancelled; no account was changed")
     print(f"{name} can log in: {program} --auth {options.auth}")

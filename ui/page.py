@@ -13,7 +13,7 @@ from ui.routes.login import account_html
 from ui.tabs import PRIVATE, QUIET, Shared, artwork, captions, library, train, try_it
 from ui.text import LANGUAGES, sentences
 from ui.updates import SECTIONS
-from ui.workspace import Desk, Studio
+from ui.workspace import Studio, Workspace
 
 TABS = (artwork, captions, train, try_it, library)
 
@@ -68,22 +68,22 @@ def build_page(studio: Studio, label: gr.I18n) -> gr.Blocks:
         def opened(request: gr.Request) -> Any:
             """The project and the tab that the address names, which the page's script keeps true."""
             try:
-                desk = studio.of(request)
+                workspace = studio.workspace_of(request)
             except TrainerError as error:
                 raise gr.Error(str(error), duration=None, print_exception=False) from None
-            names, asked = desk.projects.names(), dict(request.query_params)
-            chosen = asked.get("project") if asked.get("project") in names else desk.projects.latest()
+            names, asked = workspace.projects.names(), dict(request.query_params)
+            chosen = asked.get("project") if asked.get("project") in names else workspace.projects.latest()
             known = [tab.__name__.rsplit(".", 1)[-1] for tab in TABS]
             return gr.update(choices=names, value=chosen), gr.update(selected=asked["tab"]) if asked.get(
                 "tab"
             ) in known else gr.skip()
 
-        def new_project(desk: Desk, wanted: str):
-            made = desk.projects.create(wanted)
-            return gr.update(choices=desk.projects.names(), value=made), ""
+        def new_project(workspace: Workspace, wanted: str):
+            made = workspace.projects.create(wanted)
+            return gr.update(choices=workspace.projects.names(), value=made), ""
 
         page.load(opened, None, [project, tabs], **QUIET)
         if studio.accounts:
-            page.load(shared.on(lambda desk: account_html(desk)), None, account, **QUIET)
+            page.load(shared.on(lambda workspace: account_html(workspace)), None, account, **QUIET)
         create.click(shared.on(new_project), new_name, [project, new_name], **PRIVATE)
     return page

@@ -25,7 +25,7 @@ from ui.guard import Guard
 from ui.store.limits import Limits
 from ui.workspace import Studio
 
-_TIDY_SECONDS = 600
+_CLEAN_UP_SECONDS = 600
 _QUEUE: dict[str, Any] = {"max_size": 100, "default_concurrency_limit": 4}
 
 
@@ -46,7 +46,7 @@ def build_app(
     without_editor_stubs()
     import gradio as gr
 
-    from ui.access.allowlist import gradio_doors, own_doors
+    from ui.access.allowlist import gradio_endpoints, own_endpoints
     from ui.page import build_page, translations
     from ui.routes import add_routes
     from ui.routes.assets import Assets
@@ -55,7 +55,7 @@ def build_app(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     frontend = Assets(Path(gr.__file__).parent / "templates" / "frontend" / "assets")
     add_routes(app, studio, frontend)
-    doors = [*own_doors(app.routes), *gradio_doors(studio.limits)]
+    doors = [*own_endpoints(app.routes), *gradio_endpoints(studio.limits)]
     label = translations()
     page = build_page(studio, label).queue(**_QUEUE)
     gr.mount_gradio_app(
@@ -110,7 +110,7 @@ def serve(
             )
             print(f"Impasto is at {url(host, port)}  (Ctrl-C ends it)", flush=True)
             threading.Thread(target=_say_devices, args=(app.studio.queue,), daemon=True).start()
-            threading.Thread(target=_keep_tidy, args=(app.studio,), daemon=True).start()
+            threading.Thread(target=_clean_up_regularly, args=(app.studio,), daemon=True).start()
             uvicorn.run(
                 app,
                 host=host,
@@ -165,11 +165,11 @@ def _is_free(host: str, port: int) -> bool:
     return True
 
 
-def _keep_tidy(studio: Studio) -> None:
-    studio.tidy(0)  # whoever was sending has gone with the server before this one
+def _clean_up_regularly(studio: Studio) -> None:
+    studio.clean_up(0)  # whoever was sending has gone with the server before this one
     while True:
-        time.sleep(_TIDY_SECONDS)
-        studio.tidy()
+        time.sleep(_CLEAN_UP_SECONDS)
+        studio.clean_up()
 
 
 def _say_devices(queue: Queue) -> None:

@@ -1,4 +1,4 @@
-"""The named endpoints: a script starts a training, follows it, fetches its file, and can't reach past its own desk."""
+"""The named endpoints: a script starts a training, follows it, fetches its file, and can't reach past its own workspace."""
 
 from __future__ import annotations
 

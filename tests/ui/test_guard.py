@@ -313,7 +313,7 @@ def test_an_upload_that_broke_off_is_swept_and_the_next_one_comes_in(guard: Guar
     headers, body = multipart(('name="files"; filename="a.png"', b"x" * 100_000))
     for cut in (200, 30_000, 90_000):
         asyncio.run(ask(guard, "POST", "/gradio_api/upload", headers, [body[:cut]], breaks_off=True))
-    guard.studio.tidy(0)
+    guard.studio.clean_up(0)
     assert not [path for path in guard.studio.uploads.folder.rglob("*") if path.is_file()]
     (path,) = client.post("/gradio_api/upload", files={"files": ("a.png", b"small")}).json()
     assert Path(path).read_bytes() == b"small" and client.get(f"/gradio_api/file={path}").content == b"small"
@@ -340,9 +340,9 @@ def test_the_studio_takes_no_more_than_its_limit(tmp_path: Path):
 
 
 def build_doors():
-    from ui.access.allowlist import gradio_doors
+    from ui.access.allowlist import gradio_endpoints
 
-    return gradio_doors(Limits())
+    return gradio_endpoints(Limits())
 
 
 async def ask(

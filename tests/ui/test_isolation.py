@@ -357,7 +357,7 @@ def test_a_new_user_begins_with_the_sample_set_of_their_own(house: House):
     root = house.guard.studio.datasets
     assert (root / "_users" / "ben" / "ink-emoji" / "owl.txt").read_text() == "bens owl\n"
     assert "bens owl" not in (root / "ink-emoji" / "owl.txt").read_text()
-    assert house.guard.studio.projects.names() == []  # what is in the page before anybody asks
+    assert house.guard.studio.initial.projects.names() == []  # what is in the page before anybody asks
 
 
 def test_routes_and_doors_agree(house: House):

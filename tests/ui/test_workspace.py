@@ -24,7 +24,7 @@ from trainer.runs.job import Job
 from ui.server import build_app
 from ui.store.caption_edits import save_caption
 from ui.store.projects import Projects, clean_name
-from ui.store.runs import Jobs, Standing, standing_of
+from ui.store.runs import Runs, RunStatus, run_status
 from ui.text import Words
 from ui.views.progress import status_html
 from ui.views.strips import run_pictures, strip_html
@@ -149,10 +149,10 @@ def test_kohya_folders_show_their_pictures(tmp_path: Path):
     (tmp_path / "datasets" / "cats" / "10_sks cat").mkdir(parents=True)
     Image.new("RGB", (50, 50)).save(tmp_path / "datasets" / "cats" / "10_sks cat" / "a.png")
     projects = Projects(tmp_path / "datasets", tmp_path / "cache")
-    assert [(c.name, c.caption) for c in projects.cards("cats")] == [("10_sks cat/a.png", "sks cat")]
+    assert [(c.name, c.caption) for c in projects.pictures("cats")] == [("10_sks cat/a.png", "sks cat")]
     save_caption(projects, "cats", "10_sks cat/a.png", "a cat")
     assert (
-        projects.cards("cats")[0].caption == "a cat"
+        projects.pictures("cats")[0].caption == "a cat"
         and projects.thumbnail("cats", "10_sks cat/a.png").is_file()
     )
 
@@ -167,7 +167,7 @@ def test_a_continued_run_shows_its_new_pictures():
 def test_a_folder_without_pictures_is_told_without_its_path(tmp_path: Path):
     (tmp_path / "datasets" / "empty").mkdir(parents=True)
     with pytest.raises(DatasetError) as told:
-        Jobs(tmp_path / "outputs", MODELS).start(tmp_path / "datasets" / "empty", {"name": "x"})
+        Runs(tmp_path / "outputs", MODELS).start(tmp_path / "datasets" / "empty", {"name": "x"})
     assert str(tmp_path) not in str(told.value) and "empty holds no picture" in str(told.value)
 
 
@@ -183,10 +183,10 @@ def test_names_from_a_browser_are_safe_file_names(text: str):
 
 
 def test_jobs_refuse_names_that_are_no_runs(tmp_path: Path):
-    jobs = Jobs(tmp_path, MODELS)
+    runs = Runs(tmp_path, MODELS)
     for name in ("..", "/etc", "gone", ""):
         with pytest.raises(RunError):
-            jobs.run(name)
+            runs.run(name)
     with pytest.raises(DatasetError):
         Projects(tmp_path, tmp_path).folder("..")
 
@@ -197,7 +197,7 @@ def test_markup_in_captions_is_shown_as_text():
         Words(), run_pictures("r", [{"file": "a.png", "prompt": evil, "strength": 0.0}])
     )
     assert "<img" not in status_html(
-        Standing(View(ended="failed", message=evil), "failed"), Words(), name=evil
+        RunStatus(View(ended="failed", message=evil), "failed"), Words(), name=evil
     )
 
 
@@ -209,19 +209,19 @@ def test_the_strip_has_a_slider_that_swaps_pictures():
 
 def test_a_run_whose_process_died_is_interrupted():
     view = View(stage="training", step=3, steps=9, seconds_left=4.0)
-    assert "Interrupted" in status_html(standing_of(view, False, None), Words())
-    assert "step 3 of 9 (33%), about 4 s left" in status_html(standing_of(view, True, None), Words())
+    assert "Interrupted" in status_html(run_status(view, False, None), Words())
+    assert "step 3 of 9 (33%), about 4 s left" in status_html(run_status(view, True, None), Words())
 
 
 def test_a_training_that_falls_silent_is_said_to_be_stuck_and_no_slow_one_is():
     view = View(stage="training", step=3, steps=9, seconds_left=4.0, last_event_at=1000.0)
-    assert "stuck" not in status_html(standing_of(view, True, None, now=1290.0), Words())
+    assert "stuck" not in status_html(run_status(view, True, None, now=1290.0), Words())
     assert "No progress for 7 min; the training may be stuck" in status_html(
-        standing_of(view, True, None, now=1420.0), Words()
+        run_status(view, True, None, now=1420.0), Words()
     )
     slow = dataclasses.replace(view, seconds_left=6 * 60.0)  # a minute a step
-    assert "stuck" not in status_html(standing_of(slow, True, None, now=1420.0), Words())
-    assert "stuck" in status_html(standing_of(slow, True, None, now=2300.0), Words())
+    assert "stuck" not in status_html(run_status(slow, True, None, now=1420.0), Words())
+    assert "stuck" in status_html(run_status(slow, True, None, now=2300.0), Words())
 
 
 def test_a_training_that_was_stuck_and_ended_by_stop_is_told_as_stopped():
@@ -236,8 +236,8 @@ def test_a_training_that_was_stuck_and_ended_by_stop_is_told_as_stopped():
         stops=2,
     )
     view = View(stage="training", step=3, steps=9)
-    assert standing_of(view, False, job).state == "stopped"
-    assert standing_of(view, False, dataclasses.replace(job, stops=0)).killed
+    assert run_status(view, False, job).state == "stopped"
+    assert run_status(view, False, dataclasses.replace(job, stops=0)).killed
 
 
 def test_two_visitors_may_ask_for_the_same_thumbnail_at_once(tmp_path: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
+from trainer.atomic_files import replacing
 from trainer.sampling.deepcache import WORDS
 from trainer.sampling_config import SamplingConfig, sampler_description
 from trainer.version import SOFTWARE
@@ -46,16 +47,15 @@ def save_image(
         f"{prompt}{call}{negative}\nSteps: {request.steps}, {sampler_description(request.sampler)}, CFG scale: {request.guidance:g}, "
         f"Seed: {request.seed + drawn.prompt_index}, Size: {width}x{height}, Model: {base}{f', {WORDS}' if request.fast else ''}",
     )
-    half_written = path.with_name(f".tmp-{path.name}")
-    drawn.picture.save(half_written, format="PNG", pnginfo=facts)
-    half_written.replace(path)
+    with replacing(path, sync=False) as temporary:
+        drawn.picture.save(temporary, format="PNG", pnginfo=facts)
 
 
 def save_strip(drawn: list[GeneratedImage], request: SamplingConfig, folder: Path) -> Path:
     """`strip.png`, whole or not at all."""
-    half_written, target = folder / ".tmp-strip.png", folder / "strip.png"
-    strip(drawn, request).save(half_written, format="PNG")
-    half_written.replace(target)
+    target = folder / "strip.png"
+    with replacing(target, sync=False) as temporary:
+        strip(drawn, request).save(temporary, format="PNG")
     return target
 
 

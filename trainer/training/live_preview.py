@@ -29,7 +29,7 @@ class LivePreview:
     def __init__(self, sampler: TrainingSamples, stop: CommandInbox, average: EmaWeights) -> None:
         self.sampler, self.stop, self.average = sampler, stop, average
 
-    def serve_request(self) -> None:
+    def answer(self) -> None:
         """To be called between two steps."""
         requests, self.stop.draw_requests = self.stop.draw_requests, []
         for wish in requests if self.sampler.run.is_main_process else ():

@@ -125,7 +125,7 @@ class Accounts:
         return hashlib.sha256(kept.encode()).hexdigest()[:16] if kept else None
 
 
-class Tries:
+class LoginThrottle:
     """How often a login was tried in vain: after five, each further one makes the next wait twice as long, an hour at most.
 
     Counted for a user at an address, and for an address alone with four times as much patience.
@@ -184,7 +184,7 @@ def _b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def ask_password(name: str) -> str:
+def prompt_password(name: str) -> str:
     """Asked twice at a terminal; the first line of what is piped in otherwise. Raises AccountError."""
     import getpass
     import sys

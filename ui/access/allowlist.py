@@ -20,7 +20,7 @@ _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Door:
+class Endpoint:
     methods: frozenset[str]
     path: re.Pattern[str]
     body_bytes: int = _FORM_BYTES
@@ -50,10 +50,10 @@ def takes(body_bytes: int) -> Callable[[_Endpoint], _Endpoint]:
     return mark
 
 
-def own_doors(routes: Iterable[BaseRoute]) -> list[Door]:
+def own_endpoints(routes: Iterable[BaseRoute]) -> list[Endpoint]:
     """The routes that the studio itself declares, before Gradio is mounted beside them."""
     return [
-        Door(
+        Endpoint(
             frozenset(route.methods or ()) | ({"HEAD"} if "GET" in (route.methods or ()) else set()),
             route.path_regex,
             getattr(route.endpoint, "body_bytes", _FORM_BYTES),
@@ -64,9 +64,9 @@ def own_doors(routes: Iterable[BaseRoute]) -> list[Door]:
     ]
 
 
-def gradio_doors(limits: Limits) -> list[Door]:
-    def door(methods: str, path: str, **facts: Any) -> Door:
-        return Door(frozenset(methods.split()), re.compile(path), **facts)
+def gradio_endpoints(limits: Limits) -> list[Endpoint]:
+    def door(methods: str, path: str, **facts: Any) -> Endpoint:
+        return Endpoint(frozenset(methods.split()), re.compile(path), **facts)
 
     api = "/gradio_api"
     return [

@@ -1,4 +1,4 @@
-"""The studio's own routes. Each begins with `studio.of(request)`; one without a login is marked `public` (ui/access/allowlist.py)."""
+"""The studio's own routes. Each begins with `studio.workspace_of(request)`; one without a login is marked `public` (ui/access/allowlist.py)."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from ui.access.allowlist import public
 from ui.access.sessions import COOKIE, IDLE_SECONDS
 from ui.text import Words, preferred
 from ui.theme import LOGIN_HREF
-from ui.workspace import Desk, Studio, token_of
+from ui.workspace import Studio, Workspace, token_of
 
 _POLICY = "default-src 'none'; style-src 'self'; img-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 _LONGEST = 200  # characters of a name or a password
@@ -42,7 +42,7 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
             return _answer(request, words, 404, "login.none")
         address = request.client.host if request.client else ""
         counted = _counted_name(name)
-        wait = studio.tries.wait(counted, address)
+        wait = studio.login_throttle.wait(counted, address)
         if wait > 0:
             return _answer(request, words, 429, "login.wait", name, math.ceil(wait))
         async with slots:
@@ -50,7 +50,7 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
         fingerprint = studio.accounts.fingerprint(user) if user else None
         if user is None or fingerprint is None:
             return _answer(request, words, 401, "login.wrong", name)
-        studio.tries.succeeded(counted, address)
+        studio.login_throttle.succeeded(counted, address)
         studio.sessions.close(token_of(request.scope))
         plain = "text/html" not in request.headers.get("accept", "")  # gradio_client, curl
         answer = JSONResponse({"success": True}) if plain else RedirectResponse("/", 303)
@@ -76,11 +76,11 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
         return answer
 
 
-def account_html(desk: Desk) -> str:
+def account_html(workspace: Workspace) -> str:
     """Who is logged in, and the way out."""
     said, leave = (
-        html.escape(desk.words("login.user", name=desk.user)),
-        html.escape(desk.words("login.leave")),
+        html.escape(workspace.words("login.user", name=workspace.user)),
+        html.escape(workspace.words("login.leave")),
     )
     return f'<form method="post" action="/logout"><span>{said}</span> <button>{leave}</button></form>'
 

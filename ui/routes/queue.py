@@ -16,11 +16,11 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
     @app.post("/line/{run}/{action}")
     def change(run: str, action: str, request: Request) -> JSONResponse:
         try:
-            jobs = studio.of(request).jobs
+            runs = studio.workspace_of(request).runs
             if action in ("up", "down"):
-                jobs.move(run, -1 if action == "up" else 1)
+                runs.move(run, -1 if action == "up" else 1)
             elif action in ("stop", "remove"):
-                jobs.stop(run)
+                runs.stop(run)
             else:
                 return JSONResponse({"message": "not found"}, status_code=404)
         except TrainerError as error:
@@ -30,9 +30,9 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
     @app.post("/stop/{project}")
     def stop(project: str, request: Request) -> JSONResponse:
         """Stops what the Train tab shows of a project."""
-        desk = studio.of(request)
-        run = shown_run(desk, project)
+        workspace = studio.workspace_of(request)
+        run = shown_run(workspace, project)
         if run:
             with contextlib.suppress(TrainerError):  # it has gone meanwhile
-                desk.jobs.stop(run)
+                workspace.runs.stop(run)
         return JSONResponse({"message": ""})

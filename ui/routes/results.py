@@ -21,7 +21,7 @@ def add_result_routes(app: FastAPI, studio: Studio) -> None:
     @app.get("/picture/{run}/{name:path}")
     def picture(run: str, name: str, request: Request) -> FileResponse:
         def look() -> Path:
-            folder = studio.of(request).jobs.run(run).samples
+            folder = studio.workspace_of(request).runs.run(run).samples
             path = (folder / name).resolve()
             if path.suffix != ".png" or not path.is_file() or not path.is_relative_to(folder.resolve()):
                 raise TrainerError("no such picture")
@@ -31,15 +31,15 @@ def add_result_routes(app: FastAPI, studio: Studio) -> None:
 
     @app.get("/drawn/{drawing}/{name}")
     def drawn(drawing: str, name: str, request: Request) -> FileResponse:
-        return _found(lambda: Drawings(studio.of(request).jobs).picture(drawing, name), "image/png")
+        return _found(lambda: Drawings(studio.workspace_of(request).runs).picture(drawing, name), "image/png")
 
     @app.get("/cover/{key}")
     def cover(key: str, request: Request) -> FileResponse:
-        return _found(lambda: Library(studio.of(request).jobs).thumbnail(key), "image/webp")
+        return _found(lambda: Library(studio.workspace_of(request).runs).thumbnail(key), "image/webp")
 
     @app.get("/download/{key}")
     def download(key: str, request: Request) -> FileResponse:
-        library = Library(studio.of(request).jobs)
+        library = Library(studio.workspace_of(request).runs)
         path = _path_or_404(lambda: library.entry(key).file)
         return FileResponse(
             path, media_type="application/octet-stream", filename=f"{library.entry(key).stem}.safetensors"
@@ -48,7 +48,7 @@ def add_result_routes(app: FastAPI, studio: Studio) -> None:
     @app.get("/download/{key}/{part}")
     def beside(key: str, part: str, request: Request) -> Response:
         """`json` and `png` for A1111 and ComfyUI, `zip` with everything."""
-        library = Library(studio.of(request).jobs)
+        library = Library(studio.workspace_of(request).runs)
         try:
             entry = library.entry(key)
             if part == "json":
@@ -68,33 +68,33 @@ def add_result_routes(app: FastAPI, studio: Studio) -> None:
 
     @app.get("/making/{work}")
     def making(work: str, request: Request) -> JSONResponse:
-        desk = studio.of(request)
-        state, message = Library(desk.jobs).standing(work)
+        workspace = studio.workspace_of(request)
+        state, message = Library(workspace.runs).job_status(work)
         said = {
-            "finished": desk.words("try_it.chosen"),
+            "finished": workspace.words("try_it.chosen"),
             "failed": message,
-            "working": desk.words("try_it.choosing"),
+            "working": workspace.words("try_it.choosing"),
         }
         return JSONResponse({"state": state, "message": said[state]})
 
     @app.put("/prefer/{key}")
     async def prefer(key: str, request: Request) -> JSONResponse:
         """{"strength": 0.75} or, of a checkpoint, {"strength": 0.75, "step": 200}."""
-        desk = studio.of(request)
+        workspace = studio.workspace_of(request)
         try:
             said = json.loads(await request.body())
             step = said.get("step")
             if step is not None and type(step) is not int:
-                raise TrainerError(desk.words("try_it.not_chosen"))
-            work = Library(desk.jobs).prefer(key, said.get("strength"), step)
+                raise TrainerError(workspace.words("try_it.not_chosen"))
+            work = Library(workspace.runs).prefer(key, said.get("strength"), step)
         except (ValueError, AttributeError):
-            return JSONResponse({"message": desk.words("try_it.not_chosen")}, status_code=400)
+            return JSONResponse({"message": workspace.words("try_it.not_chosen")}, status_code=400)
         except TrainerError as error:
             return JSONResponse({"message": str(error)}, status_code=400)
         words = (
-            desk.words("try_it.choosing")
+            workspace.words("try_it.choosing")
             if work
-            else desk.words("try_it.is_preferred", value=f"{said['strength']:g}")
+            else workspace.words("try_it.is_preferred", value=f"{said['strength']:g}")
         )
         return JSONResponse({"message": words, "work": work})
 

@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from trainer.errors import TrainerError
-from ui.updates import pulse
+from ui.updates import page_state
 from ui.views.training import keep_advanced
 from ui.workspace import Studio
 
@@ -16,18 +16,18 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
     @app.get("/pulse")
     def news(request: Request, project: str = "") -> JSONResponse:
         try:
-            return JSONResponse(pulse(studio.of(request), project))
+            return JSONResponse(page_state(studio.workspace_of(request), project))
         except TrainerError as error:
             return JSONResponse({"message": str(error)}, status_code=400)
 
     @app.post("/settings/{project}")
     async def keep(project: str, request: Request) -> JSONResponse:
         try:
-            desk = studio.of(request)
+            workspace = studio.workspace_of(request)
             said = await request.json()
             if not isinstance(said, dict):
                 raise TrainerError("that is no form")
-            await run_in_threadpool(keep_advanced, desk, project, said)
+            await run_in_threadpool(keep_advanced, workspace, project, said)
         except TrainerError as error:
             return JSONResponse({"message": str(error)}, status_code=400)
         except (ValueError, RecursionError):

@@ -30,7 +30,7 @@ _LEVELS, _MOST_BYTES = 50, 8_000_000  # of what can be taken back
 
 
 @dataclass(frozen=True)
-class Edit:
+class CaptionEdit:
     """One change of many captions: find and replace, text before or after, a tag removed, the trigger word set apart."""
 
     kind: str
@@ -88,7 +88,7 @@ def _set_apart(tag: str, trigger: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Change:
+class CaptionChange:
     """What an edit does to one caption file."""
 
     name: str  # of the picture
@@ -97,7 +97,7 @@ class Change:
     after: tuple[str, ...]
 
 
-def changes(projects: Projects, project: str, edit: Edit) -> list[Change]:
+def changes(projects: Projects, project: str, edit: CaptionEdit) -> list[CaptionChange]:
     """What an edit would change, by picture. Raises DatasetError."""
     folder, found, seen = projects.folder(project), [], set()
     if edit.does_nothing:
@@ -115,7 +115,7 @@ def changes(projects: Projects, project: str, edit: Edit) -> list[Change]:
             )
             after = tuple(edit.of(line) for line in before or ("",))
             if after != (before or ("",)):
-                found.append(Change(picture.relative_to(folder).as_posix(), file, before, after))
+                found.append(CaptionChange(picture.relative_to(folder).as_posix(), file, before, after))
     long = next((change.name for change in found if len(" ".join(change.after)) > MAX_CAPTION), None)
     if long:
         raise DatasetError(
@@ -124,7 +124,7 @@ def changes(projects: Projects, project: str, edit: Edit) -> list[Change]:
     return found
 
 
-def apply(projects: Projects, project: str, edit: Edit) -> int:
+def apply_edit(projects: Projects, project: str, edit: CaptionEdit) -> int:
     """Makes the changes; how many captions are others now. Raises DatasetError."""
     folder = projects.folder(project)
     with locked(folder):
@@ -144,11 +144,11 @@ def save_caption(projects: Projects, project: str, name: str, caption: str) -> i
         if lines is None or " ".join(lines) != caption:
             entry = {"kind": "typed", "find": "", "text": name}
             _write(projects.folder(project), entry, [(_sidecar(picture), caption + "\n")])
-    tokens = about_tokens(caption)
+    tokens = estimate_tokens(caption)
     return tokens if tokens > TOKENS else 0
 
 
-def remember(projects: Projects, project: str) -> None:
+def record_captions(projects: Projects, project: str) -> None:
     """Notes all captions before a model writes over them, so that Undo brings them back."""
     folder = projects.folder(project)
     with locked(folder):
@@ -163,7 +163,7 @@ def remember(projects: Projects, project: str) -> None:
 
 
 @dataclass(frozen=True)
-class Undone:
+class UndoEntry:
     """What was taken back."""
 
     kind: str
@@ -173,17 +173,17 @@ class Undone:
     kept: int  # captions that had changed since and stay as they are
 
 
-def last(projects: Projects, project: str) -> Undone | None:
+def last_edit(projects: Projects, project: str) -> UndoEntry | None:
     """What `undo` would take back; None when there is nothing."""
     entries = _entries(projects.folder(project))
     return (
-        Undone(entries[-1]["kind"], entries[-1]["find"], entries[-1]["text"], len(entries[-1]["files"]), 0)
+        UndoEntry(entries[-1]["kind"], entries[-1]["find"], entries[-1]["text"], len(entries[-1]["files"]), 0)
         if entries
         else None
     )
 
 
-def undo(projects: Projects, project: str) -> Undone:
+def undo_last(projects: Projects, project: str) -> UndoEntry:
     """Takes the last change back. Raises DatasetError when there is none."""
     folder = projects.folder(project)
     with locked(folder):
@@ -205,7 +205,7 @@ def undo(projects: Projects, project: str) -> Undone:
                 write_atomically(file, noted["before"].encode("utf-8", "surrogateescape"))
             count += 1
         _keep(folder, entries[:-1])
-    return Undone(entry["kind"], entry["find"], entry["text"], count, kept)
+    return UndoEntry(entry["kind"], entry["find"], entry["text"], count, kept)
 
 
 def _sidecar(picture: Path) -> Path:
@@ -295,7 +295,7 @@ def fused_tags(captions: Iterable[str], trigger: str) -> list[tuple[str, int]]:
     return fused
 
 
-def about_tokens(caption: str) -> int:
+def estimate_tokens(caption: str) -> int:
     """Roughly how many tokens CLIP makes of a caption, by a rule of thumb: a short word is one, a long one two or three,
     a mark or digit one, a letter of a script without spaces about two."""
     tokens = 0

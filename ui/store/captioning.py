@@ -5,7 +5,6 @@ outputs/.captioning/<id>/    the job's folder (trainer/runs/captioning_job.py) a
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import uuid
@@ -17,12 +16,13 @@ from trainer.atomic_files import write_atomically
 from trainer.captioning_config import options_from
 from trainer.errors import CaptionerError, RunError
 from trainer.headers.captioner import list_captioners
+from trainer.json_files import read_object
 from trainer.runs import captioning_job as job
 from trainer.runs import events
 from trainer.runs.run import Run
-from ui.store.caption_edits import remember
+from ui.store.caption_edits import record_captions
 from ui.store.projects import Projects
-from ui.store.runs import Jobs
+from ui.store.runs import Runs
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Captioning:
     """One artist's captionings."""
 
     projects: Projects
-    jobs: Jobs
+    runs: Runs
 
     @property
     def folder(self) -> Path:
-        return self.jobs.outputs / ".captioning"
+        return self.runs.outputs / ".captioning"
 
     def models(self) -> list[str]:
-        return list(list_captioners(self.jobs.models))
+        return list(list_captioners(self.runs.models))
 
     def latest(self, project: str) -> Run | None:
         """A project's last captioning, running or not."""
@@ -52,34 +52,34 @@ class Captioning:
         folder, options = self.projects.folder(project), options_from(values)
         if model not in self.models():
             raise CaptionerError("that captioning model is not there any more; choose another")
-        with self.jobs.queue.lock:
+        with self.runs.queue.lock:
             self.forget(project)
-            remember(self.projects, project)
+            record_captions(self.projects, project)
             made = job.create(self.folder / uuid.uuid4().hex, folder, model, options)
             write_atomically(
                 made.path / "project.json", json.dumps({"project": project}, ensure_ascii=False).encode()
             )
-            self.jobs.queue.submit(made.path, "caption", ["caption-job", str(made.path.resolve())])
+            self.runs.queue.submit(made.path, "caption", ["caption-job", str(made.path.resolve())])
 
     def stop(self, project: str) -> None:
         """Ends the work after the pictures at hand, or takes it out of the line."""
         running = self.latest(project)
         if running:
-            self.jobs.queue.stop(running.path)
+            self.runs.queue.stop(running.path)
 
-    def standing(self, project: str) -> Standing | None:
+    def status(self, project: str) -> CaptioningStatus | None:
         """How the last captioning stands; None when there was none."""
         running = self.latest(project)
         if running is None:
             return None
-        queued = self.jobs.queue.find(running.path)  # asked before the events are read
+        queued = self.runs.queue.find(running.path)  # asked before the events are read
         alive = running.is_alive() or (queued is not None and queued.state == "running")
         waits = queued is not None and queued.state == "waiting"
-        return Standing(job.fold(job.CaptioningView(), events.read(running.events)[0]), alive, waits)
+        return CaptioningStatus(job.fold(job.CaptioningView(), events.read(running.events)[0]), alive, waits)
 
     def forget(self, project: str) -> None:
         """Removes what is kept of a project's captionings. Raises RunError while one runs or waits."""
-        stands = self.standing(project)
+        stands = self.status(project)
         if stands and (stands.alive or stands.waits):
             raise RunError("a model is writing captions for this project; stop it, or wait until it ends")
         for old in self._of(project):
@@ -87,13 +87,11 @@ class Captioning:
 
 
 @dataclass(frozen=True)
-class Standing:
+class CaptioningStatus:
     view: job.CaptioningView
     alive: bool
     waits: bool
 
 
 def _project(path: Path) -> str | None:
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return json.loads((path / "project.json").read_text(encoding="utf-8")).get("project")
-    return None
+    return read_object(path / "project.json").get("project")

@@ -7,38 +7,45 @@ from dataclasses import dataclass
 
 from trainer.errors import DatasetError
 from ui.store.captioning import Captioning
-from ui.store.projects import SAMPLES
-from ui.workspace import Desk
+from ui.store.projects import SAMPLES, Projects
+from ui.store.runs import Runs
+from ui.text import Words
 
 
 @dataclass(frozen=True)
-class Receipt:
+class DeletionReceipt:
+    """Names a deleted project and counts the files and trainings that were deleted with it."""
+
     project: str
     files: int
     trainings: int
 
 
-def trainings_of(desk: Desk, project: str) -> list[str]:
-    return desk.jobs.names(project)
+def delete_project(
+    projects: Projects, runs: Runs, words: Words, project: str, *, with_trainings: bool
+) -> DeletionReceipt:
+    """Deletes a project's pictures, captions, masks, thumbnails and check results; optionally its trainings too.
 
+    Cached latents and text embeddings can be decoded back to the pictures. They are not stored by project, so all of
+    them are deleted; the next training computes those that it needs again.
 
-def delete_project(desk: Desk, project: str, *, trainings: bool) -> Receipt:
-    """Deletes pictures, captions, masks, thumbnails and what the doctor noted; with `trainings` also runs and LoRA files.
+    Args:
+        with_trainings: also deletes the project's runs with their LoRA files.
 
-    The latents and embeddings kept for trainings show the pictures to whoever decodes them; as they are not kept by project,
-    all of them go, and are computed anew when needed. Raises DatasetError.
+    Raises:
+        DatasetError: the project is a bundled sample, does not exist, or is being trained on or captioned.
     """
     if project in SAMPLES:
-        raise DatasetError(desk.words("artwork.delete_sample"))
-    desk.projects.folder(project)
-    runs = trainings_of(desk, project)
-    if desk.jobs.active(project) or any(desk.jobs.run(run).is_alive() for run in runs):
-        raise DatasetError(desk.words("artwork.delete_busy"))
-    Captioning(desk.projects, desk.jobs).forget(project)
-    files = desk.projects.delete(project)
+        raise DatasetError(words("artwork.delete_sample"))
+    projects.folder(project)
+    names = runs.names(project)
+    if runs.active(project) or any(runs.run(name).is_alive() for name in names):
+        raise DatasetError(words("artwork.delete_busy"))
+    Captioning(projects, runs).forget(project)
+    files = projects.delete(project)
     for cache in ("latents", "text"):
-        shutil.rmtree(desk.projects.cache / cache, ignore_errors=True)
-    if trainings:
-        for run in runs:
-            shutil.rmtree(desk.jobs.run(run).path, ignore_errors=True)
-    return Receipt(project, files, len(runs) if trainings else 0)
+        shutil.rmtree(projects.cache / cache, ignore_errors=True)
+    if with_trainings:
+        for name in names:
+            shutil.rmtree(runs.run(name).path, ignore_errors=True)
+    return DeletionReceipt(project, files, len(names) if with_trainings else 0)

@@ -22,7 +22,8 @@ from typing import Any
 
 from trainer.atomic_files import write_atomically
 from trainer.errors import BaseError, RunError, TrainerError
-from trainer.headers.base_model import folder_configs
+from trainer.headers.base_model import folder_configs, vae_scale_factor
+from trainer.json_files import read_object
 from trainer.runs import events
 from trainer.runs.draw_protocol import FRAME, OUTCOMES
 from trainer.runs.run import Run
@@ -34,7 +35,7 @@ from trainer.sampling_config import (
     sampling_config_from,
 )
 from ui.store.library import OUTSIDE, Library
-from ui.store.runs import Jobs
+from ui.store.runs import Runs
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 GRID_STRENGTHS = (0.0, 0.5, 0.75, 1.0, 1.25)
@@ -87,15 +88,15 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Drawings:
-    jobs: Jobs
+    runs: Runs
 
     @property
     def library(self) -> Library:
-        return Library(self.jobs)
+        return Library(self.runs)
 
     @property
     def session(self) -> Run:
-        return Run(self.jobs.outputs / ".drawing")
+        return Run(self.runs.outputs / ".drawing")
 
     def ask(
         self,
@@ -127,7 +128,7 @@ class Drawings:
         return self._send("draw", files, request, self.session, base=chosen, files=placed)
 
     def _ask_between(self, key: str, values: dict[str, Any]) -> str:
-        run = self.jobs.run(key)
+        run = self.runs.run(key)
         if not run.is_alive():
             raise RunError("this training does not run now; draw without it")
         request = self._request(values, run.config.base)
@@ -138,7 +139,7 @@ class Drawings:
         steps = self.library.checkpoints(key)
         if not steps:
             raise RunError("this LoRA has no checkpoints to compare; only trainings keep them")
-        run = self.jobs.run(key)
+        run = self.runs.run(key)
         prompts = [prompt for prompt in values.get("prompts", ()) if prompt][:1]
         request = self._request({**values, "prompts": prompts, "strengths": GRID_STRENGTHS}, run.config.base)
         return self._send(
@@ -157,21 +158,21 @@ class Drawings:
             )
         if shape not in SHAPES:
             raise TrainerError("choose a shape of the picture from the list")
-        native = native_size(base, self.jobs.models)
+        native = native_size(base, self.runs.models)
         width, height = (
             (0, 0) if shape == "square" else (round(native * side / 32) * 32 for side in SHAPES[shape])
         )
         return sampling_config_from({**values, "prompts": prompts, "width": width, "height": height})
 
     def _base(self, files: Sequence[tuple[str, float]], wanted: str) -> str:
-        known = self.jobs.bases()
+        known = self.runs.bases()
         if wanted:
             if wanted not in known:
                 raise BaseError("that base model is not there any more; choose another")
             return wanted
         for key, _ in files:
             if not key.startswith(OUTSIDE):
-                return self.jobs.run(key).config.base
+                return self.runs.run(key).config.base
         said = self.library.entry(files[0][0]).base
         return next((name for name in known if said in (name, name.removesuffix(".safetensors"))), known[0])
 
@@ -212,14 +213,14 @@ class Drawings:
     def _ensure_session(self, out: Path, asked: dict[str, Any]) -> None:
         """The warm process draws when its turn comes; a training that runs is waited for."""
         with contextlib.suppress(RunError):  # it is in the line, or draws
-            self.jobs.queue.submit(self.session.path, "draw", ["session", str(self.session.path.resolve())])
-        job = self.jobs.queue.find(self.session.path)
+            self.runs.queue.submit(self.session.path, "draw", ["session", str(self.session.path.resolve())])
+        job = self.runs.queue.find(self.session.path)
         _write(out, {**asked, "job": job.id if job else "", "tries": asked["tries"] + 1})
 
     def follow(self, name: str) -> Drawing:
         """How a drawing stands. Raises RunError for what is none of ours."""
         out, asked = self._asked(name)
-        owner = self.jobs.run(asked["owner"]) if asked["owner"] in self.jobs.names() else self.session
+        owner = self.runs.run(asked["owner"]) if asked["owner"] in self.runs.names() else self.session
         alive = owner.is_alive()  # asked first: what it said before it died is there to read
         said = [event for event in events.read(owner.events, asked["said"])[0] if event.get("id") == name]
         answer = next((event for event in said if event["kind"] in OUTCOMES), None)
@@ -254,7 +255,7 @@ class Drawings:
         """Whether the warm process will still be started for a drawing; one that left just before it was asked is started again."""
         if asked["owner"]:
             return False
-        job = self.jobs.queue.find(self.session.path)
+        job = self.runs.queue.find(self.session.path)
         if job and job.state in ("waiting", "running"):
             return True
         if asked["tries"] < 2:
@@ -264,7 +265,7 @@ class Drawings:
 
     def cancel(self, name: str) -> None:
         _, asked = self._asked(name)
-        owner = self.jobs.run(asked["owner"]) if asked["owner"] in self.jobs.names() else self.session
+        owner = self.runs.run(asked["owner"]) if asked["owner"] in self.runs.names() else self.session
         events.append(owner.commands, "cancel", sync=True, id=name)
 
     def marks(self) -> list[tuple[str, str, int]]:
@@ -279,7 +280,9 @@ class Drawings:
     def newest(self, key: str, kind: str = "draw") -> str | None:
         """The last drawing of a LoRA that is there to show."""
         found = [
-            (path, asked) for path in self._all() if (asked := _read(path)) and asked.get("kind") == kind
+            (path, asked)
+            for path in self._all()
+            if (asked := read_object(path)) and asked.get("kind") == kind
         ]
         mine = [path for path, asked in found if any(used == key for used, _ in asked.get("files", ()))]
         return max(mine, key=lambda path: path.stat().st_mtime).parent.name if mine else None
@@ -294,7 +297,7 @@ class Drawings:
 
     def _asked(self, name: str) -> tuple[Path, dict[str, Any]]:
         out = self.session.path / "drawn" / name
-        asked = _read(out / "asked.json") if name.isalnum() else {}
+        asked = read_object(out / "asked.json") if name.isalnum() else {}
         if not asked:
             raise RunError("that drawing is not there any more; draw it again")
         return out, asked
@@ -308,17 +311,11 @@ class Drawings:
             shutil.rmtree(path.parent, ignore_errors=True)
 
 
-def drawings_with(outputs: Path, key: str) -> list[Path]:
-    """Folders of drawings that a LoRA had a part in."""
-    places = (outputs / ".drawing" / "drawn").glob("*/asked.json")
-    return [path.parent for path in places if any(used == key for used, _ in _read(path).get("files", ()))]
-
-
 def native_size(base: str, models: Path) -> int:
     """Side in px of a base's native square, from its configuration; SDXL's where it has none of its own."""
     with contextlib.suppress(BaseError, KeyError, TypeError):
         facts = folder_configs(models / base)
-        return facts["unet"]["sample_size"] * 2 ** (len(facts["vae"]["block_out_channels"]) - 1)
+        return facts["unet"]["sample_size"] * vae_scale_factor(facts["vae"])
     return 1024
 
 
@@ -328,10 +325,3 @@ def _size(path: Path) -> int:
 
 def _write(out: Path, asked: dict[str, Any]) -> None:
     write_atomically(out / "asked.json", json.dumps(asked, ensure_ascii=False).encode())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}

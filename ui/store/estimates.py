@@ -76,7 +76,7 @@ class Estimates:
                     self._answers[str(event.get("id")).split("/")[0]] = event
             return self._answers.get(key)
 
-    def is_coming(self, key: str) -> bool:
+    def is_pending(self, key: str) -> bool:
         """Whether it is worth waiting for an answer; a process that went idle just before it was asked is woken again."""
         if key not in self._asked:
             return False

@@ -1,25 +1,24 @@
-"""What an artist drops becomes pictures of a project: each file checked, given a safe name, moved in, and seen at once.
+"""Files from a browser become pictures of a project: checked, renamed safely, moved in and given a thumbnail.
 
-A drop is worked off by a thread of the studio's own, file after file, so that a reloaded page loses nothing of it; pages
-look at its `Arrivals`. Captions (`.txt`, `.caption`) and masks go where the picture of the same stem went.
+A background thread of the studio works through the files of a project one by one, so that reloading the page loses
+nothing; the page polls `IntakeProgress`. Captions (`.txt`, `.caption`) and masks are stored under the name of the picture
+that has the same stem.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from trainer.atomic_files import write_atomically
+from trainer.atomic_files import replacing, write_atomically
 from trainer.dataset.archives import ARCHIVES, ArchiveLimits, display_name, extract_members
 from trainer.dataset.captions import SIDECARS, kohya_folder, one_line
 from trainer.dataset.overrides import IMPASTO_FOLDER, MAX_REPEATS, Override
@@ -29,317 +28,344 @@ from trainer.errors import TrainerError
 from ui.store.limits import MB, Limits, size_bytes
 from ui.store.masks import save_mask
 from ui.store.naming import MAX_CAPTION, clean_name, free_stem, numbered
+from ui.store.projects import Projects
 from ui.store.thumbnails import THUMBNAIL
 
-if TYPE_CHECKING:
-    from ui.store.projects import Projects
-
-MOST_TOLD = 200  # problems of one drop; a zip may hold thousands of files that are no pictures
-_KINDS = "png, jpg, webp, bmp, tiff, gif or avif"
+MAX_PROBLEMS = 200  # listed for one upload; a zip may hold thousands of files that are not pictures
+_FORMATS = "png, jpg, webp, bmp, tiff, gif or avif"
 
 
 @dataclass
-class Arrivals:
-    """How a project's drops stand; a page reads it while the thread writes it."""
+class IntakeProgress:
+    """Progress of a project's upload. The page reads it while the intake thread writes it."""
 
-    total: int = 0  # files, those of a zip once it has been looked into
+    total: int = 0  # uploaded files; a zip counts as one
     done: int = 0
-    kept: int = 0
+    kept: int = 0  # pictures that were added
     problems: list[str] = field(default_factory=list)
     ended: bool = False
-    rev: int = 0
+    rev: int = 0  # increases with every change
 
-    def tell(self, problem: str) -> None:
-        if len(self.problems) < MOST_TOLD:
+    def report(self, problem: str) -> None:
+        """Adds a sentence about a rejected file, up to MAX_PROBLEMS."""
+        if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(problem)
         self.rev += 1
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """One file that came, alone or out of a zip."""
+class IncomingFile:
+    """One uploaded file, alone or from a zip."""
 
-    name: str  # as the artist calls it, with folders where there are some
+    name: str  # on the artist's computer, with folders if there are any
     path: Path
 
     @property
-    def stem(self) -> tuple[str, str]:
-        """(folder, stem): what a caption and its picture have in common."""
-        name = PurePosixPath(self.name.replace("\\", "/"))
-        folder = name.parent.as_posix()
-        return folder, name.stem.removesuffix(".mask") if self.is_mask else name.stem
+    def _location(self) -> PurePosixPath:
+        return PurePosixPath(self.name.replace("\\", "/"))
+
+    @property
+    def base_name(self) -> str:
+        """The name without folders."""
+        return self._location.name
+
+    @property
+    def stem(self) -> str:
+        """The base name without suffix; without `.mask` too for a mask."""
+        return self._location.stem.removesuffix(".mask") if self.is_mask else self._location.stem
+
+    @property
+    def folder(self) -> str:
+        """The folders of the name, `.` if there are none."""
+        return self._location.parent.as_posix()
 
     @property
     def parent(self) -> str:
-        return PurePosixPath(self.name.replace("\\", "/")).parent.name
+        """The innermost folder of the name."""
+        return self._location.parent.name
 
     @property
     def suffix(self) -> str:
+        """The file type in lower case, with its dot."""
         return PurePosixPath(self.name).suffix.lower()
 
     @property
     def is_mask(self) -> bool:
+        """True for `masks/art.png` and `art.mask.png`."""
         return self.suffix == ".png" and (self.parent == "masks" or self.name.lower().endswith(".mask.png"))
+
+    @property
+    def belongs_to_picture(self) -> bool:
+        """True for captions and masks."""
+        return self.suffix in SIDECARS or self.is_mask
 
 
 class Intake:
-    """The drops of all projects. Held once by the studio."""
+    """The uploads to one artist's projects. One instance serves all pages and browsers of the artist."""
 
-    def __init__(self) -> None:
-        self._arrivals: dict[Path, Arrivals] = {}
-        self._waiting: dict[Path, deque[tuple[Projects, str, list[Dropped]]]] = {}
+    def __init__(self, projects: Projects, limits: Limits) -> None:
+        self.projects, self.limits = projects, limits
+        self._progress: dict[str, IntakeProgress] = {}
+        self._waiting: dict[str, deque[list[IncomingFile]]] = {}
         self._lock = threading.Lock()
 
-    def arrivals(self, folder: Path) -> Arrivals | None:
-        """Of a project's last drop since the studio started."""
-        return self._arrivals.get(folder)
+    def progress(self, project: str) -> IntakeProgress | None:
+        """Returns the progress of a project's latest upload since the studio started."""
+        return self._progress.get(project)
 
-    def start(
-        self,
-        projects: Projects,
-        project: str,
-        files: list[Dropped],
-        limits: Limits,
-        then: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Takes files into a project, in the background; the files are gone from where they were afterwards."""
-        folder = projects.folder(project)
+    def is_busy(self, project: str) -> bool:
+        """True while files of a project are being added."""
+        progress = self.progress(project)
+        return progress is not None and not progress.ended
+
+    def start(self, project: str, files: list[IncomingFile]) -> None:
+        """Adds files to a project in the background and removes them from the folder of uploads.
+
+        Raises:
+            DatasetError: there is no such project.
+        """
+        self.projects.folder(project)
         with self._lock:
-            now = self._arrivals.get(folder)
-            if now is None or now.ended:
-                now = self._arrivals[folder] = Arrivals()
-                self._waiting[folder] = deque()
-                threading.Thread(target=self._work, args=(folder, limits, then), daemon=True).start()
-            now.total += len(files)
-            now.rev += 1
-            self._waiting[folder].append((projects, project, files))
+            progress = self._progress.get(project)
+            if progress is None or progress.ended:
+                progress = self._progress[project] = IntakeProgress()
+                self._waiting[project] = deque()
+                threading.Thread(target=self._work, args=(project, progress), daemon=True).start()
+            progress.total += len(files)
+            progress.rev += 1
+            self._waiting[project].append(files)
 
-    def _work(self, folder: Path, limits: Limits, then: Callable[[], None]) -> None:
-        arrivals = self._arrivals[folder]
+    def _work(self, project: str, progress: IntakeProgress) -> None:
         while True:
             with self._lock:
-                if not self._waiting[folder]:
-                    arrivals.ended = True
-                    arrivals.rev += 1
-                    break
-                projects, project, files = self._waiting[folder].popleft()
+                if not self._waiting[project]:
+                    progress.ended = True
+                    progress.rev += 1
+                    return
+                files = self._waiting[project].popleft()
             try:
-                take_in(projects, project, files, limits, arrivals)
-            except (TrainerError, OSError) as error:
-                arrivals.tell(
-                    str(error)
-                    if isinstance(error, TrainerError)
-                    else "the studio's disk can't be written to; look after it"
-                )
+                add_files(self.projects, project, files, self.limits, progress)
+            except TrainerError as error:
+                progress.report(str(error))
+            except OSError:
+                progress.report("the studio can't write to its disk; check its free space and permissions")
             finally:
                 for file in files:
-                    _away(file.path)
-        then()
+                    _remove_upload(file.path)
 
 
-def take_in(
-    projects: Projects, project: str, files: list[Dropped], limits: Limits, arrivals: Arrivals
+def add_files(
+    projects: Projects, project: str, files: list[IncomingFile], limits: Limits, progress: IntakeProgress
 ) -> None:
-    """Takes one drop in. Raises TrainerError when there is no room for anything more."""
-    _Taking(projects, project, limits, arrivals, size_bytes(projects.folder(project))).all_of(files)
+    """Adds uploaded files to a project; rejected files are reported in `progress`.
+
+    Raises:
+        TrainerError: the disk is full, so that nothing more can be added.
+    """
+    _Addition(
+        projects,
+        project,
+        limits,
+        progress,
+        size=size_bytes(projects.folder(project)),
+        count=len(projects.pictures(project)),
+    ).add_all(files)
 
 
 @dataclass
-class _Taking:
+class _Addition:
+    """One upload on its way into a project."""
+
     projects: Projects
     project: str
     limits: Limits
-    arrivals: Arrivals
+    progress: IntakeProgress
     size: int  # bytes of the project so far
+    count: int  # pictures of the project so far
     stems: dict[tuple[str, str], str] = field(
         default_factory=dict
-    )  # of a dropped picture -> under which it is kept
+    )  # (folder, stem) as uploaded -> stem as stored
 
     @property
     def folder(self) -> Path:
         return self.projects.folder(self.project)
 
-    def all_of(self, files: list[Dropped]) -> None:
-        self.count = len(self.projects.cards(self.project))
-        later: list[Dropped] = []  # what belongs to pictures waits for them
-        for file in files:
+    def add_all(self, files: list[IncomingFile]) -> None:
+        """Adds pictures and zips first: captions and masks need the name under which their picture is stored."""
+        for file in sorted(files, key=lambda file: file.belongs_to_picture):
             if file.suffix == ".zip":
-                self._zip(file)
-            elif file.suffix in SIDECARS or file.is_mask:
-                later.append(file)
-                continue
+                self._add_zip(file)
             else:
-                self._try(file, self._picture)
-            self._counted()
-        for file in later:
-            self._try(file, self._mask if file.is_mask else self._caption)
-            self._counted()
+                self._add(file)
+            self.progress.done += 1
+            self.progress.rev += 1
 
-    def _counted(self) -> None:
-        self.arrivals.done += 1
-        self.arrivals.rev += 1
-
-    def _try(self, file: Dropped, take: Callable[[Dropped], None]) -> None:
-        """One bad file is told and leaves the others alone."""
+    def _add(self, file: IncomingFile) -> None:
+        """Adds one file; a rejected file is reported and does not affect the others."""
         try:
-            take(file)
+            if file.is_mask:
+                self._add_mask(file)
+            elif file.belongs_to_picture:
+                self._add_caption(file)
+            else:
+                self._add_picture(file)
         except TrainerError as error:
-            self.arrivals.tell(str(error))
+            self.progress.report(str(error))
         except OSError:
-            self.limits.check_room(self.folder)
-            self.arrivals.tell(f"{display_name(file.name)} could not be written; try it again")
+            self.limits.check_free_space(self.folder)
+            self.progress.report(f"{display_name(file.name)} could not be written; upload it again")
 
-    def _zip(self, file: Dropped) -> None:
-        """A zip's files, in two passes: pictures first, then what belongs to them."""
+    def _add_zip(self, file: IncomingFile) -> None:
+        """Unpacks a zip one member at a time; captions and masks are set aside until all pictures are in."""
         place = self.folder / IMPASTO_FOLDER / f"arriving-{uuid.uuid4().hex}"
         place.mkdir(parents=True)
-        room = max(0, self.limits.project_bytes - self.size)
-        bounds = ArchiveLimits(
-            member_bytes=self.limits.picture_bytes, total_bytes=min(room, self.limits.project_bytes)
-        )
+        free_bytes = max(0, self.limits.project_bytes - self.size)
+        bounds = ArchiveLimits(member_bytes=self.limits.picture_bytes, total_bytes=free_bytes)
         archive = place / (clean_name(PurePosixPath(file.name).stem) + ".zip")
         try:
             if file.path.stat().st_size > self.limits.file_bytes:
-                raise TrainerError(
-                    f"{display_name(file.name)} is larger than {self.limits.file_bytes // MB} MB; send it in parts"
-                )
+                name, size = display_name(file.name), self.limits.file_bytes // MB
+                raise TrainerError(f"{name} is larger than {size} MB; send it in parts")
             shutil.move(file.path, archive)
-            belonging: list[Dropped] = []
-            for inner in self._inside(archive, place, bounds):
-                if inner.suffix in SIDECARS or inner.is_mask:
-                    kept = inner.path.with_name(f"kept-{len(belonging)}")
-                    inner.path.replace(kept)
-                    belonging.append(Dropped(inner.name, kept))
+            later: list[IncomingFile] = []
+            for member in self._members(archive, place, bounds):
+                if member.belongs_to_picture:
+                    # `extract_members` unpacks every member to the same path, so this one is renamed before the next.
+                    kept = member.path.with_name(f"kept-{len(later)}")
+                    member.path.replace(kept)
+                    later.append(IncomingFile(member.name, kept))
                 else:
-                    self._try(inner, self._picture)
-            for inner in belonging:
-                self._try(inner, self._mask if inner.is_mask else self._caption)
+                    self._add(member)
+            for member in later:
+                self._add(member)
         except TrainerError as error:
-            self.arrivals.tell(str(error))
+            self.progress.report(str(error))
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _inside(self, archive: Path, place: Path, bounds: ArchiveLimits) -> Iterator[Dropped]:
+    def _members(self, archive: Path, place: Path, bounds: ArchiveLimits) -> Iterator[IncomingFile]:
         for member in extract_members(archive, place, bounds):
             if member.path is None:
-                self.arrivals.tell(f"{member.name} {member.reason}")
+                self.progress.report(f"{member.name} {member.reason}")
             else:
-                yield Dropped(member.name, member.path)
-            self.arrivals.rev += 1
+                yield IncomingFile(member.name, member.path)
+            self.progress.rev += 1
 
-    def _picture(self, file: Dropped) -> None:
-        name = display_name(PurePosixPath(file.name.replace("\\", "/")).name)
+    def _add_picture(self, file: IncomingFile) -> None:
+        name, size = display_name(file.base_name), file.path.stat().st_size
         if file.suffix in ARCHIVES:
-            raise TrainerError(f"{name} is an archive of a kind that is not read; make a zip")
+            raise TrainerError(f"{name} is an archive of a type that can't be read; make a zip")
         if file.suffix in UNSUPPORTED_SUFFIXES:
-            raise TrainerError(f"{name} is a kind of picture that is not read; save it as png or jpg")
+            raise TrainerError(f"{name} is a picture of a type that can't be read; save it as png or jpg")
         if not is_picture_name(name):
-            raise TrainerError(f"{name} is no picture; use {_KINDS}")
-        size = file.path.stat().st_size
-        if size > self.limits.picture_bytes:
-            raise TrainerError(f"{name} is larger than {self.limits.picture_bytes // MB} MB; save it smaller")
-        if self.count >= self.limits.project_pictures:
+            raise TrainerError(f"{name} is not a picture; use {_FORMATS}")
+        limits = self.limits
+        if size > limits.picture_bytes:
+            raise TrainerError(f"{name} is larger than {limits.picture_bytes // MB} MB; save it smaller")
+        if self.count >= limits.project_pictures:
             raise TrainerError(
-                f"{name} is one too many: a project holds {self.limits.project_pictures} pictures"
+                f"{name} was not added: a project holds {limits.project_pictures} pictures; remove some first"
             )
-        if self.size + size > self.limits.project_bytes:
-            raise TrainerError(f"{name} does not fit: a project holds {self.limits.project_bytes // MB} MB")
-        self.limits.check_room(self.folder, size)
-        self._keep(file, _checked(file.path, name, self.limits.picture_pixels), size)
+        if self.size + size > limits.project_bytes:
+            raise TrainerError(
+                f"{name} was not added: a project holds {limits.project_bytes // MB} MB; remove some pictures first"
+            )
+        limits.check_free_space(self.folder, size)
+        self._store_picture(file, _checked_thumbnail(file.path, name, limits.picture_pixels), size)
 
-    def _keep(self, file: Dropped, small: Image.Image, size: int) -> None:
-        wanted = clean_name(PurePosixPath(file.name.replace("\\", "/")).stem) or "picture"
-        known = _same(self.folder, wanted, file)
+    def _store_picture(self, file: IncomingFile, thumbnail: Image.Image, size: int) -> None:
+        wanted = clean_name(file.stem) or "picture"
+        known = _stem_of_same_picture(self.folder, wanted, file)
         stem = known or free_stem(self.folder, wanted)
-        self.stems[file.stem] = stem
-        if known:  # the same picture dropped again stays one
+        self.stems[file.folder, file.stem] = stem
+        if known:  # the same picture uploaded again is stored once
             return
         target = self.folder / f"{stem}{file.suffix}"
-        _brought(file.path, target)
+        _move_durably(file.path, target)
         self.size, self.count = self.size + size, self.count + 1
-        self.projects.thumbnails.keep(self.project, target, small)
+        self.projects.thumbnails.keep(self.project, target, thumbnail)
         repeats = kohya_folder(file.parent)
-        if repeats and repeats[0] > 1:  # what `10_cats` means to other trainers
-            self.projects.choose(self.project, target.name, Override(min(repeats[0], MAX_REPEATS)))
-        self.arrivals.kept += 1
-        self.arrivals.rev += 1
+        if repeats and repeats[0] > 1:  # `10_cats` means 10 repeats in kohya-style folders
+            self.projects.set_choice(self.project, target.name, Override(min(repeats[0], MAX_REPEATS)))
+        self.progress.kept += 1
+        self.progress.rev += 1
 
-    def _stem_of(self, file: Dropped) -> str | None:
-        """Of the picture that a caption or mask belongs to: of this drop, or there already."""
-        folder, stem = file.stem
-        places = [folder, PurePosixPath(folder).parent.as_posix()] if file.is_mask else [folder]
-        found = next((self.stems[place, stem] for place in places if (place, stem) in self.stems), None)
-        if found:
-            return found
-        cleaned = clean_name(stem)
+    def _stored_stem(self, file: IncomingFile) -> str | None:
+        """Returns the stored stem of the picture that a caption or mask belongs to, of this upload or an earlier one."""
+        folders = [file.folder]
+        if file.is_mask:  # `art/masks/one.png` belongs to `art/one.png`
+            folders.append(PurePosixPath(file.folder).parent.as_posix())
+        for folder in folders:
+            if (folder, file.stem) in self.stems:
+                return self.stems[folder, file.stem]
+        cleaned = clean_name(file.stem)
         return cleaned if cleaned and any(path.stem == cleaned for path in self._pictures()) else None
 
     def _pictures(self) -> Iterator[Path]:
         return (path for path in self.folder.iterdir() if is_picture_name(path.name))
 
-    def _caption(self, file: Dropped) -> None:
-        stem = self._stem_of(file) or clean_name(file.stem[1])
+    def _add_caption(self, file: IncomingFile) -> None:
+        stem = self._stored_stem(file) or clean_name(file.stem)
         if not stem:
-            raise TrainerError(f"{display_name(file.name)} has no name that a picture could share; rename it")
+            raise TrainerError(f"{display_name(file.name)} has a name that no picture can have; rename it")
         with file.path.open("rb") as opened:
             text = opened.read(4 * MAX_CAPTION).decode("utf-8-sig", errors="replace")
         lines = [line for line in map(one_line, text.splitlines()) if line]
         write_atomically(self.folder / f"{stem}.txt", ("\n".join(lines)[:MAX_CAPTION] + "\n").encode())
         if not any(path.stem == stem for path in self._pictures()):
-            self.arrivals.tell(
-                f"{display_name(file.name)} has no picture of the same name yet; it waits for one"
+            self.progress.report(
+                f"{display_name(file.name)} has no picture of the same name yet; it is kept until you add one"
             )
 
-    def _mask(self, file: Dropped) -> None:
-        stem = self._stem_of(file)
+    def _add_mask(self, file: IncomingFile) -> None:
+        stem = self._stored_stem(file)
         picture = next((path for path in self._pictures() if path.stem == stem), None)
         if picture is None:
-            raise TrainerError(f"{display_name(file.name)} is a mask without its picture; drop both together")
+            raise TrainerError(
+                f"{display_name(file.name)} is a mask without its picture; upload both together"
+            )
         save_mask(picture, file.path.read_bytes())
 
 
-def _checked(path: Path, name: str, most_pixels: int) -> Image.Image:
-    """A thumbnail of a picture, which is read whole to find damage. Raises TrainerError that calls it by the artist's name."""
+def _checked_thumbnail(path: Path, name: str, max_pixels: int) -> Image.Image:
+    """Decodes a picture completely to find damage, and returns its thumbnail.
+
+    Raises:
+        TrainerError: it can't be read; the message has the artist's name for it instead of the upload's.
+    """
     try:
-        return small_picture(path, THUMBNAIL, most_pixels=most_pixels)[0]
+        return small_picture(path, THUMBNAIL, most_pixels=max_pixels)[0]
     except TrainerError as error:
         raise TrainerError(str(error).replace(path.name, name, 1)) from None
 
 
-def _same(folder: Path, wanted: str, file: Dropped) -> str | None:
-    """The stem under which the same bytes are there already, among those that `free_stem` would pass over."""
+def _stem_of_same_picture(folder: Path, wanted: str, file: IncomingFile) -> str | None:
+    """Returns the stem under which the same bytes are stored already, among the names that `free_stem` tries."""
     size = file.path.stat().st_size
     for stem in numbered(wanted):
-        there = folder / f"{stem}{file.suffix}"
-        if not there.is_file():
+        stored = folder / f"{stem}{file.suffix}"
+        if not stored.is_file():
             return None
-        if there.stat().st_size == size and there.read_bytes() == file.path.read_bytes():
+        if stored.stat().st_size == size and stored.read_bytes() == file.path.read_bytes():
             return stem
     return None
 
 
-def _brought(path: Path, target: Path) -> None:
-    """Moves a file into place, whole or not at all, also after a power cut."""
-    with path.open("rb+") as opened:
-        os.fsync(opened.fileno())
-    aside = target.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        shutil.move(path, aside)
-        aside.chmod(0o644)
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+def _move_durably(path: Path, target: Path) -> None:
+    """Moves a file into place: it is there completely or not at all, also after a power failure."""
+    with replacing(target) as temporary:
+        shutil.move(path, temporary)
+        temporary.chmod(0o644)
 
 
-def _away(path: Path) -> None:
-    """Nothing of an artist's stays where the browser's files arrive."""
+def _remove_upload(path: Path) -> None:
+    """Removes an uploaded file with its folder, so that no artist's picture stays in the folder of uploads."""
     path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # others' files may lie beside it
+    with contextlib.suppress(OSError):  # the folder also holds other files
         path.parent.rmdir()
 
 
-def dropped(paths: list[Path], names: list[str] | None = None) -> list[Dropped]:
-    """Files by the names they came under, or by their own."""
-    return [
-        Dropped(name or path.name, path) for path, name in zip(paths, names or [""] * len(paths), strict=True)
-    ]
+def incoming_files(paths: list[Path], names: list[str] | None = None) -> list[IncomingFile]:
+    """Pairs uploaded files with their names on the artist's computer, or with their own names."""
+    names = names or [""] * len(paths)
+    return [IncomingFile(name or path.name, path) for path, name in zip(paths, names, strict=True)]

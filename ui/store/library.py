@@ -30,11 +30,13 @@ from trainer.errors import LoraFileError, RunError, TrainerError
 from trainer.headers.edit_metadata import Label, checked, relabel
 from trainer.headers.lora import recognise
 from trainer.headers.sidecars import CHOICE, ENTRY, TOOLS
-from trainer.runs import run as runs
+from trainer.json_files import read_object
+from trainer.runs import events
 from trainer.runs.queue import FILES
+from trainer.runs.run import Run
 from trainer.sampling_config import checked_weight
 from ui.store.naming import clean_name, new_folder
-from ui.store.runs import Jobs
+from ui.store.runs import Runs
 from ui.store.thumbnails import THUMBNAIL, Thumbnails
 
 OUTSIDE = "library:"  # begins the key of what is no training; a training's name can hold no colon
@@ -42,7 +44,7 @@ _MOST_PIXELS = 4_000_000  # of a picture inside a file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class LoraEntry:
     """One LoRA, as its header and what lies beside it tell."""
 
     key: str
@@ -79,11 +81,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Library:
-    jobs: Jobs
+    runs: Runs
 
     @property
     def shelf(self) -> Path:
-        return self.jobs.outputs / ".library"
+        return self.runs.outputs / ".library"
 
     def all(self) -> list[str]:
         """All entries, newest first."""
@@ -92,28 +94,28 @@ class Library:
             for path in self.shelf.glob(f"*/{ENTRY}")
             if not path.parent.name.startswith(".")
         ]
-        found = [entry for key in (*self.jobs.finished(), *outside) if (entry := self._entry(key))]
+        found = [entry for key in (*self.runs.finished(), *outside) if (entry := self._entry(key))]
         return [entry.key for entry in sorted(found, key=lambda entry: -entry.made)]
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LoraEntry]:
         return [entry for key in self.all() if (entry := self._entry(key))]
 
-    def version(self) -> str:
+    def revision(self) -> str:
         """Another one whenever a card would look different; cheap enough to be asked every second."""
         marks = ("*/*.safetensors", f"*/{CHOICE}", "*/samples/strip.png", f".library/*/{ENTRY}")
-        found = sorted(path for mark in marks for path in self.jobs.outputs.glob(mark))
+        found = sorted(path for mark in marks for path in self.runs.outputs.glob(mark))
         digest = hashlib.sha256()
         for path in found:
             with contextlib.suppress(OSError):
-                digest.update(f"{path.relative_to(self.jobs.outputs)} {path.stat().st_mtime_ns}\n".encode())
+                digest.update(f"{path.relative_to(self.runs.outputs)} {path.stat().st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
-    def entry(self, key: str) -> Entry:
+    def entry(self, key: str) -> LoraEntry:
         """Raises RunError for what is none of ours, paths included."""
         known = (
             key.removeprefix(OUTSIDE) in self._shelved()
             if key.startswith(OUTSIDE)
-            else key in self.jobs.names()
+            else key in self.runs.names()
         )
         found = self._entry(key) if known else None
         if found is None:
@@ -123,12 +125,12 @@ class Library:
     def _shelved(self) -> set[str]:
         return {path.parent.name for path in self.shelf.glob(f"*/{ENTRY}")}
 
-    def _entry(self, key: str) -> Entry | None:
+    def _entry(self, key: str) -> LoraEntry | None:
         with contextlib.suppress(TrainerError, OSError, ValueError, KeyError):
             if key.startswith(OUTSIDE):
                 folder = self.shelf / key.removeprefix(OUTSIDE)
-                file, said = folder / f"{folder.name}.safetensors", _read(folder / ENTRY)
-                return Entry(
+                file, said = folder / f"{folder.name}.safetensors", read_object(folder / ENTRY)
+                return LoraEntry(
                     key=key,
                     folder=folder,
                     file=file,
@@ -139,12 +141,12 @@ class Library:
                     takes=tuple(said["takes"]),
                     problem=said.get("problem", ""),
                 )
-            run = self.jobs.run(key)
-            choice = _read(run.path / CHOICE)
+            run = self.runs.run(key)
+            choice = read_object(run.path / CHOICE)
             file = run.path / str(choice.get("file", ""))
             file = file if choice and file.parent == run.path and file.is_file() else run.lora_file
-            takes = choice["takes"] if choice.get("file") == file.name else self.jobs.view(key)[0].takes
-            return Entry(
+            takes = choice["takes"] if choice.get("file") == file.name else self.runs.view(key)[0].takes
+            return LoraEntry(
                 key=key,
                 folder=run.path,
                 file=file,
@@ -161,11 +163,11 @@ class Library:
 
     def choice(self, key: str) -> dict[str, Any]:
         """The checkpoint and strength that the artist marked; {} when none is."""
-        return _read(self.entry(key).folder / CHOICE)
+        return read_object(self.entry(key).folder / CHOICE)
 
     # Labels
 
-    def relabel(self, key: str, values: dict[str, Any]) -> Entry:
+    def relabel(self, key: str, values: dict[str, Any]) -> LoraEntry:
         """Writes what the artist says of a LoRA into its file. Raises TrainerError."""
         entry = self.entry(key)
         texts = {
@@ -204,13 +206,13 @@ class Library:
             return []
         return sorted(
             int(path.name[5:])
-            for path in self.jobs.run(key).checkpoints.glob("step-*")
+            for path in self.runs.run(key).checkpoints.glob("step-*")
             if path.name[5:].isdigit()
         )
 
     # Files from elsewhere, and of others
 
-    def take_in(self, upload: Path, name: str) -> str:
+    def import_file(self, upload: Path, name: str) -> str:
         """Keeps a LoRA made elsewhere, once its header shows that it is one; its key. Raises LoraFileError.
 
         What can only be told from the whole file (values that are no numbers, tensors of no module) is told by work that
@@ -273,14 +275,14 @@ class Library:
             raise TrainerError("choose a form of the file from the list")
         return self._start("convert", source=source, form=form, out=file)
 
-    def standing(self, work: str) -> tuple[str, str]:
+    def job_status(self, work: str) -> tuple[str, str]:
         """("working" | "finished" | "failed", why it failed) of started work."""
-        folder = self.jobs.outputs / f".making-{work}"
+        folder = self.runs.outputs / f".making-{work}"
         if not work.isalnum() or not folder.is_dir():
             return "failed", "that work is not there any more; start it again"
-        job = self.jobs.queue.find(folder)
-        alive = runs.Run(folder).is_alive() or (job is not None and job.state in ("waiting", "running"))
-        said, _ = runs.events.read(folder / "events.jsonl")
+        job = self.runs.queue.find(folder)
+        alive = Run(folder).is_alive() or (job is not None and job.state in ("waiting", "running"))
+        said, _ = events.read(folder / "events.jsonl")
         ended = next((event for event in said if event["kind"] == "ended"), None)
         if ended:
             return (
@@ -290,25 +292,25 @@ class Library:
 
     def works(self) -> list[tuple[str, str, str]]:
         """(work, how it stands, why) of all that was started and is still known."""
-        found = (path.name.removeprefix(".making-") for path in self.jobs.outputs.glob(".making-*"))
-        return [(work, *self.standing(work)) for work in sorted(found) if work.isalnum()]
+        found = (path.name.removeprefix(".making-") for path in self.runs.outputs.glob(".making-*"))
+        return [(work, *self.job_status(work)) for work in sorted(found) if work.isalnum()]
 
     def _start(self, tool: str, **facts: Any) -> str:
         work = uuid.uuid4().hex
         self._sweep()
-        folder = self.jobs.outputs / f".making-{work}"
+        folder = self.runs.outputs / f".making-{work}"
         folder.mkdir(parents=True)
         write_atomically(
             folder / "job.json", json.dumps({"tool": tool, **facts}, ensure_ascii=False).encode()
         )
-        self.jobs.queue.submit(folder, "lora", ["make", str(folder.resolve())], lane=FILES)
+        self.runs.queue.submit(folder, "lora", ["make", str(folder.resolve())], lane=FILES)
         return work
 
     def _sweep(self, kept: int = 20) -> None:
         """Only the newest job folders stay: what they made lies elsewhere."""
-        folders = sorted(self.jobs.outputs.glob(".making-*"), key=lambda path: -path.stat().st_mtime)
+        folders = sorted(self.runs.outputs.glob(".making-*"), key=lambda path: -path.stat().st_mtime)
         for folder in folders[kept:]:
-            if self.standing(folder.name.removeprefix(".making-"))[0] != "working":
+            if self.job_status(folder.name.removeprefix(".making-"))[0] != "working":
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _out(self, wanted: str) -> str:
@@ -371,29 +373,35 @@ class Library:
     def delete(self, key: str) -> tuple[int, int]:
         """Removes a LoRA and all that came of it: its folder, its small pictures, drawings with it. (files, bytes). Raises RunError."""
         entry = self.entry(key)
-        job = self.jobs.queue.find(entry.folder)
-        if runs.Run(entry.folder).is_alive() or (job is not None and job.state in ("waiting", "running")):
+        job = self.runs.queue.find(entry.folder)
+        if Run(entry.folder).is_alive() or (job is not None and job.state in ("waiting", "running")):
             raise RunError(f"“{entry.name}” is still training; stop it first")
         removed = self.size_of(key)
         for folder in self._folders(key):
-            aside = self.jobs.outputs / f".removing-{uuid.uuid4().hex}"
+            aside = self.runs.outputs / f".removing-{uuid.uuid4().hex}"
             folder.rename(aside)  # gone at once for everybody, whatever becomes of the rest
             shutil.rmtree(aside)
         return removed
 
     def _folders(self, key: str) -> list[Path]:
-        from ui.store.drawings import drawings_with
-
         small = self.small_pictures(key)
         return [
             self.entry(key).folder,
-            *drawings_with(self.jobs.outputs, key),
+            *_drawings_with(self.runs.outputs, key),
             *([small] if small.is_dir() else []),
         ]
 
     def small_pictures(self, key: str) -> Path:
         """Where the page's thumbnails of an entry lie."""
-        return self.jobs.outputs / ".cache" / "results" / key.replace(":", "_")
+        return self.runs.outputs / ".cache" / "results" / key.replace(":", "_")
+
+
+def _drawings_with(outputs: Path, key: str) -> list[Path]:
+    """Folders of the drawings (`ui/store/drawings.py`) that were made with a LoRA."""
+    requests = (outputs / ".drawing" / "drawn").glob("*/asked.json")
+    return [
+        path.parent for path in requests if any(used == key for used, _ in read_object(path).get("files", ()))
+    ]
 
 
 def _weight(value: Any) -> float | None:
@@ -414,7 +422,7 @@ def _rank(value: Any, *, none: bool = False) -> int:
     return int(value)
 
 
-def _made_name(tool: str, sources: Sequence[Entry], rank: int, form: str) -> str:
+def _made_name(tool: str, sources: Sequence[LoraEntry], rank: int, form: str) -> str:
     stems = [source.stem for source in sources]
     return {
         "merge": " and ".join(stems),
@@ -432,10 +440,3 @@ def _facts(file: Path) -> dict[str, str]:
 def _facts_of(file: Path, *version: int) -> dict[str, str]:
     """A page asks for headers again and again; they change only with their files."""
     return recognise(file).metadata
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}

@@ -23,7 +23,7 @@ class Limits:
     studio_bytes: int = 200 * GB  # all projects of all users
     free_bytes: int = 2 * GB  # stay free on the disk
 
-    def check_room(self, folder: Path, incoming_bytes: int = 0) -> None:
+    def check_free_space(self, folder: Path, incoming_bytes: int = 0) -> None:
         """Raises TrainerError where `incoming_bytes` more would fill the disk that holds `folder`."""
         place = next(p for p in (folder, *folder.parents) if p.exists())
         if shutil.disk_usage(place).free - incoming_bytes < self.free_bytes:

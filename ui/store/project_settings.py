@@ -19,8 +19,14 @@ from trainer.errors import DatasetError
 from trainer.headers.base_model import is_small
 from trainer.presets import preset_values
 
-FEWEST = 3  # of one or two pictures, everything is learnt by heart: the subject can't be told from what is around it
-ABOVE = ("name", "trigger", "preset", "pace", "base")  # beside the button; everything else is under Advanced
+MIN_PICTURES = 3  # of one or two pictures, everything is learnt by heart: the subject can't be told from what is around it
+MAIN_FIELDS = (
+    "name",
+    "trigger",
+    "preset",
+    "pace",
+    "base",
+)  # beside the button; everything else is under Advanced
 _LONGEST = 4000  # characters of one field
 
 
@@ -29,7 +35,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / IMPASTO_FOLDER / "settings.json").read_text(encoding="utf-8"))
         advanced = found.get("advanced", {})
-        kept = {name: found[name] for name in ABOVE if isinstance(found.get(name), str)}
+        kept = {name: found[name] for name in MAIN_FIELDS if isinstance(found.get(name), str)}
         return {**kept, "advanced": {name: value for name, value in advanced.items() if _is_plain(value)}}
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
@@ -38,7 +44,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def write_settings(folder: Path, above: dict[str, Any], advanced: dict[str, Any]) -> None:
     """Keeps the form's fields as they are, half-typed ones too; what no field can hold is left out."""
     kept: dict[str, Any] = {
-        name: above[name] for name in ABOVE if isinstance(above.get(name), str) and _is_plain(above[name])
+        name: above[name]
+        for name in MAIN_FIELDS
+        if isinstance(above.get(name), str) and _is_plain(above[name])
     }
     kept["advanced"] = {
         name: value for name, value in advanced.items() if value not in (None, "") and _is_plain(value)
@@ -57,7 +65,7 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def whole_values(folder: Path, settings: dict[str, Any], models: Path) -> dict[str, Any]:
+def training_values(folder: Path, settings: dict[str, Any], models: Path) -> dict[str, Any]:
     """Every setting of a training of these pictures, for `config_from`: what was said, the preset's, and the page's own.
 
     Raises TrainerError: for too few pictures, too.
@@ -67,11 +75,11 @@ def whole_values(folder: Path, settings: dict[str, Any], models: Path) -> dict[s
     items = quick_scan(folder).items
     if not items:
         raise DatasetError(
-            f"{folder.name} holds no picture to train on; add some under Artwork (at least {FEWEST})"
+            f"{folder.name} holds no picture to train on; add some under Artwork (at least {MIN_PICTURES})"
         )
-    if len(items) < FEWEST:
+    if len(items) < MIN_PICTURES:
         raise DatasetError(
-            f"{folder.name} has {len(items)} picture{'s' if len(items) > 1 else ''}, and a training needs at least {FEWEST}: "
+            f"{folder.name} has {len(items)} picture{'s' if len(items) > 1 else ''}, and a training needs at least {MIN_PICTURES}: "
             "of fewer, everything is learnt by heart, background and all; add some under Artwork"
         )
     small = is_small(settings.get("base", TrainConfig.base), models)

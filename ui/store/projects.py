@@ -24,16 +24,14 @@ from trainer.dataset.captions import SIDECARS, MetadataRow, kohya_folder, metada
 from trainer.dataset.overrides import IMPASTO_FOLDER, Override, read_overrides
 from trainer.dataset.scan import is_displayable_name, is_picture_name, picture_folders, pictures_in
 from trainer.errors import DatasetError
-from ui.store.intake import Intake
 from ui.store.naming import clean_name, free_stem, numbered
-from ui.store.picture_checks import Checkup
 from ui.store.thumbnails import LARGE, Thumbnails
 
 SAMPLES = ("ink-emoji",)  # come with Impasto; an artist's own pictures do not go in there
 
 
 @dataclass(frozen=True)
-class Card:
+class ProjectPicture:
     name: str  # `art.png`, or `10_sks cat/art.png` in a kohya-style sub-folder
     caption: str
     version: int  # another one when the picture has been replaced
@@ -48,8 +46,6 @@ class Projects:
 
     datasets: Path
     cache: Path
-    intake: Intake = field(default_factory=Intake)
-    checkup: Checkup = field(default_factory=Checkup)
 
     @property
     def thumbnails(self) -> Thumbnails:
@@ -73,14 +69,14 @@ class Projects:
         names = self.names()
         return next((name for name in names if name not in SAMPLES), names[0] if names else None)
 
-    def fresh(self, name: str) -> str:
+    def free_name(self, name: str) -> str:
         """`name`, or `name-2` ... when that is taken."""
         taken = {existing.casefold() for existing in self.names()}
         return next(n for n in numbered(name) if n.casefold() not in taken)
 
     def create(self, name: str) -> str:
         """A new empty project; its name, made safe and free."""
-        made = self.fresh(clean_name(name).lstrip("_") or "my-pictures")
+        made = self.free_name(clean_name(name).lstrip("_") or "my-pictures")
         (self.datasets / made).mkdir(parents=True)
         return made
 
@@ -104,7 +100,7 @@ class Projects:
             )
         return count
 
-    def cards(self, name: str) -> list[Card]:
+    def pictures(self, name: str) -> list[ProjectPicture]:
         folder, cards = self.folder(name), []
         choices = read_overrides(folder)
         for place, _, token in picture_folders(folder):
@@ -117,7 +113,7 @@ class Projects:
                 stat, shown, mask = path.stat(), within + path.name, mask_file(path)
                 drawn = mask.stat().st_mtime_ns if mask else 0
                 cards.append(
-                    Card(
+                    ProjectPicture(
                         shown, caption, stat.st_mtime_ns, stat.st_size, choices.get(shown, Override()), drawn
                     )
                 )
@@ -148,7 +144,7 @@ class Projects:
             project, self._looked_up(self.folder(project) / IMPASTO_FOLDER / "removed", name)
         )
 
-    def choose(self, project: str, name: str, choice: Override) -> None:
+    def set_choice(self, project: str, name: str, choice: Override) -> None:
         """Keeps what was chosen for one picture. Raises DatasetError."""
         folder = self.folder(project)
         self._looked_up(folder, name)

@@ -8,7 +8,7 @@ import json
 import shutil
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,25 @@ from trainer.runs import events, run
 from trainer.runs.queue import Job, Queue
 from ui.store.estimates import Estimates
 from ui.store.naming import new_folder
-from ui.store.project_settings import whole_values
+from ui.store.project_settings import training_values
 
 LONG_SILENCE = 300.0  # seconds without a word before a training is said to be stuck, at least
 BUNDLED = "tiny-sdxl"
 
 
-@dataclass
-class Jobs:
-    """Runs are folders under `outputs`. What is held here is only a cache of what is on disk."""
+class Runs:
+    """One artist's runs: folders under `outputs`. What is held in memory is only a cache of what is on disk."""
 
-    outputs: Path
-    models: Path
-    queue: Queue = None  # pyright: ignore[reportAssignmentType]  # of the whole studio; one's own where there is none
-    _views: dict[tuple[str, int], tuple[int, events.View]] = field(default_factory=dict)
-    _projects: dict[tuple[str, int], str | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.queue = self.queue or Queue(self.outputs, self.models)
-        self.estimates = Estimates(self.outputs / ".cache", self.models, self._card_is_taken)
+    def __init__(self, outputs: Path, models: Path, queue: Queue | None = None) -> None:
+        """Args:
+        queue: the studio's queue; without one the runs have a queue of their own.
+        """
+        self.outputs, self.models = outputs, models
+        self.queue = queue or Queue(outputs, models)
+        self.estimates = Estimates(outputs / ".cache", models, self._card_is_taken)
+        # Folded events by (name, time of config.toml): a new run under an old name has another time.
+        self._views: dict[tuple[str, int], tuple[int, events.View]] = {}
+        self._projects: dict[tuple[str, int], str | None] = {}
 
     def _card_is_taken(self) -> bool:
         """Whether a process beside the training would take memory from it."""
@@ -84,9 +84,9 @@ class Jobs:
 
     def busy(self) -> str | None:
         """The name of one's own run that trains now."""
-        return next((job.folder.name for job in self.line() if job.state == "running"), None)
+        return next((job.folder.name for job in self.queued() if job.state == "running"), None)
 
-    def line(self) -> list[Job]:
+    def queued(self) -> list[Job]:
         """One's own trainings that run or wait, in order."""
         mine = self.outputs.absolute()
         return [
@@ -96,7 +96,7 @@ class Jobs:
     def active(self, project: str) -> str | None:
         """The run of a project that trains or waits."""
         return next(
-            (job.folder.name for job in self.line() if self.project_of(job.folder.name) == project), None
+            (job.folder.name for job in self.queued() if self.project_of(job.folder.name) == project), None
         )
 
     def start(self, folder: Path, settings: dict[str, Any], *, token: str = "", another: bool = False) -> str:
@@ -115,7 +115,7 @@ class Jobs:
                 raise RunError(
                     f"“{active}” is training already; stop it, wait until it ends, or put another training into the line"
                 )
-            config = config_from(whole_values(folder, settings, self.models))
+            config = config_from(training_values(folder, settings, self.models))
             made = self._made(config, [folder], folder.name)
             self.queue.submit(made.path, "train", ["resume", str(made.path.resolve())], token=token)
             return made.path.name
@@ -147,17 +147,17 @@ class Jobs:
 
     def stop(self, name: str) -> None:
         """Stops a run, or takes it out of the line; one that seems to be stuck is ended at once when asked again."""
-        self.queue.stop(self.run(name).path, at_once=self.standing(name).seems_stuck)
+        self.queue.stop(self.run(name).path, at_once=self.status(name).seems_stuck)
 
     def move(self, name: str, by: int) -> None:
         """Lets a waiting run change places with one's own before (-1) or behind (1)."""
         self.queue.move(self.run(name).path, by)
 
-    def standing(self, name: str) -> Standing:
+    def status(self, name: str) -> RunStatus:
         """How a run stands."""
         job = self.queue.find(self.run(name).path)
         view, alive = self.view(name)
-        return standing_of(view, alive, job, time.time())
+        return run_status(view, alive, job, time.time())
 
     def _made(self, config: TrainConfig, sources: list[Path], project: str | None) -> run.Run:
         """A new run under a free name."""
@@ -188,7 +188,7 @@ class Jobs:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """A run, its place in the line and its process, told as one."""
 
     view: events.View
@@ -218,28 +218,28 @@ class Standing:
         return self.view.rev, self.state, self.place
 
 
-def standing_of(view: events.View, alive: bool, job: Job | None, now: float = 0.0) -> Standing:
+def run_status(view: events.View, alive: bool, job: Job | None, now: float = 0.0) -> RunStatus:
     """
     Args:
         now: in seconds since 1970.
     """
     if job and job.state == "waiting":
-        return Standing(view, "waiting", job.queue_position)
+        return RunStatus(view, "waiting", job.queue_position)
     if alive:
         if not view.stage or view.ended:
-            return Standing(view, "starting")
-        return Standing(
+            return RunStatus(view, "starting")
+        return RunStatus(
             view, "running", silent_seconds=max(0.0, now - view.last_event_at) if view.last_event_at else 0.0
         )
     if job and job.state == "running":
-        return Standing(view, "starting")
+        return RunStatus(view, "starting")
     if view.ended:
-        return Standing(view, view.ended)
+        return RunStatus(view, view.ended)
     if job and (
         job.state == "stopped" or job.stops
     ):  # taken out of the line before it began, or ended when it was stuck
-        return Standing(view, "stopped")
-    return Standing(view, "interrupted", killed=bool(job and job.signal == signal.SIGKILL))
+        return RunStatus(view, "stopped")
+    return RunStatus(view, "interrupted", killed=bool(job and job.signal == signal.SIGKILL))
 
 
 def _sources(found: run.Run) -> list[Path]:

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ui.store.library import Entry, Library
+from ui.store.library import Library, LoraEntry
 
 _CHUNK = 1 << 20
 # Licences as the hub names them (https://huggingface.co/docs/hub/repositories-licenses); any other is "other" with its own words.
@@ -43,7 +43,7 @@ _BASES = {
 }
 
 
-def sidecar(entry: Entry) -> bytes:
+def sidecar(entry: LoraEntry) -> bytes:
     """A1111's user metadata of a LoRA (extensions-builtin/Lora/ui_edit_user_metadata.py)."""
     label = entry.label
     facts = {
@@ -78,7 +78,7 @@ def preview(library: Library, key: str) -> bytes | None:
     return data.getvalue()
 
 
-def card(entry: Entry, images: list[str]) -> str:
+def card(entry: LoraEntry, images: list[str]) -> str:
     """README.md: what the hub reads between the lines of dashes, and the same for people."""
     label, licence = entry.label, entry.label.licence.strip().lower()
     known = licence in _LICENCES

@@ -13,14 +13,14 @@ from ui.store.project_settings import read_settings
 
 
 @dataclass(frozen=True)
-class Aims:
+class TrainingGoal:
     preset: str
     trigger: str
     plan: BucketPlan
 
 
-def aims_of(folder: Path, models: Path) -> Aims:
-    """Aims of a project folder; what is not said, or can't be, is as usual."""
+def training_goal(folder: Path, models: Path) -> TrainingGoal:
+    """TrainingGoal of a project folder; what is not said, or can't be, is as usual."""
     kept = read_settings(folder)
     said = {**kept, **kept.get("advanced", {})}
     preset = said.get("preset")
@@ -38,7 +38,7 @@ def aims_of(folder: Path, models: Path) -> Aims:
         no_upscale=said.get("no_upscale") in (True, "yes"),
     )
     trigger = said.get("trigger")
-    return Aims(
+    return TrainingGoal(
         preset if preset in PRESET_NAMES else "style",
         trigger.strip() if isinstance(trigger, str) else "",
         plan,

@@ -1,7 +1,7 @@
-"""Files on their way in: Gradio keeps what a browser sends under one folder of the studio's, whoever sent it.
+"""Uploaded files: Gradio stores what browsers send under one folder of the studio, for all users.
 
-A path that comes back from a browser is used only where that user's browser has sent the file: whose it is is noted when
-it arrives. The same file sent by two users lies at one path, so a path has a set of owners.
+A path that a browser sends back is accepted only if the same user uploaded the file: the owner is recorded when the file
+arrives. Gradio stores the same file from two users under one path, so a path has a set of owners.
 """
 
 from __future__ import annotations
@@ -14,39 +14,47 @@ from typing import Any
 
 from trainer.errors import TrainerError
 
-KEPT_SECONDS = 3600  # a file that no handler has taken by then was left behind
+MAX_AGE_SECONDS = 3600  # a file that no handler has taken by then was abandoned
 
 
-class Uploads:
+class UploadedFiles:
+    """The folder of uploads and the owners of its files."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self._owners: dict[str, set[str]] = {}
         self._lock = threading.Lock()
 
-    def arrived(self, user: str, path: str) -> None:
+    def record(self, user: str, path: str) -> None:
+        """Records that a user uploaded a file."""
         with self._lock:
             self._owners.setdefault(path, set()).add(user)
 
     def owns(self, user: str, path: str) -> bool:
+        """True if the user uploaded this file."""
         with self._lock:
             return user in self._owners.get(path, ())
 
-    def take(self, user: str, said: Any) -> list[Path]:
-        """The files of a component's value (with `preprocess=False`), each one sent by this user. Raises TrainerError."""
-        values = getattr(said, "root", said) or []
-        found: list[Path] = []
-        for value in values if isinstance(values, (list, tuple)) else [values]:
-            path = value.get("path") if isinstance(value, dict) else getattr(value, "path", None)
-            if not isinstance(path, str) or not self.owns(user, path) or not Path(path).is_file():
-                raise TrainerError("a file did not arrive; drop it again")
-            found.append(Path(path))
-        return found
+    def resolve(self, user: str, value: Any) -> list[Path]:
+        """Returns the paths in the value of a `gr.File` with `preprocess=False`.
 
-    def sweep(self, older_than_seconds: float = KEPT_SECONDS) -> int:
-        """Removes what was left behind: aborted uploads, and files that nobody took; how many."""
+        Raises:
+            TrainerError: a path that this user did not upload, or whose file is missing.
+        """
+        files = getattr(value, "root", value) or []
+        paths: list[Path] = []
+        for file in files if isinstance(files, (list, tuple)) else [files]:
+            path = file.get("path") if isinstance(file, dict) else getattr(file, "path", None)
+            if not isinstance(path, str) or not self.owns(user, path) or not Path(path).is_file():
+                raise TrainerError("a file did not arrive; upload it again")
+            paths.append(Path(path))
+        return paths
+
+    def remove_abandoned(self, older_than_seconds: float = MAX_AGE_SECONDS) -> int:
+        """Removes aborted uploads and files that no handler has taken; returns the number of removed files."""
         removed, oldest = 0, time.time() - older_than_seconds
         for path in sorted(self.folder.rglob("*"), reverse=True) if self.folder.is_dir() else ():
-            with contextlib.suppress(OSError):  # taken meanwhile; a folder that is not empty stays
+            with contextlib.suppress(OSError):  # moved meanwhile, or a folder that is not empty
                 if path.stat().st_mtime > oldest:
                     continue
                 if path.is_dir() and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""The page's tabs, one file each: components first, then events. Their callbacks take a Desk and hold no logic of their own."""
+"""The page's tabs, one file each: components first, then events. Their callbacks take a Workspace and hold no logic of their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from ui.workspace import Studio, handler
+from ui.callbacks import handler
+from ui.workspace import Studio
 
 # An answer comes with the request that asks: on a busy machine Gradio's queue, which answers by a stream that it opens and
 # closes, now and then leaves a press without one. What takes long is done by child processes, so nothing waits in a queue.
@@ -51,7 +52,7 @@ class Shared:
     )  # drawings wait for each other: the first is seen soonest
 
     def on(self, callback: Callable[..., Any]) -> Callable[..., Any]:
-        """`callback(desk, *values)` for Gradio's events."""
+        """`callback(workspace, *values)` for Gradio's events."""
         return handler(self.studio, callback)
 
     def draw(
@@ -63,7 +64,7 @@ class Shared:
         *,
         keeps: bool = False,
     ) -> None:
-        """`outputs` by `callback(desk, *inputs)` at each of `events`, and once more when others came meanwhile.
+        """`outputs` by `callback(workspace, *inputs)` at each of `events`, and once more when others came meanwhile.
 
         Out of sight nothing is drawn: it waits until the tab is turned to, unless the callback `keeps` what was written.
 

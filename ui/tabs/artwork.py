@@ -6,17 +6,17 @@ from typing import Any
 
 import gradio as gr
 
-from ui.store.deletion import delete_project, trainings_of
-from ui.store.intake import dropped
+from ui.store.deletion import delete_project
+from ui.store.intake import incoming_files
 from ui.store.limits import MB
-from ui.store.picture_checks import told
+from ui.store.picture_checks import picture_report
 from ui.store.projects import SAMPLES
-from ui.store.training_goal import aims_of
+from ui.store.training_goal import training_goal
 from ui.tabs import PRIVATE, QUIET, TOUCH, Shared
 from ui.text import Words
 from ui.views.artwork import arrivals_html, cards_html, escaped, findings_html, removed_html
 from ui.views.mask_dialog import mask_dialog_html
-from ui.workspace import Desk
+from ui.workspace import Workspace
 
 
 def build(shared: Shared) -> None:
@@ -44,49 +44,51 @@ def build(shared: Shared) -> None:
     seen, drawn = gr.State(()), gr.State("")
     _deletion(shared)
 
-    def show(desk: Desk, chosen: str | None):
-        limits_said = _limits(desk)
-        if not chosen or chosen not in desk.projects.names():
-            return limits_said, "", "", "", mask_dialog_html(desk.words), ""
-        came = _came(desk, chosen)  # before the pictures are looked up: what comes meanwhile is drawn later
-        listed = desk.projects.cards(chosen)
-        desk.projects.checkup.start(desk.projects, chosen, listed)
-        stood = came + _looked(desk, chosen)
-        found = told(desk.projects, chosen, listed, aims_of(desk.projects.folder(chosen), desk.jobs.models))
+    def show(workspace: Workspace, chosen: str | None):
+        limits_said = _limits(workspace)
+        if not chosen or chosen not in workspace.projects.names():
+            return limits_said, "", "", "", mask_dialog_html(workspace.words), ""
+        came = _came(
+            workspace, chosen
+        )  # before the pictures are looked up: what comes meanwhile is drawn later
+        listed = workspace.projects.pictures(chosen)
+        workspace.checks.start(chosen, listed)
+        stood = came + _looked(workspace, chosen)
+        goal = training_goal(workspace.projects.folder(chosen), workspace.runs.models)
+        found = picture_report(workspace.checks, chosen, listed, goal)
         return (
             limits_said,
-            findings_html(desk.words, found, unfinished=bool(_visit_words(desk, chosen))),
-            cards_html(desk.words, chosen, listed, found),
-            removed_html(desk.words, chosen, desk.projects.removed(chosen)),
-            mask_dialog_html(desk.words),
+            findings_html(workspace.words, found, unfinished=bool(_visit_words(workspace, chosen))),
+            cards_html(workspace.words, chosen, listed, found),
+            removed_html(workspace.words, chosen, workspace.projects.removed(chosen)),
+            mask_dialog_html(workspace.words),
             stood,
         )
 
-    def take_in(desk: Desk, files: Any, chosen: str | None):
+    def take_in(workspace: Workspace, files: Any, chosen: str | None):
         values = files if isinstance(files, list) else [files] if files else []
-        paths = desk.uploaded(files)
+        paths = workspace.uploaded(files)
         names = [str(value.get("orig_name") or "") if isinstance(value, dict) else "" for value in values]
         project = (
             chosen
-            if chosen and chosen not in SAMPLES and chosen in desk.projects.names()
-            else desk.projects.create("my-pictures")
+            if chosen and chosen not in SAMPLES and chosen in workspace.projects.names()
+            else workspace.projects.create("my-pictures")
         )
-        desk.projects.intake.start(desk.projects, project, dropped(paths, names), desk.limits)
-        return gr.update(choices=desk.projects.names(), value=project), None
+        workspace.intake.start(project, incoming_files(paths, names))
+        return gr.update(choices=workspace.projects.names(), value=project), None
 
-    def follow(desk: Desk, chosen: str | None, last: tuple, shown: str):
+    def follow(workspace: Workspace, chosen: str | None, last: tuple, shown: str):
         """What changed since the last look; the cards themselves are drawn by the event that `fresh` raises."""
-        if not chosen or chosen not in desk.projects.names():
+        if not chosen or chosen not in workspace.projects.names():
             return [gr.skip()] * 4
-        place = desk.projects.folder(chosen)
-        drop, look = desk.projects.intake.arrivals(place), desk.projects.checkup.visit(place)
+        drop, look = workspace.intake.progress(chosen), workspace.checks.progress(chosen)
         now = (chosen, drop and (id(drop), drop.rev), look and (id(look), look.done, look.ended))
         if tuple(last) == now:
             return [gr.skip()] * 4
-        stood = _came(desk, chosen) + _looked(desk, chosen)
+        stood = _came(workspace, chosen) + _looked(workspace, chosen)
         return [
-            arrivals_html(desk.words, drop),
-            escaped(_visit_words(desk, chosen)),
+            arrivals_html(workspace.words, drop),
+            escaped(_visit_words(workspace, chosen)),
             now,
             gr.skip() if stood == shown else stood,
         ]
@@ -111,32 +113,32 @@ def build(shared: Shared) -> None:
     )
 
 
-def _came(desk: Desk, project: str) -> str:
+def _came(workspace: Workspace, project: str) -> str:
     """Another word for each picture that a drop has brought."""
-    drop = desk.projects.intake.arrivals(desk.projects.folder(project))
+    drop = workspace.intake.progress(project)
     return repr((project, drop and (id(drop), drop.kept, drop.ended)))
 
 
-def _looked(desk: Desk, project: str) -> str:
+def _looked(workspace: Workspace, project: str) -> str:
     """Another word for each tenth of the measuring."""
-    visit = desk.projects.checkup.visit(desk.projects.folder(project))
+    visit = workspace.checks.progress(project)
     return repr(visit and (id(visit), visit.ended or 10 * visit.done // max(1, visit.total)))
 
 
-def _limits(desk: Desk) -> str:
-    limits = desk.limits
+def _limits(workspace: Workspace) -> str:
+    limits = workspace.limits
     facts = {
         "pictures": limits.project_pictures,
         "megabytes": limits.picture_bytes // MB,
         "megapixels": limits.picture_pixels // 1_000_000,
     }
-    return f'<p class="hint">{escaped(desk.words("artwork.limits", **facts))}</p>'
+    return f'<p class="hint">{escaped(workspace.words("artwork.limits", **facts))}</p>'
 
 
-def _visit_words(desk: Desk, project: str) -> str:
-    visit = desk.projects.checkup.visit(desk.projects.folder(project))
+def _visit_words(workspace: Workspace, project: str) -> str:
+    visit = workspace.checks.progress(project)
     return (
-        desk.words("artwork.checking", done=visit.done, total=visit.total)
+        workspace.words("artwork.checking", done=visit.done, total=visit.total)
         if visit and not visit.ended
         else ""
     )
@@ -155,33 +157,41 @@ def _deletion(shared: Shared) -> None:
     receipt = gr.HTML(elem_id="deleted", padding=False)
     about = gr.State("")  # the project that the question is of
 
-    def ask(desk: Desk, chosen: str | None):
+    def ask(workspace: Workspace, chosen: str | None):
         if not chosen:
             return [gr.skip()] * 5
-        count = len(trainings_of(desk, chosen))
-        words = desk.words("artwork.delete_ask", project=chosen, pictures=len(desk.projects.cards(chosen)))
+        count = len(workspace.runs.names(chosen))
+        words = workspace.words(
+            "artwork.delete_ask", project=chosen, pictures=len(workspace.projects.pictures(chosen))
+        )
         said = f'<div role="alertdialog" aria-live="assertive" class="alert">{escaped(words)}</div>'
         return (
             gr.update(visible=True),
             said,
-            gr.update(label=desk.words("artwork.delete_runs", count=count), visible=count > 0),
+            gr.update(label=workspace.words("artwork.delete_runs", count=count), visible=count > 0),
             "",
             chosen,
         )
 
-    def keep(desk: Desk):
-        del desk
+    def keep(workspace: Workspace):
+        del workspace
         return gr.update(visible=False)
 
-    def keep_of_other(desk: Desk, chosen: str | None, last: str):
+    def keep_of_other(workspace: Workspace, chosen: str | None, last: str):
         """A change of the project may be told late: a question of the one that is chosen by now stays."""
-        del desk
+        del workspace
         return gr.skip() if chosen == last else gr.update(visible=False)
 
-    def remove(desk: Desk, chosen: str | None, with_runs: bool):
-        done = delete_project(desk, chosen or "", trainings=with_runs is True)
-        said = _receipt(desk.words, done.project, done.files, done.trainings)
-        shown = gr.update(choices=desk.projects.names(), value=desk.projects.latest())
+    def remove(workspace: Workspace, chosen: str | None, with_runs: bool):
+        done = delete_project(
+            workspace.projects,
+            workspace.runs,
+            workspace.words,
+            chosen or "",
+            with_trainings=with_runs is True,
+        )
+        said = _receipt(workspace.words, done.project, done.files, done.trainings)
+        shown = gr.update(choices=workspace.projects.names(), value=workspace.projects.latest())
         return gr.update(visible=False), f'<p role="status">{said}</p>', shown
 
     delete.click(shared.on(ask), shared.project, [question, asked, runs, receipt, about], **PRIVATE)

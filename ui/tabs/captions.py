@@ -7,11 +7,11 @@ from typing import Any
 import gradio as gr
 
 from trainer.errors import DatasetError
-from ui.store.caption_edits import KINDS, Edit, apply, changes, last, undo
+from ui.store.caption_edits import KINDS, CaptionEdit, apply_edit, changes, last_edit, undo_last
 from ui.store.captioning import Captioning
 from ui.store.naming import MAX_CAPTION
-from ui.store.picture_checks import told
-from ui.store.training_goal import aims_of
+from ui.store.picture_checks import picture_report
+from ui.store.training_goal import training_goal
 from ui.tabs import PRIVATE, QUIET, TOUCH, Shared, touch
 from ui.text import Words
 from ui.updates import arrived_mark
@@ -24,7 +24,7 @@ from ui.views.captions import (
     tags_html,
     undone_words,
 )
-from ui.workspace import Desk
+from ui.workspace import Workspace
 
 
 def build(shared: Shared) -> None:
@@ -45,57 +45,62 @@ def build(shared: Shared) -> None:
     listed = gr.HTML(elem_id="caption-list", padding=False)
     saved = gr.Button("saved", elem_id="caption-saved", elem_classes="unseen")  # pressed by the script
 
-    def about(desk: Desk, chosen: str | None):
+    def about(workspace: Workspace, chosen: str | None):
         """All but the list itself, which is not drawn anew under the fingers of whoever writes in it."""
-        if not chosen or chosen not in desk.projects.names():
-            return "", "", _back(desk, None)
-        cards = desk.projects.cards(chosen)
-        trigger = aims_of(desk.projects.folder(chosen), desk.jobs.models).trigger
+        if not chosen or chosen not in workspace.projects.names():
+            return "", "", _back(workspace, None)
+        cards = workspace.projects.pictures(chosen)
+        trigger = training_goal(workspace.projects.folder(chosen), workspace.runs.models).trigger
         return (
-            summary_html(desk.words, cards),
-            tags_html(desk.words, [card.caption for card in cards], trigger),
-            _back(desk, chosen),
+            summary_html(workspace.words, cards),
+            tags_html(workspace.words, [card.caption for card in cards], trigger),
+            _back(workspace, chosen),
         )
 
-    def show(desk: Desk, chosen: str | None):
+    def show(workspace: Workspace, chosen: str | None):
         html = ""
-        if chosen and chosen in desk.projects.names():
+        if chosen and chosen in workspace.projects.names():
             arrived = arrived_mark(
-                desk, chosen
+                workspace, chosen
             )  # before the pictures are looked up: what comes meanwhile is drawn later
-            cards = desk.projects.cards(chosen)
-            aims = aims_of(desk.projects.folder(chosen), desk.jobs.models)
-            html = captions_html(desk.words, chosen, cards, told(desk.projects, chosen, cards, aims))
+            cards = workspace.projects.pictures(chosen)
+            aims = training_goal(workspace.projects.folder(chosen), workspace.runs.models)
+            html = captions_html(
+                workspace.words, chosen, cards, picture_report(workspace.checks, chosen, cards, aims)
+            )
             html = f'<div data-project="{escaped(chosen)}" data-arrived="{arrived}">{html}</div>'
-        return *about(desk, chosen), html, gr.update(choices=_kinds(desk.words))
+        return *about(workspace, chosen), html, gr.update(choices=_kinds(workspace.words))
 
-    def look(desk: Desk, chosen: str | None, what: str, found: str | None, new: str | None):
-        edit = _edit(desk, chosen, what, found, new)
-        made = changes(desk.projects, chosen, edit) if chosen else []
+    def look(workspace: Workspace, chosen: str | None, what: str, found: str | None, new: str | None):
+        edit = _edit(workspace, chosen, what, found, new)
+        made = changes(workspace.projects, chosen, edit) if chosen else []
         fields = (
             gr.update(visible=what in ("replace", "remove")),
             gr.update(visible=what in ("replace", "prepend", "append")),
         )
         return (
-            preview_html(desk.words, made, not edit.does_nothing),
+            preview_html(workspace.words, made, not edit.does_nothing),
             gr.update(interactive=bool(made)),
             *fields,
         )
 
-    def make(desk: Desk, chosen: str | None, what: str, found: str | None, new: str | None):
+    def make(workspace: Workspace, chosen: str | None, what: str, found: str | None, new: str | None):
         if not chosen:
-            raise DatasetError(desk.words("captions.no_project"))
-        count = apply(desk.projects, chosen, _edit(desk, chosen, what, found, new))
-        return _status(desk.words("captions.changed", count=count)), "", gr.update(interactive=False), touch()
-
-    def take_back(desk: Desk, chosen: str | None):
-        if not chosen:
-            raise DatasetError(desk.words("captions.no_project"))
-        done = undo(desk.projects, chosen)
-        kept = desk.words("captions.kept", count=done.kept) if done.kept else ""
-        words = (
-            f"{desk.words('captions.undone', what=undone_words(desk.words, done), count=done.count)} {kept}"
+            raise DatasetError(workspace.words("captions.no_project"))
+        count = apply_edit(workspace.projects, chosen, _edit(workspace, chosen, what, found, new))
+        return (
+            _status(workspace.words("captions.changed", count=count)),
+            "",
+            gr.update(interactive=False),
+            touch(),
         )
+
+    def take_back(workspace: Workspace, chosen: str | None):
+        if not chosen:
+            raise DatasetError(workspace.words("captions.no_project"))
+        done = undo_last(workspace.projects, chosen)
+        kept = workspace.words("captions.kept", count=done.kept) if done.kept else ""
+        words = f"{workspace.words('captions.undone', what=undone_words(workspace.words, done), count=done.count)} {kept}"
         return _status(words), touch()
 
     asked = [shared.project, kind, find, text]
@@ -117,20 +122,22 @@ def _kinds(words: Words) -> list[tuple[str, str]]:
     return [(words(f"captions.kind_{kind}"), kind) for kind in KINDS]
 
 
-def _edit(desk: Desk, project: str | None, kind: str, find: str | None, text: str | None) -> Edit:
+def _edit(
+    workspace: Workspace, project: str | None, kind: str, find: str | None, text: str | None
+) -> CaptionEdit:
     if kind == "apart" and project:
-        find = aims_of(desk.projects.folder(project), desk.jobs.models).trigger
-    return Edit(kind, find or "", text or "")
+        find = training_goal(workspace.projects.folder(project), workspace.runs.models).trigger
+    return CaptionEdit(kind, find or "", text or "")
 
 
-def _back(desk: Desk, project: str | None) -> Any:
+def _back(workspace: Workspace, project: str | None) -> Any:
     """The Undo button, which says what it would take back."""
-    entry = last(desk.projects, project) if project else None
+    entry = last_edit(workspace.projects, project) if project else None
     if entry is None:
-        return gr.update(value=desk.words("captions.undo"), interactive=False)
-    what = undone_words(desk.words, entry)
+        return gr.update(value=workspace.words("captions.undo"), interactive=False)
+    what = undone_words(workspace.words, entry)
     return gr.update(
-        value=desk.words("captions.undo_of", what=what if len(what) <= 60 else what[:59] + "…"),
+        value=workspace.words("captions.undo_of", what=what if len(what) <= 60 else what[:59] + "…"),
         interactive=True,
     )
 
@@ -155,30 +162,32 @@ def _model(shared: Shared) -> None:
         elem_id="captioning-finished", elem_classes="unseen", show_label=False
     )  # as in the Artwork tab
 
-    def offer(desk: Desk, chosen: str | None):
+    def offer(workspace: Workspace, chosen: str | None):
         del chosen
-        found = Captioning(desk.projects, desk.jobs).models()
-        missing = f'<p class="hint">{escaped(desk.words("captions.model_none"))}</p>' if not found else ""
+        found = Captioning(workspace.projects, workspace.runs).models()
+        missing = (
+            f'<p class="hint">{escaped(workspace.words("captions.model_none"))}</p>' if not found else ""
+        )
         return (
             missing,
             gr.update(visible=bool(found)),
             gr.update(choices=found, value=found[0] if found else None),
         )
 
-    def begin(desk: Desk, chosen: str | None, which: str | None, overwrite: bool):
+    def begin(workspace: Workspace, chosen: str | None, which: str | None, overwrite: bool):
         if not chosen:
-            raise DatasetError(desk.words("captions.no_project"))
-        trigger = aims_of(desk.projects.folder(chosen), desk.jobs.models).trigger
-        Captioning(desk.projects, desk.jobs).start(
+            raise DatasetError(workspace.words("captions.no_project"))
+        trigger = training_goal(workspace.projects.folder(chosen), workspace.runs.models).trigger
+        Captioning(workspace.projects, workspace.runs).start(
             chosen, which or "", {"overwrite": overwrite is True, "trigger": trigger}
         )
 
-    def halt(desk: Desk, chosen: str | None) -> None:
+    def halt(workspace: Workspace, chosen: str | None) -> None:
         if chosen:
-            Captioning(desk.projects, desk.jobs).stop(chosen)
+            Captioning(workspace.projects, workspace.runs).stop(chosen)
 
-    def follow(desk: Desk, chosen: str | None, before: tuple):
-        stands = Captioning(desk.projects, desk.jobs).standing(chosen) if chosen else None
+    def follow(workspace: Workspace, chosen: str | None, before: tuple):
+        stands = Captioning(workspace.projects, workspace.runs).status(chosen) if chosen else None
         if stands is None:
             return ("" if before[0] != chosen else gr.skip(), gr.skip(), (chosen, 0, False, None), gr.skip())
         view, alive = stands.view, stands.alive or stands.waits
@@ -188,7 +197,7 @@ def _model(shared: Shared) -> None:
         known = before[1] if before[0] == chosen else len(view.captions)
         fresh = dict(list(view.captions.items())[known:])
         ended = before[0] == chosen and before[2] and not alive
-        html = progress_html(desk.words, stands, fresh, chosen or "")
+        html = progress_html(workspace.words, stands, fresh, chosen or "")
         return html, gr.update(interactive=alive), now, repr(now) if ended else gr.skip()
 
     shared.draw([shared.project.change], offer, shared.project, [none, row, model])

@@ -13,7 +13,7 @@ from ui.store.library import OUTSIDE, Library
 from ui.tabs import PRIVATE, QUIET, Shared, rows_of_others
 from ui.updates import made_mark
 from ui.views.library import cards_html, size_words
-from ui.workspace import Desk
+from ui.workspace import Workspace
 
 _NO_QUESTION = "() => ['', {__type__: 'update', visible: false}, {__type__: 'update', visible: false}]"
 TEXTS = ("title", "author", "licence", "description", "tags", "trigger")
@@ -48,8 +48,8 @@ def build(shared: Shared) -> None:
     works, labelled = gr.State(()), gr.State("")  # labelled: which file, as of when, the label is of
     chosen_lists = [lora, *(which for which, _ in others)]
 
-    def show(desk: Desk, current: str | None):
-        library, made = Library(desk.jobs), made_mark(desk)
+    def show(workspace: Workspace, current: str | None):
+        library, made = Library(workspace.runs), made_mark(workspace)
         entries = library.entries()
         keys = [entry.key for entry in entries]
         found = [(entry.name, entry.key) for entry in entries]
@@ -61,48 +61,48 @@ def build(shared: Shared) -> None:
             else gr.update(choices=found, value=next(iter(keys), None))
         )
         lists = [first, *(gr.update(choices=more) for _ in others)]
-        return [f'<div data-made="{made}">{cards_html(desk.words, library, entries)}</div>', *lists]
+        return [f'<div data-made="{made}">{cards_html(workspace.words, library, entries)}</div>', *lists]
 
-    def take_in(desk: Desk, files: Any):
+    def take_in(workspace: Workspace, files: Any):
         good, bad = [], []
         names = [
             str((one.get("orig_name") if isinstance(one, dict) else one.orig_name) or "lora")
             for one in (getattr(files, "root", files) or [])
         ]
-        for path, name in zip(desk.uploaded(files), names, strict=True):
+        for path, name in zip(workspace.uploaded(files), names, strict=True):
             try:
-                desk.limits.check_room(desk.jobs.outputs, path.stat().st_size)
-                key = Library(desk.jobs).take_in(path, name)
-                good.append(desk.words("library.taken_in", name=key.removeprefix(OUTSIDE)))
+                workspace.limits.check_free_space(workspace.runs.outputs, path.stat().st_size)
+                key = Library(workspace.runs).import_file(path, name)
+                good.append(workspace.words("library.taken_in", name=key.removeprefix(OUTSIDE)))
             except TrainerError as error:
                 bad.append(str(error))
             finally:
                 path.unlink(missing_ok=True)  # nothing of an artist's stays in Gradio's cache
         return None, _told(good) + _alert(bad)
 
-    def read_label(desk: Desk, key: str | None, last: str):
+    def read_label(workspace: Workspace, key: str | None, last: str):
         """Anew for another file or one that was changed; else what is being written stays."""
         if not key:
             return [*(gr.update(value=None) for _ in fields), ""]
-        entry = Library(desk.jobs).entry(key)
+        entry = Library(workspace.runs).entry(key)
         now = f"{key} {entry.file.stat().st_mtime_ns}"
         if now == last:
             return [gr.skip()] * (len(fields) + 1)
         return [*(getattr(entry.label, name) for name in fields), now]
 
-    def write_label(desk: Desk, values: dict[Any, Any]):
-        key = _chosen(desk, values[lora])
-        entry = Library(desk.jobs).relabel(key, {name: values[part] for name, part in fields.items()})
-        return _told([desk.words("library.saved", name=entry.file.name)])
+    def write_label(workspace: Workspace, values: dict[Any, Any]):
+        key = _chosen(workspace, values[lora])
+        entry = Library(workspace.runs).relabel(key, {name: values[part] for name, part in fields.items()})
+        return _told([workspace.words("library.saved", name=entry.file.name)])
 
-    def make(desk: Desk, values: dict[Any, Any]):
-        key = _chosen(desk, values[lora])
+    def make(workspace: Workspace, values: dict[Any, Any]):
+        key = _chosen(workspace, values[lora])
         kind, more = (
             values[tool["tool"]],
             [(values[which], values[weight]) for which, weight in others if values[which]],
         )
         merges = kind == "merge"
-        work = Library(desk.jobs).make(
+        work = Library(workspace.runs).make(
             kind,
             [key, *(which for which, _ in more)] if merges else [key],
             weights=[values[tool["weight"]], *(weight for _, weight in more)] if merges else [],
@@ -110,32 +110,32 @@ def build(shared: Shared) -> None:
             form=values[tool["form"]],
             name=str(values[tool["name"]] or "")[:200],
         )
-        return (*values[works], work), _told([desk.words("library.working")])
+        return (*values[works], work), _told([workspace.words("library.working")])
 
-    def follow(desk: Desk, open_works: tuple[str, ...]):
+    def follow(workspace: Workspace, open_works: tuple[str, ...]):
         if not open_works:
             return gr.skip(), gr.skip()
-        standings = {work: Library(desk.jobs).standing(work) for work in open_works}
+        standings = {work: Library(workspace.runs).job_status(work) for work in open_works}
         left = tuple(work for work, (state, _) in standings.items() if state == "working")
         if left == tuple(open_works):
             return gr.skip(), gr.skip()
         failed = [message for state, message in standings.values() if state == "failed"]
         done = (
-            [desk.words("library.finished")]
+            [workspace.words("library.finished")]
             if any(state == "finished" for state, _ in standings.values())
             else []
         )
         return left, _told(done) + _alert(failed)
 
-    def which_tool(desk: Desk, kind: str):
+    def which_tool(workspace: Workspace, kind: str):
         shown = {"rank": kind in ("merge", "resize"), "form": kind == "convert"}
         merging = [gr.update(visible=kind == "merge") for _ in range(1 + 2 * len(others))]
         return [*(gr.update(visible=visible) for visible in shown.values()), *merging]
 
-    def confirm(desk: Desk, key: str | None):
-        library, key = Library(desk.jobs), _chosen(desk, key)
+    def confirm(workspace: Workspace, key: str | None):
+        library, key = Library(workspace.runs), _chosen(workspace, key)
         files, size = library.size_of(key)
-        words = desk.words(
+        words = workspace.words(
             "library.delete_ask", name=library.entry(key).name, files=files, size=size_words(size)
         )
         return (
@@ -145,11 +145,11 @@ def build(shared: Shared) -> None:
             key,
         )
 
-    def delete(desk: Desk, key: str | None):
-        library, key = Library(desk.jobs), _chosen(desk, key)
+    def delete(workspace: Workspace, key: str | None):
+        library, key = Library(workspace.runs), _chosen(workspace, key)
         name = library.entry(key).name
         files, size = library.delete(key)
-        words = desk.words("library.deleted", name=name, files=files, size=size_words(size))
+        words = workspace.words("library.deleted", name=name, files=files, size=size_words(size))
         return _told([words]), "", gr.update(visible=False), gr.update(visible=False)
 
     asked = gr.State(None)
@@ -235,9 +235,9 @@ def _make_fields(shared: Shared) -> tuple[dict[str, Any], list[tuple[Any, Any]]]
     return tool, others
 
 
-def _chosen(desk: Desk, key: str | None) -> str:
+def _chosen(workspace: Workspace, key: str | None) -> str:
     if not key:
-        raise TrainerError(desk.words("library.choose_first"))
+        raise TrainerError(workspace.words("library.choose_first"))
     return key
 
 

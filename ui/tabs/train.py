@@ -13,11 +13,11 @@ from ui.views import training
 from ui.views.comparison import comparison_html
 from ui.views.curves import curve_html
 from ui.views.progress import notes_html, remedy_words, samples_html
-from ui.workspace import Desk
+from ui.workspace import Workspace
 
 
 def build(shared: Shared) -> None:
-    label, jobs = shared.label, shared.studio.jobs
+    label, runs = shared.label, shared.studio.initial.runs
     # These can be changed once a project has brought its own: an answer that comes late must not take away what was typed.
     with gr.Row():
         preset = gr.Radio(
@@ -51,8 +51,8 @@ def build(shared: Shared) -> None:
             interactive=False,
         )
         base = gr.Dropdown(
-            jobs.bases(),
-            value=jobs.bases()[0],
+            runs.bases(),
+            value=runs.bases()[0],
             label=label("train.base"),
             info=label("train.base_info"),
             elem_id="base",
@@ -101,26 +101,26 @@ def build(shared: Shared) -> None:
     brought = [*above.values(), form, *before, told, token, loaded]
     buttons = [train, stop, go_on, retry, another]
 
-    def fields(desk: Desk, values: dict[Any, Any]) -> training.Fields:
+    def fields(workspace: Workspace, values: dict[Any, Any]) -> training.Fields:
         """What the page holds, and what is kept of Advanced."""
         said = {key: values[component] for key, component in above.items()}
         return training.Fields(
-            said, training.kept(desk, values[shared.project]).advanced if values[shared.project] else {}
+            said, training.kept(workspace, values[shared.project]).advanced if values[shared.project] else {}
         )
 
-    def load(desk: Desk, chosen: str | None):
+    def load(workspace: Workspace, chosen: str | None):
         """A project brings its own settings."""
         if not chosen:
             return [gr.skip()] * len(brought)
-        kept = training.kept(desk, chosen)
+        kept = training.kept(workspace, chosen)
         shown = {
             component: gr.update(value=kept.above[key], interactive=True) for key, component in above.items()
         }
-        shown[base] = gr.update(choices=desk.jobs.bases(), value=kept.above["base"], interactive=True)
-        said = training.told_before(desk, chosen, kept)
+        shown[base] = gr.update(choices=workspace.runs.bases(), value=kept.above["base"], interactive=True)
+        said = training.told_before(workspace, chosen, kept)
         return [
             *shown.values(),
-            training.form_of(desk, chosen, kept),
+            training.form_of(workspace, chosen, kept),
             said.estimate,
             said.checks,
             said.asked,
@@ -129,108 +129,126 @@ def build(shared: Shared) -> None:
             chosen,
         ]
 
-    def opened(desk: Desk, chosen: str | None, already: str):
+    def opened(workspace: Workspace, chosen: str | None, already: str):
         """Once for each choice of a project: what has been typed since then stays."""
-        return [gr.skip()] * len(brought) if chosen == already else load(desk, chosen)
+        return [gr.skip()] * len(brought) if chosen == already else load(workspace, chosen)
 
-    def changed(desk: Desk, values: dict[Any, Any]):
+    def changed(workspace: Workspace, values: dict[Any, Any]):
         chosen = values[shared.project]
         if not chosen or values[loaded] != chosen:  # another project's fields are on their way
             return [gr.skip()] * 4
         said = training.told_before(
-            desk, chosen, training.keep(desk, chosen, above=fields(desk, values).above)
+            workspace, chosen, training.keep(workspace, chosen, above=fields(workspace, values).above)
         )
         return [said.estimate, said.checks, said.asked, ""]
 
-    def refresh(desk: Desk, chosen: str | None):
+    def refresh(workspace: Workspace, chosen: str | None):
         if not chosen:
             return [gr.skip()] * 3
-        said = training.told_before(desk, chosen, training.kept(desk, chosen))
+        said = training.told_before(workspace, chosen, training.kept(workspace, chosen))
         return [said.estimate, said.checks, said.asked]
 
-    def answered(desk: Desk, wanted: dict[str, str] | None):
-        said = training.told_again(desk, wanted)
+    def answered(workspace: Workspace, wanted: dict[str, str] | None):
+        said = training.told_again(workspace, wanted)
         return [said.estimate, said.checks, said.asked] if said else [gr.skip()] * 3
 
-    def start(desk: Desk, values: dict[Any, Any], more: bool = False):
+    def start(workspace: Workspace, values: dict[Any, Any], more: bool = False):
         try:
             training.start(
-                desk, values[shared.project], fields(desk, values), token=values[token], another=more
+                workspace,
+                values[shared.project],
+                fields(workspace, values),
+                token=values[token],
+                another=more,
             )
         except TrainerError as error:
             return [training.alert_html(str(error)), gr.skip(), gr.skip(), gr.skip()]
         return ["", training.new_token(), gr.update(interactive=False), gr.update(visible=True)]
 
-    def start_another(desk: Desk, values: dict[Any, Any]):
-        return start(desk, values, more=True)
+    def start_another(workspace: Workspace, values: dict[Any, Any]):
+        return start(workspace, values, more=True)
 
-    def follow(desk: Desk, chosen: str | None, last: tuple[Any, ...]):
-        run = training.shown_run(desk, chosen)
+    def follow(workspace: Workspace, chosen: str | None, last: tuple[Any, ...]):
+        run = training.shown_run(workspace, chosen)
         if run is None:
             blank = [gr.update(interactive=True), *(gr.update(visible=False) for _ in buttons[1:])]
             return [gr.skip()] * 9 if tuple(last) == (chosen, "") else [*blank, "", "", "", (chosen, "")]
-        standing = desk.jobs.standing(run)
+        standing = workspace.runs.status(run)
         now = (chosen, run, *standing.key)
         if tuple(last) == now:
             return [gr.skip()] * 9
-        change = training.change_of(desk, run)
+        change = training.change_of(workspace, run)
         shown = [
             gr.update(interactive=not standing.is_active),
             gr.update(visible=standing.is_active),
             gr.update(visible=training.can_go_on(standing)),
-            gr.update(visible=bool(change), value=remedy_words(change, desk.words) or " "),
+            gr.update(visible=bool(change), value=remedy_words(change, workspace.words) or " "),
             gr.update(visible=standing.is_active),
         ]
-        pictures = samples_html(desk.jobs.run(run), standing, desk.words, desk.jobs.project_of(run) or "")
+        pictures = samples_html(
+            workspace.runs.run(run), standing, workspace.words, workspace.runs.project_of(run) or ""
+        )
         return [
             *shown,
-            notes_html(standing, desk.words),
+            notes_html(standing, workspace.words),
             pictures,
-            curve_html(standing.view, desk.words),
+            curve_html(standing.view, workspace.words),
             now,
         ]
 
     def look(
-        desk: Desk, chosen: str | None, last: tuple[Any, ...], last_line: str, wanted: dict[str, str] | None
+        workspace: Workspace,
+        chosen: str | None,
+        last: tuple[Any, ...],
+        last_line: str,
+        wanted: dict[str, str] | None,
     ):
         """All that may have changed by itself, in one question to the server."""
-        return [*follow(desk, chosen, last), *follow_line(desk, last_line), *answered(desk, wanted)]
+        return [
+            *follow(workspace, chosen, last),
+            *follow_line(workspace, last_line),
+            *answered(workspace, wanted),
+        ]
 
-    def follow_line(desk: Desk, last: str):
-        mine, everyone, paused = desk.jobs.line(), desk.jobs.queue.active(), desk.jobs.queue.is_paused
+    def follow_line(workspace: Workspace, last: str):
+        mine, everyone, paused = (
+            workspace.runs.queued(),
+            workspace.runs.queue.active(),
+            workspace.runs.queue.is_paused,
+        )
         now = repr(
             (*((job.folder.name, job.state, job.queue_position) for job in mine), len(everyone), paused)
         )
         if last == now:
             return [gr.skip()] * 3
         others = sum(job.kind == "train" for job in everyone) - len(mine)
-        words = desk.words("train.queue_resume" if paused else "train.queue_pause")
+        words = workspace.words("train.queue_resume" if paused else "train.queue_pause")
         return (
-            training.line_html(desk, mine, others, desk.words),
-            gr.update(visible=not desk.user, value=words),
+            training.line_html(workspace, mine, others, workspace.words),
+            gr.update(visible=not workspace.user, value=words),
             now,
         )
 
-    def resume(desk: Desk, chosen: str | None):
-        run = training.shown_run(desk, chosen)
+    def resume(workspace: Workspace, chosen: str | None):
+        run = training.shown_run(workspace, chosen)
         if run:
-            desk.jobs.resume(run)
+            workspace.runs.resume(run)
 
-    def try_again(desk: Desk, chosen: str | None):
-        run = training.shown_run(desk, chosen)
+    def try_again(workspace: Workspace, chosen: str | None):
+        run = training.shown_run(workspace, chosen)
         if run and chosen:
-            training.retry(desk, chosen, run)
+            training.retry(workspace, chosen, run)
 
-    def toggle(desk: Desk) -> None:
-        if not desk.user:  # the line is everyone's
-            desk.jobs.queue.pause(not desk.jobs.queue.is_paused)
+    def toggle(workspace: Workspace) -> None:
+        if not workspace.user:  # the line is everyone's
+            workspace.runs.queue.pause(not workspace.runs.queue.is_paused)
 
-    def list_runs(desk: Desk):
-        names = desk.jobs.names()
+    def list_runs(workspace: Workspace):
+        names = workspace.runs.names()
         return [gr.update(choices=names)] * 2
 
-    def compare(desk: Desk, left: str | None, right: str | None) -> str:
-        return comparison_html(desk.jobs, left, right, desk.words)
+    def compare(workspace: Workspace, left: str | None, right: str | None) -> str:
+        return comparison_html(workspace.runs, left, right, workspace.words)
 
     shared.draw([shared.project.change], opened, [shared.project, loaded], brought)
     shared.draw(

@@ -20,7 +20,7 @@ from ui.views.strips import (
     strip_html,
 )
 from ui.views.try_it import Wish, choices, entry_of, form_values, mixed_files, shown_strip
-from ui.workspace import Desk
+from ui.workspace import Workspace
 
 
 def build(shared: Shared) -> None:
@@ -55,8 +55,8 @@ def build(shared: Shared) -> None:
     seen, wish, grid_wish = gr.State(("", "", "")), gr.State(None), gr.State(None)
     everything = {run, when, *form.values(), *(part for pair in others for part in pair)}
 
-    def list_all(desk: Desk, chosen: str | None, current: str | None):
-        found = choices(desk, chosen)
+    def list_all(workspace: Workspace, chosen: str | None, current: str | None):
+        found = choices(workspace, chosen)
         keys = [key for _, key in found]
         more = [("—", ""), *found]
         # A choice that holds is not sent back: another one may have been made meanwhile.
@@ -67,9 +67,9 @@ def build(shared: Shared) -> None:
         )
         return [first, *(gr.update(choices=more) for _ in others)]
 
-    def open_lora(desk: Desk, key: str | None):
+    def open_lora(workspace: Workspace, key: str | None):
         """What was drawn of a LoRA before is found again, and goes on where it does."""
-        drawings, words = Drawings(desk.jobs), desk.words
+        drawings, words = Drawings(workspace.runs), workspace.words
         if not key:
             return [None, None, "", ""]
         found = [drawings.newest(key, kind) for kind in ("draw", "grid")]
@@ -77,19 +77,19 @@ def build(shared: Shared) -> None:
         wishes = [Wish(one.id) if one and one.is_open else None for one in drawn]
         strips = [one if one and one.state == "drawn" else None for one in drawn]
         picture_grid = (
-            grid_html(words, drawn_pictures(strips[1]), key, desk_choice(desk, key)) if strips[1] else ""
+            grid_html(words, drawn_pictures(strips[1]), key, desk_choice(workspace, key)) if strips[1] else ""
         )
         return [*wishes, strip_html(words, drawn_pictures(strips[0])) if strips[0] else "", picture_grid]
 
-    def follow(desk: Desk, key: str | None, last: tuple[str, str, str]):
+    def follow(workspace: Workspace, key: str | None, last: tuple[str, str, str]):
         if not key:
             return [gr.skip()] * 5
-        pictures, trains = shown_strip(desk, key)
-        entry = entry_of(desk, key)
+        pictures, trains = shown_strip(workspace, key)
+        entry = entry_of(workspace, key)
         now = (
             key,
             repr(pictures),
-            f"{trains} {entry.file.stat().st_mtime_ns if entry else ''} {desk.words.language}",
+            f"{trains} {entry.file.stat().st_mtime_ns if entry else ''} {workspace.words.language}",
         )
         before = tuple(last)
         if before == now:
@@ -98,24 +98,24 @@ def build(shared: Shared) -> None:
         same = before[:2] == now[:2]
         prefer = key if entry else ""
         return [
-            gr.skip() if same else strip_html(desk.words, shown, prefer=prefer),
-            gr.skip() if same else compare_html(desk.words, shown),
-            download_html(desk.words, entry),
+            gr.skip() if same else strip_html(workspace.words, shown, prefer=prefer),
+            gr.skip() if same else compare_html(workspace.words, shown),
+            download_html(workspace.words, entry),
             gr.update(visible=trains),
             now,
         ]
 
-    def ask(desk: Desk, values: dict[Any, Any]):
+    def ask(workspace: Workspace, values: dict[Any, Any]):
         key = values[run]
         if not key:
-            raise TrainerError(desk.words("try_it.choose_first"))
+            raise TrainerError(workspace.words("try_it.choose_first"))
         files = mixed_files(
             key, values[form["weight"]], [(values[which], values[weight]) for which, weight in others]
         )
-        between = values[when] == "between" and shown_strip(desk, key)[1]
+        between = values[when] == "between" and shown_strip(workspace, key)[1]
         base = values[form["base"]] or ""
         return Wish(
-            Drawings(desk.jobs).ask(
+            Drawings(workspace.runs).ask(
                 files,
                 form_values({name: values[part] for name, part in form.items()}),
                 between=between,
@@ -123,37 +123,40 @@ def build(shared: Shared) -> None:
             )
         )
 
-    def ask_grid(desk: Desk, values: dict[Any, Any]):
+    def ask_grid(workspace: Workspace, values: dict[Any, Any]):
         if not values[run]:
-            raise TrainerError(desk.words("try_it.choose_first"))
+            raise TrainerError(workspace.words("try_it.choose_first"))
         told = form_values({name: values[part] for name, part in form.items()})
         if not told["prompts"]:
-            told["prompts"] = [picture["prompt"] for picture in shown_strip(desk, values[run])[0]][:1]
-        return Wish(Drawings(desk.jobs).grid(values[run], told))
+            told["prompts"] = [picture["prompt"] for picture in shown_strip(workspace, values[run])[0]][:1]
+        return Wish(Drawings(workspace.runs).grid(values[run], told))
 
-    def answered(desk: Desk, wanted: Wish | None, key: str | None):
+    def answered(workspace: Workspace, wanted: Wish | None, key: str | None):
         """For either kind of drawing: (wish, progress, pictures, cancel button)."""
         if not wanted:
             return [gr.skip()] * 4
-        found = Drawings(desk.jobs).follow(wanted.id)
+        found = Drawings(workspace.runs).follow(wanted.id)
         now = Wish(wanted.id, found.state, found.done)
         if now == wanted:
             return [gr.skip()] * 4
-        told = drawing_html(desk.words, found)
+        told = drawing_html(workspace.words, found)
         if found.is_open:
             return [now, told, gr.skip(), gr.update(interactive=True)]
         pictures: Any = gr.skip()
         if found.state == "drawn" and found.kind == "draw":
-            pictures = strip_html(desk.words, drawn_pictures(found))
+            pictures = strip_html(workspace.words, drawn_pictures(found))
         elif found.state == "drawn":
             pictures = grid_html(
-                desk.words, drawn_pictures(found), found.files[0][0], desk_choice(desk, found.files[0][0])
+                workspace.words,
+                drawn_pictures(found),
+                found.files[0][0],
+                desk_choice(workspace, found.files[0][0]),
             )
         return [None, told, pictures, gr.update(interactive=False)]
 
-    def give_up(desk: Desk, wanted: Wish | None) -> None:
+    def give_up(workspace: Workspace, wanted: Wish | None) -> None:
         if wanted:
-            Drawings(desk.jobs).cancel(wanted.id)
+            Drawings(workspace.runs).cancel(wanted.id)
 
     listed = [run, *(which for which, _ in others)]
     shared.draw([shared.project.change, shared.news["made"].click], list_all, [shared.project, run], listed)
@@ -168,13 +171,13 @@ def build(shared: Shared) -> None:
     shared.draw([news], answered, [grid_wish, run], [grid_wish, grid_drawing, grid, cancel_grid])
 
 
-def desk_choice(desk: Desk, key: str) -> dict[str, Any]:
-    return Drawings(desk.jobs).library.choice(key) if entry_of(desk, key) else {}
+def desk_choice(workspace: Workspace, key: str) -> dict[str, Any]:
+    return Drawings(workspace.runs).library.choice(key) if entry_of(workspace, key) else {}
 
 
 def _form(shared: Shared) -> dict[str, Any]:
     """Setting -> component; `ui.views.try_it.form_values` reads them."""
-    label, jobs = shared.label, shared.studio.jobs
+    label, runs = shared.label, shared.studio.initial.runs
     form: dict[str, Any] = {
         "prompts": gr.Textbox(
             label=label("try_it.prompt"),
@@ -214,7 +217,7 @@ def _form(shared: Shared) -> dict[str, Any]:
             min_width=120,
             elem_id="seed",
         )
-        bases = [(label("try_it.as_trained"), ""), *((name, name) for name in jobs.bases())]
+        bases = [(label("try_it.as_trained"), ""), *((name, name) for name in runs.bases())]
         form["base"] = gr.Dropdown(
             bases, value="", label=label("try_it.base"), min_width=180, elem_id="draw-base"
         )

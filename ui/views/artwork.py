@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 from trainer.dataset.buckets import Placement
 from trainer.dataset.checks import KINDS, Finding
-from ui.store.intake import Arrivals
-from ui.store.picture_checks import Told
-from ui.store.projects import Card
+from ui.store.intake import IntakeProgress
+from ui.store.picture_checks import PictureReport
+from ui.store.projects import ProjectPicture
 from ui.text import Words
 
 SPARE = 0.005  # share of a picture's area: less is no crop worth showing
@@ -27,14 +27,14 @@ def place_of(project: str, name: str) -> str:
     return f"{quote(project, safe='')}/{quote(name)}"
 
 
-def cards_html(words: Words, project: str, cards: list[Card], told: Told) -> str:
+def cards_html(words: Words, project: str, cards: list[ProjectPicture], report: PictureReport) -> str:
     """All pictures; the page's script removes them, moves their crops, counts their repeats and opens the mask brush."""
     if not cards:
         return f'<p class="hint empty">{escaped(words("artwork.empty"))}</p>'
     faults: dict[str, list[Finding]] = {}
-    for finding in told.findings:
+    for finding in report.findings:
         faults.setdefault(finding.picture, []).append(finding)
-    items = "".join(_card(words, project, card, told, faults.get(card.name, [])) for card in cards)
+    items = "".join(_card(words, project, card, report, faults.get(card.name, [])) for card in cards)
     said = {"failed": words("artwork.no_answer"), "saved": words("artwork.saved")}
     return f'<ul class="pictures" {_data(said)}>{items}</ul>'
 
@@ -43,11 +43,13 @@ def _data(values: Mapping[str, str]) -> str:
     return " ".join(f'data-{key}="{escaped(value)}"' for key, value in values.items())
 
 
-def _card(words: Words, project: str, card: Card, told: Told, faults: list[Finding]) -> str:
-    name, place, size = escaped(card.name), escaped(place_of(project, card.name)), told.sizes.get(card.name)
+def _card(
+    words: Words, project: str, card: ProjectPicture, report: PictureReport, faults: list[Finding]
+) -> str:
+    name, place, size = escaped(card.name), escaped(place_of(project, card.name)), report.sizes.get(card.name)
     width, height = shown_size(size, _SIDE)
     alt = escaped(f"{card.name}: {card.caption}"[:150] if card.caption else card.name)
-    crop = _crop(words, card, place, size, told.placements.get(card.name))
+    crop = _crop(words, card, place, size, report.placements.get(card.name))
     pixels = f" <span>{size[0]} × {size[1]}</span>" if size else ""
     caption = (
         f'<p class="words">{escaped(card.caption)}</p>'
@@ -79,7 +81,9 @@ def shown_size(size: tuple[int, int] | None, side: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _crop(words: Words, card: Card, place: str, size: tuple[int, int] | None, at: Placement | None) -> str:
+def _crop(
+    words: Words, card: ProjectPicture, place: str, size: tuple[int, int] | None, at: Placement | None
+) -> str:
     """What the bucket keeps, drawn over the picture in its own pixels, and moved like a slider along the side that has room."""
     if size is None or at is None or at.cropped_share < SPARE:
         return ""
@@ -119,11 +123,11 @@ def finding_words(words: Words, finding: Finding) -> str:
     return words(f"artwork.found_{finding.kind}", **facts)
 
 
-def findings_html(words: Words, told: Told, *, unfinished: bool = False) -> str:
+def findings_html(words: Words, report: PictureReport, *, unfinished: bool = False) -> str:
     """Every kind of finding with its count, the pictures' names folded below it; 'fine' only once all are looked at."""
     rows = []
     for kind in KINDS:
-        of_kind = [finding for finding in told.findings if finding.kind == kind]
+        of_kind = [finding for finding in report.findings if finding.kind == kind]
         if not of_kind:
             continue
         if kind == "few":
@@ -145,7 +149,7 @@ def findings_html(words: Words, told: Told, *, unfinished: bool = False) -> str:
         return f'<h3>{escaped(words("artwork.checks_title"))}</h3><ul class="findings">{"".join(rows)}</ul>'
     return (
         f'<p class="sound">{escaped(words("artwork.checks_passed"))}</p>'
-        if told.sizes and not unfinished
+        if report.sizes and not unfinished
         else ""
     )
 
@@ -167,7 +171,7 @@ def removed_html(words: Words, project: str, names: list[str]) -> str:
     return f'<details class="removed"><summary>{title}</summary><ul>{"".join(items)}</ul></details>'
 
 
-def arrivals_html(words: Words, arrivals: Arrivals | None) -> str:
+def arrivals_html(words: Words, arrivals: IntakeProgress | None) -> str:
     """How a drop stands, and what of it was left out and why."""
     if arrivals is None:
         return ""

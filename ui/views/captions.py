@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import time
 
-from ui.store.caption_edits import TOKENS, Change, Undone, about_tokens, fused_tags, tag_counts
-from ui.store.captioning import Standing
+from ui.store.caption_edits import TOKENS, CaptionChange, UndoEntry, estimate_tokens, fused_tags, tag_counts
+from ui.store.captioning import CaptioningStatus
 from ui.store.naming import MAX_CAPTION
-from ui.store.picture_checks import Told
-from ui.store.projects import Card
+from ui.store.picture_checks import PictureReport
+from ui.store.projects import ProjectPicture
 from ui.text import Words
 from ui.views.artwork import escaped, place_of, shown_size
 
@@ -18,14 +18,14 @@ _SHOWN = 30  # changes, and tags in the open list
 _MOST_TAGS = 400
 
 
-def captions_html(words: Words, project: str, cards: list[Card], told: Told) -> str:
+def captions_html(words: Words, project: str, cards: list[ProjectPicture], report: PictureReport) -> str:
     """Every picture beside a field that is saved when it is left; the page's script moves between them by keys."""
     if not cards:
         return f'<p class="hint empty">{escaped(words("captions.empty"))}</p>'
     items = []
     for number, card in enumerate(cards, start=1):
         place, name = escaped(place_of(project, card.name)), escaped(card.name)
-        width, height = shown_size(told.sizes.get(card.name), _SIDE)
+        width, height = shown_size(report.sizes.get(card.name), _SIDE)
         label = escaped(words("captions.of", name=card.name, number=number, count=len(cards)))
         hint = escaped(long_words(words, card.caption))
         items.append(
@@ -41,11 +41,11 @@ def captions_html(words: Words, project: str, cards: list[Card], told: Told) -> 
 
 def long_words(words: Words, caption: str) -> str:
     """A hint where a caption may be longer than a training reads."""
-    tokens = about_tokens(caption)
+    tokens = estimate_tokens(caption)
     return words("captions.long", tokens=tokens) if tokens > TOKENS else ""
 
 
-def summary_html(words: Words, cards: list[Card]) -> str:
+def summary_html(words: Words, cards: list[ProjectPicture]) -> str:
     if not cards:
         return ""
     written = sum(1 for card in cards if card.caption)
@@ -73,7 +73,7 @@ def _tag(words: Words, tag: str, count: int) -> str:
     return f'<button type="button" class="tag" data-tag="{escaped(tag)}" aria-label="{label}">{escaped(tag)} <b>{count}</b></button>'
 
 
-def preview_html(words: Words, changes: list[Change], asked: bool) -> str:
+def preview_html(words: Words, changes: list[CaptionChange], asked: bool) -> str:
     """How many captions an edit would change, and what would stand there; nothing while nothing is asked."""
     if not asked:
         return ""
@@ -103,12 +103,12 @@ def _marked(before: str, after: str) -> str:
     return " ".join(parts)
 
 
-def undone_words(words: Words, undone: Undone) -> str:
+def undone_words(words: Words, undone: UndoEntry) -> str:
     """What a change was, in words."""
     return words(f"captions.did_{undone.kind}", find=undone.find, text=undone.text)
 
 
-def progress_html(words: Words, stands: Standing, fresh: dict[str, str], project: str) -> str:
+def progress_html(words: Words, stands: CaptioningStatus, fresh: dict[str, str], project: str) -> str:
     """How a model's captioning stands; `fresh` captions travel hidden, and the page's script puts them into fields that are not being written in."""
     view = stands.view
     if stands.waits:

@@ -6,7 +6,7 @@ import dataclasses
 import html
 from typing import Any
 
-from ui.store.runs import Jobs
+from ui.store.runs import Runs
 from ui.text import Words
 from ui.views.curves import svg, trend
 from ui.views.html import picture_url
@@ -15,26 +15,26 @@ from ui.views.progress import status_words
 _NAMES = {"name", "preset", "pace"}  # said by what they decide
 
 
-def comparison_html(jobs: Jobs, left: str | None, right: str | None, words: Words) -> str:
+def comparison_html(runs: Runs, left: str | None, right: str | None, words: Words) -> str:
     """Raises RunError for a name that is no run."""
     if not left or not right or left == right:
         return f'<p class="hint">{_said(words("train.compare_pick"))}</p>'
     names = (left, right)
-    standings = [jobs.standing(name) for name in names]
+    standings = [runs.status(name) for name in names]
     heads = "".join(f'<th scope="col">{_said(name)}</th>' for name in names)
     states = "".join(f"<td>{_said(status_words(standing, words))}</td>" for standing in standings)
     rows = "".join(
         f'<tr><th scope="row">{_said(name)}</th><td>{_value(one)}</td><td>{_value(other)}</td></tr>'
-        for name, one, other in differences(jobs, left, right)
+        for name, one, other in differences(runs, left, right)
     )
     none = "" if rows else f"<p>{_said(words('train.compare_same'))}</p>"
     table = f'<table class="compare"><thead><tr><th scope="col">{_said(words("train.setting"))}</th>{heads}</tr></thead><tbody><tr><td></td>{states}</tr>{rows}</tbody></table>'
     return table + none + _curves(standings, names, words) + _samples(standings, names, words)
 
 
-def differences(jobs: Jobs, left: str, right: str) -> list[tuple[str, Any, Any]]:
+def differences(runs: Runs, left: str, right: str) -> list[tuple[str, Any, Any]]:
     """(setting, value in one, value in the other)."""
-    one, other = (dataclasses.asdict(jobs.run(name).config) for name in (left, right))
+    one, other = (dataclasses.asdict(runs.run(name).config) for name in (left, right))
     return [(name, one[name], other[name]) for name in one if name not in _NAMES and one[name] != other[name]]
 
 

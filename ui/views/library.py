@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from urllib.parse import quote
 
-from ui.store.library import Entry, Library
+from ui.store.library import Library, LoraEntry
 from ui.text import Words
 
 
-def cards_html(words: Words, library: Library, entries: Sequence[Entry]) -> str:
+def cards_html(words: Words, library: Library, entries: Sequence[LoraEntry]) -> str:
     if not entries:
         return f'<p class="hint">{_said(words("library.empty"))}</p>'
     return f'<ul class="shelf">{"".join(_card(words, library, entry) for entry in entries)}</ul>'
 
 
-def _card(words: Words, library: Library, entry: Entry) -> str:
+def _card(words: Words, library: Library, entry: LoraEntry) -> str:
     label, place = entry.label, _said(quote(entry.key))
     title = label.title or entry.name
     version = entry.file.stat().st_mtime_ns
@@ -52,7 +52,7 @@ def _card(words: Words, library: Library, entry: Entry) -> str:
     )
 
 
-def _links(words: Words, entry: Entry, place: str, has_picture: bool) -> str:
+def _links(words: Words, entry: LoraEntry, place: str, has_picture: bool) -> str:
     stem = entry.stem
     parts = [("json", "sidecar_json"), *([("png", "sidecar_png")] if has_picture else []), ("zip", "zip")]
     more = "".join(

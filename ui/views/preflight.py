@@ -18,7 +18,7 @@ from trainer.dataset.manifest import Manifest
 from trainer.dataset.quick_scan import quick_scan
 from trainer.errors import TrainerError
 from trainer.headers.base_model import is_small
-from ui.store.project_settings import FEWEST, whole_values
+from ui.store.project_settings import MIN_PICTURES, training_values
 from ui.text import Words
 from ui.views.progress import duration, remedy_words
 
@@ -48,7 +48,7 @@ class Wish:
 
 def wish(folder: Path, settings: dict[str, Any], models: Path) -> Wish:
     try:
-        return Wish(folder, settings, whole_values(folder, settings, models))
+        return Wish(folder, settings, training_values(folder, settings, models))
     except TrainerError as error:
         return Wish(folder, settings, None, str(error))
 
@@ -68,7 +68,7 @@ def checks(wished: Wish, models: Path, answer: dict[str, Any] | None = None) -> 
         *_disk(wished.folder, answer),
     ]
     count = len(found.items)
-    if wished.values is None and count >= FEWEST:
+    if wished.values is None and count >= MIN_PICTURES:
         said.append(Check("fix", "check_refused", {"message": wished.problem}))
     if answer and answer["kind"] == "refused":
         said.append(
@@ -91,8 +91,8 @@ def checks(wished: Wish, models: Path, answer: dict[str, Any] | None = None) -> 
 
 def _pictures(found: Manifest, settings: dict[str, Any], small: bool) -> list[Check]:
     count = len(found.items)
-    if count < FEWEST:
-        return [Check("fix", "check_fewest", {"n": count, "fewest": FEWEST})]
+    if count < MIN_PICTURES:
+        return [Check("fix", "check_fewest", {"n": count, "fewest": MIN_PICTURES})]
     enough = ENOUGH.get(settings.get("preset", "style"), 0)
     said = [
         Check("note", "check_few", {"n": count, "enough": enough})

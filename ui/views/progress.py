@@ -12,14 +12,14 @@ from urllib.parse import quote
 
 from trainer.dataset.manifest import Item
 from trainer.runs.run import Run
-from ui.store.runs import Standing
+from ui.store.runs import RunStatus
 from ui.text import Words, sentences
 from ui.views.html import picture_url
 
 NOTES = 20  # shown of what the trainer has remarked
 
 
-def status_words(standing: Standing, words: Words, *, paused: bool = False) -> str:
+def status_words(standing: RunStatus, words: Words, *, paused: bool = False) -> str:
     """One sentence or two on how a run stands."""
     view = standing.view
     if standing.state == "waiting":
@@ -43,7 +43,7 @@ def status_words(standing: Standing, words: Words, *, paused: bool = False) -> s
     return _at_work(standing, words) + stuck
 
 
-def _at_work(standing: Standing, words: Words) -> str:
+def _at_work(standing: RunStatus, words: Words) -> str:
     view = standing.view
     if view.stage == "training" or (view.step and view.stage == "drawing"):
         facts = {"step": view.step, "steps": view.steps, "percent": 100 * view.step // max(1, view.steps)}
@@ -83,7 +83,7 @@ def duration(seconds: float, words: Words) -> str:
 
 
 def status_html(
-    standing: Standing | None, words: Words, *, name: str = "", paused: bool = False, others: bool = False
+    standing: RunStatus | None, words: Words, *, name: str = "", paused: bool = False, others: bool = False
 ) -> str:
     """The head's status: a sentence, a bar and, after a fault, an alert with cause and remedy.
 
@@ -100,7 +100,7 @@ def status_html(
     return line + _bar(standing, words)
 
 
-def _bar(standing: Standing, words: Words) -> str:
+def _bar(standing: RunStatus, words: Words) -> str:
     view = standing.view
     if standing.state == "waiting":
         return ""
@@ -111,7 +111,7 @@ def _bar(standing: Standing, words: Words) -> str:
     return f'<progress aria-label="{_said(words("page.progress"))}" {value}></progress>'
 
 
-def failure_html(standing: Standing, words: Words) -> str:
+def failure_html(standing: RunStatus, words: Words) -> str:
     """What happened, what to do, and that nothing is lost."""
     view = standing.view
     cause = (
@@ -144,7 +144,7 @@ def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def notes_html(standing: Standing, words: Words) -> str:
+def notes_html(standing: RunStatus, words: Words) -> str:
     """What the trainer has remarked, folded."""
     told = list(dict.fromkeys(standing.view.problems))
     if not told:
@@ -157,7 +157,7 @@ def notes_html(standing: Standing, words: Words) -> str:
 # Samples
 
 
-def samples_html(run: Run, standing: Standing, words: Words, project: str = "") -> str:
+def samples_html(run: Run, standing: RunStatus, words: Words, project: str = "") -> str:
     """A row for each prompt: the artist's own nearest picture, then the samples in the order of their steps."""
     samples = standing.view.samples
     if not samples:

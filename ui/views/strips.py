@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ui.store.drawings import Drawing
-from ui.store.library import Entry
+from ui.store.library import LoraEntry
 from ui.text import Words
 
 Pictures = Sequence[dict[str, Any]]
@@ -144,7 +144,7 @@ def drawing_html(words: Words, drawing: Drawing | None) -> str:
     return f'<div role="status">{_said(text)}</div>{bar if drawing.is_open else ""}{glimpse}'
 
 
-def download_html(words: Words, entry: Entry | None) -> str:
+def download_html(words: Words, entry: LoraEntry | None) -> str:
     """The file of a LoRA and its preferred strength."""
     if entry is None:
         return ""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from trainer.errors import TrainerError
-from ui.store.library import Entry, Library
-from ui.workspace import Desk
+from ui.store.library import Library, LoraEntry
+from ui.workspace import Workspace
 
 
 class Wish(NamedTuple):
@@ -19,25 +19,25 @@ class Wish(NamedTuple):
     done: int = -1
 
 
-def choices(desk: Desk, project: str | None) -> list[tuple[str, str]]:
+def choices(workspace: Workspace, project: str | None) -> list[tuple[str, str]]:
     """(words, key) of every LoRA to try: the project's trainings first, also those that run, then all others."""
-    own = desk.jobs.names(project) if project else []
-    others = [key for key in Library(desk.jobs).all() if key not in own]
+    own = workspace.runs.names(project) if project else []
+    others = [key for key in Library(workspace.runs).all() if key not in own]
     return [(key.removeprefix("library:"), key) for key in (*own, *others)]
 
 
-def entry_of(desk: Desk, key: str) -> Entry | None:
+def entry_of(workspace: Workspace, key: str) -> LoraEntry | None:
     """The finished LoRA; None while a training has no file."""
     with contextlib.suppress(TrainerError):
-        return Library(desk.jobs).entry(key)
+        return Library(workspace.runs).entry(key)
     return None
 
 
-def shown_strip(desk: Desk, key: str) -> tuple[Sequence[dict[str, Any]], bool]:
+def shown_strip(workspace: Workspace, key: str) -> tuple[Sequence[dict[str, Any]], bool]:
     """(pictures that a training ended with, whether it runs now)."""
-    if key not in desk.jobs.names():
+    if key not in workspace.runs.names():
         return (), False
-    view, alive = desk.jobs.view(key)
+    view, alive = workspace.runs.view(key)
     return view.strip, alive
 
 

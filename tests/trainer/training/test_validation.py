@@ -20,7 +20,7 @@ from trainer.runs import events, run
 from trainer.train import train
 from trainer.training import checkpoint as state
 from trainer.training.validation import WORST, overtrained_since
-from ui.store.runs import standing_of
+from ui.store.runs import run_status
 from ui.text import Words
 from ui.views.progress import status_words
 
@@ -69,7 +69,7 @@ def test_the_page_is_given_the_curve_and_the_advice(measured: run.Run):
     view = events.fold(events.View(), [*said, {"kind": "ended", "how": "finished"}])
     assert [step for step, _ in view.validation] == list(range(9))
     assert "at strength" in view.advice and f"Advice: {view.advice}." in status_words(
-        standing_of(view, False, None), Words()
+        run_status(view, False, None), Words()
     )
     again = events.fold(view, [{"kind": "validation", "step": 5, "loss": 0.5}])  # resumed from step 4
     assert again.validation == (*view.validation[:5], (5, 0.5))

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from tests.conftest import MODELS, ROOT
 from trainer.errors import TrainerError
 from ui.access import accounts
-from ui.access.accounts import AccountError, Accounts, Tries, add_user, fits, hash_password, user_name
-from ui.access.allowlist import own_doors
+from ui.access.accounts import AccountError, Accounts, LoginThrottle, add_user, fits, hash_password, user_name
+from ui.access.allowlist import own_endpoints
 from ui.access.hosts import Hosts
 from ui.access.sessions import COOKIE, IDLE_SECONDS, Sessions
 from ui.guard import Guard
@@ -50,7 +50,7 @@ def door(home: Path) -> Guard:
     def mine() -> str:
         return "private"
 
-    return Guard(app, studio, own_doors(app.routes), Hosts.of("127.0.0.1"))
+    return Guard(app, studio, own_endpoints(app.routes), Hosts.of("127.0.0.1"))
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_removed_user_is_out_and_a_broken_file_locks_nobody_out(home: Path):
 
 def test_of_a_thousand_guesses_a_minute_at_most_ten_reach_the_hash():
     clock = [0.0]
-    tries, reached = Tries(now=lambda: clock[0]), 0
+    tries, reached = LoginThrottle(now=lambda: clock[0]), 0
     for _ in range(1000):
         clock[0] += 60 / 1000
         reached += tries.wait("ana", "a") == 0
@@ -167,7 +167,7 @@ def test_guesses_that_must_wait_are_not_compared(client: TestClient, monkeypatch
 
 def test_waiting_grows_and_ends():
     clock = [0.0]
-    tries = Tries(now=lambda: clock[0])
+    tries = LoginThrottle(now=lambda: clock[0])
     assert [tries.wait("ana", "a") for _ in range(6)] == [0, 0, 0, 0, 0, 30.0]
     clock[0] = 30
     assert tries.wait("ana", "a") == 0 and tries.wait("ana", "a") == 60
@@ -182,10 +182,10 @@ def test_waiting_grows_and_ends():
 
 
 def test_guesses_at_the_same_time_are_counted_too():
-    tries = Tries()
+    tries = LoginThrottle()
     with ThreadPoolExecutor(16) as guessers:
         waits = list(guessers.map(lambda _: tries.wait("ana", "a"), range(200)))
-    assert waits.count(0) == Tries.FREE
+    assert waits.count(0) == LoginThrottle.FREE
 
 
 # sessions ------------------------------------------------------------------------------------------------------------------------

@@ -18,17 +18,16 @@ from trainer.dataset.scan import scan
 from trainer.errors import DatasetError
 from trainer.runs import run
 from ui.server import build_app
-from ui.store.deletion import delete_project
+from ui.store.deletion import DeletionReceipt, delete_project
 from ui.store.limits import Limits
-from ui.store.picture_checks import told
+from ui.store.picture_checks import PictureChecks, picture_report
 from ui.store.project_settings import write_settings
 from ui.store.projects import Projects
-from ui.store.runs import Jobs
-from ui.store.training_goal import aims_of
-from ui.store.uploads import Uploads
+from ui.store.training_goal import training_goal
+from ui.store.uploads import UploadedFiles
 from ui.text import Words
 from ui.views.artwork import cards_html, findings_html, removed_html
-from ui.workspace import Desk
+from ui.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +50,10 @@ def drawn(size: tuple[int, int], value: int = 0) -> bytes:
     return data.getvalue()
 
 
-def desk(home: Path) -> Desk:
+def workspace_at(home: Path) -> Workspace:
     outputs = home / "outputs"
-    return Desk(
-        Projects(home / "datasets", outputs / ".cache"),
-        Jobs(outputs, MODELS),
-        Words(),
-        Limits(),
-        Uploads(outputs / "uploads"),
-    )
+    uploads = UploadedFiles(outputs / "uploads")
+    return Workspace.open(home / "datasets", outputs, MODELS, limits=Limits(), uploads=uploads)
 
 
 def test_pictures_come_small_and_large(house):
@@ -168,7 +162,10 @@ def test_a_restored_picture_does_not_overwrite_a_new_one_of_its_name(tmp_path: P
         if colour == "red":
             projects.remove("art", "a.png")
     assert projects.restore("art", "a.png") == "a-2.png"
-    assert {card.name: card.caption for card in projects.cards("art")} == {"a.png": "blue", "a-2.png": "red"}
+    assert {card.name: card.caption for card in projects.pictures("art")} == {
+        "a.png": "blue",
+        "a-2.png": "red",
+    }
 
 
 def test_the_crop_is_drawn_in_the_buckets_of_the_chosen_base(tmp_path: Path):
@@ -177,8 +174,8 @@ def test_the_crop_is_drawn_in_the_buckets_of_the_chosen_base(tmp_path: Path):
     Image.new("RGB", (1000, 100), "red").save(art / "wide.png")
     for resolution, kept in ((128, 400), (512, 400)):
         write_settings(art, {"preset": "style", "trigger": "ink"}, {"resolution": resolution})
-        cards, aims = projects.cards("art"), aims_of(art, MODELS)
-        found = told(projects, "art", cards, aims)
+        cards, aims = projects.pictures("art"), training_goal(art, MODELS)
+        found = picture_report(PictureChecks(projects), "art", cards, aims)
         at = found.placements["wide.png"]
         assert at.bucket[0] <= 2 * resolution and aims.trigger == "ink"
         page = cards_html(Words(), "art", cards, found)
@@ -196,8 +193,8 @@ def test_names_with_markup_are_shown_as_text(tmp_path: Path):
     page = cards_html(
         Words(),
         "art",
-        projects.cards("art"),
-        told(projects, "art", projects.cards("art"), aims_of(art, MODELS)),
+        projects.pictures("art"),
+        picture_report(PictureChecks(projects), "art", projects.pictures("art"), training_goal(art, MODELS)),
     )
     page += removed_html(Words(), "art", ["<b onclick=x>&.png"])
     assert "<b onclick" not in page and "<i>" not in page and "&lt;i&gt;caption" in page
@@ -210,8 +207,14 @@ def trained(home: Path) -> None:
     (made.path / "project.json").write_text('{"project": "art"}')
 
 
+def delete(workspace: Workspace, project: str, *, with_trainings: bool) -> DeletionReceipt:
+    return delete_project(
+        workspace.projects, workspace.runs, workspace.words, project, with_trainings=with_trainings
+    )
+
+
 def test_deleting_a_project_leaves_no_file_of_it(tmp_path: Path):
-    here = desk(tmp_path)
+    here = workspace_at(tmp_path)
     here.projects.create("art")
     shutil.copy(INK / "owl.png", tmp_path / "datasets" / "art" / "secret-owl.png")
     (tmp_path / "datasets" / "art" / "secret-owl.txt").write_text("secret words")
@@ -219,7 +222,7 @@ def test_deleting_a_project_leaves_no_file_of_it(tmp_path: Path):
     trained(tmp_path)
     (tmp_path / "outputs" / ".cache" / "latents").mkdir(parents=True)
     (tmp_path / "outputs" / ".cache" / "latents" / "x.safetensors").write_text("x")
-    receipt = delete_project(here, "art", trainings=True)
+    receipt = delete(here, "art", with_trainings=True)
     assert receipt.files == 3 and receipt.trainings == 1
     assert [
         path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith(".queue")
@@ -227,20 +230,20 @@ def test_deleting_a_project_leaves_no_file_of_it(tmp_path: Path):
 
 
 def test_deleting_a_project_can_keep_its_trainings(tmp_path: Path):
-    here = desk(tmp_path)
+    here = workspace_at(tmp_path)
     here.projects.create("art")
     trained(tmp_path)
-    assert delete_project(here, "art", trainings=False).trainings == 0
-    assert here.jobs.names() == ["ink"] and here.projects.names() == []
+    assert delete(here, "art", with_trainings=False).trainings == 0
+    assert here.runs.names() == ["ink"] and here.projects.names() == []
 
 
 @pytest.mark.parametrize("name", ["ink-emoji", "..", "", "gone", "/"])
 def test_only_projects_of_ones_own_are_deleted(tmp_path: Path, name: str):
-    here = desk(tmp_path)
+    here = workspace_at(tmp_path)
     shutil.copytree(INK, tmp_path / "datasets" / "ink-emoji")
     with pytest.raises(DatasetError):
-        delete_project(here, name, trainings=True)
-    assert len(here.projects.cards("ink-emoji")) == 24
+        delete(here, name, with_trainings=True)
+    assert len(here.projects.pictures("ink-emoji")) == 24
 
 
 def test_a_thousand_pictures_are_listed_by_their_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -250,4 +253,4 @@ def test_a_thousand_pictures_are_listed_by_their_names_alone(tmp_path: Path, mon
     for number in range(1000):
         (art / f"{number}.png").write_bytes(b"not even a picture")
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("a picture was opened"))
-    assert len(projects.cards("art")) == 1000
+    assert len(projects.pictures("art")) == 1000

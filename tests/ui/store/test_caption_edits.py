@@ -12,18 +12,18 @@ from PIL import Image
 from trainer.errors import DatasetError
 from ui.store.caption_edits import (
     KINDS,
-    Edit,
-    about_tokens,
-    apply,
+    CaptionEdit,
+    apply_edit,
     changes,
+    estimate_tokens,
     fused_tags,
-    last,
-    remember,
+    last_edit,
+    record_captions,
     save_caption,
     tag_counts,
-    undo,
+    undo_last,
 )
-from ui.store.picture_checks import Told
+from ui.store.picture_checks import PictureReport
 from ui.store.projects import Projects
 from ui.text import Words
 from ui.views.captions import captions_html, preview_html, tags_html
@@ -47,7 +47,7 @@ def project(home: Path, captions: dict[str, bytes | None]) -> Projects:
 
 
 def texts(projects: Projects) -> dict[str, str]:
-    return {card.name.removesuffix(".png"): card.caption for card in projects.cards("art")}
+    return {card.name.removesuffix(".png"): card.caption for card in projects.pictures("art")}
 
 
 def sidecars(projects: Projects) -> dict[str, bytes]:
@@ -61,26 +61,26 @@ def sidecars(projects: Projects) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("edit", "before", "after"),
     [
-        (Edit("replace", "cat", "dog"), "a cat, cats", "a dog, dogs"),
-        (Edit("replace", "cat", ""), "a cat , ink", "a , ink"),
-        (Edit("prepend", text="ink"), "a cat", "ink, a cat"),
-        (Edit("prepend", text="A drawing:"), "a cat", "A drawing: a cat"),
-        (Edit("prepend", text="ink"), "", "ink"),
-        (Edit("append", text="ink"), "a cat", "a cat, ink"),
-        (Edit("append", text=", ink"), "a cat", "a cat , ink"),
-        (Edit("remove", "Ink"), "cat, ink, INK , inky", "cat, inky"),
-        (Edit("remove", "dog"), "cat,  ink", "cat,  ink"),
+        (CaptionEdit("replace", "cat", "dog"), "a cat, cats", "a dog, dogs"),
+        (CaptionEdit("replace", "cat", ""), "a cat , ink", "a , ink"),
+        (CaptionEdit("prepend", text="ink"), "a cat", "ink, a cat"),
+        (CaptionEdit("prepend", text="A drawing:"), "a cat", "A drawing: a cat"),
+        (CaptionEdit("prepend", text="ink"), "", "ink"),
+        (CaptionEdit("append", text="ink"), "a cat", "a cat, ink"),
+        (CaptionEdit("append", text=", ink"), "a cat", "a cat , ink"),
+        (CaptionEdit("remove", "Ink"), "cat, ink, INK , inky", "cat, inky"),
+        (CaptionEdit("remove", "dog"), "cat,  ink", "cat,  ink"),
         (
-            Edit("apart", "inkstyle"),
+            CaptionEdit("apart", "inkstyle"),
             "inkstyle cat, a dog inkstyle, inkstyleowl",
             "inkstyle, cat, a dog, inkstyle, inkstyle, owl",
         ),
-        (Edit("apart", "inkstyle"), "Inkstyle, a cat", "Inkstyle, a cat"),
-        (Edit("replace"), "a cat", "a cat"),
-        (Edit("apart"), "a cat", "a cat"),
+        (CaptionEdit("apart", "inkstyle"), "Inkstyle, a cat", "Inkstyle, a cat"),
+        (CaptionEdit("replace"), "a cat", "a cat"),
+        (CaptionEdit("apart"), "a cat", "a cat"),
     ],
 )
-def test_each_edit_does_what_it_says(edit: Edit, before: str, after: str):
+def test_each_edit_does_what_it_says(edit: CaptionEdit, before: str, after: str):
     assert edit.of(before) == after
 
 
@@ -89,10 +89,10 @@ def test_the_count_shown_before_is_what_changes(tmp_path: Path):
         tmp_path,
         {"one.txt": b"a cat\n", "two.txt": b"a dog\n", "three.caption": b"cat\ncat two\n", "four.txt": None},
     )
-    edit = Edit("replace", "cat", "owl")
+    edit = CaptionEdit("replace", "cat", "owl")
     shown = changes(projects, "art", edit)
     assert [change.name for change in shown] == ["one.png", "three.png"]
-    assert apply(projects, "art", edit) == 2 and changes(projects, "art", edit) == []
+    assert apply_edit(projects, "art", edit) == 2 and changes(projects, "art", edit) == []
     assert texts(projects) == {"one": "a owl", "two": "a dog", "three": "owl owl two", "four": ""}
     assert sidecars(projects)["three.caption"] == b"owl\nowl two\n"  # a line stays a line
 
@@ -102,9 +102,9 @@ def test_a_caption_from_a_list_becomes_a_file_and_undo_removes_it(tmp_path: Path
     (tmp_path / "datasets" / "art" / "metadata.jsonl").write_text(
         '{"file_name": "one.png", "text": "a cat"}\n'
     )
-    assert apply(projects, "art", Edit("append", text="ink")) == 1
+    assert apply_edit(projects, "art", CaptionEdit("append", text="ink")) == 1
     assert sidecars(projects) == {"one.txt": b"a cat, ink\n"}
-    undo(projects, "art")
+    undo_last(projects, "art")
     assert sidecars(projects) == {} and texts(projects) == {"one": "a cat"}
 
 
@@ -113,7 +113,7 @@ def test_a_caption_from_a_list_becomes_a_file_and_undo_removes_it(tmp_path: Path
     st.dictionaries(st.sampled_from(["a", "b", "c"]), SIDECAR, min_size=1),
     st.lists(
         st.builds(
-            Edit,
+            CaptionEdit,
             st.sampled_from(KINDS),
             st.sampled_from(["a", "b,", "猫", ""]),
             st.sampled_from(["a", " x", "é,", ""]),
@@ -122,7 +122,7 @@ def test_a_caption_from_a_list_becomes_a_file_and_undo_removes_it(tmp_path: Path
     ),
 )
 def test_undo_restores_every_byte_through_several_levels(
-    tmp_path_factory: pytest.TempPathFactory, captions, edits: list[Edit]
+    tmp_path_factory: pytest.TempPathFactory, captions, edits: list[CaptionEdit]
 ):
     named = {
         f"{stem}{kept[0] if kept else '.txt'}": kept[1] if kept else None for stem, kept in captions.items()
@@ -130,22 +130,22 @@ def test_undo_restores_every_byte_through_several_levels(
     projects, states = project(tmp_path_factory.mktemp("undo"), named), []
     for edit in edits:
         before = sidecars(projects)
-        if apply(projects, "art", edit):
+        if apply_edit(projects, "art", edit):
             states.append(before)
     for state in reversed(states):
-        undo(projects, "art")
+        undo_last(projects, "art")
         assert sidecars(projects) == state
-    assert last(projects, "art") is None
+    assert last_edit(projects, "art") is None
     with pytest.raises(DatasetError, match="no change"):
-        undo(projects, "art")
+        undo_last(projects, "art")
 
 
 def test_undo_survives_a_restart_and_spares_what_was_changed_since(tmp_path: Path):
     projects = project(tmp_path, {"one.txt": b"cat", "two.txt": b"cat"})
-    apply(projects, "art", Edit("replace", "cat", "dog"))
+    apply_edit(projects, "art", CaptionEdit("replace", "cat", "dog"))
     (tmp_path / "datasets" / "art" / "two.txt").write_text("written elsewhere")
     again = Projects(tmp_path / "datasets", tmp_path / "cache")
-    done = undo(again, "art")
+    done = undo_last(again, "art")
     assert (done.count, done.kept) == (1, 1)
     assert sidecars(again) == {"one.txt": b"cat", "two.txt": b"written elsewhere"}
 
@@ -155,17 +155,17 @@ def test_a_typed_caption_is_kept_as_one_line_and_taken_back(tmp_path: Path):
     assert save_caption(projects, "art", "one.png", "a wise\n\towl \x07") == 0
     assert sidecars(projects) == {"one.txt": b"a wise owl\n"}
     save_caption(projects, "art", "one.png", "a wise owl")  # nothing new to take back
-    assert undo(projects, "art").kind == "typed" and sidecars(projects) == {"one.txt": b"cat\r\n"}
+    assert undo_last(projects, "art").kind == "typed" and sidecars(projects) == {"one.txt": b"cat\r\n"}
     with pytest.raises(DatasetError, match="at most 2000"):
         save_caption(projects, "art", "one.png", "x" * 2001)
 
 
 def test_what_a_model_overwrites_comes_back(tmp_path: Path):
     projects = project(tmp_path, {"one.txt": b"mine", "two.txt": None})
-    remember(projects, "art")
+    record_captions(projects, "art")
     for name in ("one", "two"):
         (tmp_path / "datasets" / "art" / f"{name}.txt").write_text("the model's")
-    assert undo(projects, "art").kind == "model" and sidecars(projects) == {"one.txt": b"mine"}
+    assert undo_last(projects, "art").kind == "model" and sidecars(projects) == {"one.txt": b"mine"}
 
 
 @pytest.mark.parametrize(
@@ -185,14 +185,17 @@ def test_a_damaged_undo_file_undoes_nothing(tmp_path: Path, text: str):
     (tmp_path / "datasets" / "art" / ".impasto").mkdir()
     (tmp_path / "datasets" / "art" / ".impasto" / "captions-undo.json").write_text(text)
     with pytest.raises(DatasetError):
-        undo(projects, "art")
-    assert not (tmp_path / "out.txt").exists() and apply(projects, "art", Edit("append", text="ink")) == 1
+        undo_last(projects, "art")
+    assert (
+        not (tmp_path / "out.txt").exists()
+        and apply_edit(projects, "art", CaptionEdit("append", text="ink")) == 1
+    )
 
 
 def test_captions_that_would_grow_too_long_are_refused_whole(tmp_path: Path):
     projects = project(tmp_path, {"one.txt": b"cat", "two.txt": b"x" * 1999})
     with pytest.raises(DatasetError, match=r"caption of two\.png"):
-        apply(projects, "art", Edit("append", text="ink"))
+        apply_edit(projects, "art", CaptionEdit("append", text="ink"))
     assert sidecars(projects)["one.txt"] == b"cat"
 
 
@@ -215,7 +218,7 @@ def test_tags_are_counted_and_those_that_ran_into_the_trigger_are_told():
 
 @given(st.text(max_size=200))
 def test_tokens_are_estimated_for_any_text(text: str):
-    assert 0 <= about_tokens(text) <= 3 * len(text)
+    assert 0 <= estimate_tokens(text) <= 3 * len(text)
 
 
 @pytest.mark.parametrize(
@@ -232,16 +235,16 @@ def test_tokens_are_estimated_for_any_text(text: str):
     ],
 )
 def test_the_estimate_of_tokens_is_near_what_clip_counts(text: str, counted: int):
-    assert abs(about_tokens(text) - counted) <= 0.2 * counted
+    assert abs(estimate_tokens(text) - counted) <= 0.2 * counted
 
 
 def test_markup_in_captions_and_names_is_shown_as_text(tmp_path: Path):
     evil = '<img src=x onerror="alert(1)">'
     projects = project(tmp_path, {"one.txt": f"{evil}, {evil[:12]}".encode()})
-    cards = projects.cards("art")
+    cards = projects.pictures("art")
     pages = [
-        captions_html(Words(), "art", cards, Told({}, {}, [])),
+        captions_html(Words(), "art", cards, PictureReport({}, {}, [])),
         tags_html(Words(), [evil, f"ink{evil}"], "ink"),
-        preview_html(Words(), changes(projects, "art", Edit("append", text=evil)), True),
+        preview_html(Words(), changes(projects, "art", CaptionEdit("append", text=evil)), True),
     ]
     assert all("<img src=x" not in page and "onerror=&quot;" in page for page in pages)

@@ -16,7 +16,7 @@ from trainer.runs.run import claim
 from trainer.workers.sampling import others_wait, serve
 from ui.store.drawings import Drawings, native_size
 from ui.store.library import Library
-from ui.store.runs import Jobs
+from ui.store.runs import Runs
 from ui.text import Words
 from ui.views.strips import compare_html, drawing_html, drawn_pictures, grid_html, strip_html
 
@@ -26,7 +26,7 @@ EVIL = '<img src=x onerror="alert(1)">'
 @pytest.fixture
 def drawings(tmp_path: Path, ink_run: Path) -> Drawings:
     shutil.copytree(ink_run, tmp_path / "outputs" / "ink")
-    return Drawings(Jobs(tmp_path / "outputs", MODELS))  # nobody serves its line: the tests draw
+    return Drawings(Runs(tmp_path / "outputs", MODELS))  # nobody serves its line: the tests draw
 
 
 def asked(**more) -> dict:
@@ -36,7 +36,7 @@ def asked(**more) -> dict:
 def test_the_warm_process_draws_mixes_and_grids_and_leaves_out_what_was_cancelled(
     drawings: Drawings, ink_run: Path
 ):
-    other = drawings.library.take_in(ink_run / "ink.safetensors", "wash.safetensors")
+    other = drawings.library.import_file(ink_run / "ink.safetensors", "wash.safetensors")
     mix = drawings.ask(
         [("ink", 0.5), (other, 0.25)],
         asked(strengths=(0.0, 1.0), shape="portrait", sampler="unipc", negative="blurry"),
@@ -115,7 +115,7 @@ def test_what_can_not_be_drawn_is_refused_before_anything_is_asked(drawings: Dra
 def test_a_drawing_between_two_steps_goes_to_the_training_itself(drawings: Drawings):
     with pytest.raises(RunError, match="does not run"):
         drawings.ask([("ink", 1.0)], asked(), between=True)
-    run = drawings.jobs.run("ink")
+    run = drawings.runs.run("ink")
     with claim(run):
         name = drawings.ask([("ink", 1.0)], asked(), between=True)
         (command,) = [c for c in events.read(run.commands)[0] if c["kind"] == "draw"]
@@ -133,9 +133,9 @@ def test_a_drawing_between_two_steps_goes_to_the_training_itself(drawings: Drawi
 def test_a_process_that_ended_before_it_answered_is_told(drawings: Drawings):
     name = drawings.ask([("ink", 1.0)], asked())
     for _ in range(2):  # it is started once more before that is given up
-        drawings.jobs.queue.stop(drawings.session.path)
+        drawings.runs.queue.stop(drawings.session.path)
         found = drawings.follow(name)
-    drawings.jobs.queue.stop(drawings.session.path)
+    drawings.runs.queue.stop(drawings.session.path)
     found = drawings.follow(name)
     assert found.state == "failed" and "press Generate again" in drawing_html(Words(), found)
 
@@ -143,9 +143,9 @@ def test_a_process_that_ended_before_it_answered_is_told(drawings: Drawings):
 def test_an_idle_process_leaves_when_others_wait_for_the_device(drawings: Drawings):
     drawings.ask([("ink", 1.0)], asked())
     assert not others_wait(drawings.session.path)  # what waits is itself
-    waiting = drawings.jobs.outputs / "next"
+    waiting = drawings.runs.outputs / "next"
     waiting.mkdir()
-    drawings.jobs.queue.submit(waiting, "train", ["resume", str(waiting)])
+    drawings.runs.queue.submit(waiting, "train", ["resume", str(waiting)])
     assert others_wait(drawings.session.path)
 
 
@@ -192,7 +192,7 @@ def test_old_drawings_make_room(drawings: Drawings, monkeypatch):
 
 
 def test_the_library_knows_a_run_only_when_it_has_a_file(drawings: Drawings):
-    (drawings.jobs.outputs / "ink" / "ink.safetensors").unlink()
+    (drawings.runs.outputs / "ink" / "ink.safetensors").unlink()
     with pytest.raises(RunError):
-        Library(drawings.jobs).entry("ink")
-    assert json.loads((drawings.jobs.outputs / "ink" / "manifest.json").read_text())
+        Library(drawings.runs).entry("ink")
+    assert json.loads((drawings.runs.outputs / "ink" / "manifest.json").read_text())

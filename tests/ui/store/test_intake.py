@@ -8,6 +8,7 @@ import struct
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from PIL import Image
 
 from trainer.dataset.augmentations import mask_file
 from trainer.errors import DatasetError, TrainerError
-from ui.store.intake import Arrivals, Dropped, take_in
+from ui.store.intake import IncomingFile, Intake, IntakeProgress, add_files
 from ui.store.limits import Limits
 from ui.store.masks import save_mask
+from ui.store.picture_checks import PictureChecks
 from ui.store.projects import Projects
 
 LIMITS = Limits(free_bytes=0)
@@ -38,7 +40,7 @@ def png(colour: str = "red", size: tuple[int, int] = (50, 40), form: str = "PNG"
     return data.getvalue()
 
 
-def drop(projects: Projects, files: dict[str, bytes], limits: Limits = LIMITS) -> Arrivals:
+def drop(projects: Projects, files: dict[str, bytes], limits: Limits = LIMITS) -> IntakeProgress:
     """Files by the names that the artist gave them, from a place of their own."""
     place = projects.datasets.parent / f"dropped-{time.time_ns()}"
     place.mkdir()
@@ -46,10 +48,17 @@ def drop(projects: Projects, files: dict[str, bytes], limits: Limits = LIMITS) -
     for number, (name, data) in enumerate(files.items()):
         path = place / f"{number}{Path(name.replace(chr(92), '/')).suffix[:20]}"
         path.write_bytes(data)
-        came.append(Dropped(name, path))
-    arrivals = Arrivals(total=len(came))
-    take_in(projects, "art", came, limits, arrivals)
+        came.append(IncomingFile(name, path))
+    arrivals = IntakeProgress(total=len(came))
+    add_files(projects, "art", came, limits, arrivals)
     return arrivals
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.01)
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
@@ -61,7 +70,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 
 def captions(projects: Projects) -> dict[str, str]:
-    return {card.name: card.caption for card in projects.cards("art")}
+    return {card.name: card.caption for card in projects.pictures("art")}
 
 
 def test_bad_files_are_named_with_their_reason_and_good_ones_stay(projects: Projects):
@@ -125,7 +134,7 @@ def test_a_zip_is_taken_in_like_a_drop(projects: Projects):
         "note.md",
         "inner.zip",
     }
-    assert next(card for card in projects.cards("art") if card.name == "tom.png").choice.repeats == 3
+    assert next(card for card in projects.pictures("art") if card.name == "tom.png").choice.repeats == 3
     assert not list(projects.datasets.parent.rglob("evil*"))
     assert sorted(path.name for path in (projects.datasets / "art" / ".impasto").iterdir()) == [
         "pictures.json"
@@ -152,7 +161,7 @@ def test_masks_come_with_their_pictures(projects: Projects):
         "two.mask.png": mask.getvalue(),
     }
     drop(projects, {"art.zip": zipped(files), "lone.mask.png": mask.getvalue()})
-    assert {card.name: bool(card.mask) for card in projects.cards("art")} == {
+    assert {card.name: bool(card.mask) for card in projects.pictures("art")} == {
         "one.png": True,
         "two.png": True,
     }
@@ -206,49 +215,43 @@ def test_a_drop_goes_on_without_its_page_and_leaves_no_copy(projects: Projects, 
         place = tmp_path / "uploads" / str(number)
         place.mkdir(parents=True)
         (place / "a.png").write_bytes(png(size=(60 + number, 50)))
-        came.append(Dropped(f"{number}.png", place / "a.png"))
-    folder = projects.folder("art")
-    projects.intake.start(projects, "art", came[:6], LIMITS)
-    projects.intake.start(projects, "art", came[6:], LIMITS)
-    for _ in range(2000):
-        arrivals = projects.intake.arrivals(folder)
-        if arrivals and arrivals.ended:
-            break
-        time.sleep(0.01)
+        came.append(IncomingFile(f"{number}.png", place / "a.png"))
+    intake = Intake(projects, LIMITS)
+    intake.start("art", came[:6])
+    intake.start("art", came[6:])
+    wait_until(lambda: not intake.is_busy("art"))
     assert len(captions(projects)) == 12 and not list((tmp_path / "uploads").iterdir())
 
 
 def test_the_doctor_looks_at_each_picture_once(projects: Projects):
     drop(projects, {"a.png": png(size=(300, 200)), "b.png": png("blue", (200, 300))})
-    for expected in (2, 0):
-        projects.checkup.start(projects, "art", projects.cards("art"))
-        visit = projects.checkup.visit(projects.folder("art"))
-        for _ in range(2000):
-            if visit is None or visit.ended:
-                break
-            time.sleep(0.01)
-        assert set(projects.checkup.measured(projects, "art", projects.cards("art"))) == {"a.png", "b.png"}
+    checks = PictureChecks(projects)
+    for _ in range(2):
+        checks.start("art", projects.pictures("art"))
+        wait_until(lambda: (progress := checks.progress("art")) is not None and progress.ended)
+        assert set(checks.measured("art", projects.pictures("art"))) == {"a.png", "b.png"}
         assert len((projects.cache / "doctor" / "art.jsonl").read_text().splitlines()) == 2
-        del expected
     (projects.datasets / "art" / "a.png").write_bytes(png("green", (80, 80)))
-    assert set(projects.checkup.measured(projects, "art", projects.cards("art"))) == {"b.png"}
+    assert set(checks.measured("art", projects.pictures("art"))) == {"b.png"}
 
 
 def test_the_doctor_waits_until_a_drop_has_come_in(projects: Projects, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ui.store.picture_checks._HEAD_START", 0.05)
+    monkeypatch.setattr("ui.store.picture_checks._DELAY_SECONDS", 0.01)
     drop(projects, {"a.png": png(size=(80, 80))})
-    folder = projects.folder("art")
-    coming = projects.intake._arrivals[folder] = Arrivals(total=2)
-    projects.checkup.start(projects, "art", projects.cards("art"))
-    visit = projects.checkup.visit(folder)
-    assert visit
-    time.sleep(0.5)
-    assert (visit.done, visit.ended) == (0, False)
-    coming.ended = True
-    deadline = time.monotonic() + 30
-    while not visit.ended and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert (visit.done, visit.ended) == (1, True)
+    done_while_receiving: list[int] = []
+
+    def is_receiving(project: str) -> bool:
+        progress = checks.progress(project)
+        assert progress is not None
+        done_while_receiving.append(progress.done)
+        return len(done_while_receiving) < 5
+
+    checks = PictureChecks(projects, is_receiving)
+    checks.start("art", projects.pictures("art"))
+    progress = checks.progress("art")
+    assert progress is not None
+    wait_until(lambda: progress.ended)
+    assert done_while_receiving == [0] * 5 and progress.done == 1
 
 
 @settings(max_examples=40)
@@ -268,7 +271,7 @@ def test_any_names_become_safe_pictures(
     drop(made, {stem + suffix: png(size=(20, 20 + number)) for number, (stem, suffix) in enumerate(names)})
     for path in (made.datasets / "art").iterdir():
         assert not set(path.name) & set('/\\:*?"<>|\0\n')
-    for card in made.cards("art"):
+    for card in made.pictures("art"):
         assert made.picture("art", card.name).is_file()
 
 
@@ -300,4 +303,4 @@ def test_drawn_masks_are_grey_and_of_the_pictures_shape(projects: Projects):
 
 def test_no_room_at_all_is_a_sentence(projects: Projects):
     with pytest.raises(TrainerError, match="nearly full"):
-        Limits(free_bytes=1 << 60).check_room(projects.datasets)
+        Limits(free_bytes=1 << 60).check_free_space(projects.datasets)

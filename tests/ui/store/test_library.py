@@ -22,7 +22,7 @@ from trainer.errors import LoraFileError, RunError, TrainerError
 from trainer.workers.lora_tools import work
 from ui.server import build_app
 from ui.store.library import Library
-from ui.store.runs import Jobs
+from ui.store.runs import Runs
 from ui.text import Words
 from ui.views.library import cards_html
 
@@ -33,14 +33,14 @@ EVIL = '<img src=x onerror="alert(1)">'
 @pytest.fixture
 def library(tmp_path: Path, ink_run: Path) -> Library:
     shutil.copytree(ink_run, tmp_path / "outputs" / "ink")
-    return Library(Jobs(tmp_path / "outputs", MODELS))  # nobody serves its line: the tests do the work
+    return Library(Runs(tmp_path / "outputs", MODELS))  # nobody serves its line: the tests do the work
 
 
 def done(library: Library, made: str | None) -> tuple[str, str]:
     """Does started work here."""
-    assert made and library.standing(made) == ("working", "")
-    work(library.jobs.outputs / f".making-{made}", MODELS)
-    return library.standing(made)
+    assert made and library.job_status(made) == ("working", "")
+    work(library.runs.outputs / f".making-{made}", MODELS)
+    return library.job_status(made)
 
 
 def test_a_training_is_a_card_with_all_that_its_file_says(library: Library):
@@ -92,12 +92,12 @@ def test_a_marked_checkpoint_is_what_is_downloaded_from_then_on(library: Library
 
 def test_a_lora_from_elsewhere_is_kept_and_checked(library: Library, tmp_path: Path):
     write_lora(tmp_path / "upload", PLACE)
-    key = library.take_in(tmp_path / "upload", "../../Ma lora.safetensors")
+    key = library.import_file(tmp_path / "upload", "../../Ma lora.safetensors")
     entry = library.entry(key)
-    assert entry.name == "Ma lora" and entry.file.is_relative_to(library.jobs.outputs) and not entry.takes
-    job = next(library.jobs.outputs.glob(".making-*")).name.removeprefix(".making-")
+    assert entry.name == "Ma lora" and entry.file.is_relative_to(library.runs.outputs) and not entry.takes
+    job = next(library.runs.outputs.glob(".making-*")).name.removeprefix(".making-")
     assert done(library, job) == ("finished", "") and "Forge" in library.entry(key).takes
-    assert library.take_in(tmp_path / "upload", "Ma lora.safetensors") != key  # nothing is overwritten
+    assert library.import_file(tmp_path / "upload", "Ma lora.safetensors") != key  # nothing is overwritten
 
 
 def header(text: str) -> bytes:
@@ -134,18 +134,18 @@ def test_a_hostile_file_is_refused_in_one_sentence_and_leaves_nothing(
 ):
     (tmp_path / "4f7d").write_bytes(content)
     with pytest.raises(LoraFileError) as refused:
-        library.take_in(tmp_path / "4f7d", "evil.safetensors")
+        library.import_file(tmp_path / "4f7d", "evil.safetensors")
     assert (
         str(refused.value).startswith("evil.safetensors")
         and "\n" not in str(refused.value)
         and str(tmp_path) not in str(refused.value)
     )
-    assert library.all() == ["ink"] and not list(library.jobs.outputs.rglob("evil*"))
+    assert library.all() == ["ink"] and not list(library.runs.outputs.rglob("evil*"))
 
 
 def test_two_loras_are_merged_into_a_new_entry(library: Library, tmp_path: Path):
     write_lora(tmp_path / "upload", PLACE)
-    other = library.take_in(tmp_path / "upload", "b.safetensors")
+    other = library.import_file(tmp_path / "upload", "b.safetensors")
     assert done(library, library.make("merge", ["ink", other], weights=[1.0, 0.5], name="both")) == (
         "finished",
         "",
@@ -178,7 +178,7 @@ def test_keys_are_looked_up_never_joined(library: Library):
 
 
 def test_deleting_removes_all_that_came_of_a_lora(library: Library, tmp_path: Path):
-    outputs = library.jobs.outputs
+    outputs = library.runs.outputs
     library.thumbnail("ink")
     for name, keys in (("one", ["ink"]), ("two", ["library:other"])):
         folder = outputs / ".drawing" / "drawn" / name
@@ -200,7 +200,7 @@ def test_deleting_removes_all_that_came_of_a_lora(library: Library, tmp_path: Pa
 def client(library: Library, tmp_path: Path) -> TestClient:
     shutil.copytree(INK, tmp_path / "datasets" / "ink-emoji")
     app = build_app(
-        host="127.0.0.1", datasets=tmp_path / "datasets", outputs=library.jobs.outputs, models=MODELS
+        host="127.0.0.1", datasets=tmp_path / "datasets", outputs=library.runs.outputs, models=MODELS
     )
     return TestClient(app, base_url="http://127.0.0.1:7860")
 
@@ -287,7 +287,7 @@ def test_a_thumbnail_inside_a_file_that_is_no_picture_is_no_picture(library: Lib
         "http://example.org/x.png",
     ):
         save_file(tensors, tmp_path / "upload", metadata={"modelspec.thumbnail": said})
-        key = library.take_in(tmp_path / "upload", "x.safetensors")
+        key = library.import_file(tmp_path / "upload", "x.safetensors")
         assert library.cover(key) is None
         with pytest.raises(RunError):
             library.thumbnail(key)

@@ -20,7 +20,7 @@ from trainer.dataset.manifest import Item
 from trainer.errors import BaseError, NotFiniteError, RunError, TrainerError
 from trainer.runs import events
 from trainer.runs.failures import failure, reduced_memory_settings
-from ui.store.project_settings import whole_values, write_settings
+from ui.store.project_settings import training_values, write_settings
 from ui.text import Words
 from ui.views import training
 from ui.views.comparison import comparison_html
@@ -31,30 +31,33 @@ from ui.workspace import Studio
 
 
 @pytest.fixture
-def desk(tmp_path: Path):
+def workspace(tmp_path: Path):
     shutil.copytree(INK, tmp_path / "datasets" / "ink")
     studio = Studio(tmp_path / "datasets", tmp_path / "outputs", MODELS)
     studio.queue.devices = ()  # nothing starts
-    return studio.of(SimpleNamespace(headers={}, scope={}))
+    return studio.workspace_of(SimpleNamespace(headers={}, scope={}))
 
 
-def fields(desk, **changed) -> training.Fields:
-    kept = training.kept(desk, "ink")
+def fields(workspace, **changed) -> training.Fields:
+    kept = training.kept(workspace, "ink")
     above = {name: value for name, value in changed.items() if name in kept.above}
     return training.Fields(
         {**kept.above, **above}, {name: value for name, value in changed.items() if name not in above}
     )
 
 
-def test_a_project_brings_its_own_settings_and_opening_it_changes_nothing(desk):
-    assert training.kept(desk, "ink").above["name"] == "ink"
-    training.keep(desk, "ink")
-    assert not (desk.projects.folder("ink") / ".impasto" / "settings.json").exists()
-    said = fields(desk, trigger="inkzz", preset="character", rank=8.0, sample_prompts="a cat\na dog")
-    assert training.keep(desk, "ink", above=said.above, advanced=said.advanced) == said
-    assert training.kept(desk, "ink") == said
-    desk.projects.create("other")
-    assert training.kept(desk, "other").above["trigger"] == "" and training.kept(desk, "other").advanced == {}
+def test_a_project_brings_its_own_settings_and_opening_it_changes_nothing(workspace):
+    assert training.kept(workspace, "ink").above["name"] == "ink"
+    training.keep(workspace, "ink")
+    assert not (workspace.projects.folder("ink") / ".impasto" / "settings.json").exists()
+    said = fields(workspace, trigger="inkzz", preset="character", rank=8.0, sample_prompts="a cat\na dog")
+    assert training.keep(workspace, "ink", above=said.above, advanced=said.advanced) == said
+    assert training.kept(workspace, "ink") == said
+    workspace.projects.create("other")
+    assert (
+        training.kept(workspace, "other").above["trigger"] == ""
+        and training.kept(workspace, "other").advanced == {}
+    )
 
 
 @given(
@@ -77,7 +80,7 @@ def test_no_browser_can_make_a_project_unreadable(tmp_path_factory: pytest.TempP
     json.loads((folder / ".impasto" / "settings.json").read_text())
 
 
-def test_a_name_that_leads_elsewhere_is_refused(desk):
+def test_a_name_that_leads_elsewhere_is_refused(workspace):
     for said in (
         {"base": "/etc"},
         {"base": "../models/tiny-sdxl"},
@@ -86,12 +89,12 @@ def test_a_name_that_leads_elsewhere_is_refused(desk):
         {"base": 5},
     ):
         with pytest.raises(TrainerError):
-            training.settings_of(desk, fields(desk, **said))
+            training.settings_of(workspace, fields(workspace, **said))
 
 
-def test_the_kind_and_the_pace_change_the_steps(desk):
+def test_the_kind_and_the_pace_change_the_steps(workspace):
     def steps(**said) -> int:
-        return whole_values(desk.projects.folder("ink"), {"name": "x", **said}, MODELS)["steps"]
+        return training_values(workspace.projects.folder("ink"), {"name": "x", **said}, MODELS)["steps"]
 
     assert len({steps(preset=preset) for preset in ("style", "character", "concept")}) == 3
     assert (
@@ -101,8 +104,8 @@ def test_the_kind_and_the_pace_change_the_steps(desk):
     )
 
 
-def test_what_should_be_mended_is_told_before_a_minute_is_spent(desk):
-    folder = desk.projects.folder("ink")
+def test_what_should_be_mended_is_told_before_a_minute_is_spent(workspace):
+    folder = workspace.projects.folder("ink")
     (folder / "owl.txt").unlink()
 
     def told(**said) -> dict[str, str]:
@@ -123,41 +126,45 @@ def test_what_should_be_mended_is_told_before_a_minute_is_spent(desk):
     assert checks(wish(folder, {"name": "x"}, MODELS), MODELS, planned)[0].key == "check_disk"
 
 
-def test_one_click_makes_one_training_and_another_needs_to_be_asked_for(desk):
+def test_one_click_makes_one_training_and_another_needs_to_be_asked_for(workspace):
     with ThreadPoolExecutor(8) as pool:
-        names = list(pool.map(lambda _: training.start(desk, "ink", fields(desk), token="click"), range(20)))
+        names = list(
+            pool.map(lambda _: training.start(workspace, "ink", fields(workspace), token="click"), range(20))
+        )
     assert (
         set(names) == {"ink"}
-        and desk.jobs.names() == ["ink"]
-        and desk.jobs.standing("ink").state == "waiting"
+        and workspace.runs.names() == ["ink"]
+        and workspace.runs.status("ink").state == "waiting"
     )
     with pytest.raises(RunError, match="is training already"):
-        training.start(desk, "ink", fields(desk), token="a second window")
-    assert training.start(desk, "ink", fields(desk, rank=4.0), token="more", another=True) == "ink-2"
-    assert "position 2" in training.line_html(desk, desk.jobs.line(), 0, desk.words)
-    assert [job.queue_position for job in desk.jobs.line()] == [1, 2]
-    desk.jobs.move("ink-2", -1)
-    assert [job.folder.name for job in desk.jobs.line()] == ["ink-2", "ink"]
-    desk.jobs.stop("ink-2")
-    assert desk.jobs.standing("ink-2").state == "stopped" and desk.jobs.active("ink") == "ink"
+        training.start(workspace, "ink", fields(workspace), token="a second window")
+    assert (
+        training.start(workspace, "ink", fields(workspace, rank=4.0), token="more", another=True) == "ink-2"
+    )
+    assert "position 2" in training.line_html(workspace, workspace.runs.queued(), 0, workspace.words)
+    assert [job.queue_position for job in workspace.runs.queued()] == [1, 2]
+    workspace.runs.move("ink-2", -1)
+    assert [job.folder.name for job in workspace.runs.queued()] == ["ink-2", "ink"]
+    workspace.runs.stop("ink-2")
+    assert workspace.runs.status("ink-2").state == "stopped" and workspace.runs.active("ink") == "ink"
 
 
-def test_retry_trains_again_with_the_one_change_that_would_mend_it(desk):
-    run = desk.jobs.run(training.start(desk, "ink", fields(desk, batch=4.0), token="1"))
-    desk.jobs.stop("ink")
+def test_retry_trains_again_with_the_one_change_that_would_mend_it(workspace):
+    run = workspace.runs.run(training.start(workspace, "ink", fields(workspace, batch=4.0), token="1"))
+    workspace.runs.stop("ink")
     rate = run.config.learning_rate
     run.emit("ended", how="failed", **failure(NotFiniteError(3, ["owl.png"]), run.config))
-    assert training.change_of(desk, "ink") == {"learning_rate": rate / 2}
-    assert training.retry(desk, "ink", "ink") == "ink-2"
-    tried = desk.jobs.run("ink-2").config
+    assert training.change_of(workspace, "ink") == {"learning_rate": rate / 2}
+    assert training.retry(workspace, "ink", "ink") == "ink-2"
+    tried = workspace.runs.run("ink-2").config
     assert {k for k, v in dataclasses.asdict(tried).items() if v != getattr(run.config, k)} == {
         "learning_rate"
     }
-    assert training.kept(desk, "ink").advanced["learning_rate"] == rate / 2
-    assert "learning_rate" in comparison_html(desk.jobs, "ink", "ink-2", desk.words)
+    assert training.kept(workspace, "ink").advanced["learning_rate"] == rate / 2
+    assert "learning_rate" in comparison_html(workspace.runs, "ink", "ink-2", workspace.words)
     run.emit("ended", how="failed", **failure(BaseError("gone"), run.config))
     with pytest.raises(TrainerError, match="another change"):
-        training.retry(desk, "ink", "ink")
+        training.retry(workspace, "ink", "ink")
 
 
 @pytest.mark.parametrize(
@@ -179,17 +186,17 @@ def test_every_remedy_for_memory_is_a_setting_that_can_be(said: dict):
     assert config.batch == 1 and 64 <= config.resolution < 768
 
 
-def test_samples_stand_in_order_beside_the_artists_own_nearest_picture(desk):
-    run = desk.jobs.run(training.start(desk, "ink", fields(desk), token="1"))
+def test_samples_stand_in_order_beside_the_artists_own_nearest_picture(workspace):
+    run = workspace.runs.run(training.start(workspace, "ink", fields(workspace), token="1"))
     (run.path / "sources.json").unlink()
     from trainer.dataset.quick_scan import quick_scan
 
-    manifest = quick_scan(desk.projects.folder("ink"))
+    manifest = quick_scan(workspace.projects.folder("ink"))
     (run.path / "manifest.json").write_text(json.dumps(manifest.to_json()))
     caption = next(item.caption for item in manifest.items if item.name == "owl.png")
     for step in (0, 20, 10, 20):
         run.emit("sample", step=step, prompt=caption, file=f"s{step}.png", seed=7, made=step)
-    page = samples_html(run, desk.jobs.standing("ink"), desk.words, "ink")
+    page = samples_html(run, workspace.runs.status("ink"), workspace.words, "ink")
     assert "/thumb/ink/owl.png" in page and page.index("owl.png") < page.index("step 0, seed 7")
     assert page.index("step 0, seed 7") < page.index("step 10, seed 7") < page.index("step 20, seed 7")
     assert page.count("<figure") == 4  # a continued training draws some again
@@ -250,14 +257,14 @@ def test_ten_thousand_steps_stay_a_small_curve_with_the_same_mean():
     assert again.losses[-1][0] == 5001 and again.losses[-1][1] > 0.6 and again.loss_span == view.loss_span
 
 
-def test_markup_in_names_and_prompts_is_shown_as_text(desk):
+def test_markup_in_names_and_prompts_is_shown_as_text(workspace):
     evil = "<img src=x onerror=alert(1)>"
-    run = desk.jobs.run(training.start(desk, "ink", fields(desk), token="1"))
+    run = workspace.runs.run(training.start(workspace, "ink", fields(workspace), token="1"))
     run.emit("sample", step=0, prompt=evil, file="a.png", made=1)
     run.emit("problem", message=evil)
     from ui.views.progress import notes_html
 
-    standing = desk.jobs.standing("ink")
-    assert "<img src=x" not in samples_html(run, standing, desk.words) + notes_html(
-        standing, desk.words
+    standing = workspace.runs.status("ink")
+    assert "<img src=x" not in samples_html(run, standing, workspace.words) + notes_html(
+        standing, workspace.words
     ) + training.alert_html(evil)
