@@ -89,7 +89,9 @@ def test_pages_are_written_in_plain_english(path: Path):
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ui" / "text" / "en").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "ui" / "text" / "en").glob("*.toml")), ids=lambda path: path.stem
+)
 def test_the_english_page_is_written_in_plain_english(path: Path):
     texts = tomllib.loads(path.read_text(encoding="utf-8"))
     problems = [f"{key}: {text}" for key, text in texts.items() if WORDS.search(text)]
