@@ -13,19 +13,20 @@ import torch
 from accelerate import Accelerator
 
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import dropout_of, layer_sizes, parameter_groups, text_parameters
+from trainer.adapter.targets import dropout_settings, layer_specs, parameter_groups, text_parameters
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.dataset.pictures import open_picture
 from trainer.errors import DatasetError, NotFiniteError
-from trainer.hardware.activation_checkpointing import recompute
-from trainer.hardware.compile import compile_blocks, compiles
+from trainer.hardware.activation_checkpointing import enable_activation_checkpointing
+from trainer.hardware.compile import compile_blocks, should_compile
 from trainer.hardware.device import describe, find_device
 from trainer.hardware.memory_watch import SpillWatch
 from trainer.hardware.precision import precision_for
 from trainer.lora_file.attach import start_from
 from trainer.lora_file.metadata import Training, metadata, thumbnail
 from trainer.lora_file.writer import save_lora
-from trainer.planning.plan import as_before, give_back_memory, peak_bytes, tile_before
+from trainer.planning.budget import give_back_memory, peak_bytes
+from trainer.planning.plan import config_of_earlier_run, encoding_tile_of_earlier_run
 from trainer.runs.commands import CommandInbox
 from trainer.runs.run import Run, remove_temporary_files
 from trainer.sdxl.base import open_base
@@ -88,15 +89,17 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
     start_tracker(accelerator, config)
     run.emit("stage", stage="opening the base", device=describe(device))
     objective = objective_of(config, base)
-    planned = plan_training(as_before(run), manifest, base, device, run.path.parent / ".cache")
-    chosen = planned.way.chosen(config)
-    run.emit("planned", words=planned.line(), **planned.facts())
+    planned = plan_training(config_of_earlier_run(run), manifest, base, device, run.path.parent / ".cache")
+    chosen = planned.options.chosen(config)
+    run.emit("planned", words=planned.summary(), **planned.event_fields())
     trains_text = config.train_text_encoder_1 or config.train_text_encoder_2
     text_stops = math.floor(config.text_encoder_stop * config.steps) if trains_text else config.steps
 
     # 2 What frozen parts say of pictures and captions, from the cache on disk; then they leave memory.
     cache = FeatureCache(
-        run.path.parent / ".cache", base.fingerprint, tile_before(run) or planned.way.encoding_tile
+        run.path.parent / ".cache",
+        base.fingerprint,
+        encoding_tile_of_earlier_run(run) or planned.options.encoding_tile,
     )
     pictures = cache_latents(run, manifest.training_items, config, base, cache, device, stop)
     batches = Batches(pictures.items, pictures.buckets, config.batch, config.seed)
@@ -129,20 +132,20 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
     tokenizers = base.tokenizers() if reads_text else None
     texts = TextConditioner(text, encoders, tokenizers, caption_encoding(config), are_trained=trains_text)
     sample_texts_of = TextConditioner(sample_text, encoders, tokenizers, reading, are_trained=trains_text)
-    adapter = Adapter(dropout_of(config))
+    adapter = Adapter(dropout_settings(config))
     models_of = {
         "unet": unet,
         **({"text_encoder": encoders[0], "text_encoder_2": encoders[1]} if trains_text else {}),
     }
-    for part, sizes in layer_sizes(config, models_of).items():
+    for part, sizes in layer_specs(config, models_of).items():
         adapter.attach(part, models_of[part], sizes)
-    adapter.start(config.seed)
+    adapter.init_weights(config.seed)
     if config.start_from and (Path(config.start_from).exists() or not state.checkpoints(run)):
         left_out = start_from(Path(config.start_from), adapter)
         if left_out:
             run.emit("problem", message=left_out)
-    recompute(unet, chosen.gradient_checkpointing)
-    if compiles(chosen, unet):
+    enable_activation_checkpointing(unet, chosen.gradient_checkpointing)
+    if should_compile(chosen, unet):
         compile_blocks(unet, run.path.parent / ".cache" / "compiled")
 
     # 4 Optimizer.
@@ -160,7 +163,9 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
         run.emit("problem", message=f"checkpoint {name} is damaged and was passed over")
     if first:
         run.emit("stage", stage="resuming", done=first, total=config.steps)
-    sampler = TrainingSamples(run, config, base, samples, unet, adapter, sample_texts_of, planned.way.room)
+    sampler = TrainingSamples(
+        run, config, base, samples, unet, adapter, sample_texts_of, planned.options.sampling_limits
+    )
     between = LivePreview(sampler, stop, average)
     validation = Validation(run, set_aside, aside_captions, objective, texts, unet, adapter, first)
 
@@ -257,7 +262,7 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
             for parameter in text_parameters(adapter, groups):
                 parameter.grad = None
         optimizer.step()
-        adapter.changed()
+        adapter.mark_dirty()
         if config.scale_weight_norms:
             adapter.limit_norms(config.scale_weight_norms)
         adapter.zero_grad()
@@ -265,7 +270,7 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
         step += 1
 
         for facts, seconds in told:
-            slow = spill.look(seconds)
+            slow = spill.check(seconds)
             if slow:
                 run.emit("problem", message=slow)
             run.emit("step", **facts)

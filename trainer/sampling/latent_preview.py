@@ -17,7 +17,7 @@ from PIL import Image
 
 from trainer.atomic_files import replacing
 from trainer.runs.draw_protocol import FRAME
-from trainer.sdxl.latents import posterior
+from trainer.sdxl.latents import encode_image
 
 _SIDE, _PATCHES = 256, 8  # px of the picture that the map is fitted on, and its patches along a side
 _SECONDS = 0.5  # between two frames
@@ -44,7 +44,7 @@ def fit_latent_to_rgb(vae: Any) -> LatentToRgb:
     draws = np.random.default_rng(0).integers(0, 256, (_PATCHES, _PATCHES, 3), dtype=np.uint8)
     picture = Image.fromarray(draws).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    latents = posterior(vae, pixels)[0][0] * vae.config["scaling_factor"]
+    latents = encode_image(vae, pixels)[0][0] * vae.config["scaling_factor"]
     colours = torch.nn.functional.adaptive_avg_pool2d(pixels, latents.shape[-2:])[0]
     known = torch.cat([latents.flatten(1).T, torch.ones(latents[0].numel(), 1)], dim=1)
     found = torch.linalg.lstsq(known, colours.flatten(1).T).solution

@@ -10,21 +10,20 @@ from typing import Any
 import torch
 
 from trainer.adapter.lora import Adapter
-from trainer.errors import ConfigError, LoraFileError
+from trainer.errors import ConfigError
 from trainer.hardware.device import find_device
 from trainer.hardware.precision import precision_for
-from trainer.headers.lora import MAX_HEADER
-from trainer.headers.safetensors import read_header
-from trainer.lora_file.attach import attach_mix, parts_of, refill
-from trainer.planning.plan import room_beside
+from trainer.headers.lora import recognise
+from trainer.lora_file.attach import attach_mix, changed_parts, try_swap_weights
+from trainer.planning.plan import sampling_limits_beside_models
 from trainer.runs.draw_protocol import FRAME
 from trainer.sampling.images import save_image, save_strip
 from trainer.sampling.latent_preview import LatentToRgb, fit_latent_to_rgb, frame_writer
 from trainer.sampling.sampler import SamplingConfig, conditioner, draw, rows_per_pass
 from trainer.sampling_config import SamplingLimits, picture_name
 from trainer.sdxl.base import Base, open_base
-from trainer.sdxl.schedulers import scheduler_of_files
-from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
+from trainer.sdxl.schedulers import scheduler_of_lora_files
+from trainer.sdxl.text import Conditioning, PromptEncoding, count_windows, encode
 
 Mix = Sequence[tuple[Path, float]]  # files, and how much of each the whole strength means
 
@@ -41,7 +40,7 @@ class WarmBase:
         self.scheduler: Any = base.scheduler()
         self.encoders = base.text_encoders(self.device, torch.float32)
         self.tokenizers = base.tokenizers()
-        self.known: dict[Reading, dict[str, Conditioning]] = {}
+        self.known: dict[PromptEncoding, dict[str, Conditioning]] = {}
         self.rooms: dict[tuple[tuple[int, int], int], SamplingLimits] = {}
         self._adapter = Adapter()
 
@@ -54,13 +53,13 @@ class WarmBase:
     ) -> list[Any]:
         """Pictures of a LoRA file or of several, each at its weight; without one the base's own, which stays as it is."""
         files = _files(lora)
-        changed: set[str] = {part for file, _ in files for part in parts_of(file)}
+        changed: set[str] = {part for file, _ in files for part in changed_parts(file)}
         adapter = self.adapter_of(files)
         windows = max(
-            windows_of(prompt, self.tokenizers[0], weighted=True)
+            count_windows(prompt, self.tokenizers[0], weighted=True)
             for prompt in (*request.prompts, request.negative)
         )
-        reading = Reading(windows=windows, clip_skip=request.clip_skip, weighted=True)
+        reading = PromptEncoding(windows=windows, clip_skip=request.clip_skip, weighted=True)
 
         def encode_one(prompt: str) -> Conditioning:
             with torch.inference_mode():
@@ -99,11 +98,11 @@ class WarmBase:
         Matrices of the same shapes are only put in the place of the last ones. Raises LoraFileError; then none is attached.
         """
         models = {"unet": self.unet, "text_encoder": self.encoders[0], "text_encoder_2": self.encoders[1]}
-        if files and self._adapter.layers and refill(files, self._adapter):
+        if files and self._adapter.layers and try_swap_weights(files, self._adapter):
             return self._adapter
         kept, self._adapter = self._adapter, Adapter()
         detach_all(kept, models)
-        changed = {part for file, _ in files for part in parts_of(file)}
+        changed = {part for file, _ in files for part in changed_parts(file)}
         if files:
             self._adapter = attach_mix(
                 files, {part: model for part, model in models.items() if part in changed or part == "unet"}
@@ -114,13 +113,15 @@ class WarmBase:
         """What memory allows, worked out once for each size of a drawing."""
         rows = rows_per_pass(len(request.prompts), len(request.strengths), size)
         if (size, rows) not in self.rooms:
-            self.rooms[size, rows] = room_beside(self.base.configs, self.unet.dtype, size, rows, self.device)
+            self.rooms[size, rows] = sampling_limits_beside_models(
+                self.base.configs, self.unet.dtype, size, rows, self.device
+            )
         return self.rooms[size, rows]
 
     def _scheduler(self, files: Mix) -> Any:
         """As the files were trained, when they say so: a training may override what the base says of itself."""
-        facts = [read_header(file, LoraFileError, most=MAX_HEADER).metadata for file, _ in files]
-        return scheduler_of_files(facts, self.base)
+        facts = [recognise(file).metadata for file, _ in files]
+        return scheduler_of_lora_files(facts, self.base)
 
 
 def _files(lora: Path | Mix | None) -> Mix:
@@ -137,7 +138,7 @@ def generate_from_file(
 ) -> list[Path]:
     """Draws and saves `p00_s0.00.png` ... and `strip.png`; their paths. Raises TrainerError before the base is loaded."""
     for file, _ in _files(lora):
-        parts_of(file)
+        changed_parts(file)
     return generate_and_save(WarmBase(open_base(base, models)), lora, request, out_dir)
 
 

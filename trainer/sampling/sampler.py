@@ -17,7 +17,7 @@ from trainer.adapter.lora import Adapter
 from trainer.sampling.deepcache import DeepCache
 from trainer.sampling.images import GeneratedImage
 from trainer.sampling_config import NO_LIMITS, SAMPLERS, SamplingConfig, SamplingLimits
-from trainer.sdxl.latents import pictures
+from trainer.sdxl.latents import decode_images
 from trainer.sdxl.text import Conditioning
 from trainer.sdxl.unet import predict
 
@@ -61,7 +61,9 @@ def draw(
                 on_step(before + step, len(passes) * request.steps)
 
         latents = _denoise(request, rows, unet, scheduler, adapter, conditioning, size, latent_factor, report)
-        for (prompt_index, strength), picture in zip(rows, pictures(vae, latents, room.tile), strict=True):
+        for (prompt_index, strength), picture in zip(
+            rows, decode_images(vae, latents, room.tile), strict=True
+        ):
             drawn.append(GeneratedImage(prompt_index=prompt_index, strength=strength, picture=picture))
     return drawn
 

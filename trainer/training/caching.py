@@ -20,8 +20,8 @@ from trainer.errors import DatasetError
 from trainer.runs.commands import CommandInbox
 from trainer.runs.run import Run
 from trainer.sdxl.base import Base
-from trainer.sdxl.latents import pixels, posterior
-from trainer.sdxl.text import Conditioning, Reading, encode, tokens_cut
+from trainer.sdxl.latents import encode_image, to_pixels
+from trainer.sdxl.text import Conditioning, PromptEncoding, count_truncated_tokens, encode
 from trainer.training.examples import LatentDataset, TrainingExample, placements
 from trainer.training.feature_cache import FeatureCache, Latents
 from trainer.training.prefetch import BackgroundWriter, prefetch
@@ -65,7 +65,7 @@ def cache_latents(
                 continue
             forms = []
             for variant, known in seen:
-                latents = encoder.posterior(known) if isinstance(known, Image.Image) else known
+                latents = encoder.encode_image(known) if isinstance(known, Image.Image) else known
                 if latents is not known:
                     behind.do(cache.store_latents, item, variant, latents)
                 forms.append(
@@ -128,10 +128,10 @@ class _Encoder:
     def __init__(self, base: Base, device: torch.device, tile: int) -> None:
         self.base, self.device, self.tile, self.vae = base, device, tile, None
 
-    def posterior(self, picture: Image.Image) -> Latents:
+    def encode_image(self, picture: Image.Image) -> Latents:
         if self.vae is None:
             self.vae = self.base.vae(self.device)
-        return posterior(self.vae, pixels(picture), self.tile)
+        return encode_image(self.vae, to_pixels(picture), self.tile)
 
 
 def _mask_tensor(
@@ -147,7 +147,7 @@ def _mask_tensor(
 def cache_text(
     run: Run,
     prompts: set[str],
-    reading: Reading,
+    reading: PromptEncoding,
     base: Base,
     cache: FeatureCache,
     device: torch.device,
@@ -159,7 +159,7 @@ def cache_text(
     def compute(prompt: str) -> Conditioning:
         if not loaded:
             loaded.update(encoders=base.text_encoders(device, torch.float32), tokenizers=base.tokenizers())
-        cut = tokens_cut(prompt, loaded["tokenizers"][0], reading)
+        cut = count_truncated_tokens(prompt, loaded["tokenizers"][0], reading)
         if cut:
             run.emit(
                 "problem",

@@ -50,7 +50,7 @@ def snapshot(
     average: EmaWeights | None = None,
     scaler: Scaler | None = None,
 ) -> Snapshot:
-    tensors, numbers = _flat(split_state(optimizer, adapter.flats))
+    tensors, numbers = _flat(split_state(optimizer, adapter.flat_vectors))
     files = {"adapter.safetensors": adapter.tensors(), "optimizer.safetensors": tensors}
     averaged = average.tensors() if average else None
     files = files if averaged is None else {**files, "average.safetensors": averaged}
@@ -135,7 +135,7 @@ def load_newest(
             continue
         adapter.load(load(files["adapter.safetensors"]))
         kept = _unflat(load(files["optimizer.safetensors"]), state["optimizer"])
-        optimizer.load_state_dict(join_state(kept, optimizer, adapter.flats))
+        optimizer.load_state_dict(join_state(kept, optimizer, adapter.flat_vectors))
         if average and "average.safetensors" in files:
             average.load(load(files["average.safetensors"]), state["step"])
         if scaler and state.get("scaler"):  # an earlier version kept none

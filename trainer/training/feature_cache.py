@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from trainer.atomic_files import write_atomically
 from trainer.dataset.augmentations import Augmentation
 from trainer.dataset.manifest import Item
-from trainer.sdxl.text import PLAIN, Conditioning, Reading
+from trainer.sdxl.text import DEFAULT_ENCODING, Conditioning, PromptEncoding
 
 Latents = tuple[torch.Tensor, torch.Tensor]  # of one picture: mean and log-variance
 
@@ -56,9 +56,9 @@ class FeatureCache:
             else [whole]
         )
 
-    def text(self, prompt: str, reading: Reading, compute: Callable[[], Conditioning]) -> Conditioning:
+    def text(self, prompt: str, reading: PromptEncoding, compute: Callable[[], Conditioning]) -> Conditioning:
         """Conditioning of one prompt as it is read, fp32 on the CPU."""
-        key = _key("text", self.base, prompt, *([] if reading == PLAIN else [repr(reading)]))
+        key = _key("text", self.base, prompt, *([] if reading == DEFAULT_ENCODING else [reading.cache_key]))
         found = self._found("text", key, ("text", "pooled"))
         if found is None:
             made = compute()

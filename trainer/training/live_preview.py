@@ -16,8 +16,8 @@ from trainer.runs.draw_protocol import OnStep, serve_request
 from trainer.sampling.images import save_image
 from trainer.sampling.sampler import conditioner, draw
 from trainer.sampling_config import SamplingConfig, picture_name
-from trainer.sdxl.schedulers import scheduler_of
-from trainer.sdxl.text import Conditioning, Reading, encode, windows_of
+from trainer.sdxl.schedulers import training_scheduler
+from trainer.sdxl.text import Conditioning, PromptEncoding, count_windows, encode
 from trainer.sdxl.unet import eval_mode
 from trainer.training.ema import EmaWeights
 from trainer.training.samples import TrainingSamples
@@ -51,7 +51,7 @@ class LivePreview:
             request,
             unet=sampler.unet,
             vae=base.vae(device),
-            scheduler=scheduler_of(sampler.config, base),
+            scheduler=training_scheduler(sampler.config, base),
             adapter=sampler.adapter,
             conditioning=conditioner(
                 {},
@@ -77,10 +77,10 @@ class LivePreview:
         tokenizers = texts.tokenizers or base.tokenizers()
         encoders = texts.encoders or base.text_encoders(torch.device("cpu"), torch.float32)
         windows = max(
-            windows_of(prompt, tokenizers[0], weighted=True)
+            count_windows(prompt, tokenizers[0], weighted=True)
             for prompt in (*request.prompts, request.negative)
         )
-        reading = Reading(windows=windows, clip_skip=request.clip_skip, weighted=True)
+        reading = PromptEncoding(windows=windows, clip_skip=request.clip_skip, weighted=True)
 
         def encode_one(prompt: str) -> Conditioning:
             return encode([prompt], tokenizers, encoders, reading)

@@ -10,7 +10,7 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.sdxl.base import Base
-from trainer.sdxl.schedulers import scheduler_of
+from trainer.sdxl.schedulers import training_scheduler
 from trainer.training import noise
 
 
@@ -113,7 +113,7 @@ class Objective:
 
 def objective_of(config: TrainConfig, base: Base) -> Objective:
     """Raises ConfigError when the base's prediction does not go with the settings."""
-    scheduler: Any = scheduler_of(config, base)
+    scheduler: Any = training_scheduler(config, base)
     chosen = scheduler.config
     return Objective(
         config, chosen.prediction_type, bool(chosen.rescale_betas_zero_snr), scheduler.alphas_cumprod

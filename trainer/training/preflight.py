@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import layer_sizes, part_rates, part_sizes
+from trainer.adapter.targets import layer_specs, part_rates, part_specs
 from trainer.config import TrainConfig
 from trainer.dataset.augmentations import augmentations_of, mask_of
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.dataset.manifest import Item, Manifest
 from trainer.errors import DatasetError
 from trainer.hardware.compile import check_compiler
-from trainer.hardware.device import dtype_of, find_device
+from trainer.hardware.device import find_device, resolve_dtype
 from trainer.hardware.precision import precision_for
 from trainer.lora_file.attach import start_from
-from trainer.planning.memory import Shape, caption_bytes, latent_bytes
+from trainer.planning.memory import WorkloadShape, caption_bytes, latent_bytes
 from trainer.planning.plan import Plan, plan
 from trainer.sdxl.base import Base, open_base
 from trainer.sdxl.weights import build
@@ -40,8 +40,8 @@ def check_layers(config: TrainConfig, base: Base) -> None:
         or config.start_from
     ):
         return
-    models, adapter = {part: build(part, base.configs) for part in part_sizes(config)}, Adapter()
-    for part, sizes in layer_sizes(config, models).items():
+    models, adapter = {part: build(part, base.configs) for part in part_specs(config)}, Adapter()
+    for part, sizes in layer_specs(config, models).items():
         adapter.attach(part, models[part], sizes)
     if config.start_from:
         start_from(Path(config.start_from), adapter)
@@ -66,7 +66,7 @@ def plan_training(
         else training_captions(CaptionRules(config), batches, config.steps * config.accumulation)
     )
     drawn, rows = largest_sample(sample_configs(config, manifest, base), base)
-    shape = Shape(
+    shape = WorkloadShape(
         configs=base.configs,
         dtype=precision_for(config.precision, device, base.configs, kept),
         width=width,
@@ -91,7 +91,7 @@ def preflight(config: TrainConfig, manifest: Manifest, models: Path, kept: Path)
     """
     base = open_base(config.base, models)
     device = find_device()
-    dtype_of(config.precision, device)
+    resolve_dtype(config.precision, device)
     placements(config, base, manifest.items)
     objective_of(config, base)
     sample_configs(config, manifest, base)
@@ -102,7 +102,7 @@ def preflight(config: TrainConfig, manifest: Manifest, models: Path, kept: Path)
     rates = part_rates(config)
     build_optimizer(
         config,
-        [{"params": [torch.zeros(1, requires_grad=True)], "lr": rates[part]} for part in part_sizes(config)],
+        [{"params": [torch.zeros(1, requires_grad=True)], "lr": rates[part]} for part in part_specs(config)],
         device,
     )
     return plan_training(config, manifest, base, device, kept)

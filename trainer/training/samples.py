@@ -30,7 +30,7 @@ from trainer.sampling_config import (
     picture_name,
 )
 from trainer.sdxl.base import Base
-from trainer.sdxl.schedulers import scheduler_of
+from trainer.sdxl.schedulers import training_scheduler
 from trainer.sdxl.unet import eval_mode
 from trainer.training.text_conditioning import TextConditioner
 
@@ -171,7 +171,7 @@ class TrainingSamples:
             request,
             unet=self.unet,
             vae=vae,
-            scheduler=scheduler_of(self.config, self.base),
+            scheduler=training_scheduler(self.config, self.base),
             adapter=self.adapter,
             conditioning=conditioner(
                 self.texts.known,

@@ -8,7 +8,7 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.dataset.caption_rules import CaptionRules
-from trainer.sdxl.text import PLAIN, Conditioning, Reading, encode, windows_of
+from trainer.sdxl.text import DEFAULT_ENCODING, Conditioning, PromptEncoding, count_windows, encode
 from trainer.training.batches import Batches
 
 MAX_CACHED_PROMPTS = 2000  # remembered together: 1.3 GB at SDXL's width
@@ -29,18 +29,18 @@ def training_captions(rules: CaptionRules, batches: Batches, positions: int) -> 
     return found
 
 
-def caption_encoding(config: TrainConfig) -> Reading:
+def caption_encoding(config: TrainConfig) -> PromptEncoding:
     """How captions are read."""
-    return Reading(
+    return PromptEncoding(
         windows=config.caption_windows, clip_skip=config.clip_skip, weighted=config.weighted_captions
     )
 
 
-def sample_encoding(config: TrainConfig, prompts: set[str], tokenizer: Any) -> Reading:
+def sample_encoding(config: TrainConfig, prompts: set[str], tokenizer: Any) -> PromptEncoding:
     """How the prompts of pictures are read: whole, and with (word:1.2) as emphasis where the user wrote them as prompts."""
     weighted = bool(config.sample_prompts) or config.weighted_captions
-    windows = max(windows_of(prompt, tokenizer, weighted=weighted) for prompt in prompts)
-    return Reading(windows=windows, clip_skip=config.clip_skip, weighted=weighted)
+    windows = max(count_windows(prompt, tokenizer, weighted=weighted) for prompt in prompts)
+    return PromptEncoding(windows=windows, clip_skip=config.clip_skip, weighted=weighted)
 
 
 class TextConditioner:
@@ -51,7 +51,7 @@ class TextConditioner:
         known: dict[str, Conditioning],
         encoders: Any = None,
         tokenizers: Any = None,
-        reading: Reading = PLAIN,
+        reading: PromptEncoding = DEFAULT_ENCODING,
         *,
         are_trained: bool = False,
     ) -> None:

@@ -147,7 +147,7 @@ def test_mirrored_pictures_have_their_own_latents_and_are_drawn_half_the_time(
     assert 0.4 < sum(mirrored) / 400 < 0.6
     assert mirrored == [seen.draw([0], 0, position).shown[0].variant.is_mirrored for position in range(400)]
     monkeypatch.setattr(
-        "trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again")
+        "trainer.training.caching.encode_image", lambda *_: pytest.fail("a picture was encoded again")
     )
     again = pictures_of(tmp_path, art, flip=True)
     assert torch.equal(again.shown[0][1].mean, seen.shown[0][1].mean)

@@ -12,12 +12,12 @@ import torch
 from tests.conftest import MODELS
 from trainer.config import TrainConfig
 from trainer.lora_file.writer import save_lora
-from trainer.planning.memory import attached
+from trainer.planning.memory import attach_to_meta
 from trainer.sampling import sampler as drawing
 from trainer.sampling.pipeline import WarmBase
 from trainer.sampling.sampler import SamplingConfig
 from trainer.sdxl.base import open_base
-from trainer.sdxl.schedulers import scheduler_of, scheduler_of_files
+from trainer.sdxl.schedulers import scheduler_of_lora_files, training_scheduler
 
 BASE = open_base("tiny-sdxl", MODELS)
 OTHER = "v_prediction" if BASE.prediction_type == "epsilon" else "epsilon"
@@ -53,13 +53,13 @@ NAMED = {"ss_sd_model_name": "tiny-sdxl"}
     ],
 )
 def test_files_trained_on_this_base_decide_and_others_leave_it(facts, prediction):
-    assert scheduler_of_files(facts, BASE).config.prediction_type == prediction
+    assert scheduler_of_lora_files(facts, BASE).config.prediction_type == prediction
 
 
 def test_zero_terminal_snr_is_sampled_as_it_was_trained():
     config = TrainConfig(prediction_type="v_prediction", zero_terminal_snr="on")
-    trained = scheduler_of(config, BASE)
-    shown = scheduler_of_files(
+    trained = training_scheduler(config, BASE)
+    shown = scheduler_of_lora_files(
         [{**NAMED, "modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}], BASE
     )
     assert shown.config == trained.config and torch.equal(shown.alphas_cumprod, trained.alphas_cumprod)
@@ -67,8 +67,8 @@ def test_zero_terminal_snr_is_sampled_as_it_was_trained():
 
 def test_a_preview_draws_what_the_trainings_own_strip_draws(tmp_path: Path):
     warm = WarmBase(BASE)
-    adapter = attached(TrainConfig(rank=2), {"unet": warm.unet})
-    adapter.start(0)
+    adapter = attach_to_meta(TrainConfig(rank=2), {"unet": warm.unet})
+    adapter.init_weights(0)
     save_lora(tmp_path / "x.safetensors", adapter, {**NAMED, "modelspec.prediction_type": SPEC[OTHER]})
     adapter.detach("unet", warm.unet)
     request = SamplingConfig(prompts=("a cat",), strengths=(1.0,), steps=2)
@@ -79,7 +79,7 @@ def test_a_preview_draws_what_the_trainings_own_strip_draws(tmp_path: Path):
             dataclasses.replace(request),
             unet=warm.unet,
             vae=warm.vae,
-            scheduler=scheduler_of(TrainConfig(prediction_type=kind), BASE),
+            scheduler=training_scheduler(TrainConfig(prediction_type=kind), BASE),
             adapter=None,
             conditioning=lambda prompt, strength: texts[prompt],
             size=(128, 128),

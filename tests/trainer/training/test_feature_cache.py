@@ -57,7 +57,7 @@ def test_latents_of_tiles_never_serve_a_training_that_takes_pictures_whole(mean_
 def test_latents_of_whole_pictures_serve_a_training_that_is_short_of_memory(mean_of, monkeypatch):
     whole, small = mean_of(0), mean_of(0, 128)
     monkeypatch.setattr(
-        "trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again")
+        "trainer.training.caching.encode_image", lambda *_: pytest.fail("a picture was encoded again")
     )
     assert torch.equal(mean_of(128), whole) and torch.equal(mean_of(128, 128), small)
 
@@ -65,7 +65,7 @@ def test_latents_of_whole_pictures_serve_a_training_that_is_short_of_memory(mean
 def test_a_picture_no_larger_than_a_tile_is_the_same_in_either_way(mean_of, monkeypatch):
     small = mean_of(128, 128)
     monkeypatch.setattr(
-        "trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again")
+        "trainer.training.caching.encode_image", lambda *_: pytest.fail("a picture was encoded again")
     )
     assert torch.equal(mean_of(0, 128), small)
 
@@ -88,21 +88,21 @@ def test_a_training_short_of_memory_encodes_in_tiles_and_so_does_its_continuatio
         "thumbnail": "none",
     }
     sides: list[int] = []
-    encode = prepare.posterior
+    encode = prepare.encode_image
 
     def watched(vae, picture, tile):
         sides.append(tile)
         return encode(vae, picture, tile)
 
-    monkeypatch.setattr("trainer.training.caching.posterior", watched)
-    monkeypatch.setattr("trainer.planning.plan.own_bytes", lambda device: 0)
+    monkeypatch.setattr("trainer.training.caching.encode_image", watched)
+    monkeypatch.setattr("trainer.planning.plan.process_bytes", lambda device: 0)
     of = run.create(tmp_path / "run", config_from(settings), scan(art))
     assert train(of, MODELS) == "finished" and sides == [128]
     whole = of.lora_file.read_bytes()
 
     shutil.rmtree(of.checkpoints / "step-2")
     of.lora_file.unlink()
-    monkeypatch.setattr("trainer.planning.plan.own_bytes", lambda device: -(10**9))
+    monkeypatch.setattr("trainer.planning.plan.process_bytes", lambda device: -(10**9))
     assert train(of, MODELS) == "finished" and sides == [128]
     tiles = [event["tile"] for event in events.read(of.events)[0] if event["kind"] == "planned"]
     assert tiles == [128, 0] and of.lora_file.stat().st_size == len(whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.conftest import MODELS
-from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.sdxl.base import open_base
 from trainer.training.prior_preservation import replace_targets_with_base
 from trainer.training.text_conditioning import TextConditioner
@@ -31,7 +31,7 @@ def test_chosen_rows_are_taught_the_untouched_bases_answer_and_the_others_their_
     adapter = Adapter()  # of UNet and text encoder, far from nothing
     for part, model, path in (("unet", unet, "attn1.to_q"), ("text_encoder", encoders[0], "q_proj")):
         paths = [name for name, _ in model.named_modules() if name.endswith(path)]
-        adapter.attach(part, model, dict.fromkeys(paths, Size(rank=4, alpha=4.0)))
+        adapter.attach(part, model, dict.fromkeys(paths, LayerSpec(rank=4, alpha=4.0)))
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.normal_(generator=draws)

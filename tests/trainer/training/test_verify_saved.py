@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import MODELS
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import layer_sizes
+from trainer.adapter.targets import layer_specs
 from trainer.config import config_from
 from trainer.dataset.manifest import Manifest
 from trainer.lora_file.writer import save_lora
@@ -47,8 +47,8 @@ def saved(tmp_path: Path):
     made = run.create(tmp_path / "run", config, Manifest(folder="", items=()))
     base = open_base("tiny-sdxl", MODELS)
     unet, adapter = base.unet(CPU, torch.float32), Adapter()
-    adapter.attach("unet", unet, layer_sizes(config, {"unet": unet})["unet"])
-    adapter.start(0)
+    adapter.attach("unet", unet, layer_specs(config, {"unet": unet})["unet"])
+    adapter.init_weights(0)
     with torch.no_grad():
         for number, parameter in enumerate(adapter.parameters()):
             parameter.add_(
