@@ -63,9 +63,10 @@ def reader(tmp_path_factory: pytest.TempPathFactory, ink_run: Path) -> Path:
     (folder / "datasets").mkdir()
     (folder / "datasets" / "ink-emoji").symlink_to(INK)
     (folder / "models").mkdir()
-    for name in ("tiny-sdxl", "tuned"):
-        (folder / "models" / name).symlink_to(MODELS / "tiny-sdxl")
+    (folder / "models" / "tiny-sdxl").symlink_to(MODELS / "tiny-sdxl")
     shutil.copytree(ink_run, folder / "outputs" / "ink")
+    lora = folder / "outputs" / "ink" / "ink.safetensors"
+    trainer("lora", "bake", lora, folder / "models" / "tuned", "--base", MODELS / "tiny-sdxl")
     return folder
 
 
@@ -87,10 +88,6 @@ def test_every_documented_command_runs(number: int, reader: Path, monkeypatch: p
         return
     monkeypatch.chdir(reader)
     words = [EXAMPLES.get(word, word).format(number=number) for word in shlex.split(command)]
-    if words[:2] == ["lora", "extract"]:
-        # The two bases are equal, which the command must report.
-        assert "differ" in trainer(*words, check=False).stderr
-        return
     if ("--models" not in words and words[0] in ("train", "preview")) or words[:2] in (
         ["base", "check"],
         ["lora", "bake"],
