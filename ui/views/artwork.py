@@ -162,7 +162,7 @@ def crop_path(size: tuple[int, int], box: list[float]) -> str:
 
 def finding_words(words: Words, finding: Finding) -> str:
     """Returns the sentence of a finding in the visitor's language."""
-    values = dict(finding.facts)
+    values = dict(finding.values)
     if "corner" in values:
         values["corner"] = words(f"artwork.corner_{values['corner'].replace(' ', '_')}")
     return words(f"artwork.found_{finding.kind}", **values)

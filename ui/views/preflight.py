@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.dataset.checks import FEWEST as ENOUGH
+from trainer.dataset.checks import RECOMMENDED_PICTURES
 from trainer.dataset.manifest import Manifest
 from trainer.dataset.quick_scan import quick_scan
 from trainer.errors import TrainerError
@@ -98,7 +98,7 @@ def _pictures(manifest: Manifest, settings: dict[str, Any], small: bool) -> list
     count = len(manifest.items)
     if count < MIN_PICTURES:
         return [Check("fix", "check_fewest", {"n": count, "fewest": MIN_PICTURES})]
-    enough = ENOUGH.get(settings.get("preset", "style"), 0)
+    enough = RECOMMENDED_PICTURES.get(settings.get("preset", "style"), 0)
     if count < enough:
         found = [Check("note", "check_few", {"n": count, "enough": enough})]
     else:
