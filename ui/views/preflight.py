@@ -26,7 +26,8 @@ from ui.views.progress import format_duration, remedy_words
 GB = 10**9
 _NATIVE_SIDE = {True: 128, False: 1024}  # px of a small base model, and of SDXL
 _MIN_SIDE = 0.75  # share of the training resolution: a smaller picture is upscaled by more than a third
-# Disk space of checkpoints as a multiple of the LoRA file: two checkpoints in fp32 with the optimizer's state.
+# Disk space of checkpoints as a multiple of the LoRA file: two checkpoints in fp32 with the optimizer's
+# state.
 _CHECKPOINT_FILES = 10
 _BUNDLED = "tiny-sdxl"
 _LEVELS = ("fix", "note", "fine")
