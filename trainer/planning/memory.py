@@ -27,7 +27,7 @@ from trainer.adapter.targets import layer_specs
 from trainer.config import TrainConfig
 from trainer.hardware.activation_checkpointing import enable_activation_checkpointing
 from trainer.lora_file.module_names import kohya_name
-from trainer.lora_file.tensor_names import ending
+from trainer.lora_file.tensor_names import suffix_of
 from trainer.sdxl.latents import decoding_tile, encoding_tile, set_tile, vae_scale_factor
 from trainer.sdxl.quantised import quantisable_paths
 from trainer.sdxl.weights import build
@@ -395,10 +395,10 @@ def file_bytes(adapter: Adapter) -> int:
     header, at = {}, 0
     for part, path, layer in adapter.walk():
         shapes = {
-            ending(role): (tuple(t.shape), "F32" if role == "dora_scale" else "F16")
+            suffix_of(role): (tuple(t.shape), "F32" if role == "dora_scale" else "F16")
             for role, t in layer.tensors().items()
         }
-        for tail, (shape, dtype) in {**shapes, ending("alpha"): ((), "F16")}.items():
+        for tail, (shape, dtype) in {**shapes, suffix_of("alpha"): ((), "F16")}.items():
             size = math.prod(shape) * (4 if dtype == "F32" else 2)
             header[kohya_name(part, path) + tail] = {
                 "dtype": dtype,

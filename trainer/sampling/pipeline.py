@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from trainer.adapter.lora import Adapter
-from trainer.errors import ConfigError, LoraFileError
+from trainer.errors import ConfigError
 from trainer.hardware.device import find_device
 from trainer.hardware.precision import precision_for
-from trainer.headers.lora import MAX_HEADER
-from trainer.headers.safetensors import read_header
-from trainer.lora_file.attach import attach_mix, parts_of, refill
+from trainer.headers.lora import recognise
+from trainer.lora_file.attach import attach_mix, changed_parts, try_swap_weights
 from trainer.planning.plan import room_beside
 from trainer.runs.draw_protocol import FRAME
 from trainer.sampling.images import save_image, save_strip
@@ -54,7 +53,7 @@ class WarmBase:
     ) -> list[Any]:
         """Pictures of a LoRA file or of several, each at its weight; without one the base's own, which stays as it is."""
         files = _files(lora)
-        changed: set[str] = {part for file, _ in files for part in parts_of(file)}
+        changed: set[str] = {part for file, _ in files for part in changed_parts(file)}
         adapter = self.adapter_of(files)
         windows = max(
             count_windows(prompt, self.tokenizers[0], weighted=True)
@@ -99,11 +98,11 @@ class WarmBase:
         Matrices of the same shapes are only put in the place of the last ones. Raises LoraFileError; then none is attached.
         """
         models = {"unet": self.unet, "text_encoder": self.encoders[0], "text_encoder_2": self.encoders[1]}
-        if files and self._adapter.layers and refill(files, self._adapter):
+        if files and self._adapter.layers and try_swap_weights(files, self._adapter):
             return self._adapter
         kept, self._adapter = self._adapter, Adapter()
         detach_all(kept, models)
-        changed = {part for file, _ in files for part in parts_of(file)}
+        changed = {part for file, _ in files for part in changed_parts(file)}
         if files:
             self._adapter = attach_mix(
                 files, {part: model for part, model in models.items() if part in changed or part == "unet"}
@@ -119,7 +118,7 @@ class WarmBase:
 
     def _scheduler(self, files: Mix) -> Any:
         """As the files were trained, when they say so: a training may override what the base says of itself."""
-        facts = [read_header(file, LoraFileError, most=MAX_HEADER).metadata for file, _ in files]
+        facts = [recognise(file).metadata for file, _ in files]
         return scheduler_of_lora_files(facts, self.base)
 
 
@@ -137,7 +136,7 @@ def generate_from_file(
 ) -> list[Path]:
     """Draws and saves `p00_s0.00.png` ... and `strip.png`; their paths. Raises TrainerError before the base is loaded."""
     for file, _ in _files(lora):
-        parts_of(file)
+        changed_parts(file)
     return generate_and_save(WarmBase(open_base(base, models)), lora, request, out_dir)
 
 

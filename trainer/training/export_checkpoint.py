@@ -13,15 +13,15 @@ from trainer.config import TrainConfig
 from trainer.errors import RunError
 from trainer.headers.lora import recognise
 from trainer.lora_file.edit.convert import tensors_of, write_lora
-from trainer.lora_file.modules import ALPHA, DORA, Module, alpha_tensor
-from trainer.lora_file.tensor_names import ending
+from trainer.lora_file.modules import Module, alpha_tensor
+from trainer.lora_file.tensor_names import ALPHA, DORA, suffix_of
 from trainer.lora_file.writer import verify
 from trainer.runs.run import Run
 from trainer.sdxl.base import open_base
 from trainer.sdxl.weights import build
 from trainer.training.checkpoint import read_adapter
 
-_STAY = (ending(ALPHA), ending(DORA))  # as they are: a number, and magnitudes that fp16 would move
+_STAY = (suffix_of(ALPHA), suffix_of(DORA))  # as they are: a number, and magnitudes that fp16 would move
 
 
 def export_checkpoint(run: Run, step: int, out: Path, models: Path) -> None:

@@ -27,9 +27,11 @@ from trainer.adapter.lycoris import magnitude, split
 from trainer.adapter.targets import conv_paths, layer_specs, linear_paths
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
-from trainer.lora_file.attach import attach_lora, describe
+from trainer.lora_file.attach import attach_lora
 from trainer.lora_file.compatibility.check import check_file
-from trainer.lora_file.tensor_names import ending, network_facts
+from trainer.lora_file.describe import describe
+from trainer.lora_file.metadata import training_network
+from trainer.lora_file.tensor_names import suffix_of
 from trainer.lora_file.writer import kohya_tensors, save_lora
 from trainer.sdxl.base import open_base
 
@@ -97,7 +99,7 @@ def lycoris_module(network: str, layer, **more) -> nn.Module:
     named = dict(theirs.named_parameters())
     with torch.no_grad():
         for role, parameter in layer.tensors().items():
-            named[ending(role).removeprefix(".")].copy_(parameter)
+            named[suffix_of(role).removeprefix(".")].copy_(parameter)
     return theirs
 
 
@@ -123,7 +125,7 @@ def test_gradients_are_lycoriss(network: str, kind: str):
     named = dict(theirs.named_parameters())
     for role, parameter in layer.tensors().items():
         torch.testing.assert_close(
-            parameter.grad, named[ending(role).removeprefix(".")].grad, rtol=1e-3, atol=1e-6
+            parameter.grad, named[suffix_of(role).removeprefix(".")].grad, rtol=1e-3, atol=1e-6
         )
 
 
@@ -429,5 +431,5 @@ def test_inspect_says_which_network_it_is(base, network: str, label: str, tmp_pa
     ],
 )
 def test_metadata_names_the_network_as_kohya_does(network: str, module: str, arguments: str):
-    facts = network_facts(config_of(network))
+    facts = training_network(config_of(network))
     assert (facts["network_module"], facts["network_args"]) == (module, arguments)
