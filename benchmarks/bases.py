@@ -16,6 +16,7 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from benchmarks import BUNDLED
+from trainer.atomic_files import replacing
 from trainer.sdxl.base import ORIGINAL
 from trainer.sdxl.weights import build
 
@@ -27,26 +28,24 @@ def write_wide(folder: Path, width: int = 64) -> Path:
     target = folder / f"wide{width}"
     if (target / "model_index.json").exists():
         return target
-    half_written = folder / f".tmp-wide{width}"
-    shutil.rmtree(half_written, ignore_errors=True)
-    half_written.mkdir(parents=True)
-    torch.manual_seed(0)
-    unet: Any = UNet2DConditionModel.from_config({**_facts("unet"), **wide_unet(width)})  # pyright: ignore
-    unet.save_pretrained(half_written / "unet")
-    for part, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
-        facts = {
-            **_facts(part),
-            "hidden_size": _TEXT_WIDTH,
-            "intermediate_size": 4 * _TEXT_WIDTH,
-            "num_attention_heads": 1,
-        }
-        encoder: Any = kind(CLIPTextConfig.from_dict({**facts, "projection_dim": _TEXT_WIDTH}))
-        encoder.save_pretrained(half_written / part)
-    shutil.copytree(BUNDLED / "vae", half_written / "vae")
-    for part in ("tokenizer", "tokenizer_2", "scheduler"):
-        shutil.copytree(ORIGINAL / part, half_written / part)
-    shutil.copy(ORIGINAL / "model_index.json", half_written)
-    half_written.rename(target)
+    with replacing(target, sync=False) as temporary:
+        temporary.mkdir(parents=True)
+        torch.manual_seed(0)
+        unet: Any = UNet2DConditionModel.from_config({**_facts("unet"), **wide_unet(width)})  # pyright: ignore
+        unet.save_pretrained(temporary / "unet")
+        for part, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
+            facts = {
+                **_facts(part),
+                "hidden_size": _TEXT_WIDTH,
+                "intermediate_size": 4 * _TEXT_WIDTH,
+                "num_attention_heads": 1,
+            }
+            encoder: Any = kind(CLIPTextConfig.from_dict({**facts, "projection_dim": _TEXT_WIDTH}))
+            encoder.save_pretrained(temporary / part)
+        shutil.copytree(BUNDLED / "vae", temporary / "vae")
+        for part in ("tokenizer", "tokenizer_2", "scheduler"):
+            shutil.copytree(ORIGINAL / part, temporary / part)
+        shutil.copy(ORIGINAL / "model_index.json", temporary)
     return target
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from trainer.atomic_files import replacing
 from trainer.headers.base_model import TEXT_1, TEXT_2
 from trainer.sdxl.base import ORIGINAL
 from trainer.sdxl.ldm_names import Source, original_source
@@ -56,14 +57,12 @@ def write(
             end,
         )
     text = json.dumps(header).encode()
-    half_written = path.with_name(f".tmp-{path.name}")
-    with half_written.open("wb") as file:
+    with replacing(path, sync=False) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key, (part, pieces) in plan.items():
             file.write(_bytes(_joined(part, pieces, lookup).reshape(shapes[key]).to(dtype)))
         for tensor in extra.values():
             file.write(_bytes(tensor))
-    half_written.replace(path)
 
 
 Piece = tuple[str, torch.Size, Source]

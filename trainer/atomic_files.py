@@ -1,30 +1,72 @@
-"""Atomic writes of files and folders that survive a power cut."""
+"""Atomic writes of files and folders: readers see the old content or the whole new one, also after a power cut.
+
+Everything is written to a hidden sibling (`.tmp-*`) and then renamed onto its target, which the file system does in one
+step. A killed process leaves its sibling behind; `runs.run.remove_temporary_files` removes those of a run.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+
+TEMPORARY_PREFIX = ".tmp-"
+_numbers = itertools.count()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or none of it, also after a power cut."""
-    # Of this thread alone: two may write the same file at once, and the last one wins.
-    half_written = path.with_name(f".tmp-{os.getpid()}-{threading.get_native_id()}")
+    """Writes a file; it survives a power cut once this function has returned."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(target: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Yields a path beside `target` for a new file or folder, which is renamed to `target` at the end of the block.
+
+    If the block raises, the temporary file or folder is removed and `target` stays as it is. The last of several
+    concurrent writers wins.
+
+    Args:
+        target: an existing file is replaced; a folder can only replace an empty or missing one.
+        sync: flushes the content and the name to the disk before returning, which costs up to a second on slow disks;
+            False for content that can be created again, such as preview images.
+    """
+    # Process, thread and number make the name unique: two threads may replace the same file at once.
+    name = f"{TEMPORARY_PREFIX}{os.getpid()}-{threading.get_native_id()}-{next(_numbers)}"
+    temporary = target.with_name(name)
     try:
-        with half_written.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        half_written.replace(path)
+        yield temporary
+        if sync:
+            _sync_content(temporary)
+        temporary.replace(target)
     except BaseException:
-        half_written.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(target.parent)
+
+
+def _sync_content(path: Path) -> None:
+    if not path.is_dir():
+        with path.open("rb+") as file:  # Windows syncs only files that are open for writing
+            os.fsync(file.fileno())
+        return
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _sync_content(Path(folder, name))
+        sync_folder(Path(folder))
 
 
 def sync_folder(path: Path) -> None:
-    """Makes renames and new names in a folder survive a power cut (Windows does so by itself)."""
+    """Makes new and renamed entries of a folder survive a power cut; Windows needs no call for that."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -12,6 +12,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.atomic_files import replacing
+
 _PACKAGE = Path(__file__).resolve().parent
 _BUNDLED = (
     _PACKAGE / "bundled"
@@ -53,15 +55,12 @@ class DataFolders:
             if target.exists():
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-            shutil.copytree(_BUNDLED / example, partial, dirs_exist_ok=True)
             try:
-                partial.rename(target)
+                with replacing(target) as temporary:
+                    shutil.copytree(_BUNDLED / example, temporary)
             except OSError:  # another process was faster; its copy is the same
                 if not target.exists():
                     raise
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
 
 
 def data_folders() -> DataFolders:

@@ -15,6 +15,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from trainer.atomic_files import replacing
 from trainer.errors import TrainerError
 from trainer.runs.queue import Queue
 from ui.access.accounts import Accounts, LoginThrottle
@@ -171,10 +172,8 @@ def token_of(scope: Any) -> str:
 
 def _copy_samples(datasets: Path, samples: list[Path]) -> None:
     """Creates a new user's folder with the sample sets, completely or not at all."""
-    partial = datasets.with_name(f".tmp-{datasets.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for sample in samples:
-        if sample.is_dir():
-            shutil.copytree(sample, partial / sample.name)
-    partial.rename(datasets)
+    with replacing(datasets, sync=False) as temporary:
+        temporary.mkdir(parents=True)
+        for sample in samples:
+            if sample.is_dir():
+                shutil.copytree(sample, temporary / sample.name)

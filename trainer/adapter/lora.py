@@ -19,6 +19,7 @@ from trainer.adapter.fused_linear import Group
 from trainer.adapter.layer import Dropout, Layer, Strength, draw, fan_in, keep
 from trainer.adapter.lycoris import MatrixLayer, Shapes, product, shapes_of
 from trainer.adapter.patching import give_back, take_over
+from trainer.sdxl.protocols import Module
 
 
 class LoraLinear(Layer):
@@ -154,7 +155,7 @@ class Adapter:
         self.strength = Strength()
         self.dropout = dropout or Dropout()
 
-    def attach(self, part: str, model: nn.Module, sizes: dict[str, Size]) -> None:
+    def attach(self, part: str, model: Module, sizes: dict[str, Size]) -> None:
         """Adapts the linear layers and convolutions of `model` at the paths of `sizes`."""
         model.requires_grad_(False)
         adapted = self.layers.setdefault(part, {})
@@ -230,7 +231,7 @@ class Adapter:
             name=name,
         )
 
-    def detach(self, part: str, model: nn.Module) -> None:
+    def detach(self, part: str, model: Module) -> None:
         """Gives the model its own layers back."""
         for path, layer in self.layers.pop(part, {}).items():
             model.set_submodule(path, layer.base)

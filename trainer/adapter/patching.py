@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
-from torch import nn
 
 from trainer.adapter.fused_attention import Projections, attend, is_plain
 from trainer.adapter.fused_block import Block
+from trainer.sdxl.protocols import Module
 
 
-def take_over(model: nn.Module) -> None:
+def take_over(model: Module) -> None:
     """To be called after layers are replaced; `give_back` undoes it."""
     for module in model.modules():
         if isinstance(module, Attention) and is_plain(module):
@@ -23,7 +23,7 @@ def take_over(model: nn.Module) -> None:
             module.forward = _Running(module)
 
 
-def give_back(model: nn.Module) -> None:
+def give_back(model: Module) -> None:
     for module in model.modules():
         if isinstance(module, Attention | BasicTransformerBlock):
             module.__dict__.pop("forward", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,6 +15,7 @@ from trainer.adapter.layer import Dropout, Layer
 from trainer.adapter.lora import Adapter, Size
 from trainer.config import TrainConfig, block_values
 from trainer.errors import ConfigError
+from trainer.sdxl.protocols import Module
 from trainer.sdxl.unet_names import sgm_path
 
 _UNET_ATTENTION = re.compile(r".*\.attn[12]\.to_(q|k|v|out\.0)")
@@ -22,7 +24,7 @@ _UNET_CONVOLUTIONS = re.compile(r".*\.(resnets\.\d+\.conv\w+|(down|up)samplers\.
 _TEXT_ATTENTION = re.compile(r"(.*\.self_attn)\.(q|k|v|out)_proj")
 
 
-def linear_paths(part: str, model: nn.Module, *, feed_forward: bool = False) -> list[str]:
+def linear_paths(part: str, model: Module, *, feed_forward: bool = False) -> list[str]:
     """Module paths of the linear layers to adapt in `unet`, `text_encoder` or `text_encoder_2`."""
     patterns = (
         [_UNET_ATTENTION, *([_UNET_MORE] if feed_forward else [])] if part == "unet" else [_TEXT_ATTENTION]
@@ -31,7 +33,7 @@ def linear_paths(part: str, model: nn.Module, *, feed_forward: bool = False) -> 
     return [path for path in linears if any(pattern.fullmatch(path) for pattern in patterns)]
 
 
-def conv_paths(part: str, model: nn.Module) -> list[str]:
+def conv_paths(part: str, model: Module) -> list[str]:
     """Module paths of the convolutions that LoCon adapts: in the UNet's residual blocks, down- and upsamplers."""
     if part != "unet":
         return []
@@ -52,7 +54,7 @@ def part_sizes(config: TrainConfig) -> dict[str, Size]:
     return sizes
 
 
-def layer_sizes(config: TrainConfig, models: dict[str, nn.Module]) -> dict[str, dict[str, Size]]:
+def layer_sizes(config: TrainConfig, models: Mapping[str, Module]) -> dict[str, dict[str, Size]]:
     """What each adapted layer is made of (part -> path -> size), in the parts that train and are in `models`.
 
     Raises ConfigError when a pattern matches nothing, no layer is left (both only known when all parts that train are
@@ -88,7 +90,7 @@ def _check_choice(config: TrainConfig, sizes: dict[str, dict[str, Size]], unmatc
         )
 
 
-def _chosen_paths(config: TrainConfig, part: str, model: nn.Module) -> tuple[list[str], set[str]]:
+def _chosen_paths(config: TrainConfig, part: str, model: Module) -> tuple[list[str], set[str]]:
     """Paths to adapt, and the patterns that matched something here."""
     kinds = nn.Linear if config.network == "lora" else (nn.Linear, nn.Conv2d)
     # Not every tool reads a changed text_projection.

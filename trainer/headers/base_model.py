@@ -9,9 +9,10 @@ models/
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.errors import BaseError
 from trainer.headers.safetensors import Header, Tensor, read_header
@@ -261,6 +262,15 @@ def folder_config(path: Path, name: str, needed: Sequence[str] = ()) -> dict:
     return found
 
 
+def vae_scale_factor(config: Mapping[str, Any]) -> int:
+    """The side of a latent cell in px: 8 for SDXL, since each level of the VAE but the last halves the image.
+
+    Args:
+        config: the settings of `vae/config.json`, or a VAE's `config`.
+    """
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
 def bucket_geometry(reference: str, models: Path) -> tuple[int, int]:
     """(native side in px, px per latent cell) of a base, from its configuration alone; SDXL's own where it can't be told."""
     folder = next(
@@ -268,7 +278,7 @@ def bucket_geometry(reference: str, models: Path) -> tuple[int, int]:
     )
     try:
         facts = folder_configs(folder) if folder else {}
-        factor = 2 ** (len(facts["vae"]["block_out_channels"]) - 1)
+        factor = vae_scale_factor(facts["vae"])
         return facts["unet"]["sample_size"] * factor, factor
     except (BaseError, KeyError, TypeError):
         return 1024, 8

@@ -10,14 +10,12 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import struct
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.atomic_files import sync_folder
+from trainer.atomic_files import replacing
 from trainer.config import is_text
 from trainer.errors import LoraFileError
 from trainer.headers.lora import recognise
@@ -100,21 +98,14 @@ def relabel(path: Path, changes: Mapping[str, str | None]) -> dict[str, str]:
     kept = {key: value for key, value in facts.items() if value is not None}
     if "sshs_legacy_hash" in header.metadata:
         kept["sshs_legacy_hash"] = _legacy_hash(path, header, kept)
-    half_written = path.with_name(f".tmp-{os.getpid()}-{threading.get_native_id()}")
     try:
-        with path.open("rb") as old, half_written.open("wb") as new:
+        with replacing(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
             new.write(_header_bytes(header, kept))
             old.seek(header.start)
             while data := old.read(_CHUNK):
                 new.write(data)
-            new.flush()
-            os.fsync(new.fileno())
-        half_written.replace(path)
     except OSError as error:
         raise LoraFileError(f"{path.name} could not be written ({error.strerror}); it is as it was") from None
-    finally:
-        half_written.unlink(missing_ok=True)
-    sync_folder(path.parent)
     return kept
 
 

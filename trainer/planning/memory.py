@@ -28,7 +28,7 @@ from trainer.config import TrainConfig
 from trainer.hardware.activation_checkpointing import recompute
 from trainer.lora_file.module_names import kohya_name
 from trainer.lora_file.tensor_names import ending
-from trainer.sdxl.latents import encoding_tile_of, set_tile, tile_of
+from trainer.sdxl.latents import encoding_tile_of, set_tile, tile_of, vae_scale_factor
 from trainer.sdxl.quantised import quantisable
 from trainer.sdxl.weights import build
 
@@ -263,9 +263,7 @@ def _predicted(unet: Any, shape: Shape, rows: int, text: list[torch.Tensor] | No
     """The UNet's answer; `text` are states of encoders that train, the rest of the conditioning comes from the cache."""
     facts = unet.config
     pooled = facts.projection_class_embeddings_input_dim - 6 * facts.addition_time_embed_dim
-    factor = 2 ** (
-        len(json.loads((shape.configs / "vae" / "config.json").read_text())["block_out_channels"]) - 1
-    )
+    factor = vae_scale_factor(json.loads((shape.configs / "vae" / "config.json").read_text()))
 
     def empty(*sides: int) -> torch.Tensor:
         return torch.empty(*sides, device=META, dtype=shape.dtype)
@@ -295,7 +293,7 @@ def denoising_bytes(shape: Shape, rows: int) -> int:
 def decoding_bytes(shape: Shape, *, in_tiles: bool) -> int:
     """What the VAE passes through for one picture in fp32."""
     vae, drawn = build("vae", shape.configs, torch.float32).eval(), shape.drawing
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = vae_scale_factor(vae.config)
     set_tile(vae, tile_of(vae) if in_tiles else 0)
     with fused_attention(), Alive(vae) as alive:
         vae.decode(
@@ -358,7 +356,7 @@ def held(config: TrainConfig, shape: Shape, quantised: str = "none") -> tuple[in
 def latent_bytes(shape: Shape) -> int:
     """What the VAE says of one picture: mean and log-variance, in fp32."""
     facts = json.loads((shape.configs / "vae" / "config.json").read_text())
-    factor = 2 ** (len(facts["block_out_channels"]) - 1)
+    factor = vae_scale_factor(facts)
     return 2 * 4 * facts["latent_channels"] * (shape.width // factor) * (shape.height // factor)
 
 

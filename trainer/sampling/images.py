@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
+from trainer.atomic_files import replacing
 from trainer.sampling.deepcache import DESCRIPTION
 from trainer.sampling_config import SamplingConfig, sampler_description
 from trainer.version import SOFTWARE
@@ -41,9 +42,8 @@ def save_image(
     text = PngImagePlugin.PngInfo()
     text.add_text("Software", SOFTWARE)
     text.add_itxt("parameters", _parameters(generated, config, base, loras))
-    half_written = path.with_name(f".tmp-{path.name}")
-    generated.image.save(half_written, format="PNG", pnginfo=text)
-    half_written.replace(path)
+    with replacing(path, sync=False) as temporary:
+        generated.image.save(temporary, format="PNG", pnginfo=text)
 
 
 def _parameters(
@@ -68,9 +68,9 @@ def _parameters(
 
 def save_strip(images: list[GeneratedImage], config: SamplingConfig, folder: Path) -> Path:
     """Writes `strip.png`, complete or not at all, and returns its path."""
-    half_written, target = folder / ".tmp-strip.png", folder / "strip.png"
-    strip(images, config).save(half_written, format="PNG")
-    half_written.replace(target)
+    target = folder / "strip.png"
+    with replacing(target, sync=False) as temporary:
+        strip(images, config).save(temporary, format="PNG")
     return target
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from trainer.atomic_files import replacing
 from trainer.runs.draw_protocol import FRAME
 from trainer.sdxl.latents import posterior
 
@@ -71,8 +72,7 @@ def frame_writer(
         for number, image in enumerate(images):
             sheet.paste(image, (number % columns * width, number // columns * height))
         folder.mkdir(parents=True, exist_ok=True)
-        half_written = folder / f".tmp-{FRAME}"
-        sheet.save(half_written, format="PNG")
-        half_written.replace(folder / FRAME)
+        with replacing(folder / FRAME, sync=False) as temporary:
+            sheet.save(temporary, format="PNG")
 
     return write

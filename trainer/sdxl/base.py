@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import EulerDiscreteScheduler
@@ -19,7 +19,9 @@ from trainer.headers.base_model import (
     folder_configs,
     list_base_models,
     read_checkpoint,
+    vae_scale_factor,
 )
+from trainer.sdxl.protocols import NoiseScheduler, TextEncoder, Tokenizer, UNet, Vae
 from trainer.sdxl.weights import PARTS, FileWeights, FolderWeights, Weights, load, weight_files
 
 ORIGINAL = Path(__file__).resolve().parent / "original"  # configuration and vocabulary of SDXL 1.0
@@ -44,41 +46,42 @@ class Base:
     def name(self) -> str:
         return self.path.name if self.path.is_dir() else self.path.stem
 
-    def unet(self, device: torch.device, dtype: torch.dtype, quantised: str = "none") -> Any:
+    def unet(self, device: torch.device, dtype: torch.dtype, quantised: str = "none") -> UNet:
         return load("unet", self.configs, self.weights, device, dtype, quantised)
 
-    def vae(self, device: torch.device) -> Any:
+    def vae(self, device: torch.device) -> Vae:
         """In fp32: SDXL's own VAE overflows in fp16 and would draw black pictures."""
         return load("vae", self.configs, self.weights, device, torch.float32)
 
-    def text_encoders(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    def text_encoders(self, device: torch.device, dtype: torch.dtype) -> tuple[TextEncoder, TextEncoder]:
         first, second = (
             load(part, self.configs, self.weights, device, dtype)
             for part in ("text_encoder", "text_encoder_2")
         )
         return first, second
 
-    def tokenizers(self) -> tuple[CLIPTokenizer, CLIPTokenizer]:
+    def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
         first, second = (_tokenizer(self.configs / name) for name in ("tokenizer", "tokenizer_2"))
         return first, second
 
-    def scheduler(self) -> Any:
+    def scheduler(self) -> NoiseScheduler:
         """Euler's, with the noise levels the model was trained on (Lin et al. 2023 where they end in pure noise)."""
         facts = json.loads((self.configs / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
         facts["prediction_type"] = self.prediction_type
         if self.zero_terminal_snr:
             facts.update(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-        return EulerDiscreteScheduler.from_config(facts)
+        return cast(NoiseScheduler, EulerDiscreteScheduler.from_config(facts))
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
+def _tokenizer(folder: Path) -> Tokenizer:
     merges = folder / "merges.txt"
     try:
         if (
             merges.is_file() and not merges.stat().st_size
         ):  # would read every letter for itself, without a word
             raise ValueError("merges.txt is empty")
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        # The special tokens' ids come from __getattr__, which types can't see.
+        return cast(Tokenizer, CLIPTokenizer.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # the libraries behind it raise what they like, plain Exception too
         why = " ".join(str(error).split())[:150]
         raise BaseError(
@@ -144,7 +147,7 @@ def _downloaded(reference: str) -> Path | None:
 def open_file(checkpoint: Checkpoint, configs: Path = ORIGINAL) -> Base:
     """A single-file checkpoint; `configs` describe its shape."""
     facts = folder_configs(configs)
-    factor = 2 ** (len(facts["vae"]["block_out_channels"]) - 1)
+    factor = vae_scale_factor(facts["vae"])
     digest = hashlib.sha256()
     for path in dict.fromkeys((checkpoint.path, checkpoint.vae or checkpoint.path)):
         _digest_weights(path, digest)
@@ -183,7 +186,7 @@ def open_folder(path: Path) -> Base:
         )
     for part in ("text_encoder", "text_encoder_2"):
         folder_config(path, f"{part}/config.json", ("hidden_size", "projection_dim"))
-    factor = 2 ** (len(facts["vae"]["block_out_channels"]) - 1)
+    factor = vae_scale_factor(facts["vae"])
     return Base(
         path=path,
         configs=path,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from PIL import Image
+
+from trainer.headers.base_model import vae_scale_factor
+from trainer.sdxl.protocols import Vae
 
 
 def pixels(picture: Image.Image) -> torch.Tensor:
@@ -15,7 +16,7 @@ def pixels(picture: Image.Image) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def posterior(vae: Any, pixels: torch.Tensor, tile: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def posterior(vae: Vae, pixels: torch.Tensor, tile: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and log-variance (1, C, H/8, W/8) on the CPU: kept apart, so that each epoch draws its own latents.
 
     Args:
@@ -26,12 +27,12 @@ def posterior(vae: Any, pixels: torch.Tensor, tile: int = 0) -> tuple[torch.Tens
     return distribution.mean.float().cpu(), distribution.logvar.float().cpu()
 
 
-def tile_of(vae: Any) -> int:
+def tile_of(vae: Vae) -> int:
     """Side in px of the tiles that a picture is decoded in where memory is short: half the side the VAE was made for."""
     return vae.config["sample_size"] // 2
 
 
-def encoding_tile_of(vae: Any) -> int:
+def encoding_tile_of(vae: Vae) -> int:
     """Side in px of the tiles that a picture is encoded in where memory is short: the side the VAE was made for.
 
     SDXL's text encoders take as much memory as one such tile, and latents of half the side lie twice as far from whole ones.
@@ -39,16 +40,16 @@ def encoding_tile_of(vae: Any) -> int:
     return vae.config["sample_size"]
 
 
-def set_tile(vae: Any, side: int) -> None:
+def set_tile(vae: Vae, side: int) -> None:
     """Lets `vae` take larger pictures in overlapping tiles of `side` px, blended into each other; 0 takes them whole."""
     vae.use_tiling = bool(side)
     if side:
         vae.tile_sample_min_size = side
-        vae.tile_latent_min_size = side // 2 ** (len(vae.config["block_out_channels"]) - 1)
+        vae.tile_latent_min_size = side // vae_scale_factor(vae.config)
 
 
 @torch.inference_mode()
-def pictures(vae: Any, latents_NCHW: torch.Tensor, tile: int = 0) -> list[Image.Image]:
+def pictures(vae: Vae, latents_NCHW: torch.Tensor, tile: int = 0) -> list[Image.Image]:
     """Pictures of scaled latents, decoded one at a time so that memory does not grow with the strip.
 
     Args:

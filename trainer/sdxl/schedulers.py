@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from diffusers import EulerDiscreteScheduler
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.sdxl.base import Base
+from trainer.sdxl.protocols import NoiseScheduler
 
 
-def scheduler_of(config: TrainConfig, base: Base) -> Any:
+def scheduler_of(config: TrainConfig, base: Base) -> NoiseScheduler:
     """The sampler with the noise schedule that trains. Raises ConfigError when the base's prediction does not go with the settings."""
     prediction = base.prediction_type if config.prediction_type == "auto" else config.prediction_type
     of_base = _has_zero_terminal_snr(base) and prediction == "v_prediction"
@@ -27,7 +28,7 @@ def _has_zero_terminal_snr(base: Base) -> bool:
     return bool(base.scheduler().config.get("rescale_betas_zero_snr", False))
 
 
-def scheduler_with(base: Base, prediction: str, zero: bool) -> Any:
+def scheduler_with(base: Base, prediction: str, zero: bool) -> NoiseScheduler:
     """The base's sampler for a kind of prediction; with zero terminal SNR its steps begin at the last level.
 
     Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed": section 3.1 and 3.3.
@@ -35,10 +36,10 @@ def scheduler_with(base: Base, prediction: str, zero: bool) -> Any:
     changed: dict[str, Any] = {"prediction_type": prediction, "rescale_betas_zero_snr": zero}
     if zero:
         changed["timestep_spacing"] = "trailing"
-    return EulerDiscreteScheduler.from_config(base.scheduler().config, **changed)
+    return cast(NoiseScheduler, EulerDiscreteScheduler.from_config(base.scheduler().config, **changed))
 
 
-def scheduler_of_files(facts: list[dict[str, str]], base: Base) -> Any:
+def scheduler_of_files(facts: list[dict[str, str]], base: Base) -> NoiseScheduler:
     """The sampler that LoRA files were trained with, as their metadata say; the base's own where they say nothing of it.
 
     A file trained on another base does not count, since what the UNet predicts is the base's affair; nor do files that differ.

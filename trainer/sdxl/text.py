@@ -7,14 +7,14 @@ section 2.1). A long prompt is read in several windows of 75 words of its own, l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from trainer.errors import ConfigError
 from trainer.sdxl.emphasis import emphasis
+from trainer.sdxl.protocols import TextEncoder, Tokenizer
 
-Encoders = tuple[Any, Any]
+Encoders = tuple[TextEncoder, TextEncoder]
 WINDOW = 75  # tokens of a prompt that an encoder reads at once, between its start and its end mark
 
 
@@ -47,7 +47,7 @@ PLAIN = Reading()
 
 
 def encode(
-    prompts: list[str], tokenizers: tuple[Any, Any], encoders: Encoders, reading: Reading = PLAIN
+    prompts: list[str], tokenizers: tuple[Tokenizer, Tokenizer], encoders: Encoders, reading: Reading = PLAIN
 ) -> Conditioning:
     """Conditioning of each prompt; what passes the last window is cut off.
 
@@ -82,7 +82,9 @@ def encode(
     return Conditioning(torch.cat(states, dim=-1), pooled)
 
 
-def token_windows(prompt: str, tokenizer: Any, reading: Reading) -> tuple[list[list[int]], list[list[float]]]:
+def token_windows(
+    prompt: str, tokenizer: Tokenizer, reading: Reading
+) -> tuple[list[list[int]], list[list[float]]]:
     """Token ids and weights, a row of 77 for each window: start mark, up to 75 tokens, end mark, padding."""
     ids, weights = _tokens(prompt, tokenizer, reading.weighted)
     rows, row_weights = [], []
@@ -96,7 +98,7 @@ def token_windows(prompt: str, tokenizer: Any, reading: Reading) -> tuple[list[l
     return rows, row_weights
 
 
-def _tokens(prompt: str, tokenizer: Any, weighted: bool) -> tuple[list[int], list[float]]:
+def _tokens(prompt: str, tokenizer: Tokenizer, weighted: bool) -> tuple[list[int], list[float]]:
     ids, weights = [], []
     for text, weight in emphasis(prompt) if weighted else [(prompt, 1.0)]:
         found = tokenizer(text, add_special_tokens=False, truncation=False).input_ids
@@ -105,11 +107,11 @@ def _tokens(prompt: str, tokenizer: Any, weighted: bool) -> tuple[list[int], lis
     return ids, weights
 
 
-def windows_of(prompt: str, tokenizer: Any, *, weighted: bool = False) -> int:
+def windows_of(prompt: str, tokenizer: Tokenizer, *, weighted: bool = False) -> int:
     """How many windows a prompt fills, at least one."""
     return max(1, -(-len(_tokens(prompt, tokenizer, weighted)[0]) // WINDOW))
 
 
-def tokens_cut(prompt: str, tokenizer: Any, reading: Reading = PLAIN) -> int:
+def tokens_cut(prompt: str, tokenizer: Tokenizer, reading: Reading = PLAIN) -> int:
     """Tokens of a prompt beyond those that are read."""
     return max(0, len(_tokens(prompt, tokenizer, reading.weighted)[0]) - WINDOW * reading.windows)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from safetensors.torch import load, save
 
 from trainer.adapter.flat_parameters import join_state, split_state
 from trainer.adapter.lora import Adapter
-from trainer.atomic_files import sync_folder
+from trainer.atomic_files import replacing
 from trainer.runs.run import Run
 from trainer.training.ema import EmaWeights
 from trainer.version import __version__
@@ -99,19 +98,13 @@ def _write(run: Run, kept: Snapshot, *, keep: int, spare: int | None) -> Path:
             "sha256": digests,
         }
     ).encode()
-    half_written, target = run.checkpoints / f".tmp-{step}", run.checkpoints / f"step-{step}"
-    shutil.rmtree(half_written, ignore_errors=True)
-    half_written.mkdir(parents=True)
-    for name, data in files.items():
-        with (half_written / name).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    sync_folder(half_written)
-    if target.exists():  # a damaged one that resume passed over
-        shutil.rmtree(target)
-    half_written.rename(target)
-    sync_folder(run.checkpoints)
+    target = run.checkpoints / f"step-{step}"
+    with replacing(target) as temporary:
+        temporary.mkdir(parents=True)
+        for name, data in files.items():
+            (temporary / name).write_bytes(data)
+        if target.exists():  # a damaged one that resume passed over
+            shutil.rmtree(target)
     for old in checkpoints(run)[keep:]:
         if spare is not None and old.name == f"step-{spare}":
             continue

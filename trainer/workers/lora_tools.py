@@ -24,6 +24,7 @@ from trainer.errors import LoraFileError, TrainerError
 from trainer.headers.edit_metadata import Label, relabel
 from trainer.headers.lora import bundled_notice, recognise
 from trainer.headers.sidecars import CHOICE, ENTRY
+from trainer.json_files import read_object
 from trainer.runs.run import Run, claim
 from trainer.runs.work import run_to_end
 
@@ -78,7 +79,7 @@ def _checked(job: dict[str, Any], models: Path) -> dict[str, Any]:
     from trainer.lora_file.modules import read_modules
 
     file = Path(job["source"])
-    kept = _read(file.parent / ENTRY)
+    kept = read_object(file.parent / ENTRY)
     facts: dict[str, Any] = {"takes": [], "problem": ""}
     try:
         read_modules(file)  # every tensor accounted for, every value a number
@@ -145,11 +146,3 @@ def takes(file: Path, models: Path) -> list[str]:
     from trainer.lora_file.compatibility.check import check_file
 
     return [verdict.tool for verdict in check_file(file, bases=models).verdicts if verdict.whole]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

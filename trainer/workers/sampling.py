@@ -107,7 +107,7 @@ class _Desk:
             self._take(command)
         return name in self.cancelled or self.is_told_to_stop
 
-    def serve_request(self, wish: dict[str, Any]) -> None:
+    def answer(self, wish: dict[str, Any]) -> None:
         self.answered.add(wish["id"])
         serve_request(
             self.session,

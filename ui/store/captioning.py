@@ -5,7 +5,6 @@ outputs/.captioning/<id>/    the job's folder (trainer/runs/captioning_job.py) a
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import uuid
@@ -17,6 +16,7 @@ from trainer.atomic_files import write_atomically
 from trainer.captioning_config import options_from
 from trainer.errors import CaptionerError, RunError
 from trainer.headers.captioner import list_captioners
+from trainer.json_files import read_object
 from trainer.runs import captioning_job as job
 from trainer.runs import events
 from trainer.runs.run import Run
@@ -94,6 +94,4 @@ class CaptioningStatus:
 
 
 def _project(path: Path) -> str | None:
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return json.loads((path / "project.json").read_text(encoding="utf-8")).get("project")
-    return None
+    return read_object(path / "project.json").get("project")

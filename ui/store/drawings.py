@@ -22,7 +22,8 @@ from typing import Any
 
 from trainer.atomic_files import write_atomically
 from trainer.errors import BaseError, RunError, TrainerError
-from trainer.headers.base_model import folder_configs
+from trainer.headers.base_model import folder_configs, vae_scale_factor
+from trainer.json_files import read_object
 from trainer.runs import events
 from trainer.runs.draw_protocol import FRAME, OUTCOMES
 from trainer.runs.run import Run
@@ -279,7 +280,9 @@ class Drawings:
     def newest(self, key: str, kind: str = "draw") -> str | None:
         """The last drawing of a LoRA that is there to show."""
         found = [
-            (path, asked) for path in self._all() if (asked := _read(path)) and asked.get("kind") == kind
+            (path, asked)
+            for path in self._all()
+            if (asked := read_object(path)) and asked.get("kind") == kind
         ]
         mine = [path for path, asked in found if any(used == key for used, _ in asked.get("files", ()))]
         return max(mine, key=lambda path: path.stat().st_mtime).parent.name if mine else None
@@ -294,7 +297,7 @@ class Drawings:
 
     def _asked(self, name: str) -> tuple[Path, dict[str, Any]]:
         out = self.session.path / "drawn" / name
-        asked = _read(out / "asked.json") if name.isalnum() else {}
+        asked = read_object(out / "asked.json") if name.isalnum() else {}
         if not asked:
             raise RunError("that drawing is not there any more; draw it again")
         return out, asked
@@ -312,7 +315,7 @@ def native_size(base: str, models: Path) -> int:
     """Side in px of a base's native square, from its configuration; SDXL's where it has none of its own."""
     with contextlib.suppress(BaseError, KeyError, TypeError):
         facts = folder_configs(models / base)
-        return facts["unet"]["sample_size"] * 2 ** (len(facts["vae"]["block_out_channels"]) - 1)
+        return facts["unet"]["sample_size"] * vae_scale_factor(facts["vae"])
     return 1024
 
 
@@ -322,10 +325,3 @@ def _size(path: Path) -> int:
 
 def _write(out: Path, asked: dict[str, Any]) -> None:
     write_atomically(out / "asked.json", json.dumps(asked, ensure_ascii=False).encode())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}

@@ -8,7 +8,6 @@ that has the same stem.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import threading
 import uuid
@@ -19,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from trainer.atomic_files import write_atomically
+from trainer.atomic_files import replacing, write_atomically
 from trainer.dataset.archives import ARCHIVES, ArchiveLimits, display_name, extract_members
 from trainer.dataset.captions import SIDECARS, kohya_folder, one_line
 from trainer.dataset.overrides import IMPASTO_FOLDER, MAX_REPEATS, Override
@@ -354,15 +353,9 @@ def _stem_of_same_picture(folder: Path, wanted: str, file: IncomingFile) -> str 
 
 def _move_durably(path: Path, target: Path) -> None:
     """Moves a file into place: it is there completely or not at all, also after a power failure."""
-    with path.open("rb+") as opened:
-        os.fsync(opened.fileno())
-    aside = target.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        shutil.move(path, aside)
-        aside.chmod(0o644)
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(target) as temporary:
+        shutil.move(path, temporary)
+        temporary.chmod(0o644)
 
 
 def _remove_upload(path: Path) -> None:

@@ -30,6 +30,7 @@ from trainer.errors import LoraFileError, RunError, TrainerError
 from trainer.headers.edit_metadata import Label, checked, relabel
 from trainer.headers.lora import recognise
 from trainer.headers.sidecars import CHOICE, ENTRY, TOOLS
+from trainer.json_files import read_object
 from trainer.runs import events
 from trainer.runs.queue import FILES
 from trainer.runs.run import Run
@@ -128,7 +129,7 @@ class Library:
         with contextlib.suppress(TrainerError, OSError, ValueError, KeyError):
             if key.startswith(OUTSIDE):
                 folder = self.shelf / key.removeprefix(OUTSIDE)
-                file, said = folder / f"{folder.name}.safetensors", _read(folder / ENTRY)
+                file, said = folder / f"{folder.name}.safetensors", read_object(folder / ENTRY)
                 return LoraEntry(
                     key=key,
                     folder=folder,
@@ -141,7 +142,7 @@ class Library:
                     problem=said.get("problem", ""),
                 )
             run = self.runs.run(key)
-            choice = _read(run.path / CHOICE)
+            choice = read_object(run.path / CHOICE)
             file = run.path / str(choice.get("file", ""))
             file = file if choice and file.parent == run.path and file.is_file() else run.lora_file
             takes = choice["takes"] if choice.get("file") == file.name else self.runs.view(key)[0].takes
@@ -162,7 +163,7 @@ class Library:
 
     def choice(self, key: str) -> dict[str, Any]:
         """The checkpoint and strength that the artist marked; {} when none is."""
-        return _read(self.entry(key).folder / CHOICE)
+        return read_object(self.entry(key).folder / CHOICE)
 
     # Labels
 
@@ -398,7 +399,9 @@ class Library:
 def _drawings_with(outputs: Path, key: str) -> list[Path]:
     """Folders of the drawings (`ui/store/drawings.py`) that were made with a LoRA."""
     requests = (outputs / ".drawing" / "drawn").glob("*/asked.json")
-    return [path.parent for path in requests if any(used == key for used, _ in _read(path).get("files", ()))]
+    return [
+        path.parent for path in requests if any(used == key for used, _ in read_object(path).get("files", ()))
+    ]
 
 
 def _weight(value: Any) -> float | None:
@@ -437,10 +440,3 @@ def _facts(file: Path) -> dict[str, str]:
 def _facts_of(file: Path, *version: int) -> dict[str, str]:
     """A page asks for headers again and again; they change only with their files."""
     return recognise(file).metadata
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from trainer.adapter.lycoris import magnitude
-from trainer.atomic_files import sync_folder
+from trainer.atomic_files import replacing
 from trainer.errors import BaseError, LoraFileError
 from trainer.headers.safetensors import read_header
 from trainer.lora_file.base_weights import PartWeights, base_weights
@@ -32,25 +32,17 @@ def bake(source: Path, out: Path, base: Path, strength: float = 1.0) -> int:
     file, weights = read_modules(source), base_weights(base)
     _expect_fit(file, weights, base.name)
     used = {place.file for part in weights.values() for place in part.places.values()}
-    half_written = out.with_name(f".tmp-{os.getpid()}-{out.name}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing(out) as temporary:
         if base.is_file():
-            shutil.copyfile(base, half_written)
-            _bake_file(half_written, base, file, weights, strength)
+            shutil.copyfile(base, temporary)
+            _bake_file(temporary, base, file, weights, strength)
         else:
             shutil.copytree(
-                base, half_written, ignore=lambda folder, names: _left_out(Path(folder), names, base, used)
+                base, temporary, ignore=lambda folder, names: _left_out(Path(folder), names, base, used)
             )
             for original in sorted(used):
-                _bake_file(half_written / original.relative_to(base), original, file, weights, strength)
-        half_written.replace(out)
-    except BaseException:
-        if half_written.is_dir():
-            shutil.rmtree(half_written, ignore_errors=True)
-        half_written.unlink(missing_ok=True)
-        raise
-    sync_folder(out.parent)
+                _bake_file(temporary / original.relative_to(base), original, file, weights, strength)
     return len(file.modules)
 
 
