@@ -1,12 +1,12 @@
 """Fast previews by DeepCache and a guidance interval: about the same composition for far less work.
 
-In SDXL's shape a fast preview costs a third of a full one. Its PNG metadata says that it is a fast preview, since a LoRA
-should be judged by full images.
+In SDXL's shape a fast preview costs a third of a full one. Its PNG metadata says that it is a fast preview,
+since a LoRA should be judged by full images.
 
-Guidance ends after the first steps, which fix the composition (Castillo et al. 2023, "Adaptive Guidance"). The outputs
-of the deep levels hardly change from step to step, so they are computed in every third step only; in the steps between,
-only the outermost level runs, on the deep levels' last output (Ma et al. 2023, "DeepCache: Accelerating Diffusion Models
-for Free").
+Guidance ends after the first steps, which fix the composition (Castillo et al. 2023, "Adaptive Guidance").
+The outputs of the deep levels hardly change from step to step, so they are computed in every third step only;
+in the steps between, only the outermost level runs, on the deep levels' last output (Ma et al. 2023,
+"DeepCache: Accelerating Diffusion Models for Free").
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class DeepCache:
         self.unet, self.steps = unet, steps
         self._deep: torch.Tensor | None = None  # input of the last up block in the last full step
         self._steps_since = 0
-        # The shortcut needs SDXL's form, an outermost level without attention; other UNets run in full each step.
+        # The shortcut needs SDXL's form, an outermost level without attention; other UNets run in full each
+        # step.
         self._can_skip = not (
             hasattr(unet.down_blocks[0], "attentions") or hasattr(unet.up_blocks[-1], "attentions")
         )
@@ -62,7 +63,8 @@ class DeepCache:
         """Returns the UNet's prediction, as `predict`, from the cached deep levels where they may be used."""
         self._steps_since += 1
         deep = self._deep
-        # The number of rows changes when guidance ends; the cached output of the other number can't be used then.
+        # The number of rows changes when guidance ends; the cached output of the other number can't be used
+        # then.
         is_stale = deep is None or len(deep) != len(latents_NCHW) or self._steps_since >= EVERY
         if deep is None or is_stale or not self._can_skip:
             return predict(self.unet, latents_NCHW, timestep, conditioning, time_ids_N6)

@@ -1,6 +1,7 @@
 """Previews during denoising: a linear map from latents to RGB instead of the VAE's decoder.
 
-The map is fitted to the latents that the base's own VAE gives for patches of known colours, so it works for any base.
+The map is fitted to the latents that the base's own VAE gives for patches of known colours, so it works for
+any base.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Image generation for prompts x strengths at one seed: one batched pass with one strength for each row.
 
-All rows of a prompt start from the same noise, so that the images of a strip differ by the strength alone. A strip is
-split into several passes only where memory does not allow a single one.
+All rows of a prompt start from the same noise, so that the images of a strip differ by the strength alone. A
+strip is split into several passes only where memory does not allow a single one.
 
 Shapes: N rows of a pass, one for each pair of prompt and strength; C latent channels; H and W pixels.
 """
@@ -65,7 +65,8 @@ class Sampler:
 
         Args:
             encode: returned by `prompt_encoder`.
-            on_frame: called after each step with the clean latents that the UNet predicts for the rows of the pass.
+            on_frame: called after each step with the clean latents that the UNet predicts for the rows of the
+                pass.
 
         Raises:
             ConfigError: width or height is not a multiple of the UNet's stride.
@@ -97,9 +98,9 @@ class Sampler:
     ) -> PromptEncoder:
         """Returns a function that encodes a prompt at a strength of the adapter.
 
-        Results are stored in `cached`, except where the adapter changes the text encoders. The empty prompt becomes
-        zeros where the base model was trained so: SDXL 1.0 is guided away from zeros and not from the encoded empty
-        prompt (`force_zeros_for_empty_prompt` of its pipeline).
+        Results are stored in `cached`, except where the adapter changes the text encoders. The empty prompt
+        becomes zeros where the base model was trained so: SDXL 1.0 is guided away from zeros and not from the
+        encoded empty prompt (`force_zeros_for_empty_prompt` of its pipeline).
         """
 
         def encode(prompt: str, strength: float) -> Conditioning:
@@ -127,8 +128,8 @@ class Sampler:
     ) -> torch.Tensor:
         """Returns scaled latents (N, C, H/8, W/8).
 
-        Classifier-free guidance (Ho & Salimans 2022): e = e_empty + guidance * (e_prompt - e_empty). Both predictions
-        come from one UNet call of 2 N rows, the negative prompts first.
+        Classifier-free guidance (Ho & Salimans 2022): e = e_empty + guidance * (e_prompt - e_empty). Both
+        predictions come from one UNet call of 2 N rows, the negative prompts first.
         """
         device, dtype = self.unet.device, self.unet.dtype
         negative = [encode(config.negative, strength) for _, strength in rows]
@@ -140,7 +141,8 @@ class Sampler:
         strengths = torch.tensor([strength for _, strength in rows], device=device)
         doubled_strengths = strengths.repeat(2)
 
-        # Each row has a generator of its own, so that all rows of a prompt get the same noise, also in later steps.
+        # Each row has a generator of its own, so that all rows of a prompt get the same noise, also in later
+        # steps.
         generators = [_generator(config.seed, prompt) for prompt, _ in rows]
         step_options = {"generator": generators} if SAMPLERS[config.sampler].draws_noise else {}
         scheduler = scheduler_for(config.sampler, self.scheduler)
@@ -194,8 +196,8 @@ def rows_per_pass(
 ) -> int:
     """Returns the number of images of one pass.
 
-    A pass holds whole strips, of as many prompts as MAX_PIXELS allows; it holds less than a strip only where `limits`
-    do not allow a whole one.
+    A pass holds whole strips, of as many prompts as MAX_PIXELS allows; it holds less than a strip only where
+    `limits` do not allow a whole one.
     """
     area = size[0] * size[1]
     rows = strengths * max(1, min(prompts, MAX_PIXELS // (area * strengths)))

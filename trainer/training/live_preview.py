@@ -1,6 +1,7 @@
 """Draw requests of the page served during a training, between two steps, with the adapter's weights at that step.
 
-The training's file is the same to the byte with and without them: everything random in them has its own generators.
+The training's file is the same to the byte with and without them: everything random in them has its own
+generators.
 """
 
 from __future__ import annotations
@@ -33,33 +34,34 @@ class LivePreview:
         if not self.samples.run.is_main_process:
             return
         for request in requests:
-            with eval_mode(self.samples.unet), self.ema.swapped_in():
+            with eval_mode(self.samples.setup.unet), self.ema.swapped_in():
                 serve_request(self.samples.run, request, self._is_cancelled, self._save_all)
 
     def _is_cancelled(self, request_id: str) -> bool:
         return self.inbox.stop_requested() or request_id in self.inbox.cancelled
 
     def _save_all(self, config: SamplingConfig, out: Path, on_step: OnStep) -> list[Path]:
-        image_size(config, self.samples.base)  # raises before the VAE is loaded
+        image_size(config, self.samples.setup.base)  # raises before the VAE is loaded
         sampler = self.samples.sampler()
-        # A new cache for each request: the adapter's weights and the encoding of prompts differ between requests.
+        # A new cache for each request: the adapter's weights and the encoding of prompts differ between
+        # requests.
         images = sampler.generate(config, sampler.prompt_encoder({}, self._prompt_reader(config)), on_step)
         out.mkdir(parents=True, exist_ok=True)
         paths = [out / picture_name(image.prompt_index, image.strength) for image in images]
         for image, path in zip(images, paths, strict=True):
-            loras = [(self.samples.config.name, 1.0)]
-            save_image(image, config, path, base=self.samples.base.name, loras=loras)
+            loras = [(self.samples.setup.config.name, 1.0)]
+            save_image(image, config, path, base=self.samples.setup.base.name, loras=loras)
         return paths
 
     def _prompt_reader(self, config: SamplingConfig) -> Callable[[str], Conditioning]:
         """Returns a function from prompt to conditioning.
 
-        Frozen text encoders that have left memory are loaded again, on the CPU, since the memory plan of the training
-        has no place for them on the device.
+        Frozen text encoders that have left memory are loaded again, on the CPU, since the memory plan of the
+        training has no place for them on the device.
         """
         models = self.samples.conditioner.models
         if models is None:
-            base = self.samples.base
+            base = self.samples.setup.base
             tokenizers, encoders = base.tokenizers(), base.text_encoders(torch.device("cpu"), torch.float32)
         else:
             tokenizers, encoders = models.tokenizers, models.encoders

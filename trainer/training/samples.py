@@ -15,7 +15,6 @@ from typing import Any
 
 from PIL import Image
 
-from trainer.adapter.lora import Adapter
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
 from trainer.errors import ConfigError, lacks_memory
@@ -34,6 +33,7 @@ from trainer.sampling_config import (
 from trainer.sdxl.base import Base
 from trainer.sdxl.schedulers import scheduler_of
 from trainer.sdxl.unet import eval_mode
+from trainer.training.setup import Setup
 from trainer.training.text_conditioning import TextConditioner
 
 NumberedConfigs = list[tuple[int, SamplingConfig]]  # each with the number of its first prompt in the training
@@ -110,13 +110,16 @@ class TrainingSamples:
     """Generates the sample images of a training with the models that are trained."""
 
     run: Run
-    config: TrainConfig
-    base: Base
+    setup: Setup
     configs: NumberedConfigs
-    unet: Any
-    adapter: Adapter
     conditioner: TextConditioner
     limits: SamplingLimits = NO_LIMITS
+
+    def is_due(self, step: int, batches_per_step: int) -> bool:
+        """Returns True when images are generated after `step` steps on the way; those of the end are separate."""
+        config, per_epoch = self.setup.config, self.setup.batches.per_epoch
+        before, now = ((done * batches_per_step) // per_epoch for done in (step - 1, step))
+        return step < config.steps and sample_is_due(config, step, before, now)
 
     def at_step(self, step: int) -> None:
         """Saves images at strength 1 and emits a `sample` event for each."""
@@ -134,27 +137,25 @@ class TrainingSamples:
         """Returns the first prompt's image at strength 1."""
         config = self.configs[0][1]
         first = dataclasses.replace(config, prompts=config.prompts[:1], strengths=(1.0,))
-        with eval_mode(self.unet):
+        with eval_mode(self.setup.unet):
             return self._generate(self.sampler(), first)[0].image
 
     def sampler(self) -> Sampler:
         """Returns a sampler with the models that are trained and a newly loaded VAE."""
         return Sampler(
-            base=self.base,
-            unet=self.unet,
-            vae=self.base.vae(self.unet.device),
-            scheduler=scheduler_of(self.config, self.base),
-            adapter=self.adapter,
+            base=self.setup.base,
+            unet=self.setup.unet,
+            vae=self.setup.base.vae(self.setup.unet.device),
+            scheduler=scheduler_of(self.setup.config, self.setup.base),
+            adapter=self.setup.adapter,
             changes_text=self.conditioner.is_trained,
             limits=self.limits,
         )
 
-    def _unless_short(
-        self, save_all: Callable[[], list[dict[str, Any]]], when: str
-    ) -> list[dict[str, Any]]:
+    def _unless_short(self, save_all: Callable[[], list[dict[str, Any]]], when: str) -> list[dict[str, Any]]:
         """Calls `save_all`; where memory or disk space is too small, emits a problem and lets the training go on."""
         try:
-            with eval_mode(self.unet):
+            with eval_mode(self.setup.unet):
                 return save_all()
         except (OSError, MemoryError, RuntimeError) as error:
             if not isinstance(error, OSError) and not lacks_memory(error):
@@ -171,7 +172,9 @@ class TrainingSamples:
             for image in self._generate(sampler, sampling):
                 numbered = dataclasses.replace(image, prompt_index=first + image.prompt_index)
                 path = self.run.samples / f"{prefix}{picture_name(numbered.prompt_index, image.strength)}"
-                save_image(image, sampling, path, base=self.base.name, loras=[(self.config.name, 1.0)])
+                save_image(
+                    image, sampling, path, base=self.setup.base.name, loras=[(self.setup.config.name, 1.0)]
+                )
                 images.append(numbered)
                 fields.append(
                     {

@@ -10,6 +10,7 @@ import torch
 from trainer.config import TrainConfig
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.sdxl.base import Base
+from trainer.sdxl.protocols import TextEncoder
 from trainer.sdxl.text import PLAIN, Conditioning, Encoders, Reading, encode, windows_of
 from trainer.training.batches import Batches
 
@@ -19,8 +20,8 @@ MAX_CACHED_PROMPTS = 2000  # in memory at once: 1.3 GB at SDXL's width
 def training_captions(rules: CaptionRules, batches: Batches, positions: int) -> set[str] | None:
     """Returns every caption of the first `positions` batches, or None when there are more than MAX_CACHED_PROMPTS.
 
-    Captions are a function of seed and position, so only the captions that this training uses are collected, not all
-    that the caption rules could give.
+    Captions are a function of seed and position, so only the captions that this training uses are collected,
+    not all that the caption rules could give.
     """
     if not rules.varies:
         return {rules.at([item], 0)[0][0] for item in batches.items}
@@ -30,11 +31,6 @@ def training_captions(rules: CaptionRules, batches: Batches, positions: int) -> 
         if len(captions) > MAX_CACHED_PROMPTS:
             return None
     return captions
-
-
-def trains_text(config: TrainConfig) -> bool:
-    """Returns True when at least one text encoder is trained."""
-    return config.train_text_encoder_1 or config.train_text_encoder_2
 
 
 def caption_encoding(config: TrainConfig) -> Reading:
@@ -47,7 +43,8 @@ def caption_encoding(config: TrainConfig) -> Reading:
 def sample_encoding(config: TrainConfig, prompts: set[str], tokenizer: Any) -> Reading:
     """Returns the encoding of sample prompts: in as many windows as the longest needs.
 
-    (word:1.2) is emphasis where the user wrote the prompts; captions used as prompts are encoded as captions are.
+    (word:1.2) is emphasis where the user wrote the prompts; captions used as prompts are encoded as captions
+    are.
     """
     weighted = bool(config.sample_prompts) or config.weighted_captions
     windows = max(windows_of(prompt, tokenizer, weighted=weighted) for prompt in prompts)
@@ -101,14 +98,22 @@ class TextConditioner:
         """Returns the conditioning of each prompt by encoders that do not change any more; each is encoded once."""
         return Conditioning.stack([self._cached(prompt) for prompt in prompts])
 
+    def trained_encoders(self) -> dict[str, TextEncoder]:
+        """Returns both text encoders by part where at least one is trained, and otherwise nothing."""
+        if not self.is_trained:
+            return {}
+        assert self.models is not None
+        first, second = self.models.encoders
+        return {"text_encoder": first, "text_encoder_2": second}
+
     def encode_one(self, prompt: str) -> Conditioning:
         """Returns the conditioning of one prompt, always computed by the encoders."""
         assert self.models is not None, f"not cached: {prompt}"
         return encode([prompt], self.models.tokenizers, self.models.encoders, self.encoding)
 
     def _cached(self, prompt: str) -> Conditioning:
-        # One prompt at a time: in a batch of another size the last bits differ, and a resumed run has other prompts
-        # in memory than the run that it continues, so its batches would differ too.
+        # One prompt at a time: in a batch of another size the last bits differ, and a resumed run has other
+        # prompts in memory than the run that it continues, so its batches would differ too.
         if prompt not in self.cached:
             with torch.no_grad():
                 conditioning = self.encode_one(prompt)

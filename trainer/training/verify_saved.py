@@ -28,7 +28,7 @@ def verify_saved(run: Run, samples: TrainingSamples, models: dict[str, nn.Module
     Args:
         models: the parts that the adapter is attached to: `unet`, `text_encoder`, `text_encoder_2`.
     """
-    base = samples.base
+    base = samples.setup.base
     report = check_file(run.lora_file, base=base.path if base.path.is_dir() else None, bases=base.path.parent)
     fields: dict[str, Any] = {"takes": [verdict.tool for verdict in report.verdicts if verdict.whole]}
     if not report.ok and run.config.format == "kohya":
@@ -52,10 +52,11 @@ def verify_saved(run: Run, samples: TrainingSamples, models: dict[str, nn.Module
 
 
 def _image_from_file(run: Run, samples: TrainingSamples, models: dict[str, nn.Module]) -> Image.Image:
-    with detached(samples.adapter, models):
+    with detached(samples.setup.adapter, models):
         loaded = attach_lora(run.lora_file, models)
         try:
-            return dataclasses.replace(samples, adapter=loaded).first_image()
+            setup = dataclasses.replace(samples.setup, adapter=loaded)
+            return dataclasses.replace(samples, setup=setup).first_image()
         finally:
             for part in list(loaded.layers):
                 loaded.detach(part, models[part])

@@ -261,11 +261,11 @@ def test_showing_the_average_leaves_the_trained_weights_as_they_were(kind: str):
     average = EmaWeights(adapter, optimizer, 0.9 if kind == "ema" else 0.0)
     trained(adapter, model, optimizer, average, 4)
     before = adapter.tensors()
-    with average.shown():
+    with average.swapped_in():
         within = adapter.tensors()
     assert all(torch.equal(before[name], tensor) for name, tensor in adapter.tensors().items())
     assert any(not torch.equal(before[name], tensor) for name, tensor in within.items())
-    average.settle()
+    average.apply()
     assert all(torch.equal(within[name], tensor) for name, tensor in adapter.tensors().items())
 
 
@@ -277,7 +277,7 @@ def test_schedulefree_shows_the_weights_that_its_evaluation_mode_recommends():
     average = EmaWeights(adapter, optimizer, 0.0)
     trained(adapter, model, optimizer, average, 5)
     y, z = adapter.parameters()[1].detach().clone(), optimizer.state[adapter.parameters()[1]]["z"]
-    with average.shown():
+    with average.swapped_in():
         x = adapter.parameters()[1].detach().clone()
     torch.testing.assert_close(y, 0.1 * z + 0.9 * x)  # Defazio et al. 2024, equation 1, beta = 0.9
     assert math.isfinite(float(x.sum()))
