@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.adapter.lora import Adapter
 from trainer.config import TrainConfig
-from trainer.planning.memory import Shape, attached, fused_attention, meta_unet
-from trainer.planning.memory import _predicted as predicted
+from trainer.planning.memory import WorkloadShape, attach_to_meta, meta_unet, predict_on_meta
+from trainer.planning.tracer import counting_fused_attention
 
 # They make room and launch nothing.
 _ROOM = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
@@ -37,25 +37,25 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def step_on_shapes(config: TrainConfig, shape: Shape) -> tuple[Callable[[], torch.Tensor], Adapter]:
+def step_on_shapes(config: TrainConfig, shape: WorkloadShape) -> tuple[Callable[[], torch.Tensor], Adapter]:
     """(what gives the loss of a batch, the adapter), ready for the first step."""
     unet = meta_unet(shape.configs, shape.dtype)
-    adapter = attached(config, {"unet": unet})
+    adapter = attach_to_meta(config, {"unet": unet})
     adapter.zero_grad()
-    return lambda: predicted(unet, shape, config.batch).float().square().mean(), adapter
+    return lambda: predict_on_meta(unet, shape, config.batch).float().square().mean(), adapter
 
 
-def launches_of_step(config: TrainConfig, shape: Shape) -> tuple[int, Counter[str]]:
+def launches_of_step(config: TrainConfig, shape: WorkloadShape) -> tuple[int, Counter[str]]:
     """(operations of the forward pass, all of forward and backward by name)."""
     loss_of, _ = step_on_shapes(config, shape)
-    with fused_attention(), Launches() as counted:
+    with counting_fused_attention(), Launches() as counted:
         loss = loss_of()
         forward = counted.total
         loss.backward()
     return forward, counted.by_name
 
 
-def flops_of_step(config: TrainConfig, shape: Shape) -> tuple[int, int]:
+def flops_of_step(config: TrainConfig, shape: WorkloadShape) -> tuple[int, int]:
     """(of the frozen UNet's forward pass for one picture, of a step of the batch)."""
     loss_of, adapter = step_on_shapes(config, shape)
     with FlopCounterMode(display=False) as step:

@@ -13,7 +13,7 @@ import torch
 from benchmarks import BUNDLED
 from benchmarks.report import Figure
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import layer_sizes
+from trainer.adapter.targets import layer_specs
 from trainer.config import TrainConfig
 from trainer.lora_file.writer import save_lora
 from trainer.sampling.pipeline import WarmBase
@@ -64,8 +64,8 @@ def figures(folder: Path, *, base: Path = BUNDLED, quick: bool = False, repeat: 
 
 def random_lora(warm: WarmBase, path: Path, seed: int) -> Path:
     adapter = Adapter()
-    adapter.attach("unet", warm.unet, layer_sizes(TrainConfig(), {"unet": warm.unet})["unet"])
-    adapter.start(seed)
+    adapter.attach("unet", warm.unet, layer_specs(TrainConfig(), {"unet": warm.unet})["unet"])
+    adapter.init_weights(seed)
     with torch.no_grad():
         for vector in adapter.vectors():
             vector.add_(

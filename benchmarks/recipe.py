@@ -26,7 +26,7 @@ from trainer.runs import events
 from trainer.runs.commands import CommandInbox
 from trainer.runs.run import create
 from trainer.sdxl.base import open_base
-from trainer.sdxl.latents import posterior
+from trainer.sdxl.latents import encode_image
 from trainer.training.caching import FeatureExtractor
 from trainer.training.feature_cache import FeatureCache
 
@@ -146,7 +146,7 @@ def caching(folder: Path, pictures: int) -> list[Figure]:
     vae, picture = base.vae(device), torch.rand(1, 3, 128, 128) * 2 - 1
     begun = time.perf_counter()
     for _ in range(pictures):
-        posterior(vae, picture)
+        encode_image(vae, picture)
     alone = pictures / (time.perf_counter() - begun)
     return [
         Figure(

@@ -36,7 +36,7 @@ def machine() -> str:
     import torch
 
     from trainer.hardware.device import describe, find_device
-    from trainer.hardware.precision import multiplies_bf16
+    from trainer.hardware.precision import has_bf16_instructions
 
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -51,7 +51,7 @@ def machine() -> str:
         )
     memory = psutil.virtual_memory().total / 2**30
     wide = (
-        torch.backends.cpu.get_cpu_capability() + " BF16" * multiplies_bf16()
+        torch.backends.cpu.get_cpu_capability() + " BF16" * has_bf16_instructions()
     )  # two of one name can differ in it
     return f"{describe(find_device())}, {model} {wide}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, torch {torch.__version__}"
 

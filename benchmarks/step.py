@@ -19,12 +19,12 @@ import torch
 from benchmarks import BUNDLED
 from benchmarks.bases import random_part, write_wide
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import layer_sizes, linear_paths, parameter_groups
+from trainer.adapter.targets import layer_specs, linear_paths, parameter_groups
 from trainer.config import TrainConfig
-from trainer.hardware.activation_checkpointing import recompute
+from trainer.hardware.activation_checkpointing import enable_activation_checkpointing
 from trainer.hardware.compile import compile_blocks
-from trainer.hardware.device import dtype_of, find_device
-from trainer.planning.plan import matmul_rate, peak_bytes
+from trainer.hardware.device import find_device, resolve_dtype
+from trainer.planning.budget import matmul_rate, peak_bytes
 from trainer.sdxl.base import ORIGINAL, open_base
 from trainer.training.optim import build_optimizer
 
@@ -80,7 +80,7 @@ class Steps:
 
     def __init__(self, case: Case) -> None:
         self.case, self.device = case, find_device()
-        self.dtype = dtype_of(case.precision, self.device)
+        self.dtype = resolve_dtype(case.precision, self.device)
         if case.base == "sdxl":
             self.unet: Any = random_part("unet", ORIGINAL, self.device, self.dtype)
         else:
@@ -91,9 +91,9 @@ class Steps:
     def prepare(self) -> None:
         case, self.unet = self.case, self.unet.to(memory_format=torch.channels_last)
         self.adapter = Adapter()
-        self.adapter.attach("unet", self.unet, layer_sizes(case.settings, {"unet": self.unet})["unet"])
-        self.adapter.start(0)
-        recompute(self.unet, case.level)
+        self.adapter.attach("unet", self.unet, layer_specs(case.settings, {"unet": self.unet})["unet"])
+        self.adapter.init_weights(0)
+        enable_activation_checkpointing(self.unet, case.level)
         if case.compile:
             compile_blocks(self.unet, Path(case.folder) / "compiled", mode=case.compile)
         groups = parameter_groups(case.settings, self.adapter)
@@ -122,7 +122,7 @@ class Steps:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.adapter.vectors(), 1.0)
         self.optimizer.step()
-        self.adapter.changed()
+        self.adapter.mark_dirty()
         self.adapter.zero_grad()
         return loss.detach()
 

@@ -15,9 +15,9 @@ from benchmarks import ROOT
 from benchmarks.counted import flops_of_step
 from benchmarks.report import Figure
 from benchmarks.step import Case
-from trainer.hardware.device import dtype_of, find_device
-from trainer.hardware.precision import multiplies_bf16
-from trainer.planning.memory import Shape
+from trainer.hardware.device import find_device, resolve_dtype
+from trainer.hardware.precision import has_bf16_instructions
+from trainer.planning.memory import WorkloadShape
 
 GROUP = "training"
 
@@ -62,7 +62,7 @@ QUICK_CASES = (
 def cases(*, quick: bool, card: bool) -> tuple[Case, ...]:
     if quick or card:
         return QUICK_CASES if quick else CARD_CASES
-    return CPU_CASES + BF16_CASES * multiplies_bf16()
+    return CPU_CASES + BF16_CASES * has_bf16_instructions()
 
 
 def figures(wanted: tuple[Case, ...], repeat: int = 1) -> list[Figure]:
@@ -116,8 +116,8 @@ def _in_child(case: Case) -> dict[str, Any] | None:
 def _figures(case: Case, runs: list[dict[str, Any]]) -> list[Figure]:
     times = sorted(seconds for run in runs for seconds in run["all"])
     seconds, rate = times[len(times) // 2], max(run["rate"] for run in runs)
-    dtype = dtype_of(case.precision, find_device())
-    shape = Shape(configs=case.configs, dtype=dtype, width=case.resolution, height=case.resolution)
+    dtype = resolve_dtype(case.precision, find_device())
+    shape = WorkloadShape(configs=case.configs, dtype=dtype, width=case.resolution, height=case.resolution)
     _, flops = flops_of_step(case.settings, shape)
     floor = flops / rate
     return [

@@ -19,7 +19,7 @@ import torch
 from trainer.atomic_files import replacing
 from trainer.headers.base_model import TEXT_1, TEXT_2
 from trainer.sdxl.base import ORIGINAL
-from trainer.sdxl.ldm_names import Source, original_source
+from trainer.sdxl.ldm_names import Source, ldm_source
 from trainer.sdxl.weights import PARTS, FolderWeights, build
 
 CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}
@@ -72,7 +72,7 @@ def _by_key(part: str, model: torch.nn.Module) -> dict[str, list[Piece]]:
     """Key of the file -> the parameters it is made of: one, or q, k and v."""
     keys: dict[str, list[Piece]] = {}
     for name, tensor in model.state_dict().items():
-        source = original_source(part, name)
+        source = ldm_source(part, name)
         keys.setdefault(source.key, []).append((name, tensor.shape, source))
     return {key: sorted(pieces, key=lambda piece: piece[2].third or 0) for key, pieces in keys.items()}
 

@@ -1,7 +1,8 @@
-"""Atomic writes of files and folders: readers see the old content or the whole new one, also after a power cut.
+"""Atomic writes of files and folders: readers see the old or the whole new content, also after a power cut.
 
-Everything is written to a hidden sibling (`.tmp-*`) and then renamed onto its target, which the file system does in one
-step. A killed process leaves its sibling behind; `runs.run.remove_temporary_files` removes those of a run.
+Everything is written to a hidden sibling (`.tmp-*`) and then renamed onto its target, which the file system
+does in one step. A killed process leaves its sibling behind; `runs.run.remove_temporary_files` removes those
+of a run.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(target: Path, *, sync: bool = True) -> Iterator[Path]:
-    """Yields a path beside `target` for a new file or folder, which is renamed to `target` at the end of the block.
+    """Yields a path beside `target` for a new file or folder, which the end of the block renames to `target`.
 
-    If the block raises, the temporary file or folder is removed and `target` stays as it is. The last of several
-    concurrent writers wins.
+    If the block raises, the temporary file or folder is removed and `target` stays as it is. The last of
+    several concurrent writers wins.
 
     Args:
         target: an existing file is replaced; a folder can only replace an empty or missing one.
-        sync: flushes the content and the name to the disk before returning, which costs up to a second on slow disks;
-            False for content that can be created again, such as preview images.
+        sync: flushes the content and the name to the disk before returning, which costs up to a second on
+            slow disks; False for content that can be created again, such as preview images.
     """
     # Process, thread and number make the name unique: two threads may replace the same file at once.
     name = f"{TEMPORARY_PREFIX}{os.getpid()}-{threading.get_native_id()}-{next(_numbers)}"

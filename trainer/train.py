@@ -11,7 +11,8 @@ from trainer.adapter.targets import parameter_groups, text_parameters
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.hardware.device import describe, find_device
 from trainer.hardware.precision import precision_for
-from trainer.planning.plan import as_before, give_back_memory, peak_bytes, tile_before
+from trainer.planning.budget import give_back_memory, peak_bytes
+from trainer.planning.plan import config_of_earlier_run, encoding_tile_of_earlier_run
 from trainer.runs.commands import CommandInbox
 from trainer.runs.run import Run, remove_temporary_files
 from trainer.sdxl.base import open_base
@@ -51,12 +52,12 @@ def train(run: Run, models_folder: Path, commands_offset: int | None = None) -> 
     accelerator = processes.open_accelerator(config, run.path, device, dtype)
     run.emit("stage", stage="opening the base", device=describe(device))
     objective = objective_of(config, base)
-    plan = preflight.plan_training(as_before(run), manifest, base, device, cache_folder)
-    chosen = plan.way.chosen(config)
-    run.emit("planned", words=plan.line(), **plan.facts())
+    plan = preflight.plan_training(config_of_earlier_run(run), manifest, base, device, cache_folder)
+    chosen = plan.options.chosen(config)
+    run.emit("planned", words=plan.summary(), **plan.event_fields())
 
     # 2 Caches: latents of images, embeddings of captions. The VAE and the text encoders then leave memory.
-    tile = tile_before(run) or plan.way.encoding_tile
+    tile = encoding_tile_of_earlier_run(run) or plan.options.encoding_tile
     extractor = caching.feature_extractor(run, base, device, inbox, tile)
     dataset = extractor.latents(manifest.training_items)
     batches = dataset.batches(config.batch, config.seed)
@@ -88,7 +89,7 @@ def train(run: Run, models_folder: Path, commands_offset: int | None = None) -> 
     state = checkpoint.TrainingState(adapter, optimizer, ema, accelerator.scaler)
     first_step = checkpoint.resume(run, state)
     setup = Setup(config, base, objective, dataset, batches, captions, conditioner, unet, adapter, dtype)
-    samples = TrainingSamples(run, setup, samplings, sample_conditioner, plan.way.room)
+    samples = TrainingSamples(run, setup, samplings, sample_conditioner, plan.options.sampling_limits)
     live_preview = LivePreview(samples, inbox, ema)
     validation = Validation(run, setup, validation_dataset, first_step)
     writer = checkpoint.CheckpointWriter(run, state, config.keep_checkpoints)
@@ -126,7 +127,7 @@ def train(run: Run, models_folder: Path, commands_offset: int | None = None) -> 
         if step >= text_stop:
             optim.freeze(text_parameters(adapter, groups))
         stepper.step()
-        adapter.changed()
+        adapter.mark_dirty()
         if config.scale_weight_norms:
             adapter.limit_norms(config.scale_weight_norms)
         adapter.zero_grad()

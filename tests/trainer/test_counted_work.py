@@ -14,14 +14,14 @@ from benchmarks.counted import flops_of_step, launches_of_step
 from tests.conftest import INK, MODELS
 from trainer.config import TrainConfig, config_from
 from trainer.dataset.scan import scan
-from trainer.planning.memory import Shape, step_of
+from trainer.planning.memory import WorkloadShape, trace_step
 from trainer.presets import preset_values
 from trainer.runs import events, run
 from trainer.sdxl.base import ORIGINAL
 from trainer.train import train
 
 GIB = 1 << 30
-SDXL = Shape(configs=ORIGINAL, dtype=torch.bfloat16, width=1024, height=1024)
+SDXL = WorkloadShape(configs=ORIGINAL, dtype=torch.bfloat16, width=1024, height=1024)
 ONE = TrainConfig(batch=1, rank=16, alpha=16.0)
 
 
@@ -55,7 +55,7 @@ def test_learning_costs_little_more_than_two_forward_passes():
 @pytest.mark.parametrize(("level", "most"), [("none", 4.5), ("all", 0.5)])
 def test_true_sdxl_keeps_no_more_than_its_floor(level: str, most: float):
     """Bytes that a step at 1024 px, batch 1, bf16 passes through: what is kept for the backward pass, and what that makes."""
-    assert step_of(ONE, SDXL, level).passing <= most * GIB
+    assert trace_step(ONE, SDXL, level).passing <= most * GIB
 
 
 class Waits(TorchDispatchMode):

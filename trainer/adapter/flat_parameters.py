@@ -1,7 +1,7 @@
 """Many small masters as views of one long vector, so that clipping, averaging and the optimizer take one launch each.
 
     value       fp32   | A_q | A_k | A_v | B_q | B_k | B_v | A_out | B_out | ...    what learns; each matrix is a view
-    gradient    fp32   the same places; each matrix's `.grad` is a view
+    gradient    fp32   the same slots; each matrix's `.grad` is a view
     working     the base's dtype, a copy made when the value has changed; the value itself where the base is fp32
 
 Downs of layers that read the same input lie side by side, so that one product serves them all.
@@ -21,10 +21,10 @@ from trainer.adapter.layer import Layer
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """Where a master lies."""
 
-    flat: Flat
+    flat: FlatVector
     start: int
     shape: torch.Size
 
@@ -32,7 +32,7 @@ class Place:
         return vector[self.start : self.start + self.shape.numel()].view(self.shape)
 
 
-class Flat:
+class FlatVector:
     """One vector of the masters given, which become views of it; their values stay.
 
     Args:
@@ -42,8 +42,8 @@ class Flat:
     def __init__(
         self, masters: Iterable[tuple[Layer, str]], order: Callable[[tuple[Layer, str]], Any]
     ) -> None:
-        self.masters = list(masters)  # in the order given
-        laid = sorted(self.masters, key=order)
+        self.members = list(masters)  # in the order given
+        laid = sorted(self.members, key=order)
         parameters = [layer.tensors()[role] for layer, role in laid]
         self.value = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
         self._values = self.value.detach()  # the same memory, one tensor for all who ask
@@ -55,14 +55,14 @@ class Flat:
         self._is_open = False
         start = 0
         for (layer, role), parameter in zip(laid, parameters, strict=True):
-            place = Place(self, start, parameter.shape)
+            place = Slot(self, start, parameter.shape)
             layer.place(role, nn.Parameter(place.of(self.value.detach())), place)
             start += parameter.numel()
 
     @property
-    def places(self) -> list[Place]:
+    def slots(self) -> list[Slot]:
         """Of each master, in the order given."""
-        return [layer.places[role] for layer, role in self.masters]
+        return [layer.slots[role] for layer, role in self.members]
 
     def working(self, dtype: torch.dtype) -> torch.Tensor:
         """The values in `dtype`, without gradient."""
@@ -80,7 +80,7 @@ class Flat:
             self._copied_at = self.value._version
         return self._copy
 
-    def changed(self) -> None:
+    def mark_dirty(self) -> None:
         """To be told after a change through `.data`, as some optimizers make it."""
         self._copied_at = -1
 
@@ -107,10 +107,10 @@ class Flat:
     def _ensure_gradients(self) -> None:
         if self._gradient is None:
             self._gradient = torch.zeros_like(self.value, requires_grad=False)
-            parameters = [layer.tensors()[role] for layer, role in self.masters]
+            parameters = [layer.tensors()[role] for layer, role in self.members]
             self._views = [
                 (parameter, place.of(self._gradient))
-                for parameter, place in zip(parameters, self.places, strict=True)
+                for parameter, place in zip(parameters, self.slots, strict=True)
             ]
             for parameter, view in self._views:
                 parameter.grad = view if parameter.grad is None else parameter.grad
@@ -135,38 +135,40 @@ class Flat:
         self._ensure_gradients()
 
 
-def split_state(optimizer: torch.optim.Optimizer, flats: list[Flat]) -> dict[str, Any]:
-    """An optimizer's state on the CPU, as it would be over the masters themselves, in the order of each `Flat.masters`.
+def split_state(optimizer: torch.optim.Optimizer, flat_vectors: list[FlatVector]) -> dict[str, Any]:
+    """An optimizer's state on the CPU, as it would be over the masters themselves, in the order of each `FlatVector.masters`.
 
     As it is where the optimizer is over the masters, or keeps entries of another length than its vector.
     """
-    state, long = optimizer.state_dict(), _Long(flats)
+    state, long = optimizer.state_dict(), _Long(flat_vectors)
     if not long.is_over(optimizer) or not all(
-        long.can_split(number, state["state"].get(number, {})) for number in range(len(flats))
+        long.can_split(number, state["state"].get(number, {})) for number in range(len(flat_vectors))
     ):
         return state
     whole: dict[str, Any] = {"state": {}, "param_groups": []}
-    for number, (flat, group) in enumerate(zip(flats, state["param_groups"], strict=True)):
-        first = sum(len(earlier.masters) for earlier in flats[:number])
+    for number, (flat, group) in enumerate(zip(flat_vectors, state["param_groups"], strict=True)):
+        first = sum(len(earlier.members) for earlier in flat_vectors[:number])
         entries = {
             name: value.cpu() if isinstance(value, torch.Tensor) else value
             for name, value in state["state"].get(number, {}).items()
         }
-        for index, place in enumerate(flat.places, start=first):
+        for index, place in enumerate(flat.slots, start=first):
             parts = {name: _part(value, place, flat) for name, value in entries.items()}
             if parts:
                 whole["state"][index] = parts
-        whole["param_groups"].append({**group, "params": list(range(first, first + len(flat.masters)))})
+        whole["param_groups"].append({**group, "params": list(range(first, first + len(flat.members)))})
     return whole
 
 
-def join_state(state: dict[str, Any], optimizer: torch.optim.Optimizer, flats: list[Flat]) -> dict[str, Any]:
+def join_state(
+    state: dict[str, Any], optimizer: torch.optim.Optimizer, flat_vectors: list[FlatVector]
+) -> dict[str, Any]:
     """The way back from `split_state`."""
     counts = [len(group["params"]) for group in state["param_groups"]]
-    if not _Long(flats).is_over(optimizer) or counts != [len(flat.masters) for flat in flats]:
+    if not _Long(flat_vectors).is_over(optimizer) or counts != [len(flat.members) for flat in flat_vectors]:
         return state
     whole: dict[str, Any] = {"state": {}, "param_groups": []}
-    for number, (flat, group) in enumerate(zip(flats, state["param_groups"], strict=True)):
+    for number, (flat, group) in enumerate(zip(flat_vectors, state["param_groups"], strict=True)):
         entries = [state["state"].get(index, {}) for index in group["params"]]
         if any(entries):
             whole["state"][number] = {
@@ -178,31 +180,31 @@ def join_state(state: dict[str, Any], optimizer: torch.optim.Optimizer, flats: l
 
 @dataclass(frozen=True)
 class _Long:
-    flats: list[Flat]
+    flat_vectors: list[FlatVector]
 
     def is_over(self, optimizer: torch.optim.Optimizer) -> bool:
         held = [group["params"] for group in optimizer.param_groups]
-        return len(held) == len(self.flats) and all(
-            len(ps) == 1 and ps[0] is flat.value for ps, flat in zip(held, self.flats, strict=True)
+        return len(held) == len(self.flat_vectors) and all(
+            len(ps) == 1 and ps[0] is flat.value for ps, flat in zip(held, self.flat_vectors, strict=True)
         )
 
     def can_split(self, number: int, entries: dict[str, Any]) -> bool:
-        size = self.flats[number].value.numel()
+        size = self.flat_vectors[number].value.numel()
         return all(
             value.numel() in (1, size) for value in entries.values() if isinstance(value, torch.Tensor)
         )
 
 
-def _part(value: Any, place: Place, flat: Flat) -> Any:
+def _part(value: Any, place: Slot, flat: FlatVector) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     return (place.of(value.flatten()) if value.numel() == flat.value.numel() else value).clone()
 
 
-def _joined(values: list[Any], flat: Flat) -> Any:
+def _joined(values: list[Any], flat: FlatVector) -> Any:
     if not any(isinstance(value, torch.Tensor) and value.numel() > 1 for value in values):
         return values[0]
     long = torch.zeros(flat.value.shape, dtype=values[0].dtype)
-    for place, value in zip(flat.places, values, strict=True):
+    for place, value in zip(flat.slots, values, strict=True):
         place.of(long).copy_(value.reshape(place.shape) if value.numel() > 1 else value)
     return long

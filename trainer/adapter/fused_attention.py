@@ -13,12 +13,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from trainer.adapter.fused_linear import Group
+from trainer.adapter.fused_linear import LinearGroup
 
 _FEW = 256 * 256  # tokens times tokens of the source (benchmarks/NOTES.md)
 
 
-def is_plain(attention: Any) -> bool:
+def is_standard(attention: Any) -> bool:
     """Whether an attention module is of the kind that SDXL's transformer blocks have."""
     extra = (
         attention.spatial_norm,
@@ -36,18 +36,18 @@ class Projections:
     def __init__(self, attention: Any) -> None:
         self.attention = attention
         self.groups: dict[
-            tuple[str, ...], tuple[Any, Group | None]
-        ] = {}  # with the places that they were made for
+            tuple[str, ...], tuple[Any, LinearGroup | None]
+        ] = {}  # with the slots that they were made for
 
     def of(self, names: tuple[str, ...], x: torch.Tensor) -> list[torch.Tensor]:
         layers = [getattr(self.attention, name) for name in names]
         adapted = [layer for layer in layers if getattr(layer, "network", None) == "lora"]
-        if len(adapted) > 1 and adapted[0].runs_in_groups:
+        if len(adapted) > 1 and adapted[0].can_run_grouped:
             known = self.groups.get(names)
-            if known is None or known[0] is not adapted[0].places:
+            if known is None or known[0] is not adapted[0].slots:
                 known = self.groups[names] = (
-                    adapted[0].places,
-                    Group(tuple(adapted)) if Group.fits(adapted) else None,
+                    adapted[0].slots,
+                    LinearGroup(tuple(adapted)) if LinearGroup.fits(adapted) else None,
                 )
             if known[1] is not None:
                 answers = iter(known[1](x))

@@ -20,10 +20,10 @@ from diffusers.models.activations import GEGLU
 from torch import nn
 
 from trainer.adapter.fused_attention import attention_dtype
-from trainer.adapter.fused_linear import PLAIN, Frozen, Group
+from trainer.adapter.fused_linear import PLAIN, FrozenGroup, LinearGroup
 
 
-class Block:
+class FusedBlock:
     """The layers of a block, those that read the same input together."""
 
     def __init__(self, module: Any) -> None:
@@ -40,13 +40,13 @@ class Block:
             (down,),
         ]
         self.adapted = [layer for group in layers for layer in group if _is_lora(layer)]
-        self._made_for = self.adapted[0].places if self.adapted else None
+        self._made_for = self.adapted[0].slots if self.adapted else None
         products: Any = [_together_in(group) for group in layers]
         self.fits = all(products)
         self.own, self.own_out, self.query, self.text, self.text_out, self.up, self.down = products
 
     @staticmethod
-    def is_plain(module: Any) -> bool:
+    def is_standard(module: Any) -> bool:
         """Whether a block is of the kind that SDXL is made of."""
         return (
             module.norm_type == "layer_norm"
@@ -62,13 +62,13 @@ class Block:
     @property
     def can_run(self) -> bool:
         """Whether this call can be computed here."""
-        runs = all(layer.runs_in_groups for layer in self.adapted[:1])
+        runs = all(layer.can_run_grouped for layer in self.adapted[:1])
         return self.fits and runs and not torch.compiler.is_compiling()
 
     @property
     def is_outdated(self) -> bool:
-        """Whether masters lie in other places than when this was made."""
-        return bool(self.adapted) and self.adapted[0].places is not self._made_for
+        """Whether masters lie in other slots than when this was made."""
+        return bool(self.adapted) and self.adapted[0].slots is not self._made_for
 
     def __call__(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """(N, tokens, C)"""
@@ -89,20 +89,22 @@ def _is_lora(layer: Any) -> bool:
     return getattr(layer, "network", None) == "lora"
 
 
-def _together_in(layers: tuple[Any, ...]) -> Group | Frozen | None:
+def _together_in(layers: tuple[Any, ...]) -> LinearGroup | FrozenGroup | None:
     """None where only some of the layers learn, or in another way."""
     if all(type(layer) in PLAIN for layer in layers):
-        return Frozen(layers)
-    return Group(layers) if all(map(_is_lora, layers)) and Group.fits(layers) else None
+        return FrozenGroup(layers)
+    return LinearGroup(layers) if all(map(_is_lora, layers)) and LinearGroup.fits(layers) else None
 
 
-def _learned(*products: Group | Frozen) -> torch.Tensor | None:
-    return next((product.learned for product in products if isinstance(product, Group)), None)
+def _learned(*products: LinearGroup | FrozenGroup) -> torch.Tensor | None:
+    return next((product.learned for product in products if isinstance(product, LinearGroup)), None)
 
 
 class _Begin(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, _: Any, block: Block, strength: float) -> tuple[torch.Tensor, ...]:  # pyright: ignore
+    def forward(
+        ctx: Any, x: torch.Tensor, _: Any, block: FusedBlock, strength: float
+    ) -> tuple[torch.Tensor, ...]:  # pyright: ignore
         x_TC = x.flatten(0, 1)
         normed, *norm = _norm(block.norms[0], x_TC)
         made = block.own.outputs(normed, strength, attention_dtype(x, x))
@@ -131,7 +133,7 @@ class _Middle(torch.autograd.Function):
         x: torch.Tensor,
         text: torch.Tensor,
         _: Any,
-        block: Block,
+        block: FusedBlock,
         strength: float,
     ) -> Any:  # pyright: ignore
         attended_TC, text_TC, dtype = _rows(attended), text.flatten(0, 1), attention_dtype(x, text)
@@ -180,7 +182,7 @@ class _Middle(torch.autograd.Function):
 class _End(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, attended: torch.Tensor, a: torch.Tensor, _: Any, block: Block, strength: float
+        ctx: Any, attended: torch.Tensor, a: torch.Tensor, _: Any, block: FusedBlock, strength: float
     ) -> torch.Tensor:  # pyright: ignore
         attended_TC = _rows(attended)
         (b_TC,) = block.text_out.outputs(attended_TC, strength)
@@ -210,7 +212,9 @@ class _End(torch.autograd.Function):
         return attended, stream_TC.view(ctx.shape) if to_a else None, None, None, None
 
 
-def _gated_backward(block: Block, wide: torch.Tensor, stream: torch.Tensor, strength: float) -> torch.Tensor:
+def _gated_backward(
+    block: FusedBlock, wide: torch.Tensor, stream: torch.Tensor, strength: float
+) -> torch.Tensor:
     """The gradient of value and gate (T, 8C), of down(value * gelu(gate))."""
     value, gate = wide.chunk(2, dim=1)
     curved = F.gelu(gate)

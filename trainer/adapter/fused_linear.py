@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.adapter.flat_parameters import Flat
+from trainer.adapter.flat_parameters import FlatVector
 from trainer.adapter.layer import Layer
 from trainer.sdxl.quantised import QuantisedLinear
 
@@ -38,7 +38,7 @@ class _Matrices(NamedTuple):
     ups_RO: list[torch.Tensor]
 
 
-class Group:
+class LinearGroup:
     """Members share an input; each is LoRA over a frozen linear layer of this project or torch, and their downs lie side by side."""
 
     reads_input = True  # in its backward pass
@@ -51,15 +51,17 @@ class Group:
         self.scales = [member.scale for member in members]
         self.ranks = [member.rank for member in members]
         self._views: dict[str, tuple[Any, torch.Tensor, _Matrices]] = {}
-        self._flats: tuple[Any, Flat, list[Flat]] | None = None  # of the downs, and of the ups
+        self._flat_vectors: tuple[Any, FlatVector, list[FlatVector]] | None = (
+            None  # of the downs, and of the ups
+        )
 
     @staticmethod
     def fits(members: Sequence[Any]) -> bool:
         """Whether these layers can be one group."""
-        if not all(type(member.base) in PLAIN and member.places for member in members):
+        if not all(type(member.base) in PLAIN and member.slots for member in members):
             return False
-        places = [member.places["down"] for member in members]
-        follows = pairwise(places)
+        slots = [member.slots["down"] for member in members]
+        follows = pairwise(slots)
         return all(b.flat is a.flat and b.start == a.start + a.shape.numel() for a, b in follows)
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -74,24 +76,24 @@ class Group:
         return tuple(output.view(*x.shape[:-1], -1) for output in made)
 
     @property
-    def flats(self) -> tuple[Flat, list[Flat]]:
+    def flat_vectors(self) -> tuple[FlatVector, list[FlatVector]]:
         """Where all downs lie, and where the ups do."""
-        places = self.members[0].places
-        if self._flats is None or self._flats[0] is not places:
-            self._flats = (
-                places,
-                places["down"].flat,
-                list({member.places["up"].flat: None for member in self.members}),
+        slots = self.members[0].slots
+        if self._flat_vectors is None or self._flat_vectors[0] is not slots:
+            self._flat_vectors = (
+                slots,
+                slots["down"].flat,
+                list({member.slots["up"].flat: None for member in self.members}),
             )
-        return self._flats[1:]
+        return self._flat_vectors[1:]
 
     @property
     def learned(self) -> torch.Tensor:
         """The vector of the downs: an input of every node of autograd that computes with this group, so that a gradient is asked for."""
-        return self.flats[0].value
+        return self.flat_vectors[0].value
 
     def _matrices(self, dtype: torch.dtype) -> _Matrices:
-        down, ups = self.flats
+        down, ups = self.flat_vectors
         vector = down.working(dtype)
         for flat in ups:
             if flat is not down:
@@ -100,19 +102,19 @@ class Group:
 
     def _gradients(self, dtype: torch.dtype) -> _Matrices:
         """Where the gradients of `_matrices` are added."""
-        vector = self.flats[0].gradient(dtype)
+        vector = self.flat_vectors[0].gradient(dtype)
         return self._viewed("gradients", vector, lambda flat: flat.gradient(dtype))
 
     def _viewed(self, kind: str, vector: torch.Tensor, of: Any) -> _Matrices:
-        places = self.members[0].places
+        slots = self.members[0].slots
         known = self._views.get(kind)
-        if known is None or known[0] is not places or known[1] is not vector:
-            first = places["down"]
+        if known is None or known[0] is not slots or known[1] is not vector:
+            first = slots["down"]
             inputs, rank = first.shape[1], sum(self.ranks)
             down = vector[first.start : first.start + rank * inputs].view(rank, inputs)
-            ups = [member.places["up"].of(of(member.places["up"].flat)) for member in self.members]
+            ups = [member.slots["up"].of(of(member.slots["up"].flat)) for member in self.members]
             known = self._views[kind] = (
-                places,
+                slots,
                 vector,
                 _Matrices(down, down.t(), ups, [up.t() for up in ups]),
             )
@@ -134,7 +136,7 @@ class Group:
         made = frozen_outputs(self.bases, x_TI.to(self.dtype), dtype or self.dtype)
         if isinstance(strength, float | int) and strength == 0:
             return made
-        x_TI = _thin(x_TI)
+        x_TI = _in_lora_precision(x_TI)
         matrices, factor = self._matrices(x_TI.dtype), 1.0
         hidden_TR = x_TI @ matrices.down_IR
         if isinstance(strength, torch.Tensor):
@@ -156,7 +158,7 @@ class Group:
         dtype: torch.dtype | None,
     ) -> torch.Tensor | None:
         """The gradient of x (T, I) in `dtype`, None where that is None; adds those of A and B where they lie."""
-        x_TI = _thin(x_TI)
+        x_TI = _in_lora_precision(x_TI)
         matrices, gradients = self._matrices(x_TI.dtype), self._gradients(x_TI.dtype)
         hidden_TR, hidden_gradient = x_TI @ matrices.down_IR, x_TI.new_empty(len(x_TI), sum(self.ranks))
         members = zip(self._parts(hidden_TR), self._parts(hidden_gradient), strict=True)
@@ -172,8 +174,8 @@ class Group:
         return input_gradient
 
 
-class Frozen:
-    """Linear layers that read the same input and learn nothing, with the face of a `Group`."""
+class FrozenGroup:
+    """Linear layers that read the same input and learn nothing, with the face of a `LinearGroup`."""
 
     reads_input = False
 
@@ -194,11 +196,11 @@ class Frozen:
 
 
 class _Grouped(torch.autograd.Function):
-    """The learned vector is an input so that a gradient is asked for; it goes to `Group._gradients`, not through autograd."""
+    """The learned vector is an input so that a gradient is asked for; it goes to `LinearGroup._gradients`, not through autograd."""
 
     @staticmethod
     def forward(
-        ctx: Any, x_TI: torch.Tensor, learned: torch.Tensor, group: Group, strength: float
+        ctx: Any, x_TI: torch.Tensor, learned: torch.Tensor, group: LinearGroup, strength: float
     ) -> tuple[torch.Tensor, ...]:  # pyright: ignore
         ctx.save_for_backward(x_TI)
         ctx.group, ctx.strength = group, strength
@@ -230,7 +232,7 @@ def frozen_input_gradient(
     return total
 
 
-def _thin(x_TI: torch.Tensor) -> torch.Tensor:
+def _in_lora_precision(x_TI: torch.Tensor) -> torch.Tensor:
     """In the precision of products with A and B."""
     return x_TI.float() if x_TI.device.type == "cpu" and x_TI.itemsize < 4 else x_TI
 

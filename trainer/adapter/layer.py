@@ -89,7 +89,9 @@ class Layer(nn.Module, ABC):
         self.base = base
         self.rank, self.alpha, self.strength = rank, alpha, strength
         self.dropout, self.name = dropout or Dropout(), name
-        self.places: dict[str, Any] = {}  # role -> where a `trainer.adapter.flat_parameters.Flat` holds it
+        self.slots: dict[
+            str, Any
+        ] = {}  # role -> where a `trainer.adapter.flat_parameters.FlatVector` holds it
 
     @property
     def scale(self) -> float:
@@ -106,18 +108,18 @@ class Layer(nn.Module, ABC):
     def place(self, role: str, parameter: nn.Parameter, place: Any) -> None:
         """Takes a view of a longer vector for a master; `place` says which part of it."""
         self._replace(role, parameter)
-        self.places = {
-            **self.places,
+        self.slots = {
+            **self.slots,
             role: place,
         }  # a new dictionary: what was made of the old one is outdated
 
     @property
     @abstractmethod
-    def zero(self) -> str:
+    def zero_init_role(self) -> str:
         """The role of the matrix that starts at zero; the change is proportional to it."""
 
     @abstractmethod
-    def start(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:
         """First values; `zero` is zero, so that step 0 equals the base model."""
 
     @abstractmethod

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.adapter.flat_parameters import Flat
-from trainer.adapter.fused_linear import Group
+from trainer.adapter.flat_parameters import FlatVector
+from trainer.adapter.fused_linear import LinearGroup
 from trainer.adapter.layer import Dropout, Layer, Strength, draw, fan_in, keep
 from trainer.adapter.lycoris import MatrixLayer, Shapes, product, shapes_of
-from trainer.adapter.patching import give_back, take_over
+from trainer.adapter.patching import patch_forwards, restore_forwards
 from trainer.sdxl.protocols import Module
 
 
@@ -51,7 +51,7 @@ class LoraLinear(Layer):
             torch.zeros(shapes["up"], device=device, dtype=torch.float32)
         )  # B (O, R) or (O, R, 1, 1)
 
-        self._alone: Group | None = None
+        self._alone: LinearGroup | None = None
 
     def tensors(self) -> dict[str, nn.Parameter]:
         return {"down": self.down, "up": self.up}
@@ -61,10 +61,10 @@ class LoraLinear(Layer):
         self._alone = None
 
     @property
-    def zero(self) -> str:
+    def zero_init_role(self) -> str:
         return "up"
 
-    def start(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:
         """A from the uniform distribution that PEFT and kohya use: Kaiming with a = sqrt(5)."""
         draw(self.down, generator, uniform=1 / math.sqrt(fan_in(self.base)))
 
@@ -80,14 +80,14 @@ class LoraLinear(Layer):
         return F.linear(hidden, self.up.to(hidden.dtype))
 
     @property
-    def runs_in_groups(self) -> bool:
-        """Whether this call can be computed by a `Group`; a compiler fuses the plain formula better than it traces that."""
+    def can_run_grouped(self) -> bool:
+        """Whether this call can be computed by a `LinearGroup`; a compiler fuses the plain formula better than it traces that."""
         if torch.compiler.is_compiling() or self.dropout.is_on:
             return False
         return not (isinstance(self.strength.value, torch.Tensor) and torch.is_grad_enabled())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.runs_in_groups and self._can_stand_alone():
+        if self.can_run_grouped and self._can_stand_alone():
             assert self._alone is not None
             return self._alone(x)[0]
         hidden = self.hidden(x)
@@ -97,8 +97,8 @@ class LoraLinear(Layer):
         return self.base(x) + self.output(hidden)
 
     def _can_stand_alone(self) -> bool:
-        if self._alone is None and Group.fits([self]):
-            self._alone = Group((self,))
+        if self._alone is None and LinearGroup.fits([self]):
+            self._alone = LinearGroup((self,))
         return self._alone is not None
 
     def _dropped(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -133,7 +133,7 @@ class LoraConv(LoraLinear):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class LayerSpec:
     """What a layer's change is made of."""
 
     rank: int
@@ -151,11 +151,11 @@ class Adapter:
 
     def __init__(self, dropout: Dropout | None = None) -> None:
         self.layers: dict[str, dict[str, Layer]] = {}
-        self.flats: list[Flat] = []
+        self.flat_vectors: list[FlatVector] = []
         self.strength = Strength()
         self.dropout = dropout or Dropout()
 
-    def attach(self, part: str, model: Module, sizes: dict[str, Size]) -> None:
+    def attach(self, part: str, model: Module, sizes: dict[str, LayerSpec]) -> None:
         """Adapts the linear layers and convolutions of `model` at the paths of `sizes`."""
         model.requires_grad_(False)
         adapted = self.layers.setdefault(part, {})
@@ -165,7 +165,7 @@ class Adapter:
             layer = self._layer(base, size, f"{part}/{path}")
             model.set_submodule(path, layer)
             adapted[path] = layer
-        take_over(model)
+        patch_forwards(model)
         self.flatten()
 
     def flatten(self, groups: list[list[tuple[Layer, str]]] | None = None) -> None:
@@ -179,7 +179,7 @@ class Adapter:
                 [(layer, role) for owner, layer, role in masters if owner == part]
                 for part in sorted(self.layers)
             ]
-        self.flats = [Flat(group, _place) for group in groups if group]
+        self.flat_vectors = [FlatVector(group, _place) for group in groups if group]
 
     @contextlib.contextmanager
     def at(self, strength: float | torch.Tensor) -> Iterator[None]:
@@ -196,19 +196,19 @@ class Adapter:
 
     def zero_grad(self) -> None:
         """Zeros in place; to be called before the first backward pass and after each step."""
-        for flat in self.flats:
+        for flat in self.flat_vectors:
             flat.zero_grad()
 
-    def changed(self) -> None:
+    def mark_dirty(self) -> None:
         """To be called when an optimizer has made a step."""
-        for flat in self.flats:
-            flat.changed()
+        for flat in self.flat_vectors:
+            flat.mark_dirty()
 
     def vectors(self) -> list[nn.Parameter]:
         """All masters as few long parameters."""
-        return [flat.value for flat in self.flats]
+        return [flat.value for flat in self.flat_vectors]
 
-    def _layer(self, base: nn.Linear | nn.Conv2d, size: Size, name: str) -> Layer:
+    def _layer(self, base: nn.Linear | nn.Conv2d, size: LayerSpec, name: str) -> Layer:
         if size.network == "lora":
             kind = LoraLinear if isinstance(base, nn.Linear) else LoraConv
             return kind(
@@ -235,13 +235,13 @@ class Adapter:
         """Gives the model its own layers back."""
         for path, layer in self.layers.pop(part, {}).items():
             model.set_submodule(path, layer.base)
-        give_back(model)
+        restore_forwards(model)
 
-    def start(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """First values, the same on every machine: drawn on the CPU in order of name."""
         generator = torch.Generator().manual_seed(seed)
         for _, _, layer in self.walk():
-            layer.start(generator)
+            layer.init_weights(generator)
 
     def walk(self) -> Iterator[tuple[str, str, Layer]]:
         """(part, path, layer), in order of name."""
@@ -249,7 +249,7 @@ class Adapter:
             for path in sorted(self.layers[part]):
                 yield part, path, self.layers[part][path]
 
-    def masters(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def master_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(`part/path.role`, tensor), in order of name."""
         for part, path, layer in self.walk():
             for role, parameter in layer.tensors().items():
@@ -265,23 +265,23 @@ class Adapter:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """`part/path.role` on the CPU, fp32: what a checkpoint keeps."""
-        vectors = {id(flat): flat.value.detach().cpu() for flat in self.flats}
-        places = {
-            f"{part}/{path}.{role}": layer.places[role]
+        vectors = {id(flat): flat.value.detach().cpu() for flat in self.flat_vectors}
+        slots = {
+            f"{part}/{path}.{role}": layer.slots[role]
             for part, path, layer in self.walk()
             for role in layer.tensors()
         }
-        return {name: place.of(vectors[id(place.flat)]).clone() for name, place in places.items()}
+        return {name: place.of(vectors[id(place.flat)]).clone() for name, place in slots.items()}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Puts back what `tensors()` gave. A key too many or too few is a KeyError."""
-        expected = dict(self.masters())
+        expected = dict(self.master_weights())
         if set(expected) != set(tensors):
             raise KeyError(f"{len(set(expected) ^ set(tensors))} tensors do not match this adapter")
         for name, parameter in expected.items():
             parameter.copy_(tensors[name])
-        self.changed()
+        self.mark_dirty()
 
     @torch.no_grad()
     def limit_norms(self, most: float) -> None:

@@ -103,7 +103,7 @@ class MatrixLayer(Layer):
         self.matrices[role] = parameter
 
     @property
-    def zero(self) -> str:
+    def zero_init_role(self) -> str:
         if self.network == "lokr":
             return "lokr_w2" if "lokr_w2" in self.matrices else "lokr_w2_b"
         return {"loha": "hada_w2_a", "diff": "diff"}.get(self.network, "up")
@@ -113,10 +113,10 @@ class MatrixLayer(Layer):
         return 1.0 if is_whole(self.matrices.keys()) else self.alpha / self.rank
 
     @torch.no_grad()
-    def start(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:
         """LoRA's and LoKr's as PEFT's (Kaiming, a = sqrt(5)), LoHa's with the deviations that LyCORIS chose."""
         for role, parameter in self.tensors().items():
-            if role == self.zero:
+            if role == self.zero_init_role:
                 parameter.zero_()
             elif role == "dora_scale":
                 parameter.copy_(magnitude(self.base.weight.float(), parameter.shape))

@@ -9,32 +9,32 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 
-from trainer.adapter.fused_attention import Projections, attend, is_plain
-from trainer.adapter.fused_block import Block
+from trainer.adapter.fused_attention import Projections, attend, is_standard
+from trainer.adapter.fused_block import FusedBlock
 from trainer.sdxl.protocols import Module
 
 
-def take_over(model: Module) -> None:
-    """To be called after layers are replaced; `give_back` undoes it."""
+def patch_forwards(model: Module) -> None:
+    """To be called after layers are replaced; `restore_forwards` undoes it."""
     for module in model.modules():
-        if isinstance(module, Attention) and is_plain(module):
+        if isinstance(module, Attention) and is_standard(module):
             module.forward = partial(attend, module, Projections(module))
-        if isinstance(module, BasicTransformerBlock) and Block.is_plain(module):
-            module.forward = _Running(module)
+        if isinstance(module, BasicTransformerBlock) and FusedBlock.is_standard(module):
+            module.forward = _BlockForward(module)
 
 
-def give_back(model: Module) -> None:
+def restore_forwards(model: Module) -> None:
     for module in model.modules():
         if isinstance(module, Attention | BasicTransformerBlock):
             module.__dict__.pop("forward", None)
 
 
-class _Running:
+class _BlockForward:
     """A block's forward, called as diffusers calls it: in our form where it can be, in its own otherwise."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.block: Block | None = (
+        self.block: FusedBlock | None = (
             None  # made when first needed: masters move into vectors after layers are replaced
         )
 
@@ -60,5 +60,5 @@ class _Running:
         ):  # what it keeps is computed again (`trainer.hardware.activation_checkpointing`)
             return False
         if self.block is None or self.block.is_outdated:
-            self.block = Block(self.module)
+            self.block = FusedBlock(self.module)
         return self.block.can_run

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from trainer.adapter.layer import Dropout, Layer
-from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.config import TrainConfig, block_values
 from trainer.errors import ConfigError
 from trainer.sdxl.protocols import Module
@@ -44,24 +44,26 @@ def conv_paths(part: str, model: Module) -> list[str]:
     ]
 
 
-def part_sizes(config: TrainConfig) -> dict[str, Size]:
+def part_specs(config: TrainConfig) -> dict[str, LayerSpec]:
     """Rank and alpha of each part that trains, as set."""
-    sizes = {"unet": Size(rank=config.rank, alpha=config.alpha)}
+    sizes = {"unet": LayerSpec(rank=config.rank, alpha=config.alpha)}
     if config.train_text_encoder_1:
-        sizes["text_encoder"] = Size(rank=config.text_encoder_1_rank, alpha=config.text_encoder_1_alpha)
+        sizes["text_encoder"] = LayerSpec(rank=config.text_encoder_1_rank, alpha=config.text_encoder_1_alpha)
     if config.train_text_encoder_2:
-        sizes["text_encoder_2"] = Size(rank=config.text_encoder_2_rank, alpha=config.text_encoder_2_alpha)
+        sizes["text_encoder_2"] = LayerSpec(
+            rank=config.text_encoder_2_rank, alpha=config.text_encoder_2_alpha
+        )
     return sizes
 
 
-def layer_sizes(config: TrainConfig, models: Mapping[str, Module]) -> dict[str, dict[str, Size]]:
+def layer_specs(config: TrainConfig, models: Mapping[str, Module]) -> dict[str, dict[str, LayerSpec]]:
     """What each adapted layer is made of (part -> path -> size), in the parts that train and are in `models`.
 
     Raises ConfigError when a pattern matches nothing, no layer is left (both only known when all parts that train are
     there), or a text encoder's attention is only half chosen.
     """
-    parts, unmatched = part_sizes(config), [*config.include_layers, *config.exclude_layers]
-    sizes: dict[str, dict[str, Size]] = {}
+    parts, unmatched = part_specs(config), [*config.include_layers, *config.exclude_layers]
+    sizes: dict[str, dict[str, LayerSpec]] = {}
     for part in [part for part in parts if part in models]:
         paths, matched = _chosen_paths(config, part, models[part])
         unmatched = [pattern for pattern in unmatched if pattern not in matched]
@@ -75,7 +77,7 @@ def layer_sizes(config: TrainConfig, models: Mapping[str, Module]) -> dict[str, 
     return sizes
 
 
-def _check_choice(config: TrainConfig, sizes: dict[str, dict[str, Size]], unmatched: list[str]) -> None:
+def _check_choice(config: TrainConfig, sizes: dict[str, dict[str, LayerSpec]], unmatched: list[str]) -> None:
     if unmatched:
         kinds = "linear layer" if config.network == "lora" else "linear layer or convolution"
         raise ConfigError(
@@ -117,16 +119,16 @@ def _chosen_paths(config: TrainConfig, part: str, model: Module) -> tuple[list[s
     return [path for path in eligible if path in chosen - excluded], matched
 
 
-def _size(config: TrainConfig, part: str, path: str, module: nn.Module, size: Size) -> Size | None:
+def _size(config: TrainConfig, part: str, path: str, module: nn.Module, size: LayerSpec) -> LayerSpec | None:
     """Of one layer; None where its block is left out."""
     if isinstance(module, nn.Conv2d):
-        size = Size(rank=config.conv_rank, alpha=config.conv_alpha)
+        size = LayerSpec(rank=config.conv_rank, alpha=config.conv_alpha)
     if part == "unet" and config.block_ranks:
         rank = int(block_values(config.block_ranks)[block_of(path)])
         if rank == 0:
             return None
         if not isinstance(module, nn.Conv2d):
-            size = Size(
+            size = LayerSpec(
                 rank=rank, alpha=size.alpha * rank / size.rank if not config.rank_stabilised else size.alpha
             )
     if part == "unet" and config.block_rates and block_values(config.block_rates)[block_of(path)] == 0:
@@ -140,7 +142,7 @@ def _size(config: TrainConfig, part: str, path: str, module: nn.Module, size: Si
     )
 
 
-def _check_attention_is_whole(sizes: dict[str, dict[str, Size]]) -> None:
+def _check_attention_is_whole(sizes: dict[str, dict[str, LayerSpec]]) -> None:
     """Other tools read a text encoder's q, k, v and out only together."""
     for part in set(sizes) - {"unet"}:
         found: dict[str, set[str]] = {}
@@ -188,16 +190,16 @@ def parameter_groups(config: TrainConfig, adapter: Adapter) -> list[dict[str, An
     for part, path, layer in adapter.walk():
         rate = rates[part] * (blocks[block_of(path)] if blocks and part == "unet" else 1.0)
         for role in layer.tensors():
-            faster = config.lora_plus_ratio if role == layer.zero else 1.0
+            faster = config.lora_plus_ratio if role == layer.zero_init_role else 1.0
             groups.setdefault((part, rate * faster), []).append((layer, role))
     adapter.flatten(list(groups.values()))
     vectors = config.optimizer in _ELEMENTWISE
     return [
         {
-            "params": [flat.value] if vectors else [layer.tensors()[role] for layer, role in flat.masters],
+            "params": [flat.value] if vectors else [layer.tensors()[role] for layer, role in flat.members],
             "lr": rate,
         }
-        for (_, rate), flat in zip(groups, adapter.flats, strict=True)
+        for (_, rate), flat in zip(groups, adapter.flat_vectors, strict=True)
     ]
 
 
@@ -209,10 +211,12 @@ def text_parameters(adapter: Adapter, groups: list[dict[str, Any]]) -> list[nn.P
         if part in adapter.layers
         for master in adapter.parameters(part)
     ]
-    vectors = [flat.value for flat in adapter.flats if flat.masters[0][0].name.startswith("text_encoder")]
+    vectors = [
+        flat.value for flat in adapter.flat_vectors if flat.members[0][0].name.startswith("text_encoder")
+    ]
     own = {id(parameter) for parameter in (*masters, *vectors)}
     return [parameter for group in groups for parameter in group["params"] if id(parameter) in own]
 
 
-def dropout_of(config: TrainConfig) -> Dropout:
+def dropout_settings(config: TrainConfig) -> Dropout:
     return Dropout(network=config.network_dropout, rank=config.rank_dropout, module=config.module_dropout)

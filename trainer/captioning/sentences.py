@@ -9,7 +9,7 @@ from PIL import Image
 
 from trainer.captioning_config import DETAILS, CaptionOptions, Describe
 from trainer.errors import CaptionerError
-from trainer.hardware.device import dtype_of, find_device
+from trainer.hardware.device import find_device, resolve_dtype
 from trainer.headers.captioner import BLIP, BLIP_2, FLORENCE_2, Captioner
 
 _TASKS: dict[str, str] = dict(
@@ -21,7 +21,7 @@ _BEAMS = 3  # what Florence-2's own settings say
 def load_describer(captioner: Captioner, options: CaptionOptions) -> Describe:
     """Pictures to sentences; the same pictures give the same ones. Raises CaptionerError."""
     device = find_device()
-    model, processor = _loaded(captioner, dtype_of("auto", device))
+    model, processor = _loaded(captioner, resolve_dtype("auto", device))
     model.to(device).eval()
     # BLIP has 512 places for tokens, the others more than can be asked for.
     longest = min(

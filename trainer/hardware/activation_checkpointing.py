@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 _AGAIN = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
-def recompute(unet: Any, level: str) -> None:
+def enable_activation_checkpointing(unet: Any, level: str) -> None:
     """Sets a UNet to one of `config.RECOMPUTE`; call it once, after the adapter is attached."""
     if level == "none":
         return

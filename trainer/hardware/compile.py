@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trainer.adapter.patching import give_back
+from trainer.adapter.patching import restore_forwards
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 
@@ -22,7 +22,7 @@ _STEPS = 300  # a shorter training is over before the translation has paid
 _SHAPES = 256  # buckets, rows and modes of a training, each with its own translation
 
 
-def compiles(config: TrainConfig, unet: Any) -> bool:
+def should_compile(config: TrainConfig, unet: Any) -> bool:
     """Whether this training is compiled. Raises ConfigError where it is asked for and can't be."""
     if config.compile == "off":
         return False
@@ -76,5 +76,5 @@ def compile_blocks(unet: Any, kept: Path | None = None, **options: Any) -> None:
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _SHAPES)
     dynamo.config.accumulated_recompile_limit = max(dynamo.config.accumulated_recompile_limit, 4 * _SHAPES)
     dynamo.config.suppress_errors = True  # a block that can't be translated runs as it is
-    give_back(unet)  # one code for all blocks: each has its own where attention is taken over
+    restore_forwards(unet)  # one code for all blocks: each has its own where attention is taken over
     unet.compile_repeated_blocks(dynamic=False, **options)

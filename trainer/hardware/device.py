@@ -18,11 +18,11 @@ def find_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads_beside_others(torch.get_num_threads(), _processors()))
+        torch.set_num_threads(thread_count(torch.get_num_threads(), _processors()))
     return torch.device("cpu")
 
 
-def threads_beside_others(threads: int, processors: int) -> int:
+def thread_count(threads: int, processors: int) -> int:
     """As many as there are, but for one processor, at least 1.
 
     OpenMP's threads wait for each other by spinning. With one on each processor, a browser, a server or a second training
@@ -44,7 +44,7 @@ def describe(device: torch.device) -> str:
     return "MPS" if device.type == "mps" else f"CPU ({count} thread{'s' * (count > 1)})"
 
 
-def every_device() -> list[dict[str, str | None]]:
+def list_devices() -> list[dict[str, str | None]]:
     """Each device that a training may have to itself, as trainer/runs/queue.py knows it: `id`, `words`, `visible`."""
     if not torch.cuda.is_available():
         found = find_device()
@@ -61,7 +61,7 @@ def every_device() -> list[dict[str, str | None]]:
     ]
 
 
-def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Of the frozen base. Raises ConfigError for fp16 on a CPU, which has no kernels for it that pay."""
     if precision == "auto":
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -17,7 +17,7 @@ class SpillWatch:
     def __init__(self, device: torch.device) -> None:
         self.device, self.usual, self.slow, self.told = device, [], 0, False
 
-    def look(self, seconds: float) -> str | None:
+    def check(self, seconds: float) -> str | None:
         """A sentence, once, when steps have become slow for want of memory."""
         if len(self.usual) < 5:
             self.usual.append(seconds)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from trainer.atomic_files import write_atomically
-from trainer.hardware.device import dtype_of
+from trainer.hardware.device import resolve_dtype
 
 GAIN = 1.2  # bf16 must be so many times as fast as fp32: less is noise, and fp32 is the safer of the two
 _MOST_LATENTS = 32  # of a side: who trains on a CPU trains on small pictures
@@ -29,8 +29,8 @@ def precision_for(
         configs: the base's configuration, for its layers.
         kept: a folder where the answer is kept, so that a resumed run computes as it began.
     """
-    if precision != "auto" or device.type != "cpu" or not multiplies_bf16():
-        return dtype_of(precision, device)
+    if precision != "auto" or device.type != "cpu" or not has_bf16_instructions():
+        return resolve_dtype(precision, device)
     unet = json.loads((configs / "unet" / "config.json").read_text(encoding="utf-8"))
     path = kept / "precision.json" if kept else None
     known: dict[str, Any] = {}
@@ -38,26 +38,26 @@ def precision_for(
         known = json.loads(path.read_text(encoding="utf-8")) if path else {}
     key = f"{platform.processor() or platform.machine()} {torch.__version__} {torch.get_num_threads()} {unet['block_out_channels']}"
     if key not in known:
-        known[key] = "bf16" if pays(unet) else "fp32"
+        known[key] = "bf16" if bf16_is_faster(unet) else "fp32"
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(known).encode())
-    return dtype_of(known[key], device)
+    return resolve_dtype(known[key], device)
 
 
-def multiplies_bf16() -> bool:
+def has_bf16_instructions() -> bool:
     """Whether this CPU has instructions for products of bf16 (AVX-512 BF16, AMX, or ARM's)."""
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_sve_supported")
     return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in asked)
 
 
-def pays(unet: dict[str, Any]) -> bool:
+def bf16_is_faster(unet: dict[str, Any]) -> bool:
     """Whether bf16 is worth it for a UNet of this configuration."""
-    seconds = {dtype: blocks_seconds(unet, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    seconds = {dtype: time_blocks(unet, dtype) for dtype in (torch.float32, torch.bfloat16)}
     return seconds[torch.bfloat16] * GAIN < seconds[torch.float32]
 
 
-def blocks_seconds(unet: dict[str, Any], dtype: torch.dtype, repeats: int = 5) -> float:
+def time_blocks(unet: dict[str, Any], dtype: torch.dtype, repeats: int = 5) -> float:
     """About what the blocks of a UNet take in one training step: one of each kind and level is timed, as often as there are any.
 
     Whole blocks, because their products alone say too little: on narrow layers the gain in these is lost in what is between.

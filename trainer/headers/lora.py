@@ -26,6 +26,7 @@ _STARTS = (  # what other files begin with
     (b"<", "a web page, perhaps the login page of a download"),
 )
 
+PEFT_WEIGHTS = "adapter_model.safetensors"  # in a folder that PEFT saves, beside adapter_config.json
 BUNDLED = "bundle_emb."  # bundle_emb.NAME.clip_l: an embedding that OneTrainer puts into the file for A1111 (its pull request 13568)
 MATRIX = re.compile(
     r".*(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up)|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_blocks).*"
@@ -33,10 +34,24 @@ MATRIX = re.compile(
 _CONTEXT = re.compile(r".*attn2[._](processor[._])?to_[kv].*(lora_down|lora_A|lora\.down|hada_w1_b).*")
 
 
+def lora_path(path: Path) -> Path:
+    """The file of a LoRA: the path itself, or the weights in a folder as PEFT saves it.
+
+    Raises:
+        LoraFileError: a folder has no such file.
+    """
+    if not path.is_dir():
+        return path
+    if (path / PEFT_WEIGHTS).is_file():
+        return path / PEFT_WEIGHTS
+    raise LoraFileError(
+        f"{path} is a folder without {PEFT_WEIGHTS}; give the path of a .safetensors file, or of a folder that PEFT saved"
+    )
+
+
 def recognise(path: Path) -> Header:
     """The header of an SDXL LoRA; nothing else of the file is read. Raises LoraFileError, which says what else it is."""
-    if path.is_dir():
-        raise LoraFileError(f"{path} is a folder; give the path of a .safetensors file")
+    path = lora_path(path)
     try:
         header = read_header(path, LoraFileError, most=MAX_HEADER)
     except LoraFileError:

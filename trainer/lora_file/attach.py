@@ -1,352 +1,241 @@
-"""From a file to an adapter: LoRA, LoCon, DoRA, LoHa and LoKr in any spelling, with every tensor accounted for."""
+"""Adapters made from LoRA files: attached to models for generating images, or filled in as the start of a training."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from trainer.adapter.layer import Layer
-from trainer.adapter.lora import Adapter, Size
-from trainer.adapter.lycoris import is_whole, product
+from trainer.adapter.lora import Adapter, LayerSpec
+from trainer.adapter.lycoris import is_whole
 from trainer.errors import LoraFileError
-from trainer.headers.lora import BUNDLED, MAX_HEADER, bundled_notice
-from trainer.headers.safetensors import read_header
-from trainer.lora_file.matrices import Matrices, fitted, mixed, scale_of
-from trainer.lora_file.module_names import accepted_names
-from trainer.lora_file.tensor_names import split_key
+from trainer.headers.lora import recognise
+from trainer.lora_file.modules import NETWORK_LABELS, LoraFile, Module, side_by_side
+from trainer.lora_file.reader import read_modules
+from trainer.lora_file.scales import file_notice
+from trainer.lora_file.sdxl_modules import find_module
+from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, UP, split_key
 
-LABELS = {
-    "lora": "LoRA",
-    "locon": "LoCon",
-    "dora": "DoRA",
-    "loha": "LoHa",
-    "lokr": "LoKr",
-    "diff": "whole matrices",
-}
-_LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
-_LOKR = [
-    first | second
-    for first in ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})
-    for second in ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"})
-]
-
-
-def read_lora(path: Path) -> dict[str, Matrices]:
-    """Module name -> matrices; embeddings that the file bundles are left out.
-
-    Raises LoraFileError when the file is no such network or does not hold together.
-    """
-    read_header(path, LoraFileError, most=MAX_HEADER)
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise LoraFileError(f"{path.name} can't be read ({error}); download or save it again") from None
-    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(BUNDLED)}
-    if not tensors:
-        raise LoraFileError(f"{path.name} holds no tensors of a LoRA; save it again")
-    modules: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        split = split_key(key)
-        if split is None:
-            raise LoraFileError(
-                f"{path.name} holds {key!r}, which is no part of a LoRA, LoCon, DoRA, LoHa or LoKr; look at it: lora check"
-            )
-        if split[1] in modules.setdefault(split[0], {}):
-            raise LoraFileError(f"{path.name} holds the {split[1]} of {split[0]} twice; save it again")
-        if not (tensor.dtype.is_floating_point or split[1] == "alpha"):
-            raise LoraFileError(
-                f"{path.name} holds {key} as {str(tensor.dtype).removeprefix('torch.')}, not as fractions; save it as fp16"
-            )
-        modules[split[0]][split[1]] = tensor.float()
-    return {module: _matrices(module, found, path) for module, found in modules.items()}
-
-
-def _matrices(module: str, found: dict[str, torch.Tensor], path: Path) -> Matrices:
-    unfit = LoraFileError(
-        f"{path.name}: the matrices of {module} are missing or don't fit; save the file again"
-    )
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in found.values()):
-        raise LoraFileError(
-            f"{path.name}: {module} holds values that are no numbers; use an earlier checkpoint"
-        )
-    alpha = found.pop("alpha", None)
-    if alpha is not None and alpha.numel() != 1:
-        raise LoraFileError(f"{path.name}: {module} has an alpha of several numbers; save the file again")
-    rank = next(
-        (
-            found[role].shape[0]
-            for role in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
-            if role in found and found[role].dim()
-        ),
-        0,
-    )
-    roles = set(found) - {"dora_scale"}
-    scale = 1.0 if alpha is None or not rank else float(alpha) / rank
-    if roles == {"down", "up"}:
-        network = "dora" if "dora_scale" in found else "lora"
-    elif roles == _LOHA or roles in _LOKR or roles == {"diff"}:
-        network = "loha" if roles == _LOHA else "diff" if roles == {"diff"} else "lokr"
-    else:
-        try:
-            found, network, rank = _multiplied_out(found, scale), "diff", 0
-        except (KeyError, RuntimeError, IndexError):
-            raise unfit from None
-    if any(0 in tensor.shape for tensor in found.values()) or (
-        network != "diff" and network != "lokr" and not rank
-    ):
-        raise unfit
-    return Matrices(
-        network, found, float(alpha) if alpha is not None and rank else float(rank or 1), rank or 1
-    )
-
-
-def _multiplied_out(found: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
-    """Tucker's form of a convolution (a core of k x k between the matrices, as LyCORIS has it) as one whole matrix.
-
-    KeyError or RuntimeError where matrices are missing or don't fit.
-    """
-    extra = set(found)
-
-    def core(name: str, left: str, right: str) -> torch.Tensor:
-        extra.difference_update((name, left, right))
-        return torch.einsum("abkl,ao,bi->oikl", found[name], found[left], found[right]).contiguous()
-
-    if "mid" in found:  # its up and down are (O, R, 1, 1) and (R, I, 1, 1)
-        extra -= {"mid", "up", "down"}
-        whole = torch.einsum(
-            "abkl,oa,bi->oikl", found["mid"], found["up"].flatten(1), found["down"].flatten(1)
-        )
-    elif "hada_t1" in found:
-        whole = core("hada_t1", "hada_w1_a", "hada_w1_b") * core("hada_t2", "hada_w2_a", "hada_w2_b")
-    else:
-        first = found["lokr_w1"] if "lokr_w1" in found else found["lokr_w1_a"] @ found["lokr_w1_b"]
-        extra -= {"lokr_w1", "lokr_w1_a", "lokr_w1_b"}
-        whole = torch.kron(first[..., None, None], core("lokr_t2", "lokr_w2_a", "lokr_w2_b"))
-    if extra - {"dora_scale"}:
-        raise KeyError(extra)
-    return {"diff": whole * scale, **({"dora_scale": found["dora_scale"]} if "dora_scale" in found else {})}
+LayerBase = nn.Linear | nn.Conv2d
 
 
 def attach_lora(path: Path, models: dict[str, nn.Module]) -> Adapter:
-    """An adapter of the file's matrices in `models` (part -> model). Raises LoraFileError, as `attach_mix` does."""
+    """Attaches a LoRA file to `models` (part -> model). Raises LoraFileError, as `attach_mix` does."""
     return attach_mix([(path, 1.0)], models)
 
 
 def attach_mix(files: Sequence[tuple[Path, float]], models: dict[str, nn.Module]) -> Adapter:
-    """One adapter of several files, each at its weight; a layer that only some of them change gets theirs.
+    """Attaches the weighted sum of several LoRA files as one adapter; each file may change other layers.
 
-    Raises LoraFileError when a module of a file is not in the models: a LoRA that is only half applied looks wrong
-    without a word.
+    Raises:
+        LoraFileError: a file can't be read, or has a module that the models lack: a LoRA that is applied in part
+            generates wrong images without any other sign. The models are then as before.
     """
+    mix = _Mix(files)
     adapter = Adapter()
     try:
-        _attach_all(files, adapter, models)
+        attached: set[tuple[str, str]] = set()
+        for part, model in models.items():
+            attached |= _attach_part(mix, adapter, part, model)
+        mix.expect_attached(attached)
     except BaseException:
-        for part in list(adapter.layers):  # the models are themselves again
+        for part in list(adapter.layers):
             adapter.detach(part, models[part])
         raise
     return adapter
 
 
-def _attach_all(files: Sequence[tuple[Path, float]], adapter: Adapter, models: dict[str, nn.Module]) -> None:
-    held = [(path, weight, read_lora(path)) for path, weight in files]
-    for part, model in models.items():
-        sizes, chosen = {}, {}
-        for module_path, module in model.named_modules():
-            if not isinstance(module, nn.Linear | nn.Conv2d):
-                continue
-            parts = [
-                (weight, taken)
-                for path, weight, of in held
-                if (taken := _taken(of, part, module_path, module, path))
-            ]
-            if parts:
-                found = parts[0][1] if len(files) == 1 and parts[0][0] == 1 else mixed(parts, module)
-                shapes = {role: tuple(tensor.shape) for role, tensor in found.tensors.items()}
-                sizes[module_path] = Size(
-                    rank=found.rank, alpha=found.alpha, network=found.network, shapes=shapes
-                )
-                chosen[module_path] = found
-        if sizes:
-            adapter.attach(part, model, sizes)
-            for module_path, found in chosen.items():
-                _copy(found.tensors, adapter.layers[part][module_path].tensors())
-    for path, _, left in held:
-        if left:
-            raise LoraFileError(
-                f"{path.name} holds {len(left)} modules that this base lacks, such as {next(iter(left))}; choose its base"
-            )
+def _attach_part(mix: _Mix, adapter: Adapter, part: str, model: nn.Module) -> set[tuple[str, str]]:
+    """Attaches the modules of one part; returns the layers that they change."""
+    modules = {
+        path: module
+        for path, base in model.named_modules()
+        if isinstance(base, LayerBase) and (module := mix.module(part, path, base))
+    }
+    if modules:
+        adapter.attach(part, model, {path: _layer_spec(module) for path, module in modules.items()})
+        for path, module in modules.items():
+            _copy(module, adapter.layers[part][path].tensors())
+    return {(part, _file_path(path)) for path in modules}
 
 
-def refill(files: Sequence[tuple[Path, float]], adapter: Adapter) -> bool:
-    """Puts the matrices of files in the place of those that `attach_mix` gave, when all are made alike; otherwise leaves them."""
-    held = [(path, weight, read_lora(path)) for path, weight in files]
-    found: list[tuple[Matrices, Layer]] = []
-    for part, module_path, layer in adapter.walk():
-        try:
-            parts = [
-                (weight, taken)
-                for path, weight, of in held
-                if (taken := _taken(of, part, module_path, layer.base, path))
-            ]
-        except LoraFileError:  # told when it is attached
-            return False
-        if not parts:
-            return False
-        made = parts[0][1] if len(files) == 1 and parts[0][0] == 1 else mixed(parts, layer.base)
-        shapes = {role: tensor.shape for role, tensor in layer.tensors().items()}
-        is_alike = (
-            made.network == layer.network
-            and {role: tensor.shape for role, tensor in made.tensors.items()} == shapes
-        )
-        if not is_alike or made.alpha != layer.alpha:
-            return False
-        found.append((made, layer))
-    if any(left for _, _, left in held):
+def try_swap_weights(files: Sequence[tuple[Path, float]], adapter: Adapter) -> bool:
+    """Replaces the matrices of an adapter from `attach_mix` by those of other files.
+
+    Returns False, and changes nothing, unless the files have the same networks, shapes and alphas in the same layers.
+    """
+    mix = _Mix(files)
+    swaps: list[tuple[Module, Layer]] = []
+    try:
+        for part, path, layer in adapter.walk():
+            module = mix.module(part, path, layer.base)
+            if module is None or not _is_alike(module, layer):
+                return False
+            swaps.append((module, layer))
+        mix.expect_attached({(part, _file_path(path)) for part, path, _ in adapter.walk()})
+    except LoraFileError:  # `attach_mix` raises it again
         return False
-    for made, layer in found:
-        _copy(made.tensors, layer.tensors())
+    for module, layer in swaps:
+        _copy(module, layer.tensors())
     return True
 
 
-def _taken(
-    matrices: dict[str, Matrices], part: str, module_path: str, module: nn.Linear | nn.Conv2d, path: Path
-) -> Matrices | None:
-    """What a file holds for one layer, taken out of `matrices`; None when that is nothing."""
-    names = [name for name in _names(part, module_path) if name in matrices]
-    if len(names) > 1:
-        raise LoraFileError(f"{path.name} holds {names[0]} twice, also as {names[1]}; save it again")
-    if not names:
-        return None
-    return fitted(
-        matrices.pop(names[0]), module, f"{path.name} was trained on a base of another shape ({names[0]})"
-    )
+class _Mix:
+    """LoRA files with their weights."""
+
+    def __init__(self, files: Sequence[tuple[Path, float]]) -> None:
+        self.files = [(read_modules(path), weight) for path, weight in files]
+
+    def module(self, part: str, path: str, base: LayerBase) -> Module | None:
+        """The weighted sum of the files' modules for one layer, in the shapes of its weight; None without any."""
+        place = part, _file_path(path)
+        terms = [
+            (weight, fitted(file.by_layer[place], base, file))
+            for file, weight in self.files
+            if place in file.by_layer
+        ]
+        if len(self.files) == 1 and terms and terms[0][0] == 1:
+            return terms[0][1]
+        return _weighted_sum(terms, base) if terms else None
+
+    def expect_attached(self, layers: set[tuple[str, str]]) -> None:
+        """Raises LoraFileError unless `layers` contains all layers that the files change."""
+        for file, _ in self.files:
+            if missing := [place for place in file.by_layer if place not in layers]:
+                raise LoraFileError(
+                    f"{file.path.name} holds {len(missing)} modules that this base lacks, such as "
+                    f"{missing[0][0]}.{missing[0][1]}; choose its base"
+                )
 
 
-def _names(part: str, path: str) -> list[str]:
-    """Every spelling of a module; PEFT's files of a UNet alone have its bare path."""
-    return list(dict.fromkeys([*accepted_names(part, path), *([path] if part == "unet" else [])]))
+def fitted(module: Module, base: LayerBase, file: LoraFile) -> Module:
+    """The module in fp32 with its matrices in the shapes that a layer of the adapter has.
+
+    Raises:
+        LoraFileError: the module is of a layer with another shape, or of no network that is computed with.
+    """
+    shape = tuple(base.weight.shape)
+    if module.network is None:
+        raise LoraFileError(f"{file.path.name}: {module.unsupported()}")
+    if module.sides != (shape[0], torch.Size(shape[1:]).numel()):
+        raise LoraFileError(
+            f"{file.path.name} was trained on a base of another shape ({module.part}.{module.path}); choose that base"
+        )
+    tensors = {role: tensor.float() for role, tensor in module.tensors.items()}
+    ones = [1] * len(shape[2:])
+    if module.network == "tucker":  # the adapter has no layer for it: the core is multiplied out
+        tensors = {"diff": module.product().reshape(shape)} | {
+            role: tensor for role, tensor in tensors.items() if role == DORA
+        }
+    elif DOWN in tensors:  # the matrices of a linear layer may be written as those of a 1 x 1 convolution
+        tensors[DOWN] = tensors[DOWN].reshape(-1, *shape[1:])
+        tensors[UP] = tensors[UP].reshape(shape[0], -1, *ones)
+    if DORA in tensors:
+        tensors[DORA] = tensors[DORA].reshape(*tensors[DORA].shape[:2], *ones)
+    return replace(module, tensors=tensors)
+
+
+def _weighted_sum(terms: Sequence[tuple[float, Module]], base: LayerBase) -> Module:
+    """The sum of w_i times the change of each module, all `fitted` to one layer.
+
+    LoRAs are put side by side: exact, and their ranks add up. The change of a DoRA, LoHa or LoKr is no product that
+    could be joined with others, so the sum is then one whole matrix.
+    """
+    first = terms[0][1]
+    if all(module.network == "lora" for _, module in terms):
+        up, down = side_by_side(terms)
+        shape = base.weight.shape
+        tensors = {
+            DOWN: down.reshape(-1, *shape[1:]),
+            UP: up.reshape(shape[0], -1, *[1] * len(shape[2:])),
+        }
+        return replace(first, tensors=tensors)
+    weight = base.weight.detach().float().cpu()
+    whole = torch.stack([factor * module.change(weight) for factor, module in terms]).sum(0)
+    return replace(first, tensors={"diff": whole})
+
+
+def _layer_spec(module: Module) -> LayerSpec:
+    """The description of a layer for a fitted module."""
+    rank = module.rank or 1
+    alpha = module.alpha if module.rank and module.alpha is not None else float(rank)
+    shapes = {role: tuple(tensor.shape) for role, tensor in module.tensors.items() if role != ALPHA}
+    return LayerSpec(rank=rank, alpha=alpha, network=module.network or "", shapes=shapes)
+
+
+def _is_alike(module: Module, layer: Layer) -> bool:
+    """True where the matrices of a fitted module can replace those of a layer."""
+    spec = _layer_spec(module)
+    shapes = {role: tuple(tensor.shape) for role, tensor in layer.tensors().items()}
+    return (spec.network, spec.shapes, spec.alpha) == (layer.network, shapes, layer.alpha)
 
 
 @torch.no_grad()
-def _copy(source: dict[str, torch.Tensor], target: dict[str, nn.Parameter]) -> None:
-    for role, parameter in target.items():
-        parameter.copy_(source[role])
+def _copy(module: Module, parameters: dict[str, nn.Parameter]) -> None:
+    for role, parameter in parameters.items():
+        parameter.copy_(module.tensors[role])
+
+
+def _file_path(path: str) -> str:
+    """A module path of a model as LoRA files count it; some versions of transformers have `text_model.` in it."""
+    return path.removeprefix("text_model.")
 
 
 def start_from(path: Path, adapter: Adapter) -> str:
-    """Puts a file's matrices into the adapter, their scale folded into it; layers that the file lacks start as usual.
+    """Copies the matrices of a file into an adapter that is trained, with the file's scale in them.
 
-    Returns what of the file is left out, in a sentence, or "". Raises LoraFileError where networks or ranks differ, or the file has a layer that the adapter lacks.
+    Layers that the file lacks keep their initial values.
+
+    Returns:
+        A sentence about the parts of the file that are left out, or "".
+
+    Raises:
+        LoraFileError: networks or ranks differ, or the file has a layer that the adapter lacks.
     """
-    matrices = read_lora(path)
+    file = read_modules(path)
+    remaining = dict(file.by_layer)
     for part, layer_path, layer in adapter.walk():
-        name = next((name for name in _names(part, layer_path) if name in matrices), None)
-        if name is None:
-            continue
-        found, own = (
-            fitted(
-                matrices.pop(name), layer.base, f"{path.name} was trained on a base of another shape ({name})"
-            ),
-            layer.tensors(),
-        )
-        if found.network != layer.network:
-            raise LoraFileError(
-                f"{path.name} is a {LABELS[found.network]}, and this training makes a {LABELS[layer.network]}; set network"
-            )
-        if found.rank != layer.rank and not is_whole(own):
-            wanted = f"rank {found.rank} in {part}.{layer_path}, and this training rank {layer.rank}"
-            raise LoraFileError(f"{path.name} has {wanted}; set the file's ranks, or resize it first")
-        other = [
-            role for role in own if role not in found.tensors or found.tensors[role].shape != own[role].shape
-        ]
-        if other:
-            raise LoraFileError(
-                f"{path.name} has another {other[0]} in {part}.{layer_path} than this training; start from a file made like it"
-            )
-        _copy({**found.tensors, layer.zero: found.tensors[layer.zero] * (scale_of(found) / layer.scale)}, own)
-    if matrices:
+        module = remaining.pop((part, _file_path(layer_path)), None)
+        if module:
+            _start_layer(layer, fitted(module, layer.base, file), file)
+    if remaining:
+        part, layer_path = next(iter(remaining))
         raise LoraFileError(
-            f"{path.name} adapts {len(matrices)} layers that this training does not, such as {next(iter(matrices))}; "
+            f"{file.path.name} adapts {len(remaining)} layers that this training does not, such as {part}.{layer_path}; "
             "adapt them too (network, train_feed_forward, train_text_encoder_1 and 2, include_layers)"
         )
-    return bundled_notice(path, read_header(path, LoraFileError, most=MAX_HEADER).tensors)
+    return file_notice(file.path)
 
 
-def parts_of(path: Path) -> set[str]:
-    """Which of `unet`, `text_encoder`, `text_encoder_2` a file changes, from its header alone."""
-    header = read_header(path, LoraFileError, most=MAX_HEADER).tensors
-    marks = {
-        "unet": ("lora_unet_", "unet.", "diffusion_model."),
-        "text_encoder": ("lora_te1_", "lora_te_", "text_encoder.", "text_encoders.clip_l."),
-        "text_encoder_2": ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g."),
-    }
-    return {part for part, starts in marks.items() if any(key.startswith(starts) for key in header)}
-
-
-def describe(path: Path) -> Iterator[tuple[str, str]]:
-    """(label, value) lines for `lora inspect`."""
-    matrices, header = read_lora(path), read_header(path, LoraFileError, most=MAX_HEADER)
-    yield "file", f"{path.name}, {path.stat().st_size:,} bytes"
-    kinds = Counter(
-        "locon" if m.network == "lora" and m.is_convolution else m.network for m in matrices.values()
-    )
-    if {"lora", "locon"} == set(kinds):
-        kinds = Counter(locon=len(matrices))
-    yield (
-        "network",
-        ", ".join(
-            f"{LABELS[kind]}{f' ({count} modules)' if len(kinds) > 1 else ''}"
-            for kind, count in kinds.most_common()
-        ),
-    )
-    for part, label in (
-        ("lora_unet_", "UNet"),
-        ("lora_te1_", "text encoder 1"),
-        ("lora_te2_", "text encoder 2"),
-    ):
-        dotted = {"lora_unet_": "unet.", "lora_te1_": "text_encoder.", "lora_te2_": "text_encoder_2."}[part]
-        found = [m for name, m in matrices.items() if name.startswith((part, dotted))]
-        if found:
-            ranked = [m for m in found if not is_whole(m.tensors)]
-            whole = f", {len(found) - len(ranked)} of whole matrices" if len(ranked) < len(found) else ""
-            span = (
-                f", rank {_span({m.rank for m in ranked})}, alpha {_span({m.alpha for m in ranked})}"
-                if ranked
-                else ""
-            )
-            yield label, f"{len(found)} modules{span}{whole}"
-    yield "parameters", f"{sum(t.numel() for m in matrices.values() for t in m.tensors.values()):,}"
-    change = sum(_norm(path, name, m) for name, m in matrices.items()) / len(matrices)
-    yield "mean change", f"{change:.4g} (Frobenius norm of alpha/rank B A)"
-    if notice := bundled_notice(path, header.tensors):
-        yield "note", notice
-    for key, value in header.metadata.items():
-        if key.startswith(("modelspec.", "sshs_", "ss_base", "ss_output", "ss_network_", "ss_sd_model_name")):
-            yield key, value if len(value) <= 100 else f"{value[:60]}… ({len(value):,} characters)"
-
-
-def _norm(path: Path, name: str, found: Matrices) -> float:
-    """Frobenius norm of the scaled product of matrices, whatever layer it is for."""
-    meta = {role: torch.empty(tensor.shape, device="meta") for role, tensor in found.tensors.items()}
-    try:
-        size = product(found.network, meta, (-1,)).numel()
-        if size > 1 << 28:  # no layer of SDXL is a tenth of it
-            raise RuntimeError
-        return float(product(found.network, found.tensors, (size,)).norm()) * math.fabs(scale_of(found))
-    except RuntimeError:
+def _start_layer(layer: Layer, module: Module, file: LoraFile) -> None:
+    """Copies a fitted module into a layer. Raises LoraFileError where network, rank or shapes differ."""
+    own, name, where = layer.tensors(), file.path.name, f"{module.part}.{module.path}"
+    if module.network != layer.network:
         raise LoraFileError(
-            f"{path.name}: the matrices of {name} are missing or don't fit; save the file again"
-        ) from None
+            f"{name} is a {module.kind} ({where}), and this training makes a {NETWORK_LABELS[layer.network]}; set network"
+        )
+    if module.rank != layer.rank and not is_whole(own):
+        raise LoraFileError(
+            f"{name} has rank {module.rank} in {where}, and this training rank {layer.rank}; "
+            "set the file's ranks, or resize it first"
+        )
+    shapes = {role: tensor.shape for role, tensor in module.tensors.items() if role != ALPHA}
+    own_shapes = {role: tensor.shape for role, tensor in own.items()}
+    roles = sorted({*shapes, *own_shapes})
+    if other := [role for role in roles if shapes.get(role) != own_shapes.get(role)]:
+        raise LoraFileError(
+            f"{name} has another {other[0]} in {where} than this training; start from a file made like it"
+        )
+    scaled = module.tensors[layer.zero_init_role] * (module.scale / layer.scale)
+    _copy(replace(module, tensors={**module.tensors, layer.zero_init_role: scaled}), own)
 
 
-def _span(values: Collection[float]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:g}" if low == high else f"{low:g}–{high:g}"
+def changed_parts(path: Path) -> set[str]:
+    """The parts `unet`, `text_encoder` and `text_encoder_2` that a file changes, from its header alone."""
+    splits = (split_key(key) for key in recognise(path).tensors)
+    places = (find_module(split[0]) for split in splits if split)
+    return {place[0] for place in places if place}

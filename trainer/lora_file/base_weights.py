@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from trainer.errors import BaseError
 from trainer.lora_file.sdxl_modules import Layout, Shape, sdxl
-from trainer.sdxl.ldm_names import Source, original_source
+from trainer.sdxl.ldm_names import Source, ldm_source
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 
@@ -39,7 +39,7 @@ class PartWeights:
     def tensor(self, path: str) -> torch.Tensor:
         """In the dtype of the file."""
         place = self.places[path]
-        return place.source.made(place.handle.get_tensor(place.source.key), torch.Size(place.shape))
+        return place.source.extract(place.handle.get_tensor(place.source.key), torch.Size(place.shape))
 
 
 def base_weights(path: Path) -> dict[str, PartWeights]:
@@ -87,7 +87,7 @@ def _of_file(path: Path) -> Iterator[tuple[str, PartWeights]]:
     for part, shapes in sdxl().shapes.items():
         places = {}
         for where in shapes:
-            source = original_source(part, f"{where}.weight")
+            source = ldm_source(part, f"{where}.weight")
             if source.key in there:
                 rows, *rest = _shape(handle, source.key)
                 shape = (rows // 3 if source.third is not None else rows, *rest)

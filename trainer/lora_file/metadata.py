@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +20,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, block_values
 from trainer.dataset.manifest import Manifest
-from trainer.lora_file.tensor_names import network_facts
+from trainer.lora_file.modules import Module, with_one_alpha
 from trainer.version import SOFTWARE
 
 
@@ -77,7 +78,7 @@ def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[
         "v2": False,
         "output_name": config.name,
         "sd_model_name": training.base_name,
-        **network_facts(config),
+        **training_network(config),
         "learning_rate": config.learning_rate,
         "unet_lr": config.learning_rate,
         "text_encoder_lr": text_rates or None,
@@ -135,6 +136,76 @@ def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[
         "training_comment": f"trigger: {config.trigger}" if config.trigger else None,
     }
     return {f"ss_{name}": str(value) for name, value in values.items()}
+
+
+def training_network(config: TrainConfig) -> dict[str, Any]:
+    """`network_module`, `network_dim`, `network_alpha`, `network_dropout` and `network_args` of kohya's metadata."""
+    stabiliser = config.rank**0.5 if config.rank_stabilised else 1
+    return {
+        "network_module": "networks.lora" if config.network in ("lora", "locon") else "lycoris.kohya",
+        "network_dim": config.rank,
+        "network_alpha": config.alpha * stabiliser,
+        "network_dropout": config.network_dropout or None,
+        "network_args": json.dumps(
+            {name: str(value) for name, value in _network_arguments(config).items() if value}
+        ),
+    }
+
+
+def _network_arguments(config: TrainConfig) -> dict[str, Any]:
+    """The values of kohya's `--network_args` for these settings; false values are left out by the caller."""
+    algorithm: dict[str, Any] = {
+        "dora": {"algo": "lora", "dora_wd": True, "wd_on_output": "False"},
+        "loha": {"algo": "loha"},
+        "lokr": {"algo": "lokr", "factor": config.lokr_factor or -1},
+    }.get(config.network, {})
+    return {
+        **algorithm,
+        **(
+            {"conv_dim": config.conv_rank, "conv_alpha": config.conv_alpha}
+            if config.network == "locon"
+            else {}
+        ),
+        "block_dims": ",".join(f"{value:g}" for value in block_values(config.block_ranks)),
+        "rank_dropout": config.rank_dropout,
+        "module_dropout": config.module_dropout,
+        "loraplus_lr_ratio": config.lora_plus_ratio if config.lora_plus_ratio != 1 else None,
+        "rs_lora": config.rank_stabilised,
+    }
+
+
+def network_metadata(modules: Iterable[Module], previous: Mapping[str, str]) -> dict[str, str]:
+    """Rank and alpha of modules as sd-scripts writes them, and the entries without which A1111 hides a file.
+
+    Ranks and alphas that differ are `Dynamic`. They are those of the UNet's linear layers where there are any.
+
+    Args:
+        previous: metadata of the file that the modules come from; its module and version entries are kept.
+    """
+    modules = with_one_alpha(modules)
+    of_unet = [module for module in modules if module.part == "unet"] or modules
+    linear = [module for module in of_unet if not module.kernel]
+    ranks = {module.rank for module in linear or of_unet}
+    alphas = {module.alpha for module in linear if module.alpha is not None} or {m.alpha for m in of_unet}
+    is_plain = all(module.network == "lora" for module in modules)
+    return {
+        "format": "pt",
+        # A file with metadata but without this is hidden by A1111 as one for Stable Diffusion 1.
+        "ss_base_model_version": previous.get("ss_base_model_version", "sdxl_base_v1-0"),
+        "ss_v2": previous.get("ss_v2", "False"),
+        "ss_network_module": previous.get(
+            "ss_network_module", "networks.lora" if is_plain else "lycoris.kohya"
+        ),
+        "ss_network_dim": _one_or_dynamic(ranks),
+        "ss_network_alpha": _one_or_dynamic(alphas),
+        "modelspec.sai_model_spec": previous.get("modelspec.sai_model_spec", "1.0.1"),
+        "modelspec.architecture": previous.get("modelspec.architecture", "stable-diffusion-xl-v1-base/lora"),
+    }
+
+
+def _one_or_dynamic(values: set[int | None] | set[float | None]) -> str:
+    value = next(iter(values))
+    return "Dynamic" if len(values) > 1 or value is None else f"{value:g}"
 
 
 def _modelspec(config: TrainConfig, training: Training) -> dict[str, str]:

@@ -1,118 +1,105 @@
-"""A LoRA file as modules of SDXL, whatever its spelling: what each one changes, and how it is written again.
+"""Modules of a LoRA file: the tensors for one layer of the base, and the change of its weight that they make.
 
-Roles, shapes and formulas of the networks are those of `trainer.adapter.lycoris`: O outputs, I inputs (times the
-kernel's area for a convolution), R rank.
+Roles, shapes and formulas of the networks are those of `trainer.adapter.lycoris`: O outputs, I inputs (times the area of
+the kernel for a convolution), R rank. `trainer.lora_file.reader` makes modules of a file.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from trainer.adapter.lycoris import is_whole, product
+from trainer.adapter.lycoris import is_whole, magnitude, product
 from trainer.errors import LoraFileError
-from trainer.headers.lora import BUNDLED
-from trainer.lora_file import tensor_names as forms
-from trainer.lora_file.attach import LABELS
-from trainer.lora_file.container import Container, open_lora
-from trainer.lora_file.sdxl_modules import names, sdxl
+from trainer.lora_file.sdxl_modules import sdxl
+from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, LOHA, MID, UP
 
-DOWN, UP, ALPHA, DORA = "down", "up", "alpha", "dora_scale"  # roles of tensors, as forms.py names them
 PART_LABELS = {"unet": "UNet", "text_encoder": "text encoder 1", "text_encoder_2": "text encoder 2"}
-
-# What LyCORIS and others write beside the networks that are read here: such tensors are renamed and checked, no more.
-_OTHER_ROLES = (
-    "diff_b",
-    "w_norm",
-    "b_norm",
-    "oft_blocks",
-    "oft_diag",
-    "rescale",
-    "scale_weight",
-    "on_input",
-    "weight",
-    "scalar",
-)
-_ROLES = {
-    **{ending: role for role, endings in forms.ENDINGS.items() for ending in endings},
-    **{f".{role}": role for role in _OTHER_ROLES},
-    "_lora.down.weight": DOWN,  # diffusers before 0.22
-    "_lora.up.weight": UP,
+NETWORK_LABELS = {
+    "lora": "LoRA",
+    "locon": "LoCon",
+    "dora": "DoRA",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "diff": "whole matrix",
 }
-_LONGEST_FIRST = sorted(_ROLES, key=len, reverse=True)
-
-
-def split_key(key: str) -> tuple[str, str, str] | None:
-    """(module's name as spelled, role, ending), or None for a key that is no part of a network."""
-    for ending in _LONGEST_FIRST:
-        if key.endswith(ending) and len(key) > len(ending):
-            return key.removesuffix(ending), _ROLES[ending], ending
-    return None
-
-
-def written_key(name: str, role: str) -> str:
-    """Of a tensor in kohya's form."""
-    return name + (forms.ending(role) if role in forms.ENDINGS else f".{role}")
+_LOKR_FIRST = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})
+_LOKR_SECOND = ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"})
+_NETWORKS = (  # roles of a network, without alpha and dora_scale
+    ("lora", {DOWN, UP}),
+    ("diff", {"diff"}),
+    ("loha", set(LOHA)),
+    *(("lokr", first | second) for first in _LOKR_FIRST for second in _LOKR_SECOND),
+    ("tucker", {DOWN, UP, MID}),
+    ("tucker", {*LOHA, "hada_t1", "hada_t2"}),
+    *(("tucker", first | {"lokr_w2_a", "lokr_w2_b", "lokr_t2"}) for first in _LOKR_FIRST),
+)
 
 
 @dataclass(frozen=True)
 class Module:
-    """What a file holds for one module of the base."""
+    """Tensors of a LoRA file for one layer of the base.
+
+    Attributes:
+        part: `unet`, `text_encoder` or `text_encoder_2`.
+        path: module path in the part, without `text_model.`.
+        tensors: matrices, `alpha` and `dora_scale` by role. The reader adds an `alpha` where a file keeps the scale in
+            another place.
+    """
 
     part: str
     path: str
-    tensors: Mapping[str, torch.Tensor]  # by role
+    tensors: Mapping[str, torch.Tensor]
 
     @property
     def network(self) -> str | None:
-        """`lora`, `dora`, `loha`, `lokr` or `diff`; None for forms that are only renamed and checked."""
-        roles = set(self.tensors) - {ALPHA}
-        if {DOWN, UP} <= roles <= {DOWN, UP, DORA}:
-            return "dora" if DORA in roles else "lora"
-        if roles == {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}:
-            return "loha"
-        if roles and roles <= {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}:
-            return "lokr"
-        return "diff" if roles == {"diff"} else None
+        """`lora`, `dora`, `loha`, `lokr`, `tucker` or `diff`; None for tensors that are only renamed and checked."""
+        roles = set(self.tensors) - {ALPHA, DORA}
+        network = next((name for name, expected in _NETWORKS if roles == expected), None)
+        return "dora" if network == "lora" and self.is_decomposed else network
+
+    @property
+    def is_decomposed(self) -> bool:
+        """True for a DoRA of any network: its change depends on the weight of the base."""
+        return DORA in self.tensors
 
     @property
     def kind(self) -> str:
         """The network in words."""
+        if self.network == "lora" and self.kernel:
+            return NETWORK_LABELS["locon"]
+        if self.network in ("lora", "dora"):
+            return NETWORK_LABELS[self.network]
+        prefix = "weight-decomposed " if self.is_decomposed else ""
+        if self.network == "tucker":
+            name = "LoHa" if "hada_t1" in self.tensors else "LoKr" if "lokr_t2" in self.tensors else "LoRA"
+            return f"{prefix}{name} with a Tucker decomposition"
         if self.network:
-            return LABELS["locon" if self.network == "lora" and self.kernel else self.network]
-        for mark, kind in (("mid", "LoRA"), ("hada_t", "LoHa"), ("lokr_t", "LoKr")):
-            if any(role.startswith(mark) for role in self.tensors):
-                return f"{kind} with a Tucker decomposition"
-        if DORA in self.tensors:
-            return "weight-decomposed LoHa or LoKr"
+            return prefix + NETWORK_LABELS[self.network]
         return f"network of {', '.join(sorted(set(self.tensors) - {ALPHA}))}"
 
     @property
     def rank(self) -> int | None:
-        """None where no matrix is a product of thinner ones."""
+        """R, or None where no matrix is a product of thinner ones."""
         if is_whole(self.tensors):
             return None
-        thin = [
-            self.tensors[role]
-            for role in (DOWN, "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
-            if role in self.tensors
-        ]
-        return thin[0].shape[0] if thin and thin[0].dim() else None
+        roles = (DOWN, "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
+        thin = next((self.tensors[role] for role in roles if role in self.tensors), None)
+        return thin.shape[0] if thin is not None and thin.dim() else None
 
     @property
     def alpha(self) -> float | None:
-        """As the file says it; every reader takes scale 1 where it is absent."""
+        """The alpha of the file; every reader takes alpha = R where it is absent."""
         alpha = self.tensors.get(ALPHA)
         return float(alpha.flatten()[0]) if alpha is not None and alpha.numel() else None
 
     @property
     def scale(self) -> float:
+        """alpha / R, or 1 without an alpha or a rank."""
         return 1.0 if self.alpha is None or not self.rank else self.alpha / self.rank
 
     @property
@@ -121,44 +108,130 @@ class Module:
         shape = sdxl().shape(self.part, self.path)
         return tuple(shape[2:]) if shape else tuple(self.tensors[DOWN].shape[2:])
 
+    @functools.cached_property
+    def sides(self) -> tuple[int, int] | None:
+        """(O, I) of the change; None where the matrices don't fit each other, or are of no network that is computed with.
+
+        Computed on the meta device, so that shapes of a hostile file allocate nothing.
+        """
+        if self.network is None or any(map(_is_odd, self.tensors.items())):
+            return None
+        meta = {role: torch.empty(tensor.shape, device="meta") for role, tensor in self.tensors.items()}
+        try:
+            rows, columns = replace(self, tensors=meta)._unscaled().shape
+        except (RuntimeError, IndexError, KeyError, ValueError):
+            return None
+        return rows, columns
+
     def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(up (O, R), down (R, I)) of a LoRA or DoRA in fp32, its scale not yet in them."""
+        """(up (O, R), down (R, I)) of a LoRA or DoRA in fp32, without the scale."""
         return self.tensors[UP].float().flatten(1), self.tensors[DOWN].float().flatten(1)
 
-    def change(self) -> torch.Tensor:
-        """What is added to the weight, (O, I) in fp32. Raises LoraFileError for forms whose change is not theirs alone."""
-        if self.network is None or self.network == "dora":
-            hint = (
-                "bake the file into its base instead"
-                if self.network
-                else "make it a plain LoRA where it was made"
-            )
-            raise LoraFileError(
-                f"{self.part}.{self.path} is a {self.kind}, whose change can't be told from the file; {hint}"
-            )
-        tensors = {role: tensor.float() for role, tensor in self.tensors.items()}
-        rows = self._rows()
-        return self.scale * product(self.network, tensors, (rows, -1))
+    def product(self) -> torch.Tensor:
+        """The product of the matrices times the scale, (O, I) in fp32, before a DoRA normalises it.
 
-    def _rows(self) -> int:
-        """O, from the matrices alone."""
+        Raises:
+            LoraFileError: the tensors are of no network that is computed with.
+        """
+        if self.network is None:
+            raise LoraFileError(self.unsupported())
+        return self._unscaled() * self.scale
+
+    def unsupported(self) -> str:
+        """A sentence for a module whose change is not computed."""
+        return (
+            f"{self.part}.{self.path} is a {self.kind}, which only lora check and lora convert read; "
+            "save it as a plain LoRA in the program that made it"
+        )
+
+    def change(self, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """The change of the base's weight at strength 1 in fp32: (O, I), or in the shape of `weight` where it is given.
+
+        With a `dora_scale` m it is m V / |V| - W with V = W + alpha / R * up down (Liu et al. 2024, eq. 5). The norm is
+        that of each row where m is (O, 1), and that of each column (input channel) where m is (1, I).
+
+        Args:
+            weight: W, the weight of the base in its shape; only a DoRA needs it.
+
+        Raises:
+            LoraFileError: the tensors are of no network that is computed with, or of a DoRA and `weight` is missing.
+        """
+        if weight is None:
+            if self.is_decomposed and self.network:
+                raise LoraFileError(
+                    f"{self.part}.{self.path} is a {self.kind}, whose change depends on the base; "
+                    "bake the file into its base instead"
+                )
+            return self.product()
+        added = self.product().reshape(weight.shape)
+        if not self.is_decomposed:
+            return added
+        merged = weight.float() + added
+        length = self.tensors[DORA].float()
+        length = length.reshape(*length.shape[:2], *[1] * (weight.dim() - 2))
+        return merged * (length / magnitude(merged, length.shape)) - weight.float()
+
+    def _unscaled(self) -> torch.Tensor:
+        """The product of the matrices, (O, I) in fp32."""
+        tensors = {role: tensor.float() for role, tensor in self.tensors.items()}
+        if self.network == "tucker":
+            return _tucker_product(tensors).flatten(1)
+        network = self.network or ""
+        return product(network, tensors, (self._rows(network), -1))
+
+    def _rows(self, network: str) -> int:
+        """O, from the shapes of the matrices."""
         sizes = {role: tensor.shape[0] for role, tensor in self.tensors.items() if tensor.dim()}
-        if self.network == "lokr":
-            return sizes.get("lokr_w1", sizes.get("lokr_w1_a", 1)) * sizes.get(
-                "lokr_w2", sizes.get("lokr_w2_a", 1)
+        if network == "lokr":
+            first, second = (
+                sizes[role] if (role := f"lokr_w{number}") in sizes else sizes[f"{role}_a"]
+                for number in (1, 2)
             )
-        return sizes[{"loha": "hada_w1_a", "diff": "diff"}.get(self.network or "", UP)]
+            return first * second
+        return sizes[{"loha": "hada_w1_a", "diff": "diff"}.get(network, UP)]
+
+
+def _is_odd(item: tuple[str, torch.Tensor]) -> bool:
+    """True for an empty tensor, and for a matrix that is neither of a linear layer nor of a convolution."""
+    role, tensor = item
+    return 0 in tensor.shape or (role not in (ALPHA, DORA, "diff") and tensor.dim() not in (2, 4))
+
+
+def _tucker_product(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Product (O, I, k, k) of a convolution in Tucker form: a core (R, R, k, k) between the two matrices, as in LyCORIS.
+
+    Raises:
+        KeyError, RuntimeError: matrices are missing or don't fit.
+    """
+
+    def with_core(core: str, left: str, right: str) -> torch.Tensor:
+        return torch.einsum("abkl,ao,bi->oikl", tensors[core], tensors[left], tensors[right]).contiguous()
+
+    if MID in tensors:  # up and down are 1 x 1 convolutions, (O, R, 1, 1) and (R, I, 1, 1)
+        up, down = tensors[UP].flatten(1), tensors[DOWN].flatten(1)
+        return torch.einsum("abkl,oa,bi->oikl", tensors[MID], up, down)
+    if "hada_t1" in tensors:
+        return with_core("hada_t1", "hada_w1_a", "hada_w1_b") * with_core("hada_t2", "hada_w2_a", "hada_w2_b")
+    first = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
+    return torch.kron(first[..., None, None], with_core("lokr_t2", "lokr_w2_a", "lokr_w2_b"))
 
 
 @dataclass(frozen=True)
 class LoraFile:
+    """A LoRA file in memory: its metadata and its modules in order of part and path."""
+
     path: Path
-    facts: Mapping[str, str]
-    modules: tuple[Module, ...]  # in order of part and path
+    metadata: Mapping[str, str]
+    modules: tuple[Module, ...]
+
+    @functools.cached_property
+    def by_layer(self) -> Mapping[tuple[str, str], Module]:
+        """Modules by (part, path)."""
+        return {(module.part, module.path): module for module in self.modules}
 
     @property
     def dtype(self) -> torch.dtype:
-        """The widest of its matrices."""
+        """The widest dtype of its matrices."""
         dtypes = [
             tensor.dtype
             for module in self.modules
@@ -167,132 +240,25 @@ class LoraFile:
         ]
         widest = dtypes[0]
         for dtype in dtypes:
-            # fp8 has no promotion rules; what comes of it is written in fp16.
+            # fp8 has no promotion rules; results of fp8 matrices are written in fp16.
             widest = torch.float16 if dtype.itemsize == 1 else torch.promote_types(widest, dtype)
         return widest
 
 
-def read_modules(path: Path) -> LoraFile:
-    """A file of any spelling with every tensor accounted for, but for embeddings that it bundles. Raises LoraFileError."""
-    container = open_lora(path)
-    found: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
-    for key, tensor in container.tensors.items():
-        if key.startswith(BUNDLED):
-            continue
-        split = split_key(key)
-        place = split and names().find(split[0])
-        if split is None or place is None:
-            raise LoraFileError(
-                f"{path.name} holds {key!r}, which belongs to no module of SDXL; look at it with: lora check"
-            )
-        roles = found.setdefault(place, {})
-        if split[1] in roles:
-            raise LoraFileError(
-                f"{path.name} holds {place[0]}.{place[1]} twice, under two spellings; save it again from its trainer"
-            )
-        # PEFT's is (O,), of a convolution (1, O, 1, 1); kohya's (O, 1).
-        roles[split[1]] = tensor.reshape(-1, 1) if "lora_magnitude_vector" in split[2] else tensor
-    modules = [
-        _with_peft_alpha(Module(part, where, found[part, where]), container) for part, where in sorted(found)
-    ]
-    for module in modules:
-        _check(module, path)
-    return LoraFile(path, container.facts, tuple(modules))
+def side_by_side(terms: Sequence[tuple[float, Module]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(up (O, R), down (R, I)) in fp32 of the weighted sum of LoRA modules, where R is the sum of their ranks.
 
-
-def _with_peft_alpha(module: Module, container: Container) -> Module:
-    """diffusers keeps alpha, if at all, in the header, as PEFT's configuration of each part."""
-    text = container.facts.get("lora_adapter_metadata")
-    if text is None or ALPHA in module.tensors or DOWN not in module.tensors:
-        return module
-    try:
-        config = json.loads(text)
-        alpha = config.get(f"{module.part}.lora_alpha")
-        if alpha is None:
-            return module
-        alpha = _of_pattern(config.get(f"{module.part}.alpha_pattern"), module.path, float(alpha))
-        if config.get(f"{module.part}.use_rslora") and module.rank:  # alpha / sqrt(R), Kalajdzievski 2023
-            alpha *= module.rank**0.5
-    except (ValueError, TypeError, AttributeError, RecursionError, re.error):
-        raise LoraFileError(
-            f"{container.path.name} has damaged lora_adapter_metadata in its header; save it again"
-        ) from None
-    return replace(module, tensors={**module.tensors, ALPHA: torch.tensor(alpha)})
-
-
-def _of_pattern(patterns: Any, path: str, default: float) -> float:
-    """PEFT's patterns are regular expressions that match the end of a module's path."""
-    for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern.removeprefix('^')})", path):
-            return float(value)
-    return default
-
-
-def _check(module: Module, path: Path) -> None:
-    """Raises LoraFileError unless the matrices of a module are whole, fit each other and are numbers."""
-    where, tensors = f"{path.name}: {module.part}.{module.path}", module.tensors
-    if (DOWN in tensors) != (UP in tensors):
-        raise LoraFileError(
-            f"{where} has no {'up' if DOWN in tensors else 'down'} matrix; save the file again"
-        )
-    if set(tensors) <= {ALPHA, DORA}:
-        raise LoraFileError(f"{where} has no matrices; save the file again")
-    if lacking := _lacking(set(tensors)):
-        raise LoraFileError(f"{where} lacks {lacking}; save the file again")
-    pairs = [
-        (UP, DOWN),
-        ("hada_w1_a", "hada_w1_b"),
-        ("hada_w2_a", "hada_w2_b"),
-        ("lokr_w1_a", "lokr_w1_b"),
-        ("lokr_w2_a", "lokr_w2_b"),
-    ]
-    for left, right in pairs if module.network else []:
-        if left in tensors and not _fit(tensors[left].shape, tensors[right].shape):
-            shapes = f"{tuple(tensors[left].shape)} and {tuple(tensors[right].shape)}"
-            raise LoraFileError(
-                f"{where} has matrices that don't fit each other, {shapes}; save the file again"
-            )
-    if module.network == "dora":
-        sides = {(tensors[UP].shape[0], 1), (1, tensors[DOWN].shape[1])}
-        if tuple(tensors[DORA].shape[:2]) not in sides or tensors[DORA].numel() != max(
-            tensors[DORA].shape[:2]
-        ):
-            raise LoraFileError(
-                f"{where} has a dora_scale of shape {tuple(tensors[DORA].shape)}, not one of {sorted(sides)}; save it again"
-            )
-    if any(tensor.numel() != 1 for role, tensor in tensors.items() if role == ALPHA):
-        raise LoraFileError(f"{where} has an alpha of several numbers; save the file again")
-    for role, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor.float()).all()):
-            raise LoraFileError(
-                f"{where} holds values that are no numbers ({role}); use an earlier checkpoint"
-            )
-
-
-def _lacking(roles: set[str]) -> str | None:
-    """A matrix that a LoHa or LoKr of these roles would need."""
-    if any(role.startswith("hada_w") for role in roles):
-        return next(
-            (role for role in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b") if role not in roles), None
-        )
-    if any(role.startswith("lokr_w") for role in roles):
-        return next(
-            (w for w in ("lokr_w1", "lokr_w2") if w not in roles and not {f"{w}_a", f"{w}_b"} <= roles), None
-        )
-    return None
-
-
-def _fit(left: torch.Size, right: torch.Size) -> bool:
-    """Whether (O, R) and (R, I) fit; a convolution's are (O, R, 1, 1) and (R, I, k, k)."""
-    if len(left) not in (2, 4) or len(right) not in (2, 4) or 0 in left or 0 in right:
-        return False
-    return left[1] == right[0] and all(side == 1 for side in left[2:])
+    up = [w_1 s_1 up_1, w_2 s_2 up_2] and down = [down_1; down_2] with scales s_i: exact, and of scale 1.
+    """
+    pairs = [(weight * module.scale, *module.matrices()) for weight, module in terms]
+    up = torch.cat([factor * up for factor, up, _ in pairs], dim=1)
+    return up, torch.cat([down for _, _, down in pairs])
 
 
 def lora_module(
     part: str, path: str, up: torch.Tensor, down: torch.Tensor, *, alpha: float, dtype: torch.dtype
 ) -> Module:
-    """A LoRA of up (O, R) and down (R, I), in the shapes that its layer wants."""
+    """A LoRA module of up (O, R) and down (R, I), in the shapes of its layer."""
     kernel = Module(part, path, {DOWN: down}).kernel
     if kernel:
         inputs = down.shape[1] // (kernel[0] * kernel[1])
@@ -305,26 +271,29 @@ def lora_module(
 
 
 def alpha_tensor(alpha: float) -> torch.Tensor:
-    """Without dimensions, as sd-scripts needs it; in fp16 where that is exact."""
+    """A tensor without dimensions, as sd-scripts needs it; in fp16 where that is exact, otherwise in fp32."""
     half = torch.tensor(alpha, dtype=torch.float16)
     return half if float(half) == alpha else torch.tensor(alpha, dtype=torch.float32)
 
 
 def with_one_alpha(modules: Iterable[Module]) -> list[Module]:
-    """The same changes with one alpha throughout each part, folded into the up matrices.
+    """The same changes with one alpha throughout each part; the rest of the scale goes into the up matrices.
 
-    diffusers 0.42 scales a part of several alphas wrongly, with no more than a RuntimeWarning. One alpha beside several
-    ranks is read right by every tool.
+    diffusers 0.42 scales a part with several alphas wrongly and only emits a RuntimeWarning. Every tool reads one alpha
+    with several ranks right.
     """
     modules = list(modules)
     chosen: dict[str, float] = {}
     for part in {module.part for module in modules}:
-        wanted = {m.scale * m.rank for m in modules if m.part == part and DOWN in m.tensors and m.rank}
-        stated = all(m.alpha is not None for m in modules if m.part == part and DOWN in m.tensors)
-        if wanted:
-            ranks = [m.rank for m in modules if m.part == part and DOWN in m.tensors and m.rank]
-            chosen[part] = wanted.pop() if len(wanted) == 1 and stated else float(max(ranks))
-    return [_with_alpha(m, chosen[m.part]) if DOWN in m.tensors else m for m in modules]
+        loras = [module for module in modules if module.part == part and DOWN in module.tensors]
+        ranks = [module.rank for module in loras if module.rank]
+        alphas = {module.scale * module.rank for module in loras if module.rank}
+        if alphas:
+            is_one = len(alphas) == 1 and all(module.alpha is not None for module in loras)
+            chosen[part] = alphas.pop() if is_one else float(max(ranks))
+    return [
+        _with_alpha(module, chosen[module.part]) if DOWN in module.tensors else module for module in modules
+    ]
 
 
 def _with_alpha(module: Module, alpha: float) -> Module:

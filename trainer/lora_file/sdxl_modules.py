@@ -1,4 +1,4 @@
-"""Which weights an SDXL base has, by part and module path, and every spelling of their names in LoRA files.
+"""The modules of an SDXL base with the shapes of their weights, and the search for a module by its name in a LoRA file.
 
 unet            down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q    (640, 640)
 text_encoder    encoder.layers.0.self_attn.q_proj                             (768, 768)      paths without `text_model.`
@@ -8,50 +8,35 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trainer.lora_file.module_names import PREFIX, accepted_names
 
 Shape = tuple[int, ...]
-WIDTHS, DEPTHS = (
-    (320, 640, 1280),
-    (0, 2, 10),
-)  # channels and transformer layers of SDXL's three levels (Podell et al. 2023, table 1)
-TIME, CONTEXT, ADDED = (
-    1280,
-    2048,
-    2816,
-)  # channels of the time embedding, of the prompt, of pooled prompt and sizes
+# Channels and transformer layers of the three levels of SDXL (Podell et al. 2023, table 1).
+_WIDTHS = (320, 640, 1280)
+_DEPTHS = (0, 2, 10)
+# Channels of the time embedding, of the prompt, and of the pooled prompt with the six sizes.
+_TIME = 1280
+_CONTEXT = 2048
+_ADDED = 2816
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The shapes of a base's weights: part -> module path -> shape."""
+    """Shapes of the weights of a base by part and module path; `name` is that of the base."""
 
     name: str
     shapes: Mapping[str, Mapping[str, Shape]]
 
     def shape(self, part: str, path: str) -> Shape | None:
+        """The shape of a module's weight, or None where the base has no such module."""
         return self.shapes.get(part, {}).get(path)
-
-
-@dataclass(frozen=True)
-class Names:
-    """From a module's name in a file, in any spelling, to (part, path)."""
-
-    places: Mapping[str, tuple[str, str]] = field(repr=False)
-
-    def find(self, name: str) -> tuple[str, str] | None:
-        plain = name.replace(".processor.", ".")  # diffusers before 0.22
-        plain = plain.removeprefix("base_model.model.")  # PEFT's own files
-        if plain.endswith((".to_out", "_to_out")):
-            plain += plain[-7] + "0"
-        return self.places.get(plain)
 
 
 @functools.cache
 def sdxl() -> Layout:
-    """The true SDXL 1.0, from its published sizes; no model is built."""
+    """The layout of SDXL 1.0, computed from its published sizes without building a model."""
     return Layout(
         "SDXL",
         {
@@ -62,62 +47,68 @@ def sdxl() -> Layout:
     )
 
 
+def find_module(name: str) -> tuple[str, str] | None:
+    """(part, path) of a module by its name in a file, in any spelling; None for a name of no module of SDXL."""
+    plain = name.replace(".processor.", ".")  # attention processors of diffusers before 0.22
+    plain = plain.removeprefix("base_model.model.")  # PEFT's own files
+    if plain.endswith((".to_out", "_to_out")):  # old names without the 0 of `to_out.0`
+        plain += plain[-7] + "0"
+    return _modules_by_name().get(plain)
+
+
 @functools.cache
-def names() -> Names:
-    """Every spelling of every module of SDXL; smaller bases of its family have some of its modules."""
+def _modules_by_name() -> Mapping[str, tuple[str, str]]:
+    """(part, path) by every name of every module of SDXL; smaller bases of its family have some of its modules."""
     places: dict[str, tuple[str, str]] = {}
     for part, shapes in sdxl().shapes.items():
         for path in shapes:
-            spellings = accepted_names(part, path)
-            if part == "text_encoder":  # files for SD 1.5 and some early ones for SDXL say lora_te_
-                spellings += [
-                    name.replace(PREFIX[part], "lora_te_", 1)
-                    for name in spellings
-                    if name.startswith(PREFIX[part])
-                ]
+            names = accepted_names(part, path)
+            if part == "text_encoder":  # files for SD 1.5 and some early ones for SDXL have lora_te_
+                prefix = PREFIX[part]
+                names += [name.replace(prefix, "lora_te_", 1) for name in names if name.startswith(prefix)]
             if part == "unet":  # PEFT's files of a UNet alone have its bare paths
-                spellings.append(path)
-            if path == "text_projection":  # the one module that every tool names without text_model
-                spellings += [f"{part}.{path}", f"{PREFIX[part]}{path}"]
-            for name in spellings:
+                names.append(path)
+            if path == "text_projection":  # every tool names it without text_model
+                names += [f"{part}.{path}", f"{PREFIX[part]}{path}"]
+            for name in names:
                 places.setdefault(name, (part, path))
-    return Names(places)
+    return places
 
 
 def _unet() -> Iterator[tuple[str, Shape]]:
-    yield "conv_in", (WIDTHS[0], 4, 3, 3)
-    for name, width in (("time_embedding", WIDTHS[0]), ("add_embedding", ADDED)):
-        yield f"{name}.linear_1", (TIME, width)
-        yield f"{name}.linear_2", (TIME, TIME)
-    skips = [WIDTHS[0]]  # channels of what the way up takes over from the way down
-    for level, width in enumerate(WIDTHS):
+    yield "conv_in", (_WIDTHS[0], 4, 3, 3)
+    for name, width in (("time_embedding", _WIDTHS[0]), ("add_embedding", _ADDED)):
+        yield f"{name}.linear_1", (_TIME, width)
+        yield f"{name}.linear_2", (_TIME, _TIME)
+    skips = [_WIDTHS[0]]  # channels of the skip connections from the down blocks to the up blocks
+    for level, width in enumerate(_WIDTHS):
         for layer in range(2):
             yield from _resnet(f"down_blocks.{level}.resnets.{layer}", skips[-1], width)
-            yield from _attention(f"down_blocks.{level}.attentions.{layer}", width, DEPTHS[level])
+            yield from _attention(f"down_blocks.{level}.attentions.{layer}", width, _DEPTHS[level])
             skips.append(width)
         if level < 2:
             yield f"down_blocks.{level}.downsamplers.0.conv", (width, width, 3, 3)
             skips.append(width)
-    widest = WIDTHS[-1]
+    widest = _WIDTHS[-1]
     yield from _resnet("mid_block.resnets.0", widest, widest)
-    yield from _attention("mid_block.attentions.0", widest, DEPTHS[-1])
+    yield from _attention("mid_block.attentions.0", widest, _DEPTHS[-1])
     yield from _resnet("mid_block.resnets.1", widest, widest)
     below = widest
-    for block, (width, depth) in enumerate(zip(reversed(WIDTHS), reversed(DEPTHS), strict=True)):
+    for block, (width, depth) in enumerate(zip(reversed(_WIDTHS), reversed(_DEPTHS), strict=True)):
         for layer in range(3):
             yield from _resnet(f"up_blocks.{block}.resnets.{layer}", below + skips.pop(), width)
             yield from _attention(f"up_blocks.{block}.attentions.{layer}", width, depth)
             below = width
         if block < 2:
             yield f"up_blocks.{block}.upsamplers.0.conv", (width, width, 3, 3)
-    yield "conv_norm_out", (WIDTHS[0],)
-    yield "conv_out", (4, WIDTHS[0], 3, 3)
+    yield "conv_norm_out", (_WIDTHS[0],)
+    yield "conv_out", (4, _WIDTHS[0], 3, 3)
 
 
 def _resnet(path: str, inputs: int, outputs: int) -> Iterator[tuple[str, Shape]]:
     yield f"{path}.norm1", (inputs,)
     yield f"{path}.conv1", (outputs, inputs, 3, 3)
-    yield f"{path}.time_emb_proj", (outputs, TIME)
+    yield f"{path}.time_emb_proj", (outputs, _TIME)
     yield f"{path}.norm2", (outputs,)
     yield f"{path}.conv2", (outputs, outputs, 3, 3)
     if inputs != outputs:
@@ -130,7 +121,7 @@ def _attention(path: str, width: int, depth: int) -> Iterator[tuple[str, Shape]]
     yield f"{path}.norm", (width,)
     for number in range(depth):
         block = f"{path}.transformer_blocks.{number}"
-        for name, context in (("attn1", width), ("attn2", CONTEXT)):
+        for name, context in (("attn1", width), ("attn2", _CONTEXT)):
             yield f"{block}.{name}.to_q", (width, width)
             yield f"{block}.{name}.to_k", (width, context)
             yield f"{block}.{name}.to_v", (width, context)

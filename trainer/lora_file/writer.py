@@ -14,7 +14,8 @@ from trainer.atomic_files import write_atomically
 from trainer.errors import ConfigError, LoraFileError
 from trainer.lora_file.metadata import with_hashes
 from trainer.lora_file.module_names import diffusers_name, kohya_name
-from trainer.lora_file.tensor_names import ending
+from trainer.lora_file.modules import alpha_tensor
+from trainer.lora_file.tensor_names import ALPHA, DORA, suffix_of
 
 
 def kohya_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
@@ -29,10 +30,10 @@ def kohya_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
         for role, matrix in layer.tensors().items():
             folded = matrix * (layer.alpha / alpha) if role == "up" and alpha != layer.alpha else matrix
             # fp16 would move every weight of the column by up to 0.05 %.
-            tensors[name + ending(role)] = (
-                folded.detach().cpu().float().contiguous() if role == "dora_scale" else _half(folded)
+            tensors[name + suffix_of(role)] = (
+                folded.detach().cpu().float().contiguous() if role == DORA else _half(folded)
             )
-        tensors[name + ending("alpha")] = _alpha(alpha)
+        tensors[name + suffix_of(ALPHA)] = alpha_tensor(alpha)
     return tensors
 
 
@@ -42,12 +43,6 @@ def _part_alphas(adapter: Adapter) -> dict[str, float]:
     for part, _, layer in adapter.walk():
         counts.setdefault(part, Counter())[layer.alpha] += 1
     return {part: count.most_common(1)[0][0] for part, count in counts.items()}
-
-
-def _alpha(value: float) -> torch.Tensor:
-    """In fp16, or in fp32 where fp16 would round it."""
-    half = torch.tensor(value, dtype=torch.float16)
-    return half if float(half) == value else torch.tensor(value, dtype=torch.float32)
 
 
 def diffusers_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:

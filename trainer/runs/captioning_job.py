@@ -1,23 +1,33 @@
-"""A captioning as a job: a directory that speaks the protocol of runs, so that a page can start, follow and stop it.
+"""Job directory of a captioning, which follows the protocol of runs: the page can start, observe and stop it.
 
 DIR/
-  job.json         {"folder": "/.../pictures", "model": "wd-vit-tagger-v3", "overwrite": false, "trigger": "ink", ...}, written once
-  events.jsonl     the job speaks
-  commands.jsonl   the page speaks: {"kind": "stop"}
-  owner.json       the process that works on it
+  job.json         {"folder": "/.../pictures", "model": "wd-vit-tagger-v3", "overwrite": false, ...}, written
+                   once; after folder and model, the fields of CaptionOptions
+  events.jsonl     written by the worker (trainer/workers/captioning.py)
+  commands.jsonl   written by the page: {"kind": "stop"}
+  owner.json       the worker process: pid and start time
+
+Use by the page:
 
     job = create(outputs / ".captioning" / uuid, folder, "wd-vit-tagger-v3", options_from({"trigger": "ink"}))
-    subprocess.Popen([sys.executable, "-m", "trainer", "caption-job", str(job.path), "--models", str(models)])
-    alive = job.is_alive()                              # asked before the events are read
+    queue.submit(job.path, "caption", ["caption-job", str(job.path)])
+    alive = job.is_alive()                           # before the events are read (see Run.is_alive)
     fresh, offset = events.read(job.events, offset)
-    view = fold(view, fresh)                            # view.captions, view.done, view.total, view.ended, view.message
-    events.append(job.commands, "stop", sync=True)      # ends after the pictures at hand; their captions are kept
+    view = fold(view, fresh)                         # view.captions, view.done, view.total, view.ended
+    events.append(job.commands, "stop", sync=True)   # ends after the current batch; its captions are kept
 
-It says: {"kind": "started"}, {"kind": "stage", "stage": "captioning", "done": 3, "total": 24},
-{"kind": "captioned", "name": "a.png", "caption": "..."} (the `.txt` is on disk by then; `name` is the path in the folder, with /),
-{"kind": "problem", "message"}, {"kind": "ended", "how": "finished" | "stopped" | "failed", "message"}.
-Started again, a job goes on with what is left. A page offers `models.list_captioners` and the fields of `options.options_for(kind)`,
-and takes no other model: a job opens whatever folder it names. A job never downloads.
+Events:
+
+{"kind": "started"}
+{"kind": "stage", "stage": "captioning", "done": 3, "total": 24}
+{"kind": "captioned", "name": "a.png", "caption": "..."}
+    The caption file is on disk. The name is the picture's path in the folder, with "/".
+{"kind": "problem", "message": "..."}
+    A picture could not be captioned; the job continues.
+{"kind": "ended", "how": "finished" | "stopped" | "failed", "message": "..."}
+
+A restarted job continues with the remaining pictures. A job never downloads a model. It opens any model
+folder that job.json names, so a page must only accept names from `list_captioners`.
 """
 
 from __future__ import annotations
@@ -37,57 +47,54 @@ from trainer.runs.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class CaptioningView:
-    """What a page shows of a job, folded from its events."""
+    """State of a captioning as the page shows it, computed from its events by `fold`."""
 
     stage: str = ""
     done: int = 0
     total: int = 0
-    captions: dict[str, str] = field(default_factory=dict)  # by picture, in the order they were written
+    captions: dict[str, str] = field(default_factory=dict)  # picture -> caption, in the order of writing
     problems: tuple[str, ...] = ()
     ended: str | None = None  # "finished", "stopped" or "failed"
     message: str = ""
 
 
 def create(path: Path, folder: Path, model: str, options: CaptionOptions) -> Run:
-    """A new job directory. Raises RunError when one is there already."""
+    """Creates a job directory. Raises RunError if the directory holds a job already."""
     if (path / "job.json").exists():
         raise RunError(f"{path.name} already holds a captioning; choose another folder for this one")
     path.mkdir(parents=True, exist_ok=True)
-    facts = {"folder": os.path.abspath(folder), "model": model, **dataclasses.asdict(options)}
-    write_atomically(path / "job.json", json.dumps(facts, ensure_ascii=False, indent=1).encode())
+    content = {"folder": os.path.abspath(folder), "model": model, **dataclasses.asdict(options)}
+    write_atomically(path / "job.json", json.dumps(content, ensure_ascii=False, indent=1).encode())
     return Run(path)
 
 
 def read(path: Path) -> tuple[Path, str, CaptionOptions]:
-    """(picture folder, model, options) of a job directory. Raises RunError, ConfigError."""
+    """Returns (picture folder, model, options) of a job directory. Raises RunError, ConfigError."""
     try:
-        facts = json.loads((path / "job.json").read_text(encoding="utf-8"))
-        folder, model = Path(str(facts.pop("folder"))), str(facts.pop("model"))
+        content = json.loads((path / "job.json").read_text(encoding="utf-8"))
+        folder, model = Path(str(content.pop("folder"))), str(content.pop("model"))
     except FileNotFoundError:
         raise RunError(f"{path.name} holds no captioning (no job.json); give the folder of one") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise RunError(f"job.json of {path.name} can't be read; start the captioning anew") from None
-    return folder, model, options_from(facts)
+        raise RunError(f"job.json of {path.name} can't be read; start a new captioning") from None
+    return folder, model, options_from(content)
 
 
-def fold(view: CaptioningView, fresh: list[dict[str, Any]]) -> CaptioningView:
-    """The view after `fresh` events."""
-    facts = {name: getattr(view, name) for name in CaptioningView.__dataclass_fields__}
-    facts["captions"] = dict(view.captions)
-    for event in fresh:
+def fold(view: CaptioningView, events: list[dict[str, Any]]) -> CaptioningView:
+    """Returns the view after more events."""
+    fields = {name: getattr(view, name) for name in CaptioningView.__dataclass_fields__}
+    fields["captions"] = dict(view.captions)
+    for event in events:
         match event["kind"]:
             case "started":
-                facts |= {"stage": "starting", "problems": (), "ended": None, "message": ""}
+                fields |= {"stage": "starting", "problems": (), "ended": None, "message": ""}
             case "stage":
-                facts |= {
-                    "stage": event["stage"],
-                    "done": event.get("done", 0),
-                    "total": event.get("total", 0),
-                }
+                done, total = event.get("done", 0), event.get("total", 0)
+                fields |= {"stage": event["stage"], "done": done, "total": total}
             case "captioned":
-                facts["captions"][event["name"]] = event["caption"]
+                fields["captions"][event["name"]] = event["caption"]
             case "problem":
-                facts["problems"] += (event["message"],)
+                fields["problems"] += (event["message"],)
             case "ended":
-                facts |= {"ended": event["how"], "message": event.get("message", "")}
-    return CaptioningView(**facts)
+                fields |= {"ended": event["how"], "message": event.get("message", "")}
+    return CaptioningView(**fields)

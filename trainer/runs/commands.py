@@ -1,10 +1,12 @@
-"""The commands that a running job receives: from the operating system by signals, from the page by `commands.jsonl`.
+"""The commands that a running job receives: from the operating system by signals, from the page by
+`commands.jsonl`.
 
-Lines of commands.jsonl, one JSON object each (trainer/runs/events.py), appended by the page and never removed:
+Lines of commands.jsonl, one JSON object each (trainer/runs/events.py), appended by the page and never
+removed:
 
-{"kind": "stop", "time": 1795500000.0}                                  end after the current step and save
-{"kind": "draw", "id": "...", "request": {...}, "out": "/.../drawn/1"}  sample images (trainer/runs/draw_protocol.py)
-{"kind": "cancel", "id": "..."}                                         cancel one draw request
+{"kind": "stop", "time": 1795500000.0}                          end after the current step and save
+{"kind": "draw", "id": "...", "request": {...}, "out": "..."}   sample images (trainer/runs/draw_protocol.py)
+{"kind": "cancel", "id": "..."}                                 cancel one draw request
 
 SIGTERM and SIGINT (Ctrl-C) count as "stop" once; the second signal raises KeyboardInterrupt at once.
 """
@@ -34,7 +36,8 @@ class CommandInbox:
         """Installs handlers of SIGTERM and SIGINT when called in the main thread.
 
         Args:
-            commands_offset: byte offset in commands.jsonl; commands before it are ignored. None: its current end.
+            commands_offset: byte offset in commands.jsonl; commands before it are ignored. None: its current
+                end.
         """
         self.run = run
         self.stopped_by_signal = False

@@ -1,9 +1,24 @@
-"""A drawing that the page asks for: how it is told, followed, cancelled and answered, by whoever draws it.
+"""Draw requests: sample images that the page requests from a process with a loaded base model.
 
-{"kind": "draw", "id": "...", "request": {"prompts": [...], "strengths": [...], ...}, "out": "/.../drawn/<id>"}     it is told
+The page appends commands to the process's `commands.jsonl`; the process appends events to its `events.jsonl`.
+The same protocol is served by the sampling worker (trainer/workers/sampling.py), which also reads the base
+and the LoRA files from the command, and by a running training between two steps
+(trainer/training/live_preview.py).
+
+Commands:
+
+{"kind": "draw", "id": "...", "request": {...}, "out": "/.../drawn/<id>"}   request: fields of SamplingConfig
 {"kind": "cancel", "id": "..."}
-{"kind": "drawing", "id": "...", "done": 3, "total": 16}                                                            it says
-{"kind": "drawn", "id": "...", "pictures": ["p00_s0.00.png", ...]}, or "cancelled", or "failed" with a message
+
+Events, of which the last is one of OUTCOMES:
+
+{"kind": "drawing", "id": "...", "done": 3, "total": 16}                    denoising steps
+{"kind": "drawn", "id": "...", "pictures": ["p00_s0.00.png"]}               names of the images in `out`
+{"kind": "cancelled", "id": "..."}
+{"kind": "failed", "id": "...", "message": "..."}
+
+While images are sampled, `out` holds FRAME, a rough preview. Each id is served once. A process that restarts
+finds unserved requests in commands.jsonl by their ids.
 """
 
 from __future__ import annotations
@@ -16,53 +31,51 @@ from trainer.errors import TrainerError, lacks_memory
 from trainer.runs.run import Run
 from trainer.sampling_config import SamplingConfig, sampling_config_from
 
-FRAME = "frame.png"  # in `out` while it is drawn: a rough picture of what is coming
+FRAME = "frame.png"
 OUTCOMES = ("drawn", "cancelled", "failed")
-OnStep = Callable[[int, int], None]
+OnStep = Callable[[int, int], None]  # (denoising steps done, total)
 
 
 class Cancelled(Exception):
-    """Raised between two denoising steps of a drawing that is no longer wanted."""
+    """Raised between two denoising steps of a cancelled request."""
 
 
 def serve_request(
     owner: Run,
-    wish: dict[str, Any],
+    command: dict[str, Any],
     is_cancelled: Callable[[str], bool],
-    draw: Callable[[SamplingConfig, Path, OnStep], list[Path]],
+    sample: Callable[[SamplingConfig, Path, OnStep], list[Path]],
 ) -> None:
-    """Draws one wish and says how it goes in the owner's events; whatever is wrong with it, the caller goes on.
+    """Samples the images of one "draw" command and emits its events. Errors become a "failed" event.
 
     Args:
-        is_cancelled: asked between denoising steps.
-        draw: of a request, into a folder; the pictures' paths.
+        owner: run whose events report the progress.
+        is_cancelled: from an id to whether that request is cancelled; called between denoising steps.
+        sample: writes the images of a request into a folder and returns their paths.
     """
-    name = str(wish["id"])
+    request_id = str(command["id"])
 
     def on_step(done: int, total: int) -> None:
-        if is_cancelled(name):
+        if is_cancelled(request_id):
             raise Cancelled
-        owner.emit("drawing", id=name, done=done, total=total)
+        owner.emit("drawing", id=request_id, done=done, total=total)
 
     try:
-        request = sampling_config_from(wish["request"])
-        on_step(0, request.steps)
-        paths = draw(request, Path(wish["out"]), on_step)
-        owner.emit("drawn", sync=True, id=name, pictures=[path.name for path in paths])
+        config = sampling_config_from(command["request"])
+        on_step(0, config.steps)
+        paths = sample(config, Path(command["out"]), on_step)
+        owner.emit("drawn", sync=True, id=request_id, pictures=[path.name for path in paths])
     except Cancelled:
-        owner.emit("cancelled", sync=True, id=name)
-    except TrainerError as error:
-        owner.emit("failed", sync=True, id=name, message=str(error))
-    except Exception as error:  # one bad wish must cost neither the warm base nor a training
-        lacked = "memory" if lacks_memory(error) else "disk" if isinstance(error, OSError) else ""
-        words = (
-            f"the {lacked} did not suffice for these pictures; ask for fewer or smaller ones"
-            if lacked
-            else ""
-        )
-        owner.emit(
-            "failed",
-            sync=True,
-            id=name,
-            message=words or f"the drawing failed ({type(error).__name__}); try other settings",
-        )
+        owner.emit("cancelled", sync=True, id=request_id)
+    except Exception as error:  # a failed request must not end the warm process or the training
+        owner.emit("failed", sync=True, id=request_id, message=_message(error))
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, TrainerError):
+        return str(error)
+    if lacks_memory(error):
+        return "not enough memory for these pictures; choose fewer or smaller ones"
+    if isinstance(error, OSError):
+        return "not enough disk space for these pictures; choose fewer or smaller ones"
+    return f"sampling failed ({type(error).__name__}); try other settings"

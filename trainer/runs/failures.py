@@ -1,4 +1,15 @@
-"""How a training failed, for the page: a sentence, its cause, and the one setting whose change would mend it."""
+"""Classification of failed trainings: a message for the user, a cause, and the setting that would prevent the
+failure.
+
+cause        remedy (a change of settings that the page offers as a button)
+memory       the cheapest change that saves memory (`reduced_memory_settings`)
+not-finite   half the learning rate
+base         {"base": None}: the artist chooses another base model
+settings     {"precision": "auto"} if fp16 is the reason; otherwise none
+pictures     none
+disk         none
+fault        none; an error that is not foreseen here
+"""
 
 from __future__ import annotations
 
@@ -16,37 +27,55 @@ from trainer.errors import (
     lacks_memory,
 )
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CAUSES = ("memory", "not-finite", "base", "pictures", "settings", "disk", "fault")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CAUSE_OF_ERROR = (
+    (NotFiniteError, "not-finite"),
+    (BaseError, "base"),
+    (DatasetError, "pictures"),
+    (ConfigError, "settings"),
+)
 
 
-def failure(error: BaseException, config: TrainConfig | None) -> dict[str, Any]:
-    """Facts for the `ended` event: `message`, `cause` (one of CAUSES), and `remedy`, {setting: value}.
+def failure_fields(error: BaseException, config: TrainConfig | None) -> dict[str, Any]:
+    """Returns the fields `message`, `cause` and `remedy` of the `ended` event.
 
-    A remedy's value is None where the artist must choose; the remedy is empty where no setting would help.
+    The remedy is {setting: value}: {} if no setting would help, and the value None where the artist must
+    choose.
+
+    Args:
+        config: the settings of the run; None if they can't be read.
     """
     cause = _cause(error)
-    remedy: dict[str, Any] = {}
+    return {"message": _message(error, cause), "cause": cause, "remedy": _remedy(error, cause, config)}
+
+
+def _remedy(error: BaseException, cause: str, config: TrainConfig | None) -> dict[str, Any]:
     if cause == "base":
-        remedy = {"base": None}
-    elif config and cause == "memory":
-        remedy = reduced_memory_settings(config)
-    elif config and cause == "not-finite":
-        remedy = {"learning_rate": config.learning_rate / 2}
-    elif config and cause == "settings" and "precision fp16" in str(error):
-        remedy = {"precision": "auto"}
-    return {"message": _message(error, cause), "cause": cause, "remedy": remedy}
+        return {"base": None}
+    if config is None:
+        return {}
+    if cause == "memory":
+        return reduced_memory_settings(config)
+    if cause == "not-finite":
+        return {"learning_rate": config.learning_rate / 2}
+    if cause == "settings" and "precision fp16" in str(error):
+        return {"precision": "auto"}
+    return {}
 
 
 def reduced_memory_settings(config: TrainConfig) -> dict[str, Any]:
-    """The cheapest change that needs notably less memory: what costs only time comes before what costs quality."""
+    """Returns the cheapest change of settings that saves much memory; changes that only cost time come
+    first.
+    """
     if config.gradient_checkpointing not in ("auto", "all"):
         return {"gradient_checkpointing": "auto"}
     if config.batch > 1:
         return {"batch": config.batch // 2, "accumulation": config.accumulation * 2}
     if config.quantised_base not in ("auto", "nf4"):
         return {"quantised_base": "auto"}
-    # Memory falls with the area: three quarters of the side are 56 % of it. Sides are multiples of 64.
+    # Activation memory is proportional to the area: three quarters of the side leave 56 %. Sides are
+    # multiples of 64.
     side = config.resolution or 1024
     return {"resolution": max(64, int(side * 0.75) // 64 * 64)}
 
@@ -54,15 +83,9 @@ def reduced_memory_settings(config: TrainConfig) -> dict[str, Any]:
 def _cause(error: BaseException) -> str:
     if isinstance(error, MemoryShortError) or lacks_memory(error):
         return "memory"
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return "disk"
-    kinds = (
-        (NotFiniteError, "not-finite"),
-        (BaseError, "base"),
-        (DatasetError, "pictures"),
-        (ConfigError, "settings"),
-    )
-    return next((cause for kind, cause in kinds if isinstance(error, kind)), "fault")
+    return next((cause for kind, cause in _CAUSE_OF_ERROR if isinstance(error, kind)), "fault")
 
 
 def _message(error: BaseException, cause: str) -> str:
@@ -70,14 +93,21 @@ def _message(error: BaseException, cause: str) -> str:
         return str(error)
     if cause == "memory":
         return (
-            "memory ran out; the caches and every checkpoint are kept: close other programs and go on, "
-            "or train again with a smaller batch or resolution, gradient_checkpointing all, or quantised_base int8"
+            "not enough memory; the caches and every checkpoint are kept: close other programs and "
+            "resume, or train again with a smaller batch or resolution, gradient_checkpointing all, or "
+            "quantised_base int8"
         )
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return "the disk takes no file as large as this one; choose another disk, or a smaller rank: the last checkpoint is kept"
+        return (
+            "the disk takes no file as large as this one; choose another disk, or a smaller rank: "
+            "the last checkpoint is kept"
+        )
     if cause == "disk":
-        return "the disk is full; free some space and go on: the last checkpoint is kept"
+        return "the disk is full; free some space and resume: the last checkpoint is kept"
     if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
-        return f"a file can't be written or read ({error.strerror}{where}); mend that and go on: the last checkpoint is kept"
-    return f"an unexpected fault ({type(error).__name__}); trainer.log in the run's folder says where"
+        name = f": {error.filename}" if error.filename else ""
+        return (
+            f"a file can't be written or read ({error.strerror}{name}); "
+            "repair that and resume: the last checkpoint is kept"
+        )
+    return f"unexpected error ({type(error).__name__}); see trainer.log in the run's folder"

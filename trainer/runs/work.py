@@ -1,7 +1,7 @@
 """End of a worker process: whatever happens, the last event of its run says how the work ended.
 
-`train`, captioning and the LoRA tools use it. Three endings are recorded as an `ended` event: the result of the work
-("finished", "stopped"), an error ("failed", with a message) and Ctrl+C ("stopped").
+`train`, captioning and the LoRA tools use it. Three endings are recorded as an `ended` event: the result of
+the work ("finished", "stopped"), an error ("failed", with a message) and Ctrl+C ("stopped").
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def run_to_end(
 ) -> str:
     """Calls `work` and appends the `ended` event, then returns the result of `work` or raises its error.
 
-    An error that is no TrainerError is written to `trainer.log` with its traceback and raised as a TrainerError, so that
-    the user reads a sentence.
+    An error that is no TrainerError is written to `trainer.log` with its traceback and raised as a
+    TrainerError, so that the user reads a sentence.
 
     Args:
         work: returns "finished" or "stopped".

@@ -18,7 +18,7 @@ from PIL import Image
 
 from trainer.atomic_files import replacing
 from trainer.runs.draw_protocol import FRAME
-from trainer.sdxl.latents import posterior
+from trainer.sdxl.latents import encode_image
 
 _SIDE, _PATCHES = 256, 8  # px of the image that the map is fitted on, and its patches along a side
 _FRAME_SIDE = 128  # px
@@ -46,7 +46,7 @@ def fit_latent_to_rgb(vae: Any) -> LatentToRgb:
     colours = np.random.default_rng(0).integers(0, 256, (_PATCHES, _PATCHES, 3), dtype=np.uint8)
     image = Image.fromarray(colours).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    latents = posterior(vae, pixels)[0][0] * vae.config["scaling_factor"]
+    latents = encode_image(vae, pixels)[0][0] * vae.config["scaling_factor"]
     rgb = torch.nn.functional.adaptive_avg_pool2d(pixels, latents.shape[-2:])[0]
     inputs = torch.cat([latents.flatten(1).T, torch.ones(latents[0].numel(), 1)], dim=1)
     solution = torch.linalg.lstsq(inputs, rgb.flatten(1).T).solution

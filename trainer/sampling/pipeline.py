@@ -10,13 +10,11 @@ from typing import Any
 import torch
 
 from trainer.adapter.lora import Adapter
-from trainer.errors import LoraFileError
 from trainer.hardware.device import find_device
 from trainer.hardware.precision import precision_for
-from trainer.headers.lora import MAX_HEADER
-from trainer.headers.safetensors import read_header
-from trainer.lora_file.attach import attach_mix, parts_of, refill
-from trainer.planning.plan import room_beside
+from trainer.headers.lora import recognise
+from trainer.lora_file.attach import attach_mix, changed_parts, try_swap_weights
+from trainer.planning.plan import sampling_limits_beside_models
 from trainer.runs.draw_protocol import FRAME
 from trainer.sampling.images import GeneratedImage, save_image, save_strip
 from trainer.sampling.latent_preview import LatentToRgb, fit_latent_to_rgb, frame_writer
@@ -30,8 +28,8 @@ from trainer.sampling.sampler import (
 )
 from trainer.sampling_config import SamplingConfig, SamplingLimits, picture_name
 from trainer.sdxl.base import Base, open_base
-from trainer.sdxl.schedulers import scheduler_of_files
-from trainer.sdxl.text import Conditioning, Reading, encode
+from trainer.sdxl.schedulers import scheduler_of_lora_files
+from trainer.sdxl.text import Conditioning, PromptEncoding, encode
 
 Mix = Sequence[tuple[Path, float]]  # LoRA files, each with its weight at strength 1
 
@@ -48,7 +46,7 @@ class WarmBase:
         self.scheduler: Any = base.scheduler()
         self.encoders = base.text_encoders(self.device, torch.float32)
         self.tokenizers = base.tokenizers()
-        self.cached: dict[Reading, dict[str, Conditioning]] = {}
+        self.cached: dict[PromptEncoding, dict[str, Conditioning]] = {}
         self._limits: dict[tuple[tuple[int, int], int], SamplingLimits] = {}
         self._adapter = Adapter()
 
@@ -71,7 +69,7 @@ class WarmBase:
             LoraFileError: a file can't be read or does not fit the base; then none is attached.
         """
         files = _files(lora)
-        changed = {part for file, _ in files for part in parts_of(file)}
+        changed = {part for file, _ in files for part in changed_parts(file)}
         adapter = self.adapter_of(files)
         encoding = prompt_encoding(config, self.tokenizers[0])
 
@@ -100,13 +98,13 @@ class WarmBase:
             LoraFileError: a file can't be read or does not fit the base; then none is attached.
         """
         models = {"unet": self.unet, "text_encoder": self.encoders[0], "text_encoder_2": self.encoders[1]}
-        if files and self._adapter.layers and refill(files, self._adapter):
+        if files and self._adapter.layers and try_swap_weights(files, self._adapter):
             return self._adapter
         previous, self._adapter = self._adapter, Adapter()
         for part in list(previous.layers):
             previous.detach(part, models[part])
         if files:
-            changed = {part for file, _ in files for part in parts_of(file)} | {"unet"}
+            changed = {part for file, _ in files for part in changed_parts(file)} | {"unet"}
             self._adapter = attach_mix(files, {part: models[part] for part in models if part in changed})
         return self._adapter
 
@@ -115,15 +113,15 @@ class WarmBase:
         size = image_size(config, self.base)
         rows = rows_per_pass(len(config.prompts), len(config.strengths), size)
         if (size, rows) not in self._limits:
-            self._limits[size, rows] = room_beside(
+            self._limits[size, rows] = sampling_limits_beside_models(
                 self.base.configs, self.unet.dtype, size, rows, self.device
             )
         return self._limits[size, rows]
 
     def _scheduler(self, files: Mix) -> Any:
         """Returns the scheduler that the files were trained with, since a training may override the base's."""
-        headers = [read_header(file, LoraFileError, most=MAX_HEADER).metadata for file, _ in files]
-        return scheduler_of_files(headers, self.base)
+        headers = [recognise(file).metadata for file, _ in files]
+        return scheduler_of_lora_files(headers, self.base)
 
 
 def _files(lora: Path | Mix | None) -> Mix:
@@ -139,7 +137,7 @@ def generate_from_file(
         TrainerError: before the base is loaded where a LoRA file is the reason.
     """
     for file, _ in _files(lora):
-        parts_of(file)
+        changed_parts(file)
     return generate_and_save(WarmBase(open_base(base, models)), lora, config, out_dir)
 
 

@@ -23,8 +23,8 @@ from trainer.sampling.deepcache import DeepCache
 from trainer.sampling.images import GeneratedImage
 from trainer.sampling_config import NO_LIMITS, SAMPLERS, SamplingConfig, SamplingLimits
 from trainer.sdxl.base import Base
-from trainer.sdxl.latents import pictures
-from trainer.sdxl.text import Conditioning, Reading, windows_of
+from trainer.sdxl.latents import decode_images
+from trainer.sdxl.text import Conditioning, PromptEncoding, count_windows
 from trainer.sdxl.unet import predict
 
 MAX_PIXELS = 32 * 128 * 128  # of one pass over several prompts; one prompt's strip may be larger
@@ -88,7 +88,7 @@ class Sampler:
                     on_step(done + step, len(passes) * config.steps)
 
             latents = self._denoise(config, rows_of_pass, encode, report)
-            images = pictures(self.vae, latents, self.limits.tile)
+            images = decode_images(self.vae, latents, self.limits.tile)
             for (prompt, strength), image in zip(rows_of_pass, images, strict=True):
                 generated.append(GeneratedImage(prompt_index=prompt, strength=strength, image=image))
         return generated
@@ -184,11 +184,11 @@ def image_size(config: SamplingConfig, base: Base) -> tuple[int, int]:
     return size
 
 
-def prompt_encoding(config: SamplingConfig, tokenizer: Any) -> Reading:
+def prompt_encoding(config: SamplingConfig, tokenizer: Any) -> PromptEncoding:
     """Returns the encoding that reads every prompt of a config to its end, with (word:1.2) as emphasis."""
     prompts = (*config.prompts, config.negative)
-    windows = max(windows_of(prompt, tokenizer, weighted=True) for prompt in prompts)
-    return Reading(windows=windows, clip_skip=config.clip_skip, weighted=True)
+    windows = max(count_windows(prompt, tokenizer, weighted=True) for prompt in prompts)
+    return PromptEncoding(windows=windows, clip_skip=config.clip_skip, weighted=True)
 
 
 def rows_per_pass(

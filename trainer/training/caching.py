@@ -26,9 +26,9 @@ from trainer.errors import DatasetError
 from trainer.runs.commands import CommandInbox
 from trainer.runs.run import Run
 from trainer.sdxl.base import Base
-from trainer.sdxl.latents import pixels, posterior
+from trainer.sdxl.latents import encode_image, to_pixels
 from trainer.sdxl.protocols import Vae
-from trainer.sdxl.text import Conditioning, Reading, encode, tokens_cut
+from trainer.sdxl.text import Conditioning, PromptEncoding, count_truncated_tokens, encode
 from trainer.training.batches import Batches
 from trainer.training.examples import LatentDataset, TrainingExample, placements
 from trainer.training.feature_cache import FeatureCache, Latents
@@ -114,12 +114,12 @@ class FeatureExtractor:
         )
         return dataclasses.replace(self, config=plain).latents(items)
 
-    def text(self, prompts: set[str], encoding: Reading) -> dict[str, Conditioning]:
+    def text(self, prompts: set[str], encoding: PromptEncoding) -> dict[str, Conditioning]:
         """Returns the conditioning of each prompt, with a `problem` event for each that is too long."""
         models = TextModels(self.base, self.device)
 
         def compute(prompt: str) -> Conditioning:
-            cut = tokens_cut(prompt, models.tokenizers[0], encoding)
+            cut = count_truncated_tokens(prompt, models.tokenizers[0], encoding)
             if cut:
                 self.run.emit("problem", message=_too_long(prompt, cut, encoding))
             with torch.inference_mode():
@@ -193,7 +193,7 @@ class _LatentEncoder:
         """Returns mean and log-variance of an image."""
         if self.vae is None:
             self.vae = self.base.vae(self.device)
-        return posterior(self.vae, pixels(image), self.tile)
+        return encode_image(self.vae, to_pixels(image), self.tile)
 
 
 def _open_unchanged(item: Item) -> Image.Image:
@@ -205,7 +205,7 @@ def _open_unchanged(item: Item) -> Image.Image:
     return open_picture(Path(item.path))
 
 
-def _too_long(prompt: str, cut: int, encoding: Reading) -> str:
+def _too_long(prompt: str, cut: int, encoding: PromptEncoding) -> str:
     return (
         f"a caption is {cut} tokens too long and its end is not read "
         f"(caption_windows {encoding.windows + 1} would): {prompt[:60]}…"

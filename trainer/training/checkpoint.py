@@ -65,7 +65,7 @@ class TrainingState:
 
     def snapshot(self, step: int) -> Snapshot:
         """Returns a copy of the state after `step` steps."""
-        tensors, numbers = _flat(split_state(self.optimizer, self.adapter.flats))
+        tensors, numbers = _flat(split_state(self.optimizer, self.adapter.flat_vectors))
         files = {_ADAPTER: self.adapter.tensors(), _OPTIMIZER: tensors}
         averaged = self.ema.tensors() if self.ema else None
         if averaged is not None:
@@ -83,7 +83,9 @@ class TrainingState:
                 continue
             self.adapter.load(load(files[_ADAPTER]))
             optimizer_state = _unflat(load(files[_OPTIMIZER]), state["optimizer"])
-            self.optimizer.load_state_dict(join_state(optimizer_state, self.optimizer, self.adapter.flats))
+            self.optimizer.load_state_dict(
+                join_state(optimizer_state, self.optimizer, self.adapter.flat_vectors)
+            )
             if self.ema and _AVERAGE in files:
                 self.ema.load(load(files[_AVERAGE]), state["step"])
             if self.scaler and state.get("scaler"):  # checkpoints of version 0.1 have none

@@ -47,7 +47,7 @@ class EmaWeights:
             self.ema.copy_to(vectors)
         else:
             self.optimizer.eval()
-        self.adapter.changed()
+        self.adapter.mark_dirty()
         try:
             yield
         finally:
@@ -64,7 +64,7 @@ class EmaWeights:
             self.ema.copy_to(self.adapter.vectors())
         elif self.optimizer:
             self.optimizer.eval()
-        self.adapter.changed()
+        self.adapter.mark_dirty()
         self.ema = self.optimizer = None
 
     def tensors(self) -> dict[str, torch.Tensor] | None:

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from trainer.adapter.targets import layer_sizes, part_sizes
+from trainer.adapter.targets import layer_specs, part_specs
 from trainer.config import TrainConfig
 from trainer.errors import RunError
 from trainer.headers.lora import recognise
 from trainer.lora_file.edit.convert import tensors_of, write_lora
 from trainer.lora_file.modules import ALPHA, DORA, Module, alpha_tensor
-from trainer.lora_file.tensor_names import ending
+from trainer.lora_file.tensor_names import suffix_of
 from trainer.lora_file.writer import verify
 from trainer.runs.run import Run
 from trainer.sdxl.base import open_base
@@ -25,7 +25,7 @@ from trainer.sdxl.weights import build
 from trainer.training.checkpoint import read_adapter
 
 # Tensors that stay fp32: alpha is a single number, and DoRA's magnitudes would change in fp16.
-_STAY = (ending(ALPHA), ending(DORA))
+_STAY = (suffix_of(ALPHA), suffix_of(DORA))
 
 
 def export_checkpoint(run: Run, step: int, out: Path, models: Path) -> None:
@@ -48,7 +48,7 @@ def export_checkpoint(run: Run, step: int, out: Path, models: Path) -> None:
 
 def _modules(config: TrainConfig, tensors: dict[str, torch.Tensor], models: Path) -> list[Module]:
     base = open_base(config.base, models)
-    sizes = layer_sizes(config, {part: build(part, base.configs) for part in part_sizes(config)})
+    sizes = layer_specs(config, {part: build(part, base.configs) for part in part_specs(config)})
     roles: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         layer, _, role = name.rpartition(".")

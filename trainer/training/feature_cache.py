@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from trainer.atomic_files import write_atomically
 from trainer.dataset.augmentations import Augmentation
 from trainer.dataset.manifest import Item
-from trainer.sdxl.text import PLAIN, Conditioning, Reading
+from trainer.sdxl.text import DEFAULT_ENCODING, Conditioning, PromptEncoding
 
 Latents = tuple[torch.Tensor, torch.Tensor]  # of one image: mean and log-variance, each (1, C, H/8, W/8)
 
@@ -63,9 +63,11 @@ class FeatureCache:
             return [_key(*parts, f"tiles of {self.tile}"), whole]
         return [whole]
 
-    def text(self, prompt: str, encoding: Reading, compute: Callable[[], Conditioning]) -> Conditioning:
+    def text(
+        self, prompt: str, encoding: PromptEncoding, compute: Callable[[], Conditioning]
+    ) -> Conditioning:
         """Returns the conditioning of a prompt, fp32 on the CPU; computes and stores it where it is missing."""
-        key = _key("text", self.base, prompt, *([] if encoding == PLAIN else [repr(encoding)]))
+        key = _key("text", self.base, prompt, *([] if encoding == DEFAULT_ENCODING else [encoding.cache_key]))
         tensors = self._load("text", key, ("text", "pooled"))
         if tensors is None:
             computed = compute()

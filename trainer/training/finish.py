@@ -15,7 +15,7 @@ from trainer.dataset.pictures import open_picture
 from trainer.errors import DatasetError
 from trainer.lora_file.metadata import Training, metadata, thumbnail
 from trainer.lora_file.writer import save_lora
-from trainer.planning.plan import give_back_memory
+from trainer.planning.budget import give_back_memory
 from trainer.runs.run import Run
 from trainer.training.examples import resolution_of
 from trainer.training.samples import TrainingSamples

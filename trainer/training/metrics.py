@@ -112,7 +112,7 @@ class StepReporter:
     def emit(self, metrics: list[StepMetrics]) -> None:
         """Emits the steps, and a problem where they have become slow for lack of memory."""
         for step in metrics:
-            warning = self.spill_watch.look(step.seconds)
+            warning = self.spill_watch.check(step.seconds)
             if warning:
                 self.run.emit("problem", message=warning)
             fields = step.fields

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import nn
 
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import dropout_of, layer_sizes
+from trainer.adapter.targets import dropout_settings, layer_specs
 from trainer.config import TrainConfig
-from trainer.hardware.activation_checkpointing import recompute
-from trainer.hardware.compile import compile_blocks, compiles
+from trainer.hardware.activation_checkpointing import enable_activation_checkpointing
+from trainer.hardware.compile import compile_blocks, should_compile
 from trainer.lora_file.attach import start_from
 from trainer.runs.run import Run
 from trainer.training.checkpoint import checkpoints
@@ -30,10 +30,10 @@ def attach_adapter(run: Run, parts: dict[str, nn.Module]) -> Adapter:
         LoraFileError: the file of `start_from` can't be read or does not fit.
     """
     config = run.config
-    adapter = Adapter(dropout_of(config))
-    for part, sizes in layer_sizes(config, parts).items():
+    adapter = Adapter(dropout_settings(config))
+    for part, sizes in layer_specs(config, parts).items():
         adapter.attach(part, parts[part], sizes)
-    adapter.start(config.seed)
+    adapter.init_weights(config.seed)
     if config.start_from and (Path(config.start_from).exists() or not checkpoints(run)):
         left_out = start_from(Path(config.start_from), adapter)
         if left_out:
@@ -43,6 +43,6 @@ def attach_adapter(run: Run, parts: dict[str, nn.Module]) -> Adapter:
 
 def prepare_unet(unet: nn.Module, config: TrainConfig, cache_folder: Path) -> None:
     """Sets up activation checkpointing and, where it pays off, compilation; must follow `attach_adapter`."""
-    recompute(unet, config.gradient_checkpointing)
-    if compiles(config, unet):
+    enable_activation_checkpointing(unet, config.gradient_checkpointing)
+    if should_compile(config, unet):
         compile_blocks(unet, cache_folder / "compiled")

@@ -12,7 +12,7 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.sdxl.base import Base
-from trainer.sdxl.schedulers import scheduler_of
+from trainer.sdxl.schedulers import training_scheduler
 from trainer.training import noise
 
 
@@ -122,7 +122,7 @@ class Objective:
 
 def objective_of(config: TrainConfig, base: Base) -> Objective:
     """Returns the objective of a config on a base. Raises ConfigError when the base's prediction type does not fit."""
-    scheduler = scheduler_of(config, base)
+    scheduler = training_scheduler(config, base)
     prediction_type = scheduler.config["prediction_type"]
     zero_terminal_snr = bool(scheduler.config["rescale_betas_zero_snr"])
     return Objective(config, prediction_type, zero_terminal_snr, scheduler.alphas_cumprod)

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import layer_sizes, part_rates, part_sizes
+from trainer.adapter.targets import layer_specs, part_rates, part_specs
 from trainer.config import TrainConfig
 from trainer.dataset.augmentations import augmentations_of, mask_of
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.dataset.manifest import Item, Manifest
 from trainer.errors import DatasetError
 from trainer.hardware.compile import check_compiler
-from trainer.hardware.device import dtype_of, find_device
+from trainer.hardware.device import find_device, resolve_dtype
 from trainer.hardware.precision import precision_for
 from trainer.lora_file.attach import start_from
-from trainer.planning.memory import Shape, caption_bytes, latent_bytes
+from trainer.planning.memory import WorkloadShape, caption_bytes, latent_bytes
 from trainer.planning.plan import Plan, plan
 from trainer.sdxl.base import Base, open_base
 from trainer.sdxl.weights import build
@@ -42,8 +42,8 @@ def check_layers(config: TrainConfig, base: Base) -> None:
     chooses_blocks = config.block_ranks or config.block_rates
     if not (chooses_layers or chooses_blocks or config.start_from):
         return
-    models, adapter = {part: build(part, base.configs) for part in part_sizes(config)}, Adapter()
-    for part, sizes in layer_sizes(config, models).items():
+    models, adapter = {part: build(part, base.configs) for part in part_specs(config)}, Adapter()
+    for part, sizes in layer_specs(config, models).items():
         adapter.attach(part, models[part], sizes)
     if config.start_from:
         start_from(Path(config.start_from), adapter)
@@ -67,7 +67,7 @@ def plan_training(
     if not trains_text:
         captions = training_captions(CaptionRules(config), batches, config.steps * config.accumulation)
     sample_size, sample_rows = largest_sample(sample_configs(config, manifest, base), base)
-    shape = Shape(
+    shape = WorkloadShape(
         configs=base.configs,
         dtype=precision_for(config.precision, device, base.configs, cache_folder),
         width=width,
@@ -92,7 +92,7 @@ def preflight(config: TrainConfig, manifest: Manifest, models: Path, cache_folde
     """
     base = open_base(config.base, models)
     device = find_device()
-    dtype_of(config.precision, device)
+    resolve_dtype(config.precision, device)
     placements(config, base, manifest.items)
     objective_of(config, base)
     sample_configs(config, manifest, base)
@@ -102,7 +102,7 @@ def preflight(config: TrainConfig, manifest: Manifest, models: Path, cache_folde
     check_layers(config, base)
     rates = part_rates(config)
     groups = [
-        {"params": [torch.zeros(1, requires_grad=True)], "lr": rates[part]} for part in part_sizes(config)
+        {"params": [torch.zeros(1, requires_grad=True)], "lr": rates[part]} for part in part_specs(config)
     ]
     build_optimizer(config, groups, device)
     return plan_training(config, manifest, base, device, cache_folder)

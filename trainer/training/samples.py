@@ -31,7 +31,7 @@ from trainer.sampling_config import (
     picture_name,
 )
 from trainer.sdxl.base import Base
-from trainer.sdxl.schedulers import scheduler_of
+from trainer.sdxl.schedulers import training_scheduler
 from trainer.sdxl.unet import eval_mode
 from trainer.training.setup import Setup
 from trainer.training.text_conditioning import TextConditioner
@@ -146,7 +146,7 @@ class TrainingSamples:
             base=self.setup.base,
             unet=self.setup.unet,
             vae=self.setup.base.vae(self.setup.unet.device),
-            scheduler=scheduler_of(self.setup.config, self.setup.base),
+            scheduler=training_scheduler(self.setup.config, self.setup.base),
             adapter=self.setup.adapter,
             changes_text=self.conditioner.is_trained,
             limits=self.limits,

@@ -11,7 +11,7 @@ from trainer.config import TrainConfig
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.sdxl.base import Base
 from trainer.sdxl.protocols import TextEncoder
-from trainer.sdxl.text import PLAIN, Conditioning, Encoders, Reading, encode, windows_of
+from trainer.sdxl.text import DEFAULT_ENCODING, Conditioning, Encoders, PromptEncoding, count_windows, encode
 from trainer.training.batches import Batches
 
 MAX_CACHED_PROMPTS = 2000  # in memory at once: 1.3 GB at SDXL's width
@@ -33,22 +33,22 @@ def training_captions(rules: CaptionRules, batches: Batches, positions: int) -> 
     return captions
 
 
-def caption_encoding(config: TrainConfig) -> Reading:
+def caption_encoding(config: TrainConfig) -> PromptEncoding:
     """Returns the encoding of captions, as set."""
-    return Reading(
+    return PromptEncoding(
         windows=config.caption_windows, clip_skip=config.clip_skip, weighted=config.weighted_captions
     )
 
 
-def sample_encoding(config: TrainConfig, prompts: set[str], tokenizer: Any) -> Reading:
+def sample_encoding(config: TrainConfig, prompts: set[str], tokenizer: Any) -> PromptEncoding:
     """Returns the encoding of sample prompts: in as many windows as the longest needs.
 
     (word:1.2) is emphasis where the user wrote the prompts; captions used as prompts are encoded as captions
     are.
     """
     weighted = bool(config.sample_prompts) or config.weighted_captions
-    windows = max(windows_of(prompt, tokenizer, weighted=weighted) for prompt in prompts)
-    return Reading(windows=windows, clip_skip=config.clip_skip, weighted=weighted)
+    windows = max(count_windows(prompt, tokenizer, weighted=weighted) for prompt in prompts)
+    return PromptEncoding(windows=windows, clip_skip=config.clip_skip, weighted=weighted)
 
 
 class TextModels:
@@ -81,7 +81,7 @@ class TextConditioner:
         self,
         cached: dict[str, Conditioning],
         models: TextModels | None = None,
-        encoding: Reading = PLAIN,
+        encoding: PromptEncoding = DEFAULT_ENCODING,
         *,
         is_trained: bool = False,
     ) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from trainer.atomic_files import write_atomically
 from trainer.errors import LoraFileError, TrainerError
 from trainer.headers.edit_metadata import Label, relabel
-from trainer.headers.lora import bundled_notice, recognise
+from trainer.headers.lora import recognise
 from trainer.headers.sidecars import CHOICE, ENTRY
 from trainer.json_files import read_object
 from trainer.runs.run import Run, claim
@@ -76,7 +76,8 @@ def _made(job: dict[str, Any], models: Path) -> dict[str, Any]:
 
 def _checked(job: dict[str, Any], models: Path) -> dict[str, Any]:
     """What is said from now on of a file that is there; one that was deleted meanwhile does not come back."""
-    from trainer.lora_file.modules import read_modules
+    from trainer.lora_file.reader import read_modules
+    from trainer.lora_file.scales import file_notice
 
     file = Path(job["source"])
     kept = read_object(file.parent / ENTRY)
@@ -84,7 +85,7 @@ def _checked(job: dict[str, Any], models: Path) -> dict[str, Any]:
     try:
         read_modules(file)  # every tensor accounted for, every value a number
         facts["takes"] = takes(file, models)
-        facts["problem"] = bundled_notice(file, recognise(file).tensors)
+        facts["problem"] = file_notice(file)
     except TrainerError as error:
         facts["problem"] = str(error)
     facts = {"origin": "check", "of": [], "made": time.time(), **kept, **facts}

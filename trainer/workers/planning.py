@@ -20,7 +20,7 @@ from trainer.dataset.quick_scan import quick_scan
 from trainer.dataset.sources import with_class_and_validation
 from trainer.errors import DatasetError, TrainerError
 from trainer.runs import events
-from trainer.runs.failures import failure
+from trainer.runs.failures import failure_fields
 from trainer.runs.run import Run, claim
 from trainer.training.preflight import preflight
 
@@ -68,9 +68,9 @@ def answer(question: dict[str, Any], models: Path, kept: Path) -> dict[str, Any]
             raise DatasetError("there is no picture to train on; add some under Artwork")
         found = preflight(config, with_class_and_validation(manifest, config), models, kept)
     except TrainerError as error:
-        return {"kind": "refused", "id": question["id"], **failure(error, config)}
+        return {"kind": "refused", "id": question["id"], **failure_fields(error, config)}
     except Exception as error:  # one question must not end the others
-        return {"kind": "refused", "id": question["id"], **failure(error, config)}
+        return {"kind": "refused", "id": question["id"], **failure_fields(error, config)}
     return {
         "kind": "planned",
         "id": question["id"],

@@ -9,7 +9,6 @@ The wishes of `trainer/runs/draw_protocol.py`, and what only this process draws 
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.errors import RunError
 from trainer.runs import events
 from trainer.runs.draw_protocol import OUTCOMES, OnStep, serve_request
-from trainer.runs.queue_store import MARK
+from trainer.runs.queue_store import others_wait
 from trainer.runs.run import Run, claim
 from trainer.sampling_config import MAX_FILES, SamplingConfig, checked_weight
 
@@ -48,25 +47,6 @@ def serve(folder: Path, models: Path, *, idle_seconds: float = IDLE_SECONDS) -> 
                     return
             else:
                 time.sleep(0.1)
-
-
-def others_wait(folder: Path) -> bool:
-    """Whether a job waits in the line of the outputs folder that a session is in."""
-    root = next(
-        (parent for parent in folder.absolute().parents if (parent / ".queue.sqlite").exists()),
-        folder.absolute().parent,
-    )
-    for depth in ("*", "_users/*/*"):
-        for mark in root.glob(f"{depth}/{MARK}"):
-            try:
-                if (
-                    json.loads(mark.read_text(encoding="utf-8"))["state"] == "waiting"
-                    and mark.parent != folder.absolute()
-                ):
-                    return True
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-    return False
 
 
 class _Desk:

@@ -32,7 +32,7 @@ from trainer.headers.lora import recognise
 from trainer.headers.sidecars import CHOICE, ENTRY, TOOLS
 from trainer.json_files import read_object
 from trainer.runs import events
-from trainer.runs.queue import FILES
+from trainer.runs.job import FILES
 from trainer.runs.run import Run
 from trainer.sampling_config import checked_weight
 from ui.store.naming import clean_name, new_folder

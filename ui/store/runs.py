@@ -17,7 +17,8 @@ from trainer.config import TrainConfig, config_from
 from trainer.errors import RunError
 from trainer.headers.base_model import list_base_models
 from trainer.runs import events, run
-from trainer.runs.queue import Job, Queue
+from trainer.runs.job import Job
+from trainer.runs.queue import Queue
 from ui.store.estimates import Estimates
 from ui.store.naming import new_folder
 from ui.store.project_settings import training_values

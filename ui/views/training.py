@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import TrainerError
-from trainer.runs.queue import Job
+from trainer.runs.job import Job
 from ui.store.library import Library
 from ui.store.project_settings import read_settings, write_settings
 from ui.store.runs import RunStatus

@@ -11,9 +11,9 @@ from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from torch import nn
 
 from tests.trainer.adapter.test_lora import stir
-from trainer.adapter.fused_block import Block
+from trainer.adapter.fused_block import FusedBlock
 from trainer.adapter.layer import Dropout
-from trainer.adapter.lora import Adapter, LoraLinear, Size
+from trainer.adapter.lora import Adapter, LayerSpec, LoraLinear
 from trainer.sdxl.quantised import QuantisedLinear
 
 ATTENTION = tuple(
@@ -41,11 +41,11 @@ def learning(
     """(the adapter, the block), masters stirred and in vectors, at strength 0.7."""
     model, adapter = Model(dtype), Adapter(**more)
     sizes = {
-        f"block.{leaf}": Size(rank=3 + number % 2, alpha=5.0, network=network)
+        f"block.{leaf}": LayerSpec(rank=3 + number % 2, alpha=5.0, network=network)
         for number, leaf in enumerate(leaves)
     }
     adapter.attach("unet", model, sizes)
-    adapter.start(1)
+    adapter.init_weights(1)
     if network == "lora":
         stir(adapter)
     adapter.strength.value = 0.7
@@ -81,20 +81,22 @@ def diffusers_own(block: Any, x: torch.Tensor, text: torch.Tensor) -> torch.Tens
 
 
 @pytest.fixture
-def ran(monkeypatch) -> list[Block]:
+def ran(monkeypatch) -> list[FusedBlock]:
     """The blocks that were computed in this project's form."""
-    seen: list[Block] = []
-    call = Block.__call__
-    monkeypatch.setattr(Block, "__call__", lambda block, *given: seen.append(block) or call(block, *given))
+    seen: list[FusedBlock] = []
+    call = FusedBlock.__call__
+    monkeypatch.setattr(
+        FusedBlock, "__call__", lambda block, *given: seen.append(block) or call(block, *given)
+    )
     return seen
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_block_and_its_gradients_are_diffusers_own(ran: list[Block], choice: str):
+def test_a_block_and_its_gradients_are_diffusers_own(ran: list[FusedBlock], choice: str):
     adapter, block = learning(CHOICES[choice])
     x, text = inputs()
     wanted = diffusers_own(block, x, text)
-    learned = dict(adapter.masters())
+    learned = dict(adapter.master_weights())
     gradients = torch.autograd.grad(wanted.square().sum(), [x, text, *learned.values()])
     made = block(x, encoder_hidden_states=text)
     made.square().sum().backward()
@@ -108,7 +110,7 @@ def test_a_block_and_its_gradients_are_diffusers_own(ran: list[Block], choice: s
         )
 
 
-def test_nothing_is_computed_for_inputs_that_ask_for_no_gradient(ran: list[Block]):
+def test_nothing_is_computed_for_inputs_that_ask_for_no_gradient(ran: list[FusedBlock]):
     adapter, block = learning(ATTENTION)
     x, text = (given.detach() for given in inputs())
     block(x, encoder_hidden_states=text).square().sum().backward()
@@ -116,7 +118,7 @@ def test_nothing_is_computed_for_inputs_that_ask_for_no_gradient(ran: list[Block
     assert all(bool(parameter.grad.any()) for parameter in adapter.parameters())
 
 
-def test_a_block_keeps_less_and_is_fewer_nodes_than_diffusers_own(ran: list[Block]):
+def test_a_block_keeps_less_and_is_fewer_nodes_than_diffusers_own(ran: list[FusedBlock]):
     """The wide products inside the feed-forward layer are what a step's memory is made of."""
     _, block = learning(ATTENTION)
 
@@ -154,18 +156,18 @@ def nodes(made: torch.Tensor) -> int:
     return len(seen)
 
 
-def test_the_same_block_learns_on_after_its_masters_have_moved(ran: list[Block]):
+def test_the_same_block_learns_on_after_its_masters_have_moved(ran: list[FusedBlock]):
     """Settings may split masters into other vectors after the adapter is attached."""
     adapter, block = learning(ATTENTION)
     x, text = inputs()
     block(x, encoder_hidden_states=text).square().sum().backward()
-    before = {name: parameter.grad.clone() for name, parameter in adapter.masters()}
+    before = {name: parameter.grad.clone() for name, parameter in adapter.master_weights()}
     layers = [layer for _, _, layer in adapter.walk()]
     adapter.flatten([[(layer, "up") for layer in layers], [(layer, "down") for layer in layers]])
     adapter.zero_grad()
     block(x, encoder_hidden_states=text).square().sum().backward()
     assert len(ran) == 2 and ran[0] is not ran[1]
-    for name, parameter in adapter.masters():
+    for name, parameter in adapter.master_weights():
         torch.testing.assert_close(parameter.grad, before[name])
 
 
@@ -185,7 +187,7 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("case", UNUSUAL)
-def test_what_the_form_does_not_know_is_left_to_diffusers(ran: list[Block], case: str):
+def test_what_the_form_does_not_know_is_left_to_diffusers(ran: list[FusedBlock], case: str):
     given = {"leaves": ATTENTION, **UNUSUAL[case]}
     adapter, block = learning(**given)
     x, text = inputs()
@@ -194,7 +196,7 @@ def test_what_the_form_does_not_know_is_left_to_diffusers(ran: list[Block], case
     assert any(bool(parameter.grad.any()) for parameter in adapter.parameters())
 
 
-def test_a_feed_forward_layer_that_is_computed_again_keeps_nothing_wide(ran: list[Block]):
+def test_a_feed_forward_layer_that_is_computed_again_keeps_nothing_wide(ran: list[FusedBlock]):
     _, block = learning(ATTENTION)
     recomputed(block)
     x, text = inputs()
@@ -202,7 +204,7 @@ def test_a_feed_forward_layer_that_is_computed_again_keeps_nothing_wide(ran: lis
     assert not ran and x.grad is not None
 
 
-def test_masks_and_pictures_are_left_to_diffusers(ran: list[Block]):
+def test_masks_and_pictures_are_left_to_diffusers(ran: list[FusedBlock]):
     _, block = learning(ATTENTION)
     x, text = inputs()
     mask = torch.zeros(2, 1, 5, dtype=torch.float64)
@@ -216,15 +218,15 @@ def test_masks_and_pictures_are_left_to_diffusers(ran: list[Block]):
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_a_base_in_few_bits_learns_in_the_same_form(ran: list[Block], kind: str):
+def test_a_base_in_few_bits_learns_in_the_same_form(ran: list[FusedBlock], kind: str):
     model, adapter = Model(torch.float32), Adapter()
     for path, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and layer.weight.numel() % 64 == 0:
             model.set_submodule(
                 path, QuantisedLinear(layer.weight.detach(), kind=kind, dtype=torch.float32, bias=layer.bias)
             )
-    adapter.attach("unet", model, {f"block.{leaf}": Size(rank=4, alpha=4.0) for leaf in ATTENTION})
-    adapter.start(1)
+    adapter.attach("unet", model, {f"block.{leaf}": LayerSpec(rank=4, alpha=4.0) for leaf in ATTENTION})
+    adapter.init_weights(1)
     stir(adapter)
     adapter.zero_grad()
     x, text = inputs(torch.float32)
@@ -237,7 +239,7 @@ def test_a_base_in_few_bits_learns_in_the_same_form(ran: list[Block], kind: str)
     torch.testing.assert_close(x.grad, gradient, rtol=1e-3, atol=1e-3)
 
 
-def test_on_a_cpu_a_bf16_base_learns_through_fp32_masters_without_a_copy_of_them(ran: list[Block]):
+def test_on_a_cpu_a_bf16_base_learns_through_fp32_masters_without_a_copy_of_them(ran: list[FusedBlock]):
     adapter, block = learning(ATTENTION, torch.bfloat16)
     exact, exact_block = learning(ATTENTION, torch.float32)
     for one, model in ((adapter, block), (exact, exact_block)):
@@ -249,6 +251,6 @@ def test_on_a_cpu_a_bf16_base_learns_through_fp32_masters_without_a_copy_of_them
         assert x.grad is not None and x.grad.dtype == dtype
         assert all(vector.grad is not None and vector.grad.dtype == torch.float32 for vector in one.vectors())
     assert len(ran) == 2
-    assert all(flat._copy is None and flat._low_gradient is None for flat in adapter.flats)
-    for (name, low), (_, high) in zip(adapter.masters(), exact.masters(), strict=True):
+    assert all(flat._copy is None and flat._low_gradient is None for flat in adapter.flat_vectors)
+    for (name, low), (_, high) in zip(adapter.master_weights(), exact.master_weights(), strict=True):
         assert float((low.grad - high.grad).norm() / high.grad.norm()) < 0.03, name

@@ -10,8 +10,8 @@ from torch import nn
 
 from tests.conftest import MODELS
 from tests.trainer.adapter.test_lora import CPU, adapted, ask, stir
-from trainer.adapter.lora import Adapter, LoraLinear, Size
-from trainer.adapter.targets import layer_sizes, linear_paths, parameter_groups
+from trainer.adapter.lora import Adapter, LayerSpec, LoraLinear
+from trainer.adapter.targets import layer_specs, linear_paths, parameter_groups
 from trainer.config import TrainConfig
 from trainer.sdxl.base import open_base
 
@@ -25,8 +25,8 @@ def learned(base, dtype: torch.dtype = torch.float32, **settings) -> tuple[Adapt
     """An adapter as a training has it: chosen layers, stirred, in vectors."""
     config = TrainConfig(**{"rank": 4, "alpha": 6.0, **settings})
     unet, adapter = base.unet(CPU, dtype), Adapter()
-    adapter.attach("unet", unet, layer_sizes(config, {"unet": unet})["unet"])
-    adapter.start(1)
+    adapter.attach("unet", unet, layer_specs(config, {"unet": unet})["unet"])
+    adapter.init_weights(1)
     stir(adapter)
     parameter_groups(config, adapter)
     adapter.zero_grad()
@@ -40,7 +40,7 @@ def plain_gradients(adapter: Adapter, unet: nn.Module) -> dict[str, torch.Tensor
         low = layer.up.to(x.dtype) @ layer.down.to(x.dtype) * layer.scale * layer.strength.value
         return layer.base(x) + torch.nn.functional.linear(x, low)
 
-    masters = dict(adapter.masters())
+    masters = dict(adapter.master_weights())
     for _, _, layer in adapter.walk():
         layer.forward = partial(formula, layer)
         layer.network = "plain"  # attention leaves it to the layer
@@ -71,11 +71,11 @@ def test_gradients_of_layers_computed_together_are_the_plain_formulas(base, choi
     adapter.strength.value = 0.8
     wanted = plain_gradients(adapter, unet)
     ask(unet).square().mean().backward()
-    for name, parameter in adapter.masters():
+    for name, parameter in adapter.master_weights():
         torch.testing.assert_close(
             parameter.grad, wanted[name], rtol=1e-4, atol=1e-4 * float(wanted[name].abs().max())
         )
-    for flat in adapter.flats:  # what the optimizer sees is what the layers have
+    for flat in adapter.flat_vectors:  # what the optimizer sees is what the layers have
         assert flat.value.grad is not None
         assert all(
             p.grad.untyped_storage().data_ptr() == flat.value.grad.untyped_storage().data_ptr()
@@ -84,7 +84,7 @@ def test_gradients_of_layers_computed_together_are_the_plain_formulas(base, choi
 
 
 def masters_of(flat) -> list[nn.Parameter]:
-    return [layer.tensors()[role] for layer, role in flat.masters]
+    return [layer.tensors()[role] for layer, role in flat.members]
 
 
 def test_gradients_add_up_over_batches_until_they_are_zeroed(base):
@@ -105,13 +105,16 @@ def test_layers_of_different_ranks_in_one_attention_are_computed_together(base):
     adapter.attach(
         "unet",
         unet,
-        {path: Size(rank=ranks.get(path.rpartition(".")[2], 4), alpha=len(path) % 7 + 1) for path in paths},
+        {
+            path: LayerSpec(rank=ranks.get(path.rpartition(".")[2], 4), alpha=len(path) % 7 + 1)
+            for path in paths
+        },
     )
-    adapter.start(1)
+    adapter.init_weights(1)
     stir(adapter)
     wanted = plain_gradients(adapter, unet)
     ask(unet).square().mean().backward()
-    for name, parameter in adapter.masters():
+    for name, parameter in adapter.master_weights():
         torch.testing.assert_close(
             parameter.grad, wanted[name], rtol=1e-4, atol=1e-4 * float(wanted[name].abs().max())
         )
@@ -141,7 +144,7 @@ def test_a_bf16_base_sees_every_change_of_the_masters(base, through_data: bool):
     with torch.no_grad():
         (layer.up.data if through_data else layer.up).add_(1.0)
     if through_data:  # as some optimizers write
-        adapter.changed()
+        adapter.mark_dirty()
     assert not torch.equal(layer(x), before)
 
 

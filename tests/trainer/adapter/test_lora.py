@@ -13,8 +13,8 @@ from torch import nn
 
 from tests.conftest import MODELS
 from trainer.adapter.layer import Dropout, Strength
-from trainer.adapter.lora import Adapter, LoraLinear, Size
-from trainer.adapter.targets import block_of, layer_sizes, linear_paths, parameter_groups
+from trainer.adapter.lora import Adapter, LayerSpec, LoraLinear
+from trainer.adapter.targets import block_of, layer_specs, linear_paths, parameter_groups
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.sdxl.base import ORIGINAL, open_base
@@ -42,8 +42,8 @@ def ask(unet, rows: int = 2) -> torch.Tensor:
 
 def adapted(unet, rank: int = 4, alpha: float = 8.0) -> Adapter:
     adapter = Adapter()
-    adapter.attach("unet", unet, dict.fromkeys(linear_paths("unet", unet), Size(rank=rank, alpha=alpha)))
-    adapter.start(seed=1)
+    adapter.attach("unet", unet, dict.fromkeys(linear_paths("unet", unet), LayerSpec(rank=rank, alpha=alpha)))
+    adapter.init_weights(seed=1)
     return adapter
 
 
@@ -159,8 +159,8 @@ def test_detaching_gives_the_model_its_layers_back(base):
 # Which layers, at what rank and rate.
 
 
-def sizes_of(unet, **settings) -> dict[str, Size]:
-    return layer_sizes(TrainConfig(**settings), {"unet": unet})["unet"]
+def sizes_of(unet, **settings) -> dict[str, LayerSpec]:
+    return layer_specs(TrainConfig(**settings), {"unet": unet})["unet"]
 
 
 @pytest.fixture(scope="module")
@@ -265,15 +265,15 @@ def test_half_of_a_text_encoders_attention_is_refused(base):
     encoders = base.text_encoders(CPU, torch.float32)
     models = {"unet": base.unet(CPU, torch.float32), "text_encoder": encoders[0]}
     with pytest.raises(ConfigError, match="q, k, v and out_proj together"):
-        layer_sizes(TrainConfig(train_text_encoder_1=True, exclude_layers=("text_encoder.*.q_proj",)), models)
+        layer_specs(TrainConfig(train_text_encoder_1=True, exclude_layers=("text_encoder.*.q_proj",)), models)
 
 
 def test_a_part_alone_can_be_asked_for(base):
     config = TrainConfig(train_text_encoder_1=True, include_layers=("text_encoder.*self_attn.*",))
     unet, encoder = base.unet(CPU, torch.float32), base.text_encoders(CPU, torch.float32)[0]
-    assert layer_sizes(config, {"unet": unet}) == {"unet": {}}
+    assert layer_specs(config, {"unet": unet}) == {"unet": {}}
     assert (
-        len(layer_sizes(config, {"unet": unet, "text_encoder": encoder})["text_encoder"])
+        len(layer_specs(config, {"unet": unet, "text_encoder": encoder})["text_encoder"])
         == 4 * encoder.config.num_hidden_layers
     )
 
@@ -293,7 +293,7 @@ def test_rates_follow_part_block_and_side(base):
         learning_rate=1e-3, lora_plus_ratio=16.0, block_rates=",".join(rates), optimizer="adafactor"
     )
     unet, adapter = base.unet(CPU, torch.float32), Adapter()
-    adapter.attach("unet", unet, layer_sizes(config, {"unet": unet})["unet"])
+    adapter.attach("unet", unet, layer_specs(config, {"unet": unet})["unet"])
     groups = parameter_groups(config, adapter)
     rate_of = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     assert len(rate_of) == len(adapter.parameters()) and not any(
@@ -344,9 +344,9 @@ def test_norms_are_limited_as_kohya_does(base):
 def test_norms_of_every_network_are_limited(base, network: str):
     unet, adapter = base.unet(CPU, torch.float32), Adapter()
     adapter.attach("unet", unet, sizes_of(unet, network=network, rank=4, include_layers=("*.attn2.to_q",)))
-    adapter.start(1)
+    adapter.init_weights(1)
     with torch.no_grad():
-        for _, parameter in adapter.masters():
+        for _, parameter in adapter.master_weights():
             parameter.add_(0.3)
     adapter.limit_norms(0.5)
     assert all(
@@ -361,10 +361,10 @@ def test_norms_of_every_network_are_limited(base, network: str):
 def dropped(base, kind: str = "lora", **shares) -> tuple[Adapter, nn.Module]:
     unet, adapter = base.unet(CPU, torch.float32), Adapter(Dropout(**shares))
     adapter.attach("unet", unet, sizes_of(unet, network=kind, rank=4, alpha=8.0))
-    adapter.start(1)
+    adapter.init_weights(1)
     with torch.no_grad():
         draw = torch.Generator().manual_seed(5)
-        for _, parameter in adapter.masters():
+        for _, parameter in adapter.master_weights():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
     return adapter, unet
 
@@ -393,7 +393,7 @@ def test_checkpointed_gradients_see_the_same_dropout(base, network: str):
             unet.enable_gradient_checkpointing()
             unet.train()
         ask(unet).square().mean().backward()
-        gradients.append({name: parameter.grad for name, parameter in adapter.masters()})
+        gradients.append({name: parameter.grad for name, parameter in adapter.master_weights()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
 
@@ -408,7 +408,7 @@ def layer_with(**shares) -> LoraLinear:
         dropout=Dropout(batch_seed=1, **shares),
         name="a",
     )
-    layer.start(torch.Generator().manual_seed(1))
+    layer.init_weights(torch.Generator().manual_seed(1))
     return layer
 
 
@@ -443,7 +443,7 @@ def test_what_a_checkpoint_keeps_is_put_back(base, network: str):
     kept = adapter.tensors()
     fresh, _ = dropped(base, network)
     with torch.no_grad():
-        for _, parameter in fresh.masters():
+        for _, parameter in fresh.master_weights():
             parameter.zero_()
     fresh.load(kept)
     assert all(torch.equal(tensor, kept[name]) for name, tensor in fresh.tensors().items())

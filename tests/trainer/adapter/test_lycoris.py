@@ -22,14 +22,16 @@ from torch import nn
 from tests.conftest import MODELS
 from tests.trainer.adapter.test_lora import ask
 from tests.trainer.lora_file.lora_samples import changed_by_diffusers
-from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.adapter.lycoris import magnitude, split
-from trainer.adapter.targets import conv_paths, layer_sizes, linear_paths
+from trainer.adapter.targets import conv_paths, layer_specs, linear_paths
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
-from trainer.lora_file.attach import attach_lora, describe
+from trainer.lora_file.attach import attach_lora
 from trainer.lora_file.compatibility.check import check_file
-from trainer.lora_file.tensor_names import ending, network_facts
+from trainer.lora_file.describe import describe
+from trainer.lora_file.metadata import training_network
+from trainer.lora_file.tensor_names import suffix_of
 from trainer.lora_file.writer import kohya_tensors, save_lora
 from trainer.sdxl.base import open_base
 
@@ -60,7 +62,7 @@ def stirred(adapter: Adapter) -> Adapter:
     """No matrix is zero any more, and magnitudes are no longer the base's."""
     draws = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for _, parameter in adapter.masters():
+        for _, parameter in adapter.master_weights():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=draws))
     return adapter
 
@@ -77,8 +79,10 @@ def alone(
     """(adapter, its one layer, an input) on a layer of `kind`."""
     torch.manual_seed(1)
     holder, adapter = Holder(BASES[kind]().to(dtype)), Adapter()
-    adapter.attach("unet", holder, {"layer": Size(rank=rank, alpha=alpha, network=network, factor=factor)})
-    adapter.start(seed=3)
+    adapter.attach(
+        "unet", holder, {"layer": LayerSpec(rank=rank, alpha=alpha, network=network, factor=factor)}
+    )
+    adapter.init_weights(seed=3)
     x = torch.randn(2, 5, 24) if kind == "linear" else torch.randn(2, 12, 8, 8)
     return stirred(adapter), holder.layer, x.to(dtype)
 
@@ -95,7 +99,7 @@ def lycoris_module(network: str, layer, **more) -> nn.Module:
     named = dict(theirs.named_parameters())
     with torch.no_grad():
         for role, parameter in layer.tensors().items():
-            named[ending(role).removeprefix(".")].copy_(parameter)
+            named[suffix_of(role).removeprefix(".")].copy_(parameter)
     return theirs
 
 
@@ -121,7 +125,7 @@ def test_gradients_are_lycoriss(network: str, kind: str):
     named = dict(theirs.named_parameters())
     for role, parameter in layer.tensors().items():
         torch.testing.assert_close(
-            parameter.grad, named[ending(role).removeprefix(".")].grad, rtol=1e-3, atol=1e-6
+            parameter.grad, named[suffix_of(role).removeprefix(".")].grad, rtol=1e-3, atol=1e-6
         )
 
 
@@ -163,8 +167,8 @@ def test_masters_and_gradients_of_a_bf16_base_are_fp32(network: str, kind: str):
 @pytest.mark.parametrize("network", ["dora", "loha", "lokr"])
 def test_no_whole_matrix_waits_in_memory_for_the_backward_pass(network: str):
     model, adapter, kept = Holder(nn.Linear(64, 64)), Adapter(), []
-    adapter.attach("unet", model, {"layer": Size(rank=2, alpha=2.0, network=network, factor=8)})
-    adapter.start(1)
+    adapter.attach("unet", model, {"layer": LayerSpec(rank=2, alpha=2.0, network=network, factor=8)})
+    adapter.init_weights(1)
     frozen = model.layer.base.weight.data_ptr()
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
@@ -180,8 +184,8 @@ def config_of(network: str, **more) -> TrainConfig:
 
 def in_unet(base, config: TrainConfig, dtype: torch.dtype = torch.float32) -> tuple[Adapter, nn.Module]:
     unet, adapter = base.unet(CPU, dtype), Adapter()
-    adapter.attach("unet", unet, layer_sizes(config, {"unet": unet})["unet"])
-    adapter.start(1)
+    adapter.attach("unet", unet, layer_specs(config, {"unet": unet})["unet"])
+    adapter.init_weights(1)
     return adapter, unet
 
 
@@ -427,5 +431,5 @@ def test_inspect_says_which_network_it_is(base, network: str, label: str, tmp_pa
     ],
 )
 def test_metadata_names_the_network_as_kohya_does(network: str, module: str, arguments: str):
-    facts = network_facts(config_of(network))
+    facts = training_network(config_of(network))
     assert (facts["network_module"], facts["network_args"]) == (module, arguments)

@@ -144,7 +144,7 @@ def test_mirrored_pictures_have_their_own_latents_and_are_drawn_half_the_time(
         seen.batch([0], 0, position).examples[0].augmentation.is_mirrored for position in range(400)
     ]
     monkeypatch.setattr(
-        "trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again")
+        "trainer.training.caching.encode_image", lambda *_: pytest.fail("a picture was encoded again")
     )
     again = pictures_of(tmp_path, art, flip=True)
     assert torch.equal(again.examples[0][1].mean, seen.examples[0][1].mean)

@@ -10,11 +10,11 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import layer_sizes, parameter_groups
+from trainer.adapter.targets import layer_specs, parameter_groups
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.hardware import compile as compiled
-from trainer.hardware.compile import compile_blocks, compiles, has_compiler
+from trainer.hardware.compile import compile_blocks, has_compiler, should_compile
 
 CPU = torch.device("cpu")
 # Translating for a CPU takes half a minute; tracing, which decides what is computed, two seconds.
@@ -40,8 +40,8 @@ def small() -> tuple[UNet2DConditionModel, Adapter]:
         use_linear_projection=True,
     )
     adapter = Adapter()
-    adapter.attach("unet", unet, layer_sizes(TrainConfig(rank=2), {"unet": unet})["unet"])
-    adapter.start(1)
+    adapter.attach("unet", unet, layer_specs(TrainConfig(rank=2), {"unet": unet})["unet"])
+    adapter.init_weights(1)
     parameter_groups(TrainConfig(), adapter)
     adapter.zero_grad()
     with torch.no_grad():
@@ -82,14 +82,16 @@ def test_without_its_compiler_it_says_what_to_install(monkeypatch):
     unet, _ = small()
     monkeypatch.setattr(compiled, "has_compiler", lambda device: False)
     with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler such as g\+\+; install it"):
-        compiles(TrainConfig(compile="on"), unet)
-    assert not compiles(TrainConfig(compile="auto"), unet)
+        should_compile(TrainConfig(compile="on"), unet)
+    assert not should_compile(TrainConfig(compile="auto"), unet)
 
 
 def test_a_cpu_is_not_compiled_for_unless_asked(monkeypatch):
     unet, _ = small()
     monkeypatch.setattr(compiled, "has_compiler", lambda device: True)
-    assert not compiles(TrainConfig(steps=10_000), unet) and not compiles(TrainConfig(compile="off"), unet)
-    assert compiles(TrainConfig(compile="on", gradient_checkpointing="none"), unet)
+    assert not should_compile(TrainConfig(steps=10_000), unet) and not should_compile(
+        TrainConfig(compile="off"), unet
+    )
+    assert should_compile(TrainConfig(compile="on", gradient_checkpointing="none"), unet)
     with pytest.raises(ConfigError, match="none or all, not deep"):
-        compiles(TrainConfig(compile="on", gradient_checkpointing="deep"), unet)
+        should_compile(TrainConfig(compile="on", gradient_checkpointing="deep"), unet)

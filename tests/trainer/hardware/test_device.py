@@ -10,12 +10,12 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.hardware.device import threads_beside_others
+from trainer.hardware.device import thread_count
 
 
 @given(threads=st.integers(1, 256), processors=st.integers(1, 256))
 def test_one_processor_is_left_to_the_rest_and_one_thread_always_works(threads: int, processors: int):
-    found = threads_beside_others(threads, processors)
+    found = thread_count(threads, processors)
     assert 1 <= found <= threads and (found < processors or processors == 1)
 
 

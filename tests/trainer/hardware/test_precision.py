@@ -10,13 +10,13 @@ import torch
 
 from tests.conftest import MODELS
 from trainer.hardware import precision as speed
-from trainer.hardware.precision import blocks_seconds, precision_for
+from trainer.hardware.precision import precision_for, time_blocks
 
 CPU, TINY = torch.device("cpu"), MODELS / "tiny-sdxl"
 
 
 def test_a_cpu_without_products_of_bf16_takes_fp32_unmeasured(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(speed, "multiplies_bf16", lambda: False)
+    monkeypatch.setattr(speed, "has_bf16_instructions", lambda: False)
     assert precision_for("auto", CPU, TINY, tmp_path) == torch.float32 and not list(tmp_path.iterdir())
     assert precision_for("bf16", CPU, TINY, tmp_path) == torch.bfloat16
 
@@ -25,9 +25,9 @@ def test_a_cpu_without_products_of_bf16_takes_fp32_unmeasured(monkeypatch, tmp_p
 def test_the_faster_precision_is_kept_so_that_a_resumed_run_has_it_too(
     monkeypatch, tmp_path: Path, bf16: float, chosen: torch.dtype
 ):
-    monkeypatch.setattr(speed, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(speed, "has_bf16_instructions", lambda: True)
     seconds = {torch.float32: 1.0, torch.bfloat16: bf16}
-    monkeypatch.setattr(speed, "blocks_seconds", lambda unet, dtype: seconds[dtype])
+    monkeypatch.setattr(speed, "time_blocks", lambda unet, dtype: seconds[dtype])
     assert precision_for("auto", CPU, TINY, tmp_path) == chosen
     seconds[torch.bfloat16] = 2.0 - bf16  # the machine is busy with other things
     assert precision_for("auto", CPU, TINY, tmp_path) == chosen
@@ -36,4 +36,4 @@ def test_the_faster_precision_is_kept_so_that_a_resumed_run_has_it_too(
 def test_blocks_of_wider_layers_take_longer():
     unet = json.loads((TINY / "unet" / "config.json").read_text())
     wider = {**unet, "block_out_channels": [4 * width for width in unet["block_out_channels"]]}
-    assert 0 < blocks_seconds(unet, torch.float32) < blocks_seconds(wider, torch.float32)
+    assert 0 < time_blocks(unet, torch.float32) < time_blocks(wider, torch.float32)

@@ -23,7 +23,7 @@ from trainer.errors import BaseError
 from trainer.headers.base_model import TEXT_1, TEXT_2, UNET, list_base_models, read_checkpoint
 from trainer.headers.safetensors import read_header
 from trainer.sdxl.base import ORIGINAL, open_base
-from trainer.sdxl.ldm_names import original_source
+from trainer.sdxl.ldm_names import ldm_source
 from trainer.sdxl.weights import PARTS, build
 
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def test_every_weight_of_sdxl_has_one_place_in_a_checkpoint():
     keys: dict[str, set] = {}
     for part in PARTS:
         for name in build(part, ORIGINAL).state_dict():
-            source = original_source(part, name)
+            source = ldm_source(part, name)
             keys.setdefault(source.key, set()).add(source.third)
     assert len(keys) == 2513
     assert all(thirds in ({None}, {0, 1, 2}) for thirds in keys.values())

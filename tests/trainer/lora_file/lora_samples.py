@@ -16,7 +16,7 @@ from trainer.__main__ import main
 from trainer.adapter.lora import Adapter
 from trainer.lora_file.base_weights import base_weights
 from trainer.lora_file.module_names import kohya_name
-from trainer.lora_file.modules import read_modules
+from trainer.lora_file.reader import read_modules
 from trainer.sampling.pipeline import WarmBase
 from trainer.sampling.sampler import Sampler
 from trainer.sampling_config import SamplingConfig

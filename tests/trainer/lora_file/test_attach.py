@@ -121,8 +121,7 @@ def test_a_mix_leaves_nothing_attached_when_one_file_does_not_fit(warm: WarmBase
     write_lora(tmp_path / "a.safetensors", chosen(places, ".attn1.to_q"))
     write_lora(
         tmp_path / "b.safetensors",
-        {("unet", "mid_block.attentions.0.nowhere"): (4, 4)},
-        naming=lambda part, path: "lora_unet_nowhere",
+        {("unet", "mid_block.attentions.0.transformer_blocks.9.attn1.to_q"): (1280, 1280)},
     )
     warm.adapter_of([])
     names = [name for name, _ in warm.unet.named_modules()]

@@ -15,12 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import MODELS
-from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.adapter.targets import linear_paths
 from trainer.errors import LoraFileError
-from trainer.lora_file.attach import attach_lora, describe, parts_of, read_lora
+from trainer.lora_file.attach import attach_lora, changed_parts
+from trainer.lora_file.describe import describe
 from trainer.lora_file.metadata import with_hashes
 from trainer.lora_file.module_names import kohya_name
+from trainer.lora_file.reader import read_modules
 from trainer.lora_file.writer import save_lora
 from trainer.sdxl.base import ORIGINAL, open_base
 from trainer.sdxl.unet_names import sgm_path
@@ -80,8 +82,8 @@ def adapted(alpha: float = 6.0) -> tuple[Adapter, dict]:
     }
     adapter, draw = Adapter(), torch.Generator().manual_seed(2)
     for part, model in models.items():
-        adapter.attach(part, model, dict.fromkeys(linear_paths(part, model), Size(rank=4, alpha=alpha)))
-    adapter.start(0)
+        adapter.attach(part, model, dict.fromkeys(linear_paths(part, model), LayerSpec(rank=4, alpha=alpha)))
+    adapter.init_weights(0)
     with torch.no_grad():
         for _, _, layer in adapter.walk():
             layer.up.copy_(0.02 * torch.randn(layer.up.shape, generator=draw))
@@ -92,7 +94,7 @@ def adapted(alpha: float = 6.0) -> tuple[Adapter, dict]:
 def test_what_is_saved_is_opened_again(format: str, tmp_path: Path):
     adapter, _ = adapted()
     save_lora(tmp_path / "a.safetensors", adapter, {}, format=format)
-    assert parts_of(tmp_path / "a.safetensors") == {"unet", "text_encoder", "text_encoder_2"}
+    assert changed_parts(tmp_path / "a.safetensors") == {"unet", "text_encoder", "text_encoder_2"}
     _, fresh = adapted()
     for model in fresh.values():
         for path in [n for n, m in model.named_modules() if type(m).__name__ == "LoraLinear"]:
@@ -208,7 +210,7 @@ def test_what_is_no_safetensors_is_refused_in_a_sentence(content: bytes, tmp_pat
     path = tmp_path / "evil.safetensors"
     path.write_bytes(content)
     with pytest.raises(LoraFileError, match=r"evil\.safetensors"):
-        read_lora(path)
+        read_modules(path)
 
 
 def test_inspect_tells_parts_ranks_and_metadata(ink_run: Path):
@@ -250,16 +252,19 @@ def test_every_spelling_of_a_layer_is_found(base, spelling: str, tmp_path: Path)
 @pytest.mark.parametrize(
     "tensors, word",
     [
-        ({"lora_down.weight": torch.ones(4, 112)}, "missing or don't fit"),
-        ({"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.ones(112, 5)}, "another shape"),
+        ({"lora_down.weight": torch.ones(4, 112)}, "no up matrix"),
+        (
+            {"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.ones(112, 5)},
+            "don't fit each other",
+        ),
         ({"lora_down.weight": torch.ones(4, 111), "lora_up.weight": torch.ones(112, 4)}, "another shape"),
         (
             {"lora_down.weight": torch.ones(0, 112), "lora_up.weight": torch.ones(112, 0)},
-            "missing or don't fit",
+            "don't fit each other",
         ),
         (
             {"lora_down.weight": torch.ones(4, 112, dtype=torch.int8), "lora_up.weight": torch.ones(112, 4)},
-            "as int8",
+            "as I8",
         ),
         (
             {"lora_down.weight": torch.ones(4, 112), "lora_up.weight": torch.full((112, 4), torch.nan)},
@@ -287,7 +292,7 @@ def test_every_spelling_of_a_layer_is_found(base, spelling: str, tmp_path: Path)
                 "lora_up.weight": torch.ones(112, 4),
                 "dora_scale": torch.ones(7),
             },
-            "another shape",
+            "dora_scale of shape",
         ),
         (
             {
@@ -295,16 +300,16 @@ def test_every_spelling_of_a_layer_is_found(base, spelling: str, tmp_path: Path)
                 "hada_w1_b": torch.ones(4, 112),
                 "hada_w2_a": torch.ones(112, 4),
             },
-            "missing or don't fit",
+            "no hada_w2_b",
         ),
-        ({"lokr_w1": torch.ones(1000, 1000), "lokr_w2": torch.ones(1000, 1000)}, "another shape"),
-        ({"lokr_w1": torch.ones(8, 8), "lokr_w2_a": torch.ones(14, 2)}, "missing or don't fit"),
+        ({"lokr_w1": torch.ones(1000, 1000), "lokr_w2": torch.ones(1000, 1000)}, "don't fit each other"),
+        ({"lokr_w1": torch.ones(8, 8), "lokr_w2_a": torch.ones(14, 2)}, "no lokr_w2"),
         (
             {"lora_mid.weight": torch.ones(4, 4, 3, 3), "lora_down.weight": torch.ones(4, 112)},
-            "missing or don't fit",
+            "no up matrix",
         ),
-        ({"oft_blocks": torch.ones(4, 4)}, "no part of"),
-        ({"alpha": torch.ones(())}, "missing or don't fit"),
+        ({"oft_blocks": torch.ones(4, 4)}, "network of oft_blocks"),
+        ({"alpha": torch.ones(())}, "no part of a LoRA"),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else value,
 )
@@ -329,7 +334,7 @@ def test_a_damaged_file_is_refused_and_never_crashes(data, tmp_path_factory):
         content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content
     )
     try:
-        read_lora(path)
+        read_modules(path)
         dict(describe(path))
     except LoraFileError as error:
         assert "f.safetensors" in str(error)
@@ -364,4 +369,4 @@ def test_a_hostile_header_is_refused_in_a_sentence(header: str, tmp_path: Path):
     path = tmp_path / "h.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
     with pytest.raises(LoraFileError, match=r"h\.safetensors"):
-        read_lora(path)
+        read_modules(path)

@@ -12,55 +12,53 @@ import torch
 from tests.conftest import MODELS
 from trainer.adapter.lora import Adapter
 from trainer.config import RECOMPUTE, TrainConfig
-from trainer.hardware.activation_checkpointing import recompute
+from trainer.hardware.activation_checkpointing import enable_activation_checkpointing
 from trainer.lora_file.metadata import with_hashes
 from trainer.lora_file.writer import kohya_tensors, save_lora
 from trainer.planning.memory import (
-    META,
-    Alive,
-    Shape,
     Step,
-    attached,
+    WorkloadShape,
+    attach_to_meta,
+    build_frozen,
     decoding_bytes,
     denoising_bytes,
     encoding_bytes,
     file_bytes,
-    fused_attention,
-    held,
     layer_bytes,
-    reading_bytes,
     step_flops,
-    step_of,
-    weights_of,
+    text_encoding_bytes,
+    trace_step,
+    weight_bytes,
 )
+from trainer.planning.tracer import META, MetaMemoryTracer, counting_fused_attention
 from trainer.sdxl.base import ORIGINAL, open_base
-from trainer.sdxl.latents import encoding_tile_of, set_tile, tile_of
+from trainer.sdxl.latents import decoding_tile, encoding_tile, set_tile
 
 CPU = torch.device("cpu")
 TINY = MODELS / "tiny-sdxl"
-SMALL = Shape(configs=TINY, dtype=torch.float32, width=128, height=128)
+SMALL = WorkloadShape(configs=TINY, dtype=torch.float32, width=128, height=128)
 LARGE = dataclasses.replace(SMALL, width=256, height=256)
-SDXL = Shape(configs=ORIGINAL, dtype=torch.bfloat16, width=1024, height=1024)
+SDXL = WorkloadShape(configs=ORIGINAL, dtype=torch.bfloat16, width=1024, height=1024)
 ROWS = 2
 
 
 @functools.cache
 def counted(level: str) -> Step:
-    return step_of(TrainConfig(batch=ROWS), SMALL, level)
+    return trace_step(TrainConfig(batch=ROWS), SMALL, level)
 
 
 @functools.cache
 def trained(level: str, quantised: str = "none") -> tuple[Step, Adapter, float]:
     """One step of the bundled base on the CPU, the adapter with its gradients, the loss."""
     unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32, quantised)
-    adapter = attached(TrainConfig(), {"unet": unet})
-    adapter.start(0)
+    adapter = attach_to_meta(TrainConfig(), {"unet": unet})
+    adapter.init_weights(0)
     with torch.no_grad():
         for index, parameter in enumerate(adapter.parameters()):
             parameter.add_(
                 torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)), alpha=0.01
             )
-    recompute(unet, level)
+    enable_activation_checkpointing(unet, level)
     draw = torch.Generator().manual_seed(1)
     inputs = {
         "sample": torch.randn(ROWS, 4, 16, 16, generator=draw),
@@ -71,7 +69,7 @@ def trained(level: str, quantised: str = "none") -> tuple[Step, Adapter, float]:
             "time_ids": torch.full((ROWS, 6), 128.0),
         },
     }
-    with Alive(unet) as alive:
+    with MetaMemoryTracer(unet) as alive:
         adapter.zero_grad()
         loss = unet(**inputs).sample.square().mean()
         loss.backward()
@@ -96,7 +94,7 @@ def test_a_quantised_base_adds_no_more_than_one_layers_weight_to_a_step():
 @pytest.mark.parametrize("quantised", ["none", "int8", "nf4"])
 def test_the_size_of_the_frozen_base_is_told_to_the_byte(quantised):
     unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32, quantised)
-    assert held(TrainConfig(), SMALL, quantised)[0] == weights_of(unet)
+    assert build_frozen(TrainConfig(), SMALL, quantised)[0] == weight_bytes(unet)
 
 
 @pytest.mark.parametrize("level", RECOMPUTE[1:])
@@ -112,7 +110,7 @@ def test_computing_again_changes_no_gradient(level):
 
 
 def test_what_text_encoders_pass_through_is_counted_when_they_train():
-    more = step_of(
+    more = trace_step(
         TrainConfig(batch=ROWS, train_text_encoder_1=True, train_text_encoder_2=True), SMALL, "none"
     )
     assert more.passing > counted("none").passing and more.staying > counted("none").staying
@@ -131,10 +129,12 @@ def test_shapes_that_are_known_are_worked_out_as_the_meta_device_does(monkeypatc
             ) if not y.requires_grad else None
             y.square().mean().backward()
 
-    with Alive() as quick:
+    with MetaMemoryTracer() as quick:
         work()
-    monkeypatch.setattr(Alive, "_made", lambda self, function, args, kwargs: function(*args, **kwargs))
-    with Alive() as plain:
+    monkeypatch.setattr(
+        MetaMemoryTracer, "_run", lambda self, function, args, kwargs: function(*args, **kwargs)
+    )
+    with MetaMemoryTracer() as plain:
         work()
     assert (quick.peak, quick.now) == (plain.peak, plain.now) and quick.peak > 0
 
@@ -142,21 +142,21 @@ def test_shapes_that_are_known_are_worked_out_as_the_meta_device_does(monkeypatc
 def test_the_size_of_the_file_is_told_before(tmp_path: Path):
     unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)
     config = TrainConfig(train_feed_forward=True)
-    adapter = attached(config, {"unet": unet})
-    adapter.start(0)
+    adapter = attach_to_meta(config, {"unet": unet})
+    adapter.init_weights(0)
     save_lora(tmp_path / "x.safetensors", adapter, {})
     facts = sum(
         len(key) + len(value) + 6
         for key, value in with_hashes(kohya_tensors(adapter), {"format": "pt"}).items()
     )
-    predicted = file_bytes(held(config, SMALL)[1])
+    predicted = file_bytes(build_frozen(config, SMALL)[1])
     assert abs((tmp_path / "x.safetensors").stat().st_size - facts - predicted) < 64
 
 
 @pytest.mark.parametrize(("rank", "more", "size"), [(16, False, 46_686_543), (32, True, 170_537_271)])
 def test_files_of_true_sdxl_are_as_large_as_other_trainers_files(rank, more, size):
     config = TrainConfig(rank=rank, alpha=float(rank), train_feed_forward=more)
-    assert abs(file_bytes(held(config, SDXL)[1]) - size) < 64
+    assert abs(file_bytes(build_frozen(config, SDXL)[1]) - size) < 64
 
 
 def test_the_work_of_a_step_grows_with_its_pictures():
@@ -166,7 +166,11 @@ def test_the_work_of_a_step_grows_with_its_pictures():
 
 def test_caching_and_drawing_are_counted_by_the_picture_they_are_of():
     assert encoding_bytes(LARGE, in_tiles=False) > 3 * encoding_bytes(SMALL, in_tiles=False)
-    assert reading_bytes(dataclasses.replace(SMALL, windows=3)) > reading_bytes(SMALL) == reading_bytes(LARGE)
+    assert (
+        text_encoding_bytes(dataclasses.replace(SMALL, windows=3))
+        > text_encoding_bytes(SMALL)
+        == text_encoding_bytes(LARGE)
+    )
     drawn_larger = dataclasses.replace(SMALL, drawn=(256, 256))
     assert denoising_bytes(drawn_larger, rows=2) > 2 * denoising_bytes(SMALL, rows=2)
     assert decoding_bytes(drawn_larger, in_tiles=False) == decoding_bytes(LARGE, in_tiles=False)
@@ -174,8 +178,8 @@ def test_caching_and_drawing_are_counted_by_the_picture_they_are_of():
 
 def test_tiles_take_a_fraction_of_the_memory_and_it_is_told():
     vae = open_base("tiny-sdxl", MODELS).vae(CPU)
-    set_tile(vae, tile_of(vae))
-    with torch.no_grad(), fused_attention(), Alive(vae) as alive:
+    set_tile(vae, decoding_tile(vae))
+    with torch.no_grad(), counting_fused_attention(), MetaMemoryTracer(vae) as alive:
         vae.decode(torch.randn(1, 4, 32, 32))
     told = decoding_bytes(LARGE, in_tiles=True)
     assert told == pytest.approx(alive.peak, rel=0.1) and told < decoding_bytes(LARGE, in_tiles=False) / 3
@@ -184,8 +188,8 @@ def test_tiles_take_a_fraction_of_the_memory_and_it_is_told():
 @pytest.mark.parametrize("in_tiles", [False, True])
 def test_what_caching_a_picture_passes_through_is_told(in_tiles: bool):
     vae = open_base("tiny-sdxl", MODELS).vae(CPU)
-    set_tile(vae, encoding_tile_of(vae) if in_tiles else 0)
-    with torch.no_grad(), fused_attention(), Alive(vae) as alive:
+    set_tile(vae, encoding_tile(vae) if in_tiles else 0)
+    with torch.no_grad(), counting_fused_attention(), MetaMemoryTracer(vae) as alive:
         vae.encode(torch.randn(1, 3, 256, 256))
     told = encoding_bytes(LARGE, in_tiles=in_tiles)
     assert told == pytest.approx(alive.peak, rel=0.1)
@@ -194,9 +198,9 @@ def test_what_caching_a_picture_passes_through_is_told(in_tiles: bool):
 
 def test_what_reading_captions_takes_is_told():
     encoders = open_base("tiny-sdxl", MODELS).text_encoders(CPU, torch.float32)
-    with torch.no_grad(), Alive(*encoders) as alive:
+    with torch.no_grad(), MetaMemoryTracer(*encoders) as alive:
         for encoder in encoders:
             encoder(torch.zeros(1, 77, dtype=torch.long), output_hidden_states=True)
-    assert reading_bytes(SMALL) == pytest.approx(
-        sum(weights_of(encoder) for encoder in encoders) + alive.peak, rel=0.02
+    assert text_encoding_bytes(SMALL) == pytest.approx(
+        sum(weight_bytes(encoder) for encoder in encoders) + alive.peak, rel=0.02
     )

@@ -15,16 +15,24 @@ from trainer.dataset.manifest import Manifest
 from trainer.dataset.scan import scan
 from trainer.errors import MemoryShortError
 from trainer.planning import plan as planning
-from trainer.planning.memory import Need, Shape, caption_bytes, weights_of
-from trainer.planning.plan import GB, Plan, Way, as_before, own_bytes, plan, room_beside, tile_before
+from trainer.planning.budget import GB, process_bytes
+from trainer.planning.memory import MemoryEstimate, WorkloadShape, caption_bytes, weight_bytes
+from trainer.planning.plan import (
+    MemoryOptions,
+    Plan,
+    config_of_earlier_run,
+    encoding_tile_of_earlier_run,
+    plan,
+    sampling_limits_beside_models,
+)
 from trainer.runs import run
 from trainer.sampling_config import SamplingLimits
 from trainer.sdxl.base import ORIGINAL, open_base
 from trainer.training.preflight import plan_training
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
-SMALL = Shape(configs=MODELS / "tiny-sdxl", dtype=torch.float32, width=128, height=128)
-SDXL = Shape(configs=ORIGINAL, dtype=torch.bfloat16, width=1024, height=1024)
+SMALL = WorkloadShape(configs=MODELS / "tiny-sdxl", dtype=torch.float32, width=128, height=128)
+SDXL = WorkloadShape(configs=ORIGINAL, dtype=torch.bfloat16, width=1024, height=1024)
 CONTEXT = 0.6  # GB that a card's driver takes
 
 
@@ -46,25 +54,25 @@ def planned(kept: Path):
 
 def test_the_cheapest_way_to_fit_is_taken(planned):
     free = planned()
-    assert free.way == Way() and free.peak < free.budget
-    tight = planned(memory_budget=(own_bytes(CPU) + free.need.peak - 1e6) / GB)
+    assert free.options == MemoryOptions() and free.peak < free.budget
+    tight = planned(memory_budget=(process_bytes(CPU) + free.estimate.peak - 1e6) / GB)
     assert (
         tight.level == "feed-forward"
         and tight.peak <= tight.budget
-        and "feed-forward layers again to fit" in tight.line()
+        and "recomputing feed-forward layers, to fit" in tight.summary()
     )
 
 
 def test_text_encoders_that_stay_are_counted_whole(tmp_path: Path, monkeypatch):
     """One that learns keeps the other beside it, and so do captions of more kinds than are remembered."""
     base = open_base("tiny-sdxl", MODELS)
-    encoders = sum(weights_of(encoder) for encoder in base.text_encoders(CPU, torch.float32))
+    encoders = sum(weight_bytes(encoder) for encoder in base.text_encoders(CPU, torch.float32))
     manifest = scan(INK)
 
-    def need(**settings) -> Need:
+    def need(**settings) -> MemoryEstimate:
         return plan_training(
             config_from({"steps": 100, "batch": 4, **settings}), manifest, base, CPU, tmp_path
-        ).need
+        ).estimate
 
     plain, learning = need(), need(train_text_encoder_1=True)
     assert learning.base - plain.base == encoders
@@ -80,14 +88,14 @@ def test_a_drawing_is_divided_only_where_it_must_be(kept: Path):
 
     def within(spare: float) -> Plan:
         settings = {"gradient_checkpointing": "all", "batch": 1, "quantised_base": "none"}
-        need = plan(config_from(settings), shape, CPU, kept).need
-        budget = (own_bytes(CPU) + need.base + need.adapter + need.drawing + spare) / GB
+        need = plan(config_from(settings), shape, CPU, kept).estimate
+        budget = (process_bytes(CPU) + need.base + need.adapter + need.drawing + spare) / GB
         return plan(config_from({**settings, "memory_budget": budget}), shape, CPU, kept)
 
-    assert not within(+10e6).way.room.pixels
+    assert not within(+10e6).options.sampling_limits.pixels
     tight = within(-10e6)
-    assert 0 < tight.way.room.pixels < 20 * 128 * 128 and tight.peak <= tight.budget
-    assert "pictures drawn in several passes" in tight.line()
+    assert 0 < tight.options.sampling_limits.pixels < 20 * 128 * 128 and tight.peak <= tight.budget
+    assert "samples generated in several passes" in tight.summary()
 
 
 def test_pictures_are_cached_in_tiles_only_where_the_whole_would_not_fit(kept: Path):
@@ -100,24 +108,24 @@ def test_pictures_are_cached_in_tiles_only_where_the_whole_would_not_fit(kept: P
         )
         return plan(config, large, CPU, kept)
 
-    own = own_bytes(CPU) / GB + 0.07  # that bf16 takes on a CPU
+    own = process_bytes(CPU) / GB + 0.07  # that bf16 takes on a CPU
     wide = within(own + 20)
-    caching = wide.need.before / GB
+    caching = wide.estimate.before / GB
     assert (
-        wide.way.encoding_tile == 0
-        and wide.need.peak == wide.need.before
-        and "encoded in tiles" not in wide.line()
+        wide.options.encoding_tile == 0
+        and wide.estimate.peak == wide.estimate.before
+        and "encoded in tiles" not in wide.summary()
     )
     tight = within(own + caching - 0.1)
-    assert tight.way.encoding_tile == 1024 and "pictures encoded in tiles to fit" in tight.line()
-    assert tight.peak <= tight.budget and tight.need.before < 0.6 * wide.need.before
-    assert tight.need.peak < wide.need.peak
+    assert tight.options.encoding_tile == 1024 and "images encoded in tiles, to fit" in tight.summary()
+    assert tight.peak <= tight.budget and tight.estimate.before < 0.6 * wide.estimate.before
+    assert tight.estimate.peak < wide.estimate.peak
 
 
 def test_a_preview_on_a_full_card_draws_in_parts(monkeypatch):
     def room(free: float) -> SamplingLimits:
         monkeypatch.setattr("trainer.planning.plan.free_bytes", lambda device: int(free))
-        return room_beside(SMALL.configs, torch.float32, (256, 256), 5, CPU)
+        return sampling_limits_beside_models(SMALL.configs, torch.float32, (256, 256), 5, CPU)
 
     assert room(64e9) == SamplingLimits() and room(100e6) == SamplingLimits()
     assert room(30e6).tile == 64 and 0 < room(30e6).pixels < 5 * 256 * 256
@@ -126,7 +134,9 @@ def test_a_preview_on_a_full_card_draws_in_parts(monkeypatch):
 def test_what_is_given_up_comes_in_order(monkeypatch):
     """Time, then the optimizer's digits, then the base's."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace())
-    given = [(way.level, way.optimizer, way.quantised) for way in planning._ways(config_from({}), CARD)]
+    given = [
+        (way.level, way.optimizer, way.quantised) for way in planning.option_candidates(config_from({}), CARD)
+    ]
     assert given[:4] == [(level, "adamw", "none") for level in ("none", "feed-forward", "deep", "all")]
     assert list(dict.fromkeys((optimizer, base) for _, optimizer, base in given)) == [
         ("adamw", "none"),
@@ -139,15 +149,15 @@ def test_what_is_given_up_comes_in_order(monkeypatch):
 @pytest.mark.parametrize("settings", [{"optimizer": "lion"}, {"optimizer_args": ("betas=(0.9, 0.99)",)}])
 def test_an_optimizer_that_was_chosen_is_kept(settings, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace())
-    assert {way.optimizer for way in planning._ways(config_from(settings), CARD)} == {
+    assert {way.optimizer for way in planning.option_candidates(config_from(settings), CARD)} == {
         settings.get("optimizer", "adamw")
     }
 
 
 def test_without_a_card_or_its_library_the_optimizer_stays(monkeypatch):
-    assert {way.optimizer for way in planning._ways(config_from({}), CPU)} == {"adamw"}
+    assert {way.optimizer for way in planning.option_candidates(config_from({}), CPU)} == {"adamw"}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert {way.optimizer for way in planning._ways(config_from({}), CARD)} == {"adamw"}
+    assert {way.optimizer for way in planning.option_candidates(config_from({}), CARD)} == {"adamw"}
 
 
 def test_true_sdxl_trains_and_draws_in_8_gb_and_quantised_in_6(kept: Path):
@@ -155,21 +165,25 @@ def test_true_sdxl_trains_and_draws_in_8_gb_and_quantised_in_6(kept: Path):
 
     def within(budget: float, **settings) -> Plan:
         config = config_from({"batch": 1, "gradient_checkpointing": "all", **settings})
-        mine = own_bytes(CPU) / GB - CONTEXT
+        mine = process_bytes(CPU) / GB - CONTEXT
         found = plan(dataclasses.replace(config, memory_budget=budget + mine), SDXL, CPU, kept)
-        assert CONTEXT * GB + found.need.peak <= budget * GB
+        assert CONTEXT * GB + found.estimate.peak <= budget * GB
         return found
 
     in_8 = within(8)
-    assert in_8.way.quantised == "none" and in_8.way.room.tile == 512 and "decoded in tiles" in in_8.line()
-    assert within(6).way.quantised == "int8" and "the frozen base as int8" in within(6).line()
-    assert within(6, quantised_base="nf4").need.base < 2.0 * GB
+    assert (
+        in_8.options.quantised == "none"
+        and in_8.options.sampling_limits.tile == 512
+        and "decoded in tiles" in in_8.summary()
+    )
+    assert within(6).options.quantised == "int8" and "the base model in int8" in within(6).summary()
+    assert within(6, quantised_base="nf4").estimate.base < 2.0 * GB
 
 
 def test_a_training_that_cannot_fit_says_what_to_change(planned):
     with pytest.raises(
         MemoryShortError,
-        match=r"needs \d\.\d GB \(.* the base as nf4\) and 0\.1 are there; try .*a smaller resolution",
+        match=r"needs \d\.\d GB .* the base model in nf4\), but only 0\.1 GB are available; try .*a smaller resolution",
     ):
         planned(memory_budget=0.1)
     with pytest.raises(
@@ -181,7 +195,7 @@ def test_a_training_that_cannot_fit_says_what_to_change(planned):
 
 def test_what_was_chosen_is_kept(planned):
     chosen = planned(gradient_checkpointing="deep", quantised_base="fp8")
-    assert (chosen.level, chosen.way.quantised) == ("deep", "fp8")
+    assert (chosen.level, chosen.options.quantised) == ("deep", "fp8")
     assert (
         config_from({"gradient_checkpointing": True}).gradient_checkpointing == "all"
     )  # as runs of version 0.1 wrote it
@@ -189,10 +203,10 @@ def test_what_was_chosen_is_kept(planned):
 
 def test_a_resumed_run_keeps_the_base_optimizer_and_tiles_that_it_began_with(tmp_path: Path):
     made = run.create(tmp_path / "run", config_from({}), Manifest(folder="", items=()))
-    assert as_before(made) == made.config and tile_before(made) == 0
+    assert config_of_earlier_run(made) == made.config and encoding_tile_of_earlier_run(made) == 0
     made.emit("planned", words="", level="all", optimizer="adamw8bit", quantised="int8", tile=1024)
     made.emit("planned", words="", level="none", optimizer="adamw8bit", quantised="int8", tile=0)
-    assert (as_before(made).optimizer, as_before(made).quantised_base) == (
+    assert (config_of_earlier_run(made).optimizer, config_of_earlier_run(made).quantised_base) == (
         "adamw8bit",
         "int8",
-    ) and tile_before(made) == 1024
+    ) and encoding_tile_of_earlier_run(made) == 1024

@@ -23,7 +23,7 @@ from trainer.runs import events, run
 from trainer.sampling.sampler import Sampler, SamplingConfig, rows_per_pass
 from trainer.sampling_config import SamplingLimits
 from trainer.sdxl.base import open_base
-from trainer.sdxl.latents import pictures, pixels, posterior, tile_of
+from trainer.sdxl.latents import decode_images, decoding_tile, encode_image, to_pixels
 from trainer.sdxl.text import Conditioning
 from trainer.train import train
 from trainer.training import checkpoint as state
@@ -74,7 +74,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> run.R
 
 def test_a_training_over_a_quantised_base_says_so_and_its_file_too(stopped: run.Run):
     (told,) = said(stopped, "planned")
-    assert told["quantised"] == "nf4" and "the frozen base as nf4" in told["words"]
+    assert told["quantised"] == "nf4" and "the base model in nf4" in told["words"]
     facts = read_header(stopped.lora_file, LoraFileError).metadata
     assert facts["ss_quantised_base"] == "nf4" and facts["ss_fp8_base_unet"] == "False"
     assert said(stopped, "checked")[0]["difference"] < 1 and (stopped.samples / "strip.png").is_file()
@@ -150,11 +150,11 @@ def test_a_pass_holds_whole_strips_while_one_fits():
 def test_a_picture_in_tiles_is_nearly_the_picture(parts: dict):
     vae = parts["vae"]
     latents = (
-        posterior(vae, pixels(Image.open(INK / "owl.png").convert("RGB").resize((256, 256))))[0]
+        encode_image(vae, to_pixels(Image.open(INK / "owl.png").convert("RGB").resize((256, 256))))[0]
         * vae.config["scaling_factor"]
     )
     whole, tiled, again = (
-        np.asarray(pictures(vae, latents, tile)[0], float) for tile in (0, tile_of(vae), 0)
+        np.asarray(decode_images(vae, latents, tile)[0], float) for tile in (0, decoding_tile(vae), 0)
     )
     assert whole.shape == (256, 256, 3) and np.array_equal(whole, again)
     assert 0 < np.abs(whole - tiled).mean() < 8
@@ -214,7 +214,7 @@ def test_memory_that_runs_out_ends_in_one_sentence_and_keeps_what_was_done(
     done = trainer("train", art, "--output", tmp_path / "run", *wanted, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert (
-        "memory ran out; the caches and every checkpoint are kept" in done.stderr
+        "not enough memory; the caches and every checkpoint are kept" in done.stderr
         and "smaller batch" in done.stderr
     )
     of = run.Run(tmp_path / "run")

@@ -13,7 +13,7 @@ from trainer.runs.draw_protocol import FRAME
 from trainer.sampling.pipeline import WarmBase, generate_and_save
 from trainer.sampling_config import SamplingConfig
 from trainer.sdxl.base import open_base
-from trainer.sdxl.latents import pictures, pixels, posterior
+from trainer.sdxl.latents import decode_images, encode_image, to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +26,13 @@ def test_a_rough_picture_has_the_colours_that_the_decoder_gives(warm: WarmBase):
     pen = ImageDraw.Draw(art)
     pen.ellipse((16, 16, 80, 80), fill="#d0302a")
     pen.rectangle((70, 60, 120, 120), fill="#2a50d0")
-    latents = posterior(warm.vae, pixels(art))[0] * warm.vae.config["scaling_factor"]
+    latents = encode_image(warm.vae, to_pixels(art))[0] * warm.vae.config["scaling_factor"]
     rough = warm.latent_to_rgb.image(latents[0], 128)
-    decoded = pictures(warm.vae, latents)[0]
+    decoded = decode_images(warm.vae, latents)[0]
     assert rough.size == decoded.size
 
     def coarse(picture: Image.Image) -> torch.Tensor:
-        return pixels(picture.resize((16, 16), Image.Resampling.BOX)).flatten()
+        return to_pixels(picture.resize((16, 16), Image.Resampling.BOX)).flatten()
 
     assert torch.corrcoef(torch.stack([coarse(rough), coarse(decoded)]))[0, 1] > 0.85
 

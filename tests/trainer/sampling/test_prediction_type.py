@@ -13,12 +13,12 @@ from tests.conftest import MODELS
 from trainer.adapter.lora import Adapter
 from trainer.config import TrainConfig
 from trainer.lora_file.writer import save_lora
-from trainer.planning.memory import attached
+from trainer.planning.memory import attach_to_meta
 from trainer.sampling.pipeline import WarmBase
 from trainer.sampling.sampler import Sampler
 from trainer.sampling_config import SamplingConfig
 from trainer.sdxl.base import open_base
-from trainer.sdxl.schedulers import scheduler_of, scheduler_of_files
+from trainer.sdxl.schedulers import scheduler_of_lora_files, training_scheduler
 
 BASE = open_base("tiny-sdxl", MODELS)
 OTHER = "v_prediction" if BASE.prediction_type == "epsilon" else "epsilon"
@@ -54,13 +54,13 @@ NAMED = {"ss_sd_model_name": "tiny-sdxl"}
     ],
 )
 def test_files_trained_on_this_base_decide_and_others_leave_it(facts, prediction):
-    assert scheduler_of_files(facts, BASE).config.prediction_type == prediction
+    assert scheduler_of_lora_files(facts, BASE).config.prediction_type == prediction
 
 
 def test_zero_terminal_snr_is_sampled_as_it_was_trained():
     config = TrainConfig(prediction_type="v_prediction", zero_terminal_snr="on")
-    trained = scheduler_of(config, BASE)
-    shown = scheduler_of_files(
+    trained = training_scheduler(config, BASE)
+    shown = scheduler_of_lora_files(
         [{**NAMED, "modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}], BASE
     )
     assert shown.config == trained.config and torch.equal(shown.alphas_cumprod, trained.alphas_cumprod)
@@ -68,8 +68,8 @@ def test_zero_terminal_snr_is_sampled_as_it_was_trained():
 
 def test_a_preview_draws_what_the_trainings_own_strip_draws(tmp_path: Path):
     warm = WarmBase(BASE)
-    adapter = attached(TrainConfig(rank=2), {"unet": warm.unet})
-    adapter.start(0)
+    adapter = attach_to_meta(TrainConfig(rank=2), {"unet": warm.unet})
+    adapter.init_weights(0)
     save_lora(tmp_path / "x.safetensors", adapter, {**NAMED, "modelspec.prediction_type": SPEC[OTHER]})
     adapter.detach("unet", warm.unet)
     request = SamplingConfig(prompts=("a cat",), strengths=(1.0,), steps=2)
@@ -77,7 +77,7 @@ def test_a_preview_draws_what_the_trainings_own_strip_draws(tmp_path: Path):
     texts = next(iter(warm.cached.values()))
 
     def generated(prediction_type: str) -> Image.Image:
-        scheduler = scheduler_of(TrainConfig(prediction_type=prediction_type), BASE)
+        scheduler = training_scheduler(TrainConfig(prediction_type=prediction_type), BASE)
         sampler = Sampler(base=BASE, unet=warm.unet, vae=warm.vae, scheduler=scheduler, adapter=Adapter())
         return sampler.generate(request, sampler.prompt_encoder(texts, texts.__getitem__))[0].image
 

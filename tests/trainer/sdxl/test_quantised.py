@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from tests.conftest import MODELS
 from trainer.config import TrainConfig
-from trainer.planning.memory import attached
+from trainer.planning.memory import attach_to_meta
 from trainer.sdxl.base import open_base
-from trainer.sdxl.quantised import BLOCK, NF4_LEVELS, QuantisedLinear, quantisable
+from trainer.sdxl.quantised import BLOCK, NF4_LEVELS, QuantisedLinear, quantisable_paths
 
 KINDS = ("int8", "fp8", "nf4")
 CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ def test_attention_and_feed_forward_are_quantised_and_all_else_is_as_it_was():
     unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32, "int8")
     plain = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)
     changed = {path for path, module in unet.named_modules() if isinstance(module, QuantisedLinear)}
-    assert changed == set(quantisable(plain)) and all(".attentions." in path for path in changed)
+    assert changed == set(quantisable_paths(plain)) and all(".attentions." in path for path in changed)
     assert any(path.endswith("ff.net.2") for path in changed) and any(
         path.endswith("attn2.to_k") for path in changed
     )
@@ -96,8 +96,8 @@ def test_strength_zero_is_the_quantised_base_to_the_bit(kind):
     }
     with torch.no_grad():
         alone = unet(**inputs).sample
-        adapter = attached(TrainConfig(train_feed_forward=True), {"unet": unet})
-        adapter.start(0)
+        adapter = attach_to_meta(TrainConfig(train_feed_forward=True), {"unet": unet})
+        adapter.init_weights(0)
         for number, parameter in enumerate(adapter.parameters()):
             parameter.add_(drawn(*parameter.shape, seed=number), alpha=0.05)
         adapter.strength.value = torch.tensor([0.0, 1.0])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.conftest import MODELS
 from trainer.errors import ConfigError
 from trainer.sdxl.base import open_base
-from trainer.sdxl.emphasis import emphasis
-from trainer.sdxl.text import Reading, encode, token_windows, tokens_cut, windows_of
+from trainer.sdxl.emphasis import parse_emphasis
+from trainer.sdxl.text import PromptEncoding, count_truncated_tokens, count_windows, encode, token_windows
 
 CPU = torch.device("cpu")
 LONG = ", ".join(["a red apple on a wooden table in the rain"] * 20)
@@ -35,7 +35,7 @@ def pipeline():
 @pytest.mark.parametrize("skip", [2, 3])
 @torch.inference_mode()
 def test_a_prompt_is_read_as_the_sdxl_pipeline_reads_it(parts, pipeline, prompt, skip):
-    ours = encode([prompt], *parts, Reading(clip_skip=skip))
+    ours = encode([prompt], *parts, PromptEncoding(clip_skip=skip))
     theirs = pipeline.encode_prompt(
         prompt, do_classifier_free_guidance=False, clip_skip=None if skip == 2 else skip - 2
     )
@@ -47,10 +47,13 @@ def test_a_prompt_is_read_as_the_sdxl_pipeline_reads_it(parts, pipeline, prompt,
 @torch.inference_mode()
 def test_a_long_prompt_is_read_to_its_end_in_windows(parts):
     tokenizers, _ = parts
-    assert tokens_cut(LONG, tokenizers[0]) > 0 and windows_of(LONG, tokenizers[0]) == 3
-    long = encode([LONG], *parts, Reading(windows=3))
-    assert long.text_NTD.shape[1] == 3 * 77 and tokens_cut(LONG, tokenizers[0], Reading(windows=3)) == 0
-    other_end = encode([LONG.removesuffix("rain") + "snow"], *parts, Reading(windows=3))
+    assert count_truncated_tokens(LONG, tokenizers[0]) > 0 and count_windows(LONG, tokenizers[0]) == 3
+    long = encode([LONG], *parts, PromptEncoding(windows=3))
+    assert (
+        long.text_NTD.shape[1] == 3 * 77
+        and count_truncated_tokens(LONG, tokenizers[0], PromptEncoding(windows=3)) == 0
+    )
+    other_end = encode([LONG.removesuffix("rain") + "snow"], *parts, PromptEncoding(windows=3))
     assert torch.equal(long.text_NTD[:, :154], other_end.text_NTD[:, :154]) and not torch.equal(
         long.text_NTD, other_end.text_NTD
     )
@@ -62,12 +65,12 @@ def test_a_long_prompt_is_read_to_its_end_in_windows(parts):
 @torch.inference_mode()
 def test_a_weight_moves_only_its_words_and_away_from_the_empty_prompt(parts):
     plain, empty = encode(["a red apple"], *parts).text_NTD, encode([""], *parts).text_NTD
-    heavy = encode(["a (red:1.5) apple"], *parts, Reading(weighted=True)).text_NTD
+    heavy = encode(["a (red:1.5) apple"], *parts, PromptEncoding(weighted=True)).text_NTD
     moved = (heavy - plain).abs().amax(dim=(0, 2)) > 1e-6
     assert moved.nonzero().flatten().tolist() == [2]  # start mark, a, red
     assert torch.allclose(heavy[:, 2], empty[:, 2] + 1.5 * (plain[:, 2] - empty[:, 2]), atol=1e-5)
     assert torch.allclose(
-        encode(["a (red:1.0) apple"], *parts, Reading(weighted=True)).text_NTD, plain, atol=1e-5
+        encode(["a (red:1.0) apple"], *parts, PromptEncoding(weighted=True)).text_NTD, plain, atol=1e-5
     )
 
 
@@ -76,7 +79,7 @@ def test_a_caption_with_brackets_is_plain_text_unless_weights_are_asked_for(part
     tokenizers, _ = parts
     assert (
         tokenizers[0].decode(
-            token_windows("rem (re:zero)", tokenizers[0], Reading())[0][0], skip_special_tokens=True
+            token_windows("rem (re:zero)", tokenizers[0], PromptEncoding())[0][0], skip_special_tokens=True
         )
         == "rem ( re : zero )"
     )
@@ -86,7 +89,7 @@ def test_a_clip_skip_deeper_than_the_encoder_is_refused(parts):
     with pytest.raises(
         ConfigError, match="clip_skip 9 is deeper than this base's text encoder; take at most 3"
     ):
-        encode(["a"], *parts, Reading(clip_skip=9))
+        encode(["a"], *parts, PromptEncoding(clip_skip=9))
 
 
 @pytest.mark.parametrize(
@@ -107,13 +110,13 @@ def test_a_clip_skip_deeper_than_the_encoder_is_refused(parts):
     ],
 )
 def test_emphasis_is_read_in_the_notation_of_a1111(prompt, pieces):
-    found = emphasis(prompt)
+    found = parse_emphasis(prompt)
     assert [text for text, _ in found] == [text for text, _ in pieces]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in pieces])
 
 
 @given(st.text(alphabet="ab ()[]:\\.123-,", max_size=40))
 def test_no_prompt_can_harm_the_reading_of_weights(prompt):
-    found = emphasis(prompt)
+    found = parse_emphasis(prompt)
     assert all(isinstance(weight, float) for _, weight in found)
     assert {c for text, _ in found for c in text} <= set(prompt)

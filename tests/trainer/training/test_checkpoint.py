@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.config import config_from
 from trainer.dataset.manifest import Manifest
 from trainer.runs import run
@@ -22,8 +22,8 @@ class Fp16Training:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model, self.adapter = nn.Sequential(nn.Linear(6, 4)), Adapter()
-        self.adapter.attach("unet", self.model, {"0": Size(rank=2, alpha=2.0)})
-        self.adapter.start(3)
+        self.adapter.attach("unet", self.model, {"0": LayerSpec(rank=2, alpha=2.0)})
+        self.adapter.init_weights(3)
         self.optimizer = torch.optim.AdamW(self.adapter.vectors(), lr=0.05)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
         self.state = TrainingState(self.adapter, self.optimizer, None, self.scaler)
@@ -36,7 +36,7 @@ class Fp16Training:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.adapter.changed()
+        self.adapter.mark_dirty()
 
     def weights(self) -> torch.Tensor:
         """All trained weights in one vector."""

@@ -56,7 +56,7 @@ def test_latents_of_tiles_never_serve_a_training_that_takes_pictures_whole(mean_
 def test_latents_of_whole_pictures_serve_a_training_that_is_short_of_memory(mean_of, monkeypatch):
     whole, small = mean_of(0), mean_of(0, 128)
     monkeypatch.setattr(
-        "trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again")
+        "trainer.training.caching.encode_image", lambda *_: pytest.fail("a picture was encoded again")
     )
     assert torch.equal(mean_of(128), whole) and torch.equal(mean_of(128, 128), small)
 
@@ -64,7 +64,7 @@ def test_latents_of_whole_pictures_serve_a_training_that_is_short_of_memory(mean
 def test_a_picture_no_larger_than_a_tile_is_the_same_in_either_way(mean_of, monkeypatch):
     small = mean_of(128, 128)
     monkeypatch.setattr(
-        "trainer.training.caching.posterior", lambda *_: pytest.fail("a picture was encoded again")
+        "trainer.training.caching.encode_image", lambda *_: pytest.fail("a picture was encoded again")
     )
     assert torch.equal(mean_of(0, 128), small)
 
@@ -87,13 +87,13 @@ def test_a_training_short_of_memory_encodes_in_tiles_and_so_does_its_continuatio
         "thumbnail": "none",
     }
     sides: list[int] = []
-    encode = caching.posterior
+    encode = caching.encode_image
 
     def watched(vae, picture, tile):
         sides.append(tile)
         return encode(vae, picture, tile)
 
-    monkeypatch.setattr("trainer.training.caching.posterior", watched)
+    monkeypatch.setattr("trainer.training.caching.encode_image", watched)
     monkeypatch.setattr("trainer.planning.plan.own_bytes", lambda device: 0)
     of = run.create(tmp_path / "run", config_from(settings), scan(art))
     assert train(of, MODELS) == "finished" and sides == [128]

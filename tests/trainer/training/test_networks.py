@@ -13,7 +13,8 @@ from tests.trainer.adapter.test_lycoris import MIXED, config_of, in_unet, stirre
 from trainer.config import config_from
 from trainer.dataset.scan import scan
 from trainer.errors import LoraFileError
-from trainer.lora_file.attach import describe, start_from
+from trainer.lora_file.attach import start_from
+from trainer.lora_file.describe import describe
 from trainer.lora_file.writer import save_lora
 from trainer.presets import preset_values
 from trainer.runs import events, run

@@ -23,7 +23,7 @@ from trainer.dataset.sources import with_class_and_validation
 from trainer.errors import ConfigError, DatasetError
 from trainer.presets import preset_values
 from trainer.sdxl.base import open_base
-from trainer.sdxl.schedulers import scheduler_of
+from trainer.sdxl.schedulers import training_scheduler
 from trainer.training import noise
 from trainer.training.objective import Objective, objective_of
 
@@ -86,7 +86,9 @@ def test_no_weighting_weighs_all_levels_alike():
 
 
 def test_zero_terminal_snr_follows_the_paper():
-    scheduler = scheduler_of(TrainConfig(zero_terminal_snr="on"), base_with(prediction_type="v_prediction"))
+    scheduler = training_scheduler(
+        TrainConfig(zero_terminal_snr="on"), base_with(prediction_type="v_prediction")
+    )
     root = ALPHAS.double().sqrt()
     rescaled = (root - root[-1]) * root[0] / (root[0] - root[-1])  # Lin et al. 2023, algorithm 1
     torch.testing.assert_close(
@@ -141,7 +143,7 @@ def test_the_prediction_type_can_be_told(asked: str, of_base: str, expected: str
     wanted = e if expected == "epsilon" else SCHEDULER.get_velocity(x, e, LEVELS)
     torch.testing.assert_close(made.target(x, e, LEVELS), wanted)
     assert (
-        scheduler_of(
+        training_scheduler(
             TrainConfig(prediction_type=asked), base_with(prediction_type=of_base)
         ).config.prediction_type
         == expected

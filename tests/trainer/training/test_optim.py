@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.adapter.flat_parameters import join_state, split_state
-from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.adapter.targets import parameter_groups
 from trainer.config import OPTIMIZERS, SCHEDULES, TrainConfig, config_from
 from trainer.errors import ConfigError
@@ -216,8 +216,8 @@ def test_every_schedule_warms_up_and_stays_between_its_minimum_and_one(schedule:
 def small_adapter() -> tuple[Adapter, torch.nn.Module]:
     model = torch.nn.Sequential(torch.nn.Linear(4, 3))
     adapter = Adapter()
-    adapter.attach("unet", model, {"0": Size(rank=2, alpha=2.0)})
-    adapter.start(0)
+    adapter.attach("unet", model, {"0": LayerSpec(rank=2, alpha=2.0)})
+    adapter.init_weights(0)
     return adapter, model
 
 
@@ -293,13 +293,13 @@ def test_a_vectors_state_is_kept_by_matrix_and_put_back_from_either(name: str):
     for _ in range(3):
         model(torch.ones(2, 4)).square().sum().backward()
         optimizer.step()
-        adapter.changed()
+        adapter.mark_dirty()
         adapter.zero_grad()
-    kept = split_state(optimizer, adapter.flats)
+    kept = split_state(optimizer, adapter.flat_vectors)
     order = [
         parameter
-        for flat in adapter.flats
-        for parameter in (layer.tensors()[role] for layer, role in flat.masters)
+        for flat in adapter.flat_vectors
+        for parameter in (layer.tensors()[role] for layer, role in flat.members)
     ]
     assert (
         sum(len(group["params"]) for group in kept["param_groups"]) == len(order) == len(adapter.parameters())
@@ -317,7 +317,7 @@ def test_a_vectors_state_is_kept_by_matrix_and_put_back_from_either(name: str):
     assert longs and all(by_matrix.state[order[0]][key].shape[-2:] == order[0].shape[-2:] for key in longs)
     # And back again, to the bit.
     again = build_optimizer(config, [{"params": [vector], "lr": 1e-3} for vector in adapter.vectors()], CPU)
-    again.load_state_dict(join_state(kept, again, adapter.flats))
+    again.load_state_dict(join_state(kept, again, adapter.flat_vectors))
     for vector in adapter.vectors():
         for key in longs:
             assert torch.equal(again.state[vector][key].flatten(), optimizer.state[vector][key].flatten())
@@ -325,6 +325,6 @@ def test_a_vectors_state_is_kept_by_matrix_and_put_back_from_either(name: str):
 
 def parameter_groups_of_matrices(adapter: Adapter) -> list[dict]:
     return [
-        {"params": [layer.tensors()[role] for layer, role in flat.masters], "lr": 1e-3}
-        for flat in adapter.flats
+        {"params": [layer.tensors()[role] for layer, role in flat.members], "lr": 1e-3}
+        for flat in adapter.flat_vectors
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.conftest import MODELS
-from trainer.adapter.lora import Adapter, Size
+from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.sdxl.base import open_base
 from trainer.sdxl.unet import predict
 from trainer.training.prior_preservation import NoisyBatch, replace_targets_with_base
@@ -27,7 +27,7 @@ def test_only_the_selected_rows_get_the_bases_prediction_as_target():
     adapter = Adapter()  # of the UNet and of a text encoder, with weights far from zero
     for part, model, leaf in (("unet", unet, "attn1.to_q"), ("text_encoder", models.encoders[0], "q_proj")):
         paths = [path for path, _ in model.named_modules() if path.endswith(leaf)]
-        adapter.attach(part, model, dict.fromkeys(paths, Size(rank=4, alpha=4.0)))
+        adapter.attach(part, model, dict.fromkeys(paths, LayerSpec(rank=4, alpha=4.0)))
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.normal_(generator=generator)

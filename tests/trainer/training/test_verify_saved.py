@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.conftest import MODELS
 from trainer.adapter.lora import Adapter
-from trainer.adapter.targets import layer_sizes
+from trainer.adapter.targets import layer_specs
 from trainer.config import config_from
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.dataset.manifest import Manifest
@@ -61,8 +61,8 @@ def saved(tmp_path: Path) -> Saved:
     made = run.create(tmp_path / "run", config, Manifest(folder="", items=()))
     base = open_base("tiny-sdxl", MODELS)
     unet, adapter = base.unet(CPU, torch.float32), Adapter()
-    adapter.attach("unet", unet, layer_sizes(config, {"unet": unet})["unet"])
-    adapter.start(0)
+    adapter.attach("unet", unet, layer_specs(config, {"unet": unet})["unet"])
+    adapter.init_weights(0)
     with torch.no_grad():
         for number, parameter in enumerate(adapter.parameters()):
             generator = torch.Generator().manual_seed(number)

@@ -12,8 +12,9 @@ from PIL import Image
 from tests.conftest import MODELS
 from trainer.errors import ConfigError, RunError, TrainerError
 from trainer.runs import events
+from trainer.runs.queue_store import others_wait
 from trainer.runs.run import claim
-from trainer.workers.sampling import others_wait, serve
+from trainer.workers.sampling import serve
 from ui.store.drawings import Drawings, native_size
 from ui.store.library import Library
 from ui.store.runs import Runs

@@ -19,7 +19,7 @@ from trainer.config import config_from
 from trainer.dataset.manifest import Item
 from trainer.errors import BaseError, NotFiniteError, RunError, TrainerError
 from trainer.runs import events
-from trainer.runs.failures import failure, reduced_memory_settings
+from trainer.runs.failures import failure_fields, reduced_memory_settings
 from ui.store.project_settings import training_values, write_settings
 from ui.text import Words
 from ui.views import training
@@ -153,7 +153,7 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(workspace):
     run = workspace.runs.run(training.start(workspace, "ink", fields(workspace, batch=4.0), token="1"))
     workspace.runs.stop("ink")
     rate = run.config.learning_rate
-    run.emit("ended", how="failed", **failure(NotFiniteError(3, ["owl.png"]), run.config))
+    run.emit("ended", how="failed", **failure_fields(NotFiniteError(3, ["owl.png"]), run.config))
     assert training.change_of(workspace, "ink") == {"learning_rate": rate / 2}
     assert training.retry(workspace, "ink", "ink") == "ink-2"
     tried = workspace.runs.run("ink-2").config
@@ -162,7 +162,7 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(workspace):
     }
     assert training.kept(workspace, "ink").advanced["learning_rate"] == rate / 2
     assert "learning_rate" in comparison_html(workspace.runs, "ink", "ink-2", workspace.words)
-    run.emit("ended", how="failed", **failure(BaseError("gone"), run.config))
+    run.emit("ended", how="failed", **failure_fields(BaseError("gone"), run.config))
     with pytest.raises(TrainerError, match="another change"):
         training.retry(workspace, "ink", "ink")
 
@@ -248,7 +248,7 @@ def test_ten_thousand_steps_stay_a_small_curve_with_the_same_mean():
             for n in range(first, first + 250)
         ]
         view = events.fold(view, said)
-    assert len(view.losses) <= 2 * events.POINTS and view.losses[-1][0] == 10_000
+    assert len(view.losses) <= 2 * events.MIN_CURVE_POINTS and view.losses[-1][0] == 10_000
     assert sum(loss for _, loss in view.losses) / len(view.losses) == pytest.approx(0.5, abs=0.01)
     assert len(curve_html(view, Words())) < 10_000
     again = events.fold(

@@ -1,4 +1,4 @@
-"""Whether other tools will take the whole of a LoRA file: every key by the rules of each, and what else goes wrong silently."""
+"""The check of a LoRA file: how other tools read each tensor, by the rules of each tool, and what goes wrong without a message."""
 
 from __future__ import annotations
 
@@ -9,43 +9,57 @@ from typing import Any
 
 import torch
 
-from trainer.errors import BaseError
+from trainer.errors import BaseError, LoraFileError
 from trainer.headers.lora import bundled_notice
 from trainer.lora_file.base_weights import layout_of
 from trainer.lora_file.compatibility.keys import Entry, Keys, Verdict
 from trainer.lora_file.compatibility.tools import FORGE_LIMIT, TOOLS
-from trainer.lora_file.container import Container, open_lora
-from trainer.lora_file.modules import ALPHA, DORA, DOWN, PART_LABELS, UP, Module, split_key
-from trainer.lora_file.sdxl_modules import Layout, names, sdxl
+from trainer.lora_file.modules import PART_LABELS, Module
+from trainer.lora_file.reader import Tensors, modules_by_name, read_tensors
+from trainer.lora_file.scales import METADATA_KEY, Scales, read_scales, scale_notice
+from trainer.lora_file.sdxl_modules import Layout, find_module, sdxl
+from trainer.lora_file.tensor_names import ALPHA, DORA, split_key
 
-HEADER_LIMIT = 1 << 20  # beyond it ComfyUI shows no metadata
-HALF_LIMIT = float(torch.finfo(torch.float16).max)
+_HEADER_LIMIT = 1 << 20  # bytes; ComfyUI shows no metadata of a longer header
+_HALF_LIMIT = float(torch.finfo(torch.float16).max)
 
 
 @dataclass(frozen=True)
 class Report:
+    """The result of a check.
+
+    Attributes:
+        base: name of the base whose modules the file was compared with.
+        modules: number of modules by part.
+        scales: lowest and highest alpha / rank by part.
+        kinds: networks of the modules in words.
+        verdicts: how each tool reads the file.
+        faults: what is wrong for every tool.
+        warnings: what works, but not as the file's maker may expect.
+    """
+
     file: str
-    base: str  # whose modules the names were compared with
-    modules: Mapping[str, int]  # by part
+    base: str
+    modules: Mapping[str, int]
+    scales: Mapping[str, tuple[float, float]]
     kinds: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
-    faults: tuple[str, ...]  # wrong everywhere
+    faults: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
-        """Every tool takes every tensor, and every value is a number."""
+        """True when every tool reads every tensor, and the file has no fault."""
         return not self.faults and all(verdict.whole for verdict in self.verdicts)
 
     def lines(self) -> list[str]:
-        """For a person to read."""
-        parts = (
-            ", ".join(f"{PART_LABELS[part]} {count} modules" for part, count in self.modules.items())
-            or "no module of SDXL"
-        )
-        told = [
-            f"{self.file}: {' and '.join(self.kinds) or 'unknown network'}, {parts}; compared with {self.base}"
+        """The report as lines for a person."""
+        parts = [
+            f"{PART_LABELS[part]} {count} modules{self._scale(part)}" for part, count in self.modules.items()
         ]
+        kinds = " and ".join(self.kinds) or "unknown network"
+        summary = ", ".join(parts) or "no module of SDXL"
+        lines = [f"{self.file}: {kinds}, {summary}; compared with {self.base}"]
         width = max(len(verdict.tool) for verdict in self.verdicts)
         for verdict in self.verdicts:
             needs = f" with {verdict.needs}" if verdict.needs else ""
@@ -54,192 +68,245 @@ class Report:
                 if verdict.refusal
                 else f"takes {verdict.taken} of {verdict.total} tensors{needs}"
             )
-            told.append(f"{verdict.tool:<{width}}  {state}")
-            told += [
+            lines.append(f"{verdict.tool:<{width}}  {state}")
+            lines += [
                 f"{'':<{width}}  drops {len(drop.keys)} ({drop.keys[0]}): {drop.reason}"
                 for drop in verdict.drops
             ]
-        told += [f"fault: {text}" for text in self.faults]
-        return told + [f"warning: {text}" for text in self.warnings]
+        lines += [f"fault: {text}" for text in self.faults]
+        return lines + [f"warning: {text}" for text in self.warnings]
+
+    def _scale(self, part: str) -> str:
+        """The scale of a part in words; "" where it is 1 throughout."""
+        low, high = self.scales.get(part, (1.0, 1.0))
+        if low == high:
+            return "" if low == 1 else f" at scale {low:g}"
+        return f" at scales {low:g} to {high:g}"
 
     def to_json(self) -> dict[str, Any]:
+        """The report for programs."""
         return {"ok": self.ok, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A file with what the warnings are computed from."""
+
+    file: Tensors
+    keys: Keys
+    modules: Mapping[str, Module]  # by name as spelled, with the scale as the reader finds it
+    scales: Scales | None
 
 
 def check_file(path: Path, *, base: Path | None = None, bases: Path | None = None) -> Report:
     """Compares a file with the rules of other tools.
 
     Args:
-        base: a diffusers folder whose modules it is for.
-        bases: a folder of such; without `base`, the one that the file's shapes fit best, or the true SDXL.
+        base: a diffusers folder or checkpoint whose modules the file is for.
+        bases: a folder of diffusers folders; without `base`, the file is compared with the one that its shapes fit best,
+            or with SDXL 1.0.
 
     Raises:
-        LoraFileError: the file is no LoRA for SDXL; the sentence says what it is.
+        LoraFileError: the file is no LoRA for SDXL; the message names what it is.
     """
-    container = open_lora(path)
-    shapes = {key: tuple(tensor.shape) for key, tensor in container.tensors.items()}
-    grouped, loose = _grouped(container)
-    layout = layout_of(base) if base else _best_layout(grouped, bases)
-    fits = {name: _fits(module, layout) for name, module in grouped.items()}
-    entries = []
-    for key in container.tensors:
-        name, role, ending = split_key(key) or (key.rpartition(".")[0], key.rpartition(".")[2], "")
-        place = None if key in loose else names().find(name)
-        exists = place is not None and layout.shape(*place) is not None
-        entries.append(Entry(key, name, role, ending, place, exists, fits.get(name, True)))
-    keys = Keys(entries, container.facts, shapes, layout.name == sdxl().name)
-    modules: dict[str, int] = {}
-    for entry in {entry.name: entry for entry in entries}.values():
-        if entry.place and entry.exists:
-            modules[entry.place[0]] = modules.get(entry.place[0], 0) + 1
+    file = read_tensors(path)
+    scales, modules, faults = _modules(file)
+    layout = layout_of(base) if base else _best_layout(modules, bases)
+    fits = {name: _fits(module, layout) for name, module in modules.items()}
+    keys = Keys(
+        [_entry(key, modules, fits, layout) for key in file.tensors],
+        file.header.metadata,
+        {key: tuple(tensor.shape) for key, tensor in file.tensors.items()},
+        layout.name == sdxl().name,
+    )
+    places = {entry.name: entry.place[0] for entry in keys.entries if entry.place and entry.exists}
+    by_part = {part: [name for name in places if places[name] == part] for part in PART_LABELS}
+    checked = _Checked(file, keys, modules, scales)
     return Report(
-        file=path.name,
+        file=file.path.name,
         base=layout.name,
-        modules=dict(sorted(modules.items(), key=lambda item: list(PART_LABELS).index(item[0]))),
-        kinds=tuple(sorted({module.kind for module in grouped.values()})),
+        modules={part: len(names) for part, names in by_part.items() if names},
+        scales={
+            part: _scale_range([modules[name] for name in names]) for part, names in by_part.items() if names
+        },
+        kinds=tuple(sorted({module.kind for module in modules.values()})),
         verdicts=tuple(tool.read(keys) for tool in TOOLS),
-        faults=tuple(_faults(container)),
-        warnings=tuple(_warnings(container, keys, list(grouped.values()))),
+        faults=(*faults, *_faults(file)),
+        warnings=tuple(_warnings(checked)),
     )
 
 
-def _grouped(container: Container) -> tuple[dict[str, Module], set[str]]:
-    """Modules by their name as spelled, and the keys of no known module."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    loose = set()
-    for key, tensor in container.tensors.items():
-        split = split_key(key)
-        if split is None or names().find(split[0]) is None:
-            loose.add(key)
-        else:
-            found.setdefault(split[0], {})[split[1]] = tensor
-    places = {name: place for name in found if (place := names().find(name))}
-    return {name: Module(*places[name], tensors) for name, tensors in found.items()}, loose
+def _modules(file: Tensors) -> tuple[Scales | None, dict[str, Module], list[str]]:
+    """(scales, modules by name as spelled, faults); a damaged scale is a fault, and then there are no scales."""
+    try:
+        scales = read_scales(file.path, file.header)
+        return scales, modules_by_name(file, scales, strict=False), []
+    except LoraFileError as error:
+        return None, modules_by_name(file, None, strict=False), [str(error)]
 
 
-def _best_layout(grouped: Mapping[str, Module], bases: Path | None) -> Layout:
-    """The true SDXL unless the shapes fit a base on disk better."""
-    if all(_fits(module, sdxl()) for module in grouped.values()):
+def _entry(key: str, modules: Mapping[str, Module], fits: Mapping[str, bool], layout: Layout) -> Entry:
+    name, role, suffix = split_key(key) or (key.rpartition(".")[0], key.rpartition(".")[2], "")
+    place = find_module(name) if name in modules and split_key(key) else None
+    exists = place is not None and layout.shape(*place) is not None
+    return Entry(key, name, role, suffix, place, exists, fits.get(name, True))
+
+
+def _scale_range(modules: list[Module]) -> tuple[float, float]:
+    scales = [module.scale for module in modules]
+    return min(scales), max(scales)
+
+
+def _best_layout(modules: Mapping[str, Module], bases: Path | None) -> Layout:
+    """The layout of SDXL 1.0, unless the shapes fit a base on disk better."""
+    if all(_fits(module, sdxl()) for module in modules.values()):
         return sdxl()
     layouts = [sdxl()]
     for index in sorted(bases.glob("*/model_index.json")) if bases else []:
         try:
             layouts.append(layout_of(index.parent))
-        except BaseError:  # half copied, or a single file's neighbour: it is simply no candidate
+        except BaseError:  # a folder that is still being copied is no candidate
             continue
-    return max(layouts, key=lambda layout: sum(_fits(module, layout) for module in grouped.values()))
+    return max(layouts, key=lambda layout: sum(_fits(module, layout) for module in modules.values()))
 
 
 def _fits(module: Module, layout: Layout) -> bool:
-    """Whether the matrices have the sides of the base's weight (True for forms that say nothing of them)."""
+    """True where the change of a module has the shape of the base's weight, and for tensors without a known change."""
     shape = layout.shape(module.part, module.path)
     if shape is None:
         return False
-    sides = shape[0], torch.Size(shape[1:]).numel()
-    pairs = [(UP, DOWN), ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")]
-    found = module.tensors
-    for left, right in pairs:
-        if left in found and right in found and module.network in ("lora", "dora", "loha"):
-            a, b = found[left], found[right]
-            if (
-                a.dim() < 2
-                or b.dim() < 2
-                or not a.numel()
-                or a.shape[1] != b.shape[0]
-                or (a.shape[0], b.shape[1:].numel()) != sides
-            ):
-                return False
-    if module.network == "lokr":
-        try:
-            return tuple(module.change().shape) == sides
-        except (RuntimeError, KeyError):
-            return False
-    return True
+    return module.network is None or module.sides == (shape[0], torch.Size(shape[1:]).numel())
 
 
-def _faults(container: Container) -> list[str]:
-    told = []
-    broken = [
-        key for key, tensor in container.tensors.items() if not bool(torch.isfinite(tensor.float()).all())
-    ]
+def _faults(file: Tensors) -> list[str]:
+    """Sentences about values that no tool can compute with."""
+    faults = []
+    broken = [key for key, tensor in file.tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
     if broken:
-        told.append(
-            f"{len(broken)} tensors hold values that are no numbers, such as {broken[0]}; pictures come out black: use an earlier checkpoint"
+        faults.append(
+            f"{len(broken)} tensors hold values that are no numbers, such as {broken[0]}; pictures come out black: use an "
+            "earlier checkpoint"
         )
     wide = [
         key
-        for key, tensor in container.tensors.items()
+        for key, tensor in file.tensors.items()
         if tensor.dtype in (torch.float32, torch.bfloat16, torch.float64)
         and tensor.numel()
-        and float(tensor.nan_to_num().abs().max()) > HALF_LIMIT
+        and float(tensor.nan_to_num().abs().max()) > _HALF_LIMIT
     ]
     if wide:
-        told.append(
-            f"{len(wide)} tensors hold values beyond fp16, such as {wide[0]}; tools that work in fp16 draw black: use an earlier checkpoint"
+        faults.append(
+            f"{len(wide)} tensors hold values beyond fp16, such as {wide[0]}; pictures come out black in tools that work in "
+            "fp16: use an earlier checkpoint"
         )
-    return told
+    return faults
 
 
-def _warnings(container: Container, keys: Keys, modules: list[Module]) -> list[str]:
-    told = [*_scale_warnings(keys, modules)]
-    if notice := bundled_notice(container.path, container.tensors):
-        told.append(notice)
-    if any(DORA in module.tensors for module in modules):
-        by_input = all(module.tensors[DORA].shape[:1] == (1,) for module in modules if DORA in module.tensors)
-        read = (
-            "ComfyUI, Forge, A1111 and InvokeAI read it as it was trained"
-            if by_input
-            else "others divide by norms along different axes"
-        )
-        told.append(
-            f"DoRA is not read by every tool: {read}, sd-scripts and diffusers do not; to be sure, bake it: lora bake"
-        )
-    facts = container.facts
-    if facts and not facts.get("ss_base_model_version", "").startswith("sdxl_"):
-        told.append(
-            "the metadata lacks ss_base_model_version = sdxl_…, so A1111 hides the file while an SDXL model is loaded"
-        )
-    if container.header_bytes > HEADER_LIMIT:
-        told.append(
-            f"the header has {container.header_bytes:,} bytes; beyond 1 MiB ComfyUI shows no metadata: make the thumbnail smaller"
-        )
+def _warnings(checked: _Checked) -> list[str]:
+    """Sentences about what other tools do without a message."""
+    file, keys = checked.file, checked.keys
+    warnings = [
+        *_scale_warnings(checked),
+        bundled_notice(file.path, file.tensors),
+        _dora_warning(list(checked.modules.values())),
+        *_metadata_warnings(file),
+    ]
     flat = [entry for entry in keys.entries if entry.style in ("flat", "dotted-flat")]
     if flat:
-        told.append(
-            f"{len(flat)} keys of text encoders lack text_model ({flat[0].key}); only diffusers takes them, and only of the first; Forge refuses the file for more than {FORGE_LIMIT}"
+        warnings.append(
+            f"{len(flat)} keys of text encoders lack text_model ({flat[0].key}); only diffusers takes them, and only those "
+            f"of the first text encoder; Forge refuses the file for more than {FORGE_LIMIT}"
         )
     if any(entry.style == "diffusers" for entry in keys.entries):
-        told.append(
-            "with diffusers' block names, sd-scripts' sdxl_merge_lora.py --sd_model and --network_weights drop the UNet's modules; "
-            "lora convert --to kohya mends it"
+        warnings.append(
+            "with diffusers' block names, sd-scripts' sdxl_merge_lora.py --sd_model and --network_weights drop the UNet's "
+            "modules; lora convert --to kohya mends it"
         )
     for part in ("text_encoder", "text_encoder_2"):
         paths = {entry.place[1] for entry in keys.entries if entry.place and entry.place[0] == part}
         lacking = [p for p in paths if p.endswith(".q_proj") and p.replace("q_proj", "out_proj") not in paths]
         if lacking:
-            told.append(
-                f"{PART_LABELS[part]} has no out_proj beside {lacking[0]}; diffusers then may refuse the file, A1111 drop the second encoder"
+            warnings.append(
+                f"{PART_LABELS[part]} has no out_proj beside {lacking[0]}; diffusers may then refuse the file, and A1111 "
+                "drops the attention of text encoder 2"
             )
-    return told
+    return [warning for warning in warnings if warning]
 
 
-def _scale_warnings(keys: Keys, modules: list[Module]) -> list[str]:
-    told = []
-    kohya = any(entry.kohya for entry in keys.entries)
-    without = [module for module in modules if ALPHA not in module.tensors and module.rank]
-    if without and kohya:
-        told.append(
-            f"{len(without)} modules have no alpha; every tool then takes scale 1 (alpha = rank), whatever the training meant"
+def _dora_warning(modules: list[Module]) -> str:
+    decomposed = [module for module in modules if module.is_decomposed]
+    if not decomposed:
+        return ""
+    by_input = all(module.tensors[DORA].shape[:1] == (1,) for module in decomposed)
+    read = (
+        "ComfyUI, Forge, A1111 and InvokeAI read it as it was trained"
+        if by_input
+        else "others divide by norms along different axes"
+    )
+    return f"DoRA is not read by every tool: {read}, sd-scripts and diffusers do not; to be sure, bake it: lora bake"
+
+
+def _metadata_warnings(file: Tensors) -> list[str]:
+    metadata, header_bytes = file.header.metadata, file.header.start - 8
+    warnings = []
+    if metadata and not metadata.get("ss_base_model_version", "").startswith("sdxl_"):
+        warnings.append(
+            "the metadata lacks ss_base_model_version = sdxl_…, so A1111 hides the file while an SDXL model is loaded"
         )
+    if header_bytes > _HEADER_LIMIT:
+        warnings.append(
+            f"the header has {header_bytes:,} bytes; beyond 1 MiB ComfyUI shows no metadata: make the thumbnail smaller"
+        )
+    return warnings
+
+
+def _scale_warnings(checked: _Checked) -> list[str]:
+    keys, modules = checked.keys, checked.modules
+    warnings = _warnings_of_places(checked)
     boxed = [key for key, shape in keys.shapes.items() if key.endswith(".alpha") and shape != ()]
     if boxed:
-        told.append(
-            f"alpha has a shape ({boxed[0]}: {keys.shapes[boxed[0]]}); sd-scripts can't merge such a file: lora convert mends it"
+        warnings.append(
+            f"alpha has a shape ({boxed[0]}: {keys.shapes[boxed[0]]}); sd-scripts can't merge such a file: lora convert "
+            "mends it"
         )
     for part in PART_LABELS:
-        alphas = {module.alpha for module in modules if module.part == part and module.alpha is not None}
+        alphas = {
+            module.alpha
+            for name, module in modules.items()
+            if module.part == part and module.alpha is not None and ALPHA in keys.roles[name]
+        }
         if len(alphas) > 1:
-            told.append(
-                f"{PART_LABELS[part]} has alphas of {min(alphas):g} to {max(alphas):g}; diffusers scales such a part wrongly: lora convert mends it"
+            warnings.append(
+                f"{PART_LABELS[part]} has alphas of {min(alphas):g} to {max(alphas):g}; diffusers scales such a part "
+                "wrongly: lora convert mends it"
             )
-    return told
+    return warnings
+
+
+def _warnings_of_places(checked: _Checked) -> list[str]:
+    """Sentences about modules without `.alpha`, whose scale other tools may not find."""
+    keys = checked.keys
+    without = {
+        name: module
+        for name, module in checked.modules.items()
+        if module.rank and ALPHA not in keys.roles[name]
+    }
+    scales = checked.scales
+    sources = {name: scales.source(module, name) if scales else None for name, module in without.items()}
+    warnings = []
+    for source in ("ss_network_alpha", "adapter_config.json", METADATA_KEY):
+        scaled = [name for name, found in sources.items() if found == source and without[name].scale != 1]
+        if scaled:
+            warnings.append(
+                f"the scale of {len(scaled)} modules is only in {source}, which "
+                f"{'only diffusers reads' if source == METADATA_KEY else 'other tools do not read'}; elsewhere they have "
+                "scale 1: lora convert --to kohya writes the scale beside the matrices"
+            )
+    unscaled = [name for name, found in sources.items() if found is None]
+    if unscaled and any(entry.kohya for entry in keys.entries):
+        warnings.append(
+            f"{len(unscaled)} modules have no alpha; every tool then uses scale 1 (alpha = rank), whatever the training used"
+        )
+    if scales:
+        warnings.append(scale_notice(checked.file.path, checked.file.header))
+    return warnings

@@ -57,7 +57,7 @@ class Keys:
     """All tensors of a file, with its metadata."""
 
     entries: Sequence[Entry]
-    facts: Mapping[str, str]
+    metadata: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     true_sdxl: bool
 

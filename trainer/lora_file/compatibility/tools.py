@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from trainer.adapter.lycoris import split
 from trainer.headers.lora import BUNDLED
 from trainer.lora_file.compatibility.keys import Drop, Entry, Keys, Verdict
-from trainer.lora_file.modules import ALPHA, DORA, DOWN, UP
+from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, UP
 
 FORGE_LIMIT = 12  # unmatched keys; with more it applies nothing
 
@@ -218,7 +218,7 @@ def _sd_module(keys: Keys) -> str:
         return "networks.lora"
     if forms == {"loha"} or (forms == {"lokr"} and _lokr_factor(keys) is not None):
         return f"networks.{forms.pop()}"
-    lycoris = "lycoris" in keys.facts.get("ss_network_module", "") or not any(
+    lycoris = "lycoris" in keys.metadata.get("ss_network_module", "") or not any(
         {DOWN, UP} & found for found in keys.roles.values()
     )
     return "lycoris.kohya" if lycoris else "networks.lora"
@@ -329,7 +329,7 @@ def _diffusers_refusal(keys: Keys, dropped: int) -> str | None:
     ):
         if kept := [entry.key for entry in keys.entries if entry.role not in (DOWN, UP, ALPHA, DORA)]:
             return f"{kept[0]} has no place in its conversion of kohya's names, which takes LoRA and nothing else"
-        if any(entry.role == ALPHA for entry in keys.entries) and "lora_adapter_metadata" in keys.facts:
+        if any(entry.role == ALPHA for entry in keys.entries) and "lora_adapter_metadata" in keys.metadata:
             return "both .alpha and the header's lora_adapter_metadata say the scale, which it does not allow"
     elif odd := [entry.key for entry in keys.entries if "lora" not in entry.key and entry.is_bundled]:
         return f"{odd[0]} does not have lora in its name, which it demands of every key; lora convert leaves it out"

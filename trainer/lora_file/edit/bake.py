@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from trainer.adapter.lycoris import magnitude
 from trainer.atomic_files import replacing
 from trainer.errors import BaseError, LoraFileError
 from trainer.headers.safetensors import read_header
 from trainer.lora_file.base_weights import PartWeights, base_weights
-from trainer.lora_file.modules import DORA, LoraFile, Module, read_modules
+from trainer.lora_file.modules import LoraFile, Module
+from trainer.lora_file.reader import read_modules
 
 
 def bake(source: Path, out: Path, base: Path, strength: float = 1.0) -> int:
@@ -66,45 +66,23 @@ def _expect_fit(file: LoraFile, weights: dict[str, PartWeights], base: str) -> N
             raise LoraFileError(
                 f"{base} has no {module.part}.{module.path}, which {file.path.name} changes; choose its base"
             )
-        if _sides(module) != (shape[0], torch.Size(shape[1:]).numel()):
+        if module.network is None:
+            raise LoraFileError(module.unsupported())
+        if module.sides != (shape[0], torch.Size(shape[1:]).numel()):
             raise LoraFileError(
                 f"{file.path.name} was trained on a base of another shape than {base} ({module.path}); choose its base"
             )
 
 
-def _sides(module: Module) -> tuple[int, int]:
-    """(O, I) of a module's change. Raises LoraFileError for a form whose change is unknown."""
-    if module.network in ("lora", "dora"):
-        up, down = module.matrices()
-        return up.shape[0], down.shape[1]
-    change = module.change()
-    return change.shape[0], change.shape[1]
-
-
 def _changed(module: Module, weight: torch.Tensor, strength: float, name: str) -> torch.Tensor:
     """The new weight, in the dtype of the old one. Raises LoraFileError when it doesn't fit that."""
-    old = weight.float()
-    new = old + strength * (
-        _decomposed(module, old) - old if module.network == "dora" else module.change().reshape(old.shape)
-    )
+    new = weight.float() + strength * module.change(weight)
     new = new.to(weight.dtype)
     if not bool(torch.isfinite(new.float()).all()):
         raise LoraFileError(
             f"{name} at strength {strength:g} does not fit {weight.dtype} in {module.path}; take a lower strength"
         )
     return new
-
-
-def _decomposed(module: Module, weight: torch.Tensor) -> torch.Tensor:
-    """m * V / |V| with V = W + alpha / R * up down   (Liu et al. 2024, eq. 5).
-
-    The length is of each row where m is (O, 1), and of each column (input channel) where m is (1, I).
-    """
-    up, down = module.matrices()
-    merged = weight + (module.scale * up @ down).reshape(weight.shape)
-    length = module.tensors[DORA].float()
-    length = length.reshape(*length.shape[:2], *[1] * (weight.dim() - 2))
-    return merged * (length / magnitude(merged, length.shape))
 
 
 def _bake_file(

@@ -15,21 +15,11 @@ from safetensors.torch import save
 
 from trainer.atomic_files import write_atomically
 from trainer.errors import LoraFileError
-from trainer.lora_file.metadata import with_hashes
+from trainer.lora_file.metadata import network_metadata, with_hashes
 from trainer.lora_file.module_names import PREFIX, diffusers_name, kohya_name
-from trainer.lora_file.modules import (
-    ALPHA,
-    DORA,
-    DOWN,
-    UP,
-    LoraFile,
-    Module,
-    read_modules,
-    with_one_alpha,
-    written_key,
-)
-
-FORMS = ("kohya", "kohya-diffusers", "diffusers")
+from trainer.lora_file.modules import LoraFile, Module, with_one_alpha
+from trainer.lora_file.reader import read_modules
+from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, UP, suffix_of
 
 
 def convert(source: Path, out: Path, form: str, *, overwrite: bool = False) -> LoraFile:
@@ -37,7 +27,9 @@ def convert(source: Path, out: Path, form: str, *, overwrite: bool = False) -> L
     expect_free(out, overwrite)
     file = read_modules(source)
     tensors = tensors_of(file.modules, form, source.name)
-    write_lora(out, tensors, {**file.facts, **network_facts(file.modules, file.facts)}, overwrite=overwrite)
+    write_lora(
+        out, tensors, {**file.metadata, **network_metadata(file.modules, file.metadata)}, overwrite=overwrite
+    )
     return file
 
 
@@ -47,7 +39,7 @@ def tensors_of(modules: Iterable[Module], form: str, source: str) -> dict[str, t
         return {key: tensor for module in modules for key, tensor in _diffusers_tensors(module, source)}
     name_of = _original_blocks if form == "kohya" else _diffusers_blocks
     return {
-        written_key(name_of(module), role): (tensor.reshape(()) if role == ALPHA else tensor).contiguous()
+        name_of(module) + suffix_of(role): (tensor.reshape(()) if role == ALPHA else tensor).contiguous()
         for module in with_one_alpha(modules)
         for role, tensor in module.tensors.items()
     }
@@ -92,26 +84,6 @@ def _diffusers_tensors(module: Module, source: str) -> list[tuple[str, torch.Ten
             )
         found.append((f"{name}.lora_magnitude_vector", lengths.reshape(-1).contiguous()))
     return found
-
-
-def network_facts(modules: Iterable[Module], facts: Mapping[str, str]) -> dict[str, str]:
-    """Rank and alpha as sd-scripts writes them (`Dynamic` where they differ), and what A1111 needs to show the file."""
-    modules = with_one_alpha(modules)
-    of_unet = [m for m in modules if m.part == "unet"] or modules
-    ranks = {m.rank for m in of_unet if not m.kernel} or {m.rank for m in of_unet}
-    alphas = {m.alpha for m in of_unet if m.alpha is not None and not m.kernel} or {m.alpha for m in of_unet}
-    rank, alpha, plain = ranks.pop(), alphas.pop(), all(m.network == "lora" for m in modules)
-    return {
-        "format": "pt",
-        # A file with metadata but without this is hidden by A1111 as one for Stable Diffusion 1.
-        "ss_base_model_version": facts.get("ss_base_model_version", "sdxl_base_v1-0"),
-        "ss_v2": facts.get("ss_v2", "False"),
-        "ss_network_module": facts.get("ss_network_module", "networks.lora" if plain else "lycoris.kohya"),
-        "ss_network_dim": "Dynamic" if ranks or rank is None else str(rank),
-        "ss_network_alpha": "Dynamic" if alphas or alpha is None else f"{alpha:g}",
-        "modelspec.sai_model_spec": facts.get("modelspec.sai_model_spec", "1.0.1"),
-        "modelspec.architecture": facts.get("modelspec.architecture", "stable-diffusion-xl-v1-base/lora"),
-    }
 
 
 def expect_free(out: Path, overwrite: bool) -> None:

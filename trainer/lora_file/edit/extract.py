@@ -9,9 +9,10 @@ import torch
 
 from trainer.errors import LoraFileError
 from trainer.lora_file.base_weights import PartWeights, base_weights
-from trainer.lora_file.edit.convert import expect_free, network_facts, tensors_of, write_lora
+from trainer.lora_file.edit.convert import expect_free, tensors_of, write_lora
 from trainer.lora_file.edit.resize import Kept
 from trainer.lora_file.edit.svd import of_matrix
+from trainer.lora_file.metadata import network_metadata
 from trainer.lora_file.modules import Module, lora_module
 
 
@@ -76,7 +77,7 @@ def _layers(base: PartWeights, tuned: PartWeights, where: str) -> list[str]:
 
 def _facts(base: Path, tuned: Path, out: Path, modules: list[Module]) -> dict[str, str]:
     return {
-        **network_facts(modules, {}),
+        **network_metadata(modules, {}),
         "ss_sd_model_name": base.name,
         "ss_output_name": out.stem,
         "ss_training_comment": f"extracted: {tuned.name} - {base.name}",

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from trainer.errors import LoraFileError
-from trainer.lora_file.edit.convert import expect_free, network_facts, tensors_of, write_lora
+from trainer.lora_file.edit.convert import expect_free, tensors_of, write_lora
 from trainer.lora_file.edit.svd import of_matrix, of_product
-from trainer.lora_file.modules import LoraFile, Module, lora_module, read_modules
-
-METHODS = ("concat", "svd")
+from trainer.lora_file.metadata import network_metadata
+from trainer.lora_file.modules import LoraFile, Module, lora_module, side_by_side
+from trainer.lora_file.reader import read_modules
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,12 @@ def merge(
     for file, weight in zip(files, weights, strict=True):
         for module in file.modules:
             shared.setdefault((module.part, module.path), []).append((weight, module))
-    joined = _side_by_side if method == "concat" else _approximated
-    modules = [joined(part, path, shared[part, path], rank, dtype) for part, path in sorted(shared)]
+    if rank:
+        modules = [
+            _approximated(part, path, shared[part, path], rank, dtype) for part, path in sorted(shared)
+        ]
+    else:
+        modules = [_joined(part, path, shared[part, path], dtype) for part, path in sorted(shared)]
     write_lora(
         out, tensors_of(modules, "kohya", out.name), _facts(out, files, terms, modules), overwrite=overwrite
     )
@@ -88,55 +92,47 @@ def _widest(files: Sequence[LoraFile]) -> torch.dtype:
     return dtype
 
 
-def _side_by_side(
-    part: str, path: str, found: list[tuple[float, Module]], rank: int | None, dtype: torch.dtype
-) -> Module:
-    """up = [w1 s1 up1, w2 s2 up2], down = [down1; down2]; alpha = rank, so that the scale is 1."""
-    ups, downs = [], []
-    for weight, module in found:
+def _joined(part: str, path: str, terms: list[tuple[float, Module]], dtype: torch.dtype) -> Module:
+    """The exact sum; its alpha is its rank, so that the scale is 1."""
+    for _, module in terms:
         if module.network != "lora":
             raise LoraFileError(
                 f"{part}.{path} is a {module.kind}, and concat joins LoRAs only; take --method svd --rank 32"
             )
-        up, down = module.matrices()
-        ups.append(weight * module.scale * up)
-        downs.append(down)
-    _expect_same_shape(
-        part, path, [(up.shape[0], down.shape[1]) for up, down in zip(ups, downs, strict=True)]
-    )
-    up, down = torch.cat(ups, dim=1), torch.cat(downs)
+    _expect_same_shape(terms)
+    up, down = side_by_side(terms)
     return lora_module(part, path, up, down, alpha=up.shape[1], dtype=dtype)
 
 
 def _approximated(
-    part: str, path: str, found: list[tuple[float, Module]], rank: int | None, dtype: torch.dtype
+    part: str, path: str, terms: list[tuple[float, Module]], rank: int, dtype: torch.dtype
 ) -> Module:
-    assert rank
-    if all(module.network == "lora" for _, module in found):
-        pairs = [
-            (weight * module.scale * module.matrices()[0], module.matrices()[1]) for weight, module in found
-        ]
-        _expect_same_shape(part, path, [(up.shape[0], down.shape[1]) for up, down in pairs])
-        spectrum = of_product(
-            torch.cat([up for up, _ in pairs], dim=1), torch.cat([down for _, down in pairs])
-        )
-        sides = pairs[0][0].shape[0], pairs[0][1].shape[1]
+    """The best approximation of the sum by a LoRA of `rank`."""
+    outputs, inputs = _expect_same_shape(terms)
+    if all(module.network == "lora" for _, module in terms):
+        spectrum = of_product(*side_by_side(terms))
     else:
-        changes = [weight * module.change() for weight, module in found]
-        _expect_same_shape(part, path, [(change.shape[0], change.shape[1]) for change in changes])
+        changes = [weight * module.change() for weight, module in terms]
         spectrum = of_matrix(torch.stack(changes).sum(0))
-        sides = changes[0].shape
     up, down = spectrum.factors(rank)
-    if not up.shape[1]:  # the terms cancel: a module of zeros says so
-        up, down = torch.zeros(sides[0], 1), torch.zeros(1, sides[1])
+    if not up.shape[1]:  # the terms cancel: a module of zeros keeps the layer in the file
+        up, down = torch.zeros(outputs, 1), torch.zeros(1, inputs)
     return lora_module(part, path, up, down, alpha=up.shape[1], dtype=dtype)
 
 
-def _expect_same_shape(part: str, path: str, shapes: list[tuple[int, int]]) -> None:
-    if len(set(shapes)) > 1:
+def _expect_same_shape(terms: list[tuple[float, Module]]) -> tuple[int, int]:
+    """(O, I) of the modules. Raises LoraFileError where they differ, or where a module is of no known network."""
+    sides = []
+    for _, module in terms:
+        if module.sides is None:
+            raise LoraFileError(module.unsupported())
+        sides.append(module.sides)
+    if len(set(sides)) > 1:
+        module = terms[0][1]
         raise LoraFileError(
-            f"{part}.{path} is {shapes[0]} in one file and {shapes[1]} in another; merge LoRAs of one base"
+            f"{module.part}.{module.path} is {sides[0]} in one file and {sides[1]} in another; merge LoRAs of one base"
         )
+    return sides[0]
 
 
 def _facts(
@@ -145,7 +141,7 @@ def _facts(
     """What all files agree on about their base, and what was merged."""
     kept = {
         key: value
-        for key, value in files[0].facts.items()
+        for key, value in files[0].metadata.items()
         if key.startswith(
             (
                 "ss_base_model",
@@ -156,12 +152,12 @@ def _facts(
                 "modelspec.resolution",
             )
         )
-        and all(file.facts.get(key) == value for file in files)
+        and all(file.metadata.get(key) == value for file in files)
     }
     sum_ = " ".join(f"{each.weight:+g} {each.file.stem}" for each in terms)
     return {
         **kept,
-        **network_facts(modules, kept),
+        **network_metadata(modules, kept),
         "ss_output_name": out.stem,
         "ss_training_comment": f"merged: {sum_}",
         "modelspec.title": out.stem,

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from trainer.errors import LoraFileError
-from trainer.lora_file.edit.convert import expect_free, network_facts, tensors_of, write_lora
+from trainer.lora_file.edit.convert import expect_free, tensors_of, write_lora
 from trainer.lora_file.edit.svd import Spectrum, of_matrix, of_product
-from trainer.lora_file.modules import Module, lora_module, read_modules
+from trainer.lora_file.metadata import network_metadata
+from trainer.lora_file.modules import Module, lora_module
+from trainer.lora_file.reader import read_modules
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,16 @@ def resize(
         modules.append(small)
         kept.append(left)
     facts = {
-        **file.facts,
-        **network_facts(modules, file.facts),
+        **file.metadata,
+        **network_metadata(modules, file.metadata),
         "ss_network_module": "networks.lora",
         "ss_network_args": "{}",
     }
     facts["ss_training_comment"] = "; ".join(
         text
         for text in (
-            file.facts.get("ss_training_comment", ""),
-            f"resized from rank {file.facts.get('ss_network_dim', '?')}",
+            file.metadata.get("ss_training_comment", ""),
+            f"resized from rank {file.metadata.get('ss_network_dim', '?')}",
         )
         if text
     )

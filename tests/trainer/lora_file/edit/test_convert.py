@@ -32,11 +32,13 @@ from tests.trainer.lora_file.lora_samples import (
 from trainer.errors import LoraFileError
 from trainer.lora_file.base_weights import base_weights
 from trainer.lora_file.edit.bake import bake
-from trainer.lora_file.edit.convert import FORMS, convert
+from trainer.lora_file.edit.convert import convert
 from trainer.lora_file.edit.resize import resize
 from trainer.lora_file.module_names import accepted_names, kohya_name
-from trainer.lora_file.modules import read_modules
+from trainer.lora_file.reader import read_modules
 from trainer.lora_file.sdxl_modules import sdxl
+
+FORMS = ("kohya", "kohya-diffusers", "diffusers")
 
 
 def test_the_modules_of_sdxl_are_those_that_diffusers_and_transformers_build():

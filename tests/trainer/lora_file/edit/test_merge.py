@@ -29,7 +29,7 @@ from trainer.lora_file.edit.convert import convert
 from trainer.lora_file.edit.merge import Term, merge, term
 from trainer.lora_file.edit.resize import resize
 from trainer.lora_file.edit.svd import of_matrix, of_product
-from trainer.lora_file.modules import read_modules
+from trainer.lora_file.reader import read_modules
 
 
 @settings(max_examples=25)

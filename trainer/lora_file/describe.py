@@ -1,0 +1,68 @@
+"""The description of a LoRA file that `lora inspect` prints."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from trainer.headers.lora import lora_path
+from trainer.lora_file.modules import PART_LABELS, LoraFile, Module
+from trainer.lora_file.reader import read_modules
+from trainer.lora_file.scales import file_notice
+from trainer.lora_file.tensor_names import ALPHA
+
+_SHOWN = ("modelspec.", "sshs_", "ss_base", "ss_output", "ss_network_", "ss_sd_model_name")
+
+
+def describe(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields (label, value) lines. Raises LoraFileError for a file that is no LoRA for SDXL or is damaged."""
+    path = lora_path(path)
+    file = read_modules(path)
+    yield "file", f"{path.name}, {path.stat().st_size:,} bytes"
+    yield "network", _networks(file)
+    for part, label in PART_LABELS.items():
+        modules = [module for module in file.modules if module.part == part]
+        if modules:
+            yield label, _summary(modules)
+    parameters = sum(
+        tensor.numel() for module in file.modules for role, tensor in module.tensors.items() if role != ALPHA
+    )
+    yield "parameters", f"{parameters:,}"
+    computed = [module for module in file.modules if module.network]
+    if computed:
+        change = sum(float(module.product().norm()) for module in computed) / len(computed)
+        yield "mean change", f"{change:.4g} (Frobenius norm of alpha/rank B A)"
+    if notice := file_notice(path):
+        yield "note", notice
+    for key, value in file.metadata.items():
+        if key.startswith(_SHOWN):
+            yield key, value if len(value) <= 100 else f"{value[:60]}… ({len(value):,} characters)"
+
+
+def _networks(file: LoraFile) -> str:
+    """The networks of a file, with counts where there are several."""
+    kinds = Counter(module.kind for module in file.modules)
+    if set(kinds) == {"LoRA", "LoCon"}:  # a LoCon is a LoRA that also adapts convolutions
+        return "LoCon"
+    counts = [f"{kind} ({count} modules)" for kind, count in kinds.most_common()]
+    return ", ".join(counts) if len(kinds) > 1 else next(iter(kinds))
+
+
+def _summary(modules: list[Module]) -> str:
+    """Number of modules, ranks and alphas of a part."""
+    ranked = [module for module in modules if module.rank]
+    text = f"{len(modules)} modules"
+    if ranked:
+        alphas = [module.rank if module.alpha is None else module.alpha for module in ranked]
+        text += f", rank {_span([module.rank for module in ranked])}, alpha {_span(alphas)}"
+    if len(ranked) < len(modules):
+        text += f", {len(modules) - len(ranked)} of whole matrices"
+    return text
+
+
+def _span(values: Collection[float | None]) -> str:
+    """One value, or the lowest and the highest."""
+    numbers = [value for value in values if value is not None]
+    low, high = min(numbers), max(numbers)
+    return f"{low:g}" if low == high else f"{low:g}–{high:g}"

@@ -1,0 +1,152 @@
+"""The reader of LoRA files: from a path to modules in any spelling, with every tensor accounted for.
+
+Every command and the page read through it, so they agree on each file. A path is that of a .safetensors file, or of a
+folder as PEFT saves it (`adapter_model.safetensors` and `adapter_config.json`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from trainer.errors import LoraFileError
+from trainer.headers.lora import BUNDLED, MATRIX, lora_path, recognise
+from trainer.headers.safetensors import Header
+from trainer.lora_file.modules import LoraFile, Module
+from trainer.lora_file.scales import Scales, read_scales
+from trainer.lora_file.sdxl_modules import find_module
+from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, LOHA, UP, split_key
+
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_MOST_ELEMENTS = 1 << 28  # of the change of a module; the largest layer of SDXL has a tenth
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A LoRA file as named tensors, before they are assigned to modules."""
+
+    path: Path
+    header: Header
+    tensors: Mapping[str, torch.Tensor]
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Reads all tensors of a LoRA file. Raises LoraFileError, which names what the file is when it is no LoRA."""
+    path = lora_path(path)
+    header = recognise(path)
+    for key, tensor in header.tensors.items():
+        if tensor.dtype not in _FLOATS and MATRIX.fullmatch(key):
+            raise LoraFileError(
+                f"{path.name} holds {key} as {tensor.dtype}, not as fractions; take the LoRA before it was quantized"
+            )
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise LoraFileError(f"{path.name} is damaged ({error}); download or save it again") from None
+    return Tensors(path, header, tensors)
+
+
+def read_modules(path: Path) -> LoraFile:
+    """Reads the modules of a LoRA file; embeddings that the file bundles are left out.
+
+    Raises:
+        LoraFileError: the file is no LoRA for SDXL, has a tensor of no module, or matrices that don't fit each other.
+    """
+    file = read_tensors(path)
+    modules: dict[tuple[str, str], Module] = {}
+    for name, module in modules_by_name(file, read_scales(file.path, file.header)).items():
+        if (module.part, module.path) in modules:
+            raise LoraFileError(
+                f"{file.path.name} holds {module.part}.{module.path} twice, under two names ({name}); "
+                "save it again from the program that made it"
+            )
+        modules[module.part, module.path] = module
+    for module in modules.values():
+        _expect_sound(module, file.path)
+    return LoraFile(file.path, file.header.metadata, tuple(modules[place] for place in sorted(modules)))
+
+
+def modules_by_name(file: Tensors, scales: Scales | None, *, strict: bool = True) -> dict[str, Module]:
+    """Modules by their name as the file spells it, their scale among the tensors.
+
+    Args:
+        scales: the alphas that the file keeps apart from its matrices; None leaves them out.
+        strict: raise LoraFileError for a tensor of no module, and for one that is there twice.
+    """
+    roles: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in file.tensors.items():
+        if key.startswith(BUNDLED):
+            continue
+        split = split_key(key)
+        if split is None or find_module(split[0]) is None:
+            if not strict:
+                continue
+            raise LoraFileError(
+                f"{file.path.name} holds {key!r}, which belongs to no module of SDXL; look at it with: lora check"
+            )
+        name, role, suffix = split
+        if role in roles.setdefault(name, {}) and strict:
+            raise LoraFileError(f"{file.path.name} holds the {role} of {name} twice; save it again")
+        # PEFT's magnitudes are (O,), those of a convolution (1, O, 1, 1); kohya's are (O, 1).
+        is_flat = "lora_magnitude_vector" in suffix or (role == DORA and tensor.dim() == 1)
+        roles[name][role] = tensor.reshape(-1, 1) if is_flat else tensor
+    modules = {}
+    for name, tensors in roles.items():
+        place = find_module(name)
+        assert place
+        module = Module(*place, tensors)
+        modules[name] = scales.applied(module, name) if scales else module
+    return modules
+
+
+def _expect_sound(module: Module, path: Path) -> None:
+    """Raises LoraFileError unless the matrices of a module are complete, fit each other and are finite."""
+    where, tensors = f"{path.name}: {module.part}.{module.path}", module.tensors
+    if missing := _missing(set(tensors)):
+        raise LoraFileError(f"{where} has {missing}; save the file again")
+    if module.network:
+        _expect_fit(module, where)
+    if any(tensor.numel() != 1 for role, tensor in tensors.items() if role == ALPHA):
+        raise LoraFileError(f"{where} has an alpha of several numbers; save the file again")
+    for role, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor.float()).all()):
+            raise LoraFileError(
+                f"{where} holds values that are no numbers ({role}); use an earlier checkpoint"
+            )
+
+
+def _missing(roles: set[str]) -> str | None:
+    """The first matrix that a module of these roles needs and does not have, in words."""
+    if (DOWN in roles) != (UP in roles):
+        return f"no {UP if DOWN in roles else DOWN} matrix"
+    if roles <= {ALPHA, DORA}:
+        return "no matrices"
+    if any(role.startswith("hada_w") for role in roles):
+        return next((f"no {role}" for role in LOHA if role not in roles), None)
+    if any(role.startswith("lokr_w") for role in roles):
+        for factor in ("lokr_w1", "lokr_w2"):
+            if factor not in roles and not {f"{factor}_a", f"{factor}_b"} <= roles:
+                return f"no {factor}"
+    return None
+
+
+def _expect_fit(module: Module, where: str) -> None:
+    """Raises LoraFileError unless the matrices of a network can be multiplied, and a `dora_scale` fits their product."""
+    sides = module.sides
+    if sides is None or sides[0] * sides[1] > _MOST_ELEMENTS:
+        matrices = [tensor for role, tensor in module.tensors.items() if role not in (ALPHA, DORA)]
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in matrices)
+        raise LoraFileError(f"{where} has matrices that don't fit each other, {shapes}; save the file again")
+    if DORA in module.tensors:
+        length = module.tensors[DORA]
+        inputs = sides[1] // torch.Size(module.kernel).numel()
+        expected = {(sides[0], 1), (1, inputs)}
+        if tuple(length.shape[:2]) not in expected or length.numel() != max(length.shape[:2]):
+            raise LoraFileError(
+                f"{where} has a dora_scale of shape {tuple(length.shape)}, not one of {sorted(expected)}; save it again"
+            )
