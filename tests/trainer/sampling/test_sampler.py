@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.conftest import MODELS, trainer
 from tests.trainer.lora_file.lora_samples import drawn_by_the_base_alone
 from trainer.errors import LoraFileError
-from trainer.sampling import sampler as drawing
 from trainer.sampling.deepcache import DeepCache
+from trainer.sampling.images import save_image
 from trainer.sampling.pipeline import WarmBase
-from trainer.sampling.sampler import SamplingConfig
+from trainer.sampling_config import SamplingConfig
 from trainer.sdxl.base import open_base
 from trainer.sdxl.text import Conditioning
 
@@ -162,7 +162,7 @@ def test_a_fast_preview_is_like_the_true_one_for_far_less_work_and_says_so(ink_r
         np.asarray(cell.image).astype(float) for cell in (drawn[0][1], drawn[1][1], elsewhere[0])
     )
     assert np.abs(true - fast).mean() < np.abs(true - other).mean()
-    drawing.save_image(
+    save_image(
         drawn[1][0], dataclasses.replace(request, fast=True), tmp_path / "a.png", base="tiny-sdxl", loras=[]
     )
     assert "Fast preview: guidance on 40% of the steps" in Image.open(tmp_path / "a.png").text["parameters"]

@@ -94,14 +94,14 @@ def test_a_training_short_of_memory_encodes_in_tiles_and_so_does_its_continuatio
         return encode(vae, picture, tile)
 
     monkeypatch.setattr("trainer.training.caching.encode_image", watched)
-    monkeypatch.setattr("trainer.planning.plan.own_bytes", lambda device: 0)
+    monkeypatch.setattr("trainer.planning.plan.process_bytes", lambda device: 0)
     of = run.create(tmp_path / "run", config_from(settings), scan(art))
     assert train(of, MODELS) == "finished" and sides == [128]
     whole = of.lora_file.read_bytes()
 
     shutil.rmtree(of.checkpoints / "step-2")
     of.lora_file.unlink()
-    monkeypatch.setattr("trainer.planning.plan.own_bytes", lambda device: -(10**9))
+    monkeypatch.setattr("trainer.planning.plan.process_bytes", lambda device: -(10**9))
     assert train(of, MODELS) == "finished" and sides == [128]
     tiles = [event["tile"] for event in events.read(of.events)[0] if event["kind"] == "planned"]
     assert tiles == [128, 0] and of.lora_file.stat().st_size == len(whole)

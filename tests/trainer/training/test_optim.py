@@ -109,7 +109,7 @@ def test_a_custom_class_takes_rate_decay_and_arguments():
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"optimizer": "adamw", "optimizer_args": ("colour=1",)}, "mend optimizer_args"),
+        ({"optimizer": "adamw", "optimizer_args": ("colour=1",)}, "correct optimizer_args"),
         ({"optimizer": "adamw", "optimizer_args": ("eps",)}, "name=value"),
         ({"optimizer": "adamw", "optimizer_args": ("lr=1",)}, "learning rates"),
         ({"optimizer": "custom", "optimizer_class": "nowhere.Optimizer"}, "install its package"),
@@ -128,7 +128,7 @@ def test_an_optimizer_that_can_not_be_built_says_what_to_do(settings: dict, word
     "settings, words",
     [
         ({"optimizer": "custom"}, "needs optimizer_class"),
-        ({"optimizer": "adamw", "optimizer_class": "torch.optim.SGD"}, "counts only with"),
+        ({"optimizer": "adamw", "optimizer_class": "torch.optim.SGD"}, "is used only with optimizer custom"),
         ({"optimizer": "schedulefree", "schedule": "cosine"}, "set schedule to constant"),
         ({"optimizer": "schedulefree", "schedule": "constant", "ema_decay": 0.9}, "set ema_decay to 0"),
     ],
