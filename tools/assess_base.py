@@ -25,7 +25,7 @@ from tools.progress import load_state, save_state
 from tools.train_diffusion import caption
 from tools.train_vae import psnr
 from trainer.sampling.pipeline import WarmBase
-from trainer.sampling.sampler import SamplingConfig
+from trainer.sampling_config import SamplingConfig
 from trainer.sdxl.base import open_base
 
 CONCEPTS = 100

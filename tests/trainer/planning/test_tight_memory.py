@@ -20,8 +20,8 @@ from trainer.errors import LoraFileError
 from trainer.headers.safetensors import read_header
 from trainer.presets import preset_values
 from trainer.runs import events, run
-from trainer.sampling.sampler import Sampler, SamplingConfig, rows_per_pass
-from trainer.sampling_config import SamplingLimits
+from trainer.sampling.sampler import Sampler, rows_per_pass
+from trainer.sampling_config import SamplingConfig, SamplingLimits
 from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import decode_images, decoding_tile, encode_image, to_pixels
 from trainer.sdxl.text import Conditioning

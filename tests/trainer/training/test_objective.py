@@ -123,9 +123,9 @@ def test_weights_and_targets_stay_finite_at_zero_terminal_snr():
 
 
 def test_zero_terminal_snr_is_refused_where_noise_is_predicted():
-    with pytest.raises(ConfigError, match="set (it|zero_terminal_snr) to off"):
+    with pytest.raises(ConfigError, match="to off"):
         objective_of(TrainConfig(zero_terminal_snr="on"), base_with(prediction_type="epsilon"))
-    with pytest.raises(ConfigError, match="set (it|zero_terminal_snr) to off"):
+    with pytest.raises(ConfigError, match="to off"):
         TrainConfig(zero_terminal_snr="on", prediction_type="epsilon")
 
 
