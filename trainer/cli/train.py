@@ -135,7 +135,7 @@ def _train_new(folders: list[Path], output: Path, values: dict[str, Any], models
         typer.echo(f"note: {problem}", err=True)
     from trainer.training.preflight import preflight
 
-    typer.echo(preflight(config, manifest, models, output.parent / ".cache").line())
+    typer.echo(preflight(config, manifest, models, output.parent / ".cache").summary())
     run = create(output, config, manifest)
     for problem in manifest.problems:
         run.emit("problem", message=problem)
