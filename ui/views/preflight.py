@@ -17,7 +17,7 @@ from trainer.dataset.checks import RECOMMENDED_PICTURES
 from trainer.dataset.manifest import Manifest
 from trainer.dataset.quick_scan import quick_scan
 from trainer.errors import TrainerError
-from trainer.headers.base_model import is_small
+from trainer.headers.base_model import BUNDLED_BASE, is_small
 from ui.store.project_settings import MIN_PICTURES, training_values
 from ui.text import Words
 from ui.views.progress import duration, remedy_words
@@ -26,7 +26,6 @@ GB = 10**9
 _NATIVE = {True: 128, False: 1024}  # px of a base narrower than SDXL, and of SDXL
 _ENLARGED = 0.75  # of the side: below, a picture is enlarged by more than a third
 _CHECKPOINTS = 10  # times the file: two checkpoints in full precision with the optimizer's numbers
-_BUNDLED = "tiny-sdxl"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def checks(wished: Wish, models: Path, answer: dict[str, Any] | None = None) -> 
         answer: of ui/store/estimates.py, where there is one.
     """
     settings, found = wished.settings, quick_scan(wished.folder)
-    small = is_small(settings.get("base", _BUNDLED), models)
+    small = is_small(settings.get("base", BUNDLED_BASE), models)
     said = [
         *_pictures(found, settings, small),
         *_captions(found),
@@ -84,7 +83,7 @@ def checks(wished: Wish, models: Path, answer: dict[str, Any] | None = None) -> 
                 "fine", "check_memory_fine", {"memory": _gb(answer["peak"]), "budget": _gb(answer["budget"])}
             )
         )
-    if small and settings.get("base", _BUNDLED) == _BUNDLED:
+    if small and settings.get("base", BUNDLED_BASE) == BUNDLED_BASE:
         said.append(Check("note", "check_bundled", {}))
     return sorted(said, key=lambda check: ("fix", "note", "fine").index(check.level))
 
