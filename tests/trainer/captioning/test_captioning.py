@@ -350,7 +350,7 @@ def test_sigterm_ends_after_the_pictures_at_hand_and_keeps_them(models: Path, tm
         time.sleep(0.005)
     child.send_signal(signal.SIGTERM)
     err = child.communicate()[1]
-    assert child.returncode == 1 and "impasto: stopped;" in err and "Traceback" not in err
+    assert child.returncode == 1 and "impasto: stopped after" in err and "Traceback" not in err
     written = texts(folder)
     assert 0 < len(written) < 400 and set(written.values()) == {"ink (series), red, long hair, o_o"}
     assert not list(folder.glob(".tmp-*"))
