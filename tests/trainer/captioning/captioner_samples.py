@@ -1,4 +1,6 @@
-"""Captioning models of a few kilobytes, folders that are none, and a hub that serves one repository: for the tests of captioning."""
+"""Captioning models of a few kilobytes, folders that are none, and a hub that serves one repository: for the
+tests of captioning.
+"""
 
 from __future__ import annotations
 

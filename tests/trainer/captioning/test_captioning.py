@@ -1,4 +1,6 @@
-"""Captions by a model: written beside the pictures, an artist's own kept, and everything done so far kept when it is stopped."""
+"""Captions by a model: written beside the pictures, an artist's own kept, and everything done so far kept
+when it is stopped.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,9 @@ def test_a_picture_gets_the_tags_of_what_it_shows_surest_first_and_characters_be
     caption, pictures: Path
 ):
     status, out, err = caption(pictures)
-    assert status == 0 and "2 captions" in out and "Traceback" not in err
+    assert status == 0
+    assert "2 captions" in out
+    assert "Traceback" not in err
     assert texts(pictures) == {
         "red.txt": "ink (series), red, long hair, o_o",
         "blue.txt": "ink (series), blue, long hair, o_o",
@@ -138,25 +142,29 @@ def test_faces_keep_their_underscore(face: str):
 
 def test_a_picture_is_put_on_a_white_square_in_blue_green_red():
     taken = preprocess(Image.new("RGB", (32, 16), (255, 10, 0)), 32)
-    assert taken.shape == (32, 32, 3) and taken.dtype == np.float32
-    assert (taken[:8] == 255).all() and (taken[24:] == 255).all()
+    assert taken.shape == (32, 32, 3)
+    assert taken.dtype == np.float32
+    assert (taken[:8] == 255).all()
+    assert (taken[24:] == 255).all()
     assert (taken[8:24] == (0, 10, 255)).all()
     assert preprocess(Image.new("RGB", (30, 10), "red"), SIDE).shape == (SIDE, SIDE, 3)
 
 
 def test_a_tagger_that_takes_one_picture_at_a_time_is_given_one(caption, pictures: Path, tmp_path: Path):
     status, *_ = caption(pictures, "--batch", "2", model=write_tagger(tmp_path / "old", batch=1))
-    assert status == 0 and len(texts(pictures)) == 2
+    assert status == 0
+    assert len(texts(pictures)) == 2
 
 
-@pytest.mark.parametrize("name, kind", [("blip", BLIP), ("blip-2", BLIP_2), ("florence", FLORENCE_2)])
+@pytest.mark.parametrize(("name", "kind"), [("blip", BLIP), ("blip-2", BLIP_2), ("florence", FLORENCE_2)])
 def test_sentences_follow_the_picture_and_not_the_batch(models: Path, name: str, kind: str):
     captioner = open_captioner(name, models)
     describe = load_captioner(captioner, options_from({"max_length": 12}))
     pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue", "white", "black")]
     together = describe(pictures)
     assert captioner.kind == kind
-    assert together == [describe([picture])[0] for picture in pictures] and len(set(together)) > 1
+    assert together == [describe([picture])[0] for picture in pictures]
+    assert len(set(together)) > 1
     assert all(
         set(re.findall(r"[a-z]+", text)) <= set(WORDS) and not re.search(r"[<\[]", text) for text in together
     )
@@ -188,10 +196,10 @@ def test_a_caption_that_is_cut_ends_with_its_last_whole_sentence():
 
 def test_sentences_are_written_beside_the_pictures(caption, pictures: Path):
     status, out, _ = caption(pictures, "--trigger", "inkish", "--max-length", "12", model="florence")
-    assert status == 0 and "Florence-2" in out
-    assert set(texts(pictures)) == {"red.txt", "blue.txt"} and all(
-        text.startswith("inkish, ") for text in texts(pictures).values()
-    )
+    assert status == 0
+    assert "Florence-2" in out
+    assert set(texts(pictures)) == {"red.txt", "blue.txt"}
+    assert all(text.startswith("inkish, ") for text in texts(pictures).values())
 
 
 def test_captions_that_are_there_are_kept_unless_told_to_overwrite(caption, pictures: Path):
@@ -203,14 +211,13 @@ def test_captions_that_are_there_are_kept_unless_told_to_overwrite(caption, pict
     (pictures / "metadata.jsonl").write_text(json.dumps({"file_name": "listed.png", "text": "my bird"}))
     assert caption(pictures)[0] == 0
     assert set(texts(pictures)) == {"own.txt", "empty.txt", "red.txt", "blue.txt"}
-    assert (
-        sidecar_caption(pictures / "own.png") == "my cat"
-        and sidecar_caption(pictures / "kohya.png") == "my dog"
-    )
+    assert sidecar_caption(pictures / "own.png") == "my cat"
+    assert sidecar_caption(pictures / "kohya.png") == "my dog"
     assert sidecar_caption(pictures / "empty.png") == "ink (series), red, long hair, o_o"
     assert caption(pictures, "--only-missing")[1].startswith("0 captions")
     assert caption(pictures, "--overwrite")[1].startswith("6 captions")
-    assert len(set(texts(pictures).values())) == 2 and sidecar_caption(pictures / "own.png") != "my cat"
+    assert len(set(texts(pictures).values())) == 2
+    assert sidecar_caption(pictures / "own.png") != "my cat"
 
 
 def test_bad_pictures_are_named_and_passed_over(caption, pictures: Path):
@@ -220,7 +227,8 @@ def test_bad_pictures_are_named_and_passed_over(caption, pictures: Path):
     Image.new("RGB", (24, 24), "red").save(pictures / "10_cats" / "tom.png")
     status, _, err = caption(pictures)
     told = " ".join(err.split())
-    assert status == 0 and "broken.png can't be read as a picture" in told
+    assert status == 0
+    assert "broken.png can't be read as a picture" in told
     assert "red.webp would share its caption file with red.png" in told
     assert set(texts(pictures)) == {"red.txt", "blue.txt", "10_cats/tom.txt"}
 
@@ -228,23 +236,24 @@ def test_bad_pictures_are_named_and_passed_over(caption, pictures: Path):
 def test_nothing_but_bad_pictures_is_a_failure(caption, tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     status, _, err = caption(tmp_path)
-    assert status == 1 and "impasto: no picture of" in err and not texts(tmp_path)
+    assert status == 1
+    assert "impasto: no picture of" in err
+    assert not texts(tmp_path)
     (tmp_path / "broken.png").unlink()
     assert "holds no picture to caption" in caption(tmp_path)[2]
 
 
 def test_a_picture_of_which_the_model_is_sure_of_nothing_stays_without_a_caption(caption, pictures: Path):
     status, _, err = caption(pictures, "--general-threshold", "0.9", "--character-threshold", "1")
-    assert status == 0 and set(texts(pictures)) == {"red.txt", "blue.txt"}  # red and blue are certain
+    assert status == 0
+    assert set(texts(pictures)) == {"red.txt", "blue.txt"}
     (pictures / "red.txt").unlink()
     status, _, err = caption(
         pictures, "--general-threshold", "0.9", "--character-threshold", "1", "--exclude-tags", "red"
     )
-    assert (
-        status == 1
-        and "lower the thresholds" in " ".join(err.split())
-        and set(texts(pictures)) == {"blue.txt"}
-    )
+    assert status == 1
+    assert "lower the thresholds" in " ".join(err.split())
+    assert set(texts(pictures)) == {"blue.txt"}
 
 
 def begun(path: Path, models: Path) -> threading.Thread:
@@ -285,7 +294,8 @@ def test_a_stopped_job_keeps_what_is_done_and_goes_on_with_the_rest(models: Path
     events.append(path / "commands.jsonl", "stop", sync=True)
     worker.join()
     stopped = view_of(path)
-    assert stopped.ended == "stopped" and 0 < len(stopped.captions) < 200
+    assert stopped.ended == "stopped"
+    assert 0 < len(stopped.captions) < 200
     assert len(texts(folder)) == len(stopped.captions)
     assert work(path, models) == "finished"
     said = [event["name"] for event in events.read(path / "events.jsonl")[0] if event["kind"] == "captioned"]
@@ -299,11 +309,9 @@ def test_a_caption_written_by_hand_meanwhile_is_kept(models: Path, tmp_path: Pat
     worker = begun(path, models)
     (folder / "099.txt").write_text("my own")
     worker.join()
-    assert (
-        texts(folder)["099.txt"] == "my own"
-        and len(texts(folder)) == 100
-        and view_of(path).ended == "finished"
-    )
+    assert texts(folder)["099.txt"] == "my own"
+    assert len(texts(folder)) == 100
+    assert view_of(path).ended == "finished"
 
 
 def test_a_caption_that_cannot_be_written_ends_the_job_in_a_sentence(
@@ -313,7 +321,8 @@ def test_a_caption_that_cannot_be_written_ends_the_job_in_a_sentence(
     path = made(tmp_path, pictures)
     with pytest.raises(DatasetError, match=r"red\.txt can't be written"):
         work(path, models)
-    assert view_of(path).ended == "failed" and list(view_of(path).captions) == ["blue.png"]
+    assert view_of(path).ended == "failed"
+    assert list(view_of(path).captions) == ["blue.png"]
 
 
 def test_a_job_that_fails_says_why_without_a_path(tmp_path: Path, models: Path, pictures: Path):
@@ -321,7 +330,9 @@ def test_a_job_that_fails_says_why_without_a_path(tmp_path: Path, models: Path, 
     with pytest.raises(CaptionerError):
         work(path, models)
     view = view_of(path)
-    assert view.ended == "failed" and "gone" in view.message and str(tmp_path) not in view.message
+    assert view.ended == "failed"
+    assert "gone" in view.message
+    assert str(tmp_path) not in view.message
     (path / "job.json").write_text('{"folder": "x", "model": "y", "colour": 1}')
     with pytest.raises(ConfigError, match="colour"):
         work(path, models)
@@ -350,9 +361,12 @@ def test_sigterm_ends_after_the_pictures_at_hand_and_keeps_them(models: Path, tm
         time.sleep(0.005)
     child.send_signal(signal.SIGTERM)
     err = child.communicate()[1]
-    assert child.returncode == 1 and "impasto: stopped after" in err and "Traceback" not in err
+    assert child.returncode == 1
+    assert "impasto: stopped after" in err
+    assert "Traceback" not in err
     written = texts(folder)
-    assert 0 < len(written) < 400 and set(written.values()) == {"ink (series), red, long hair, o_o"}
+    assert 0 < len(written) < 400
+    assert set(written.values()) == {"ink (series), red, long hair, o_o"}
     assert not list(folder.glob(".tmp-*"))
 
 
@@ -367,7 +381,7 @@ def test_the_list_of_models_tells_their_kinds_and_bases_are_found_beside_them(mo
     assert list_base_models(models) == ["tiny-sdxl"]
 
 
-@pytest.mark.parametrize("make, words", WRONG_FOLDERS)
+@pytest.mark.parametrize(("make", "words"), WRONG_FOLDERS)
 def test_a_folder_that_is_no_such_model_is_refused_in_a_sentence(
     caption, pictures: Path, tmp_path: Path, make, words: str
 ):
@@ -376,7 +390,10 @@ def test_a_folder_that_is_no_such_model_is_refused_in_a_sentence(
     make(folder)
     status, _, err = caption(pictures, model=folder)
     told = [line for line in err.splitlines() if line.startswith("impasto: ")]
-    assert status == 1 and len(told) == 1 and words in told[0] and "Traceback" not in err
+    assert status == 1
+    assert len(told) == 1
+    assert words in told[0]
+    assert "Traceback" not in err
     assert not texts(pictures)
 
 
@@ -395,7 +412,8 @@ def test_a_program_beside_a_model_is_not_run(caption, models: Path, pictures: Pa
         (folder / f"{file}.json").write_text(
             json.dumps({**facts, "auto_map": {part: named, "AutoImageProcessor": named}})
         )
-    assert caption(pictures, model=folder)[0] == 0 and len(texts(pictures)) == 2
+    assert caption(pictures, model=folder)[0] == 0
+    assert len(texts(pictures)) == 2
     assert not (tmp_path / "ran").exists()
 
 
@@ -406,7 +424,9 @@ def test_a_model_of_the_hub_is_never_fetched_unasked(caption, pictures: Path, mo
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     status, _, err = caption(pictures, model="someone/a-tagger")
-    assert status == 1 and "add --fetch" in err and re.search(r"models\d*/captioners/a-tagger", err)
+    assert status == 1
+    assert "add --fetch" in err
+    assert re.search(r"models\d*/captioners/a-tagger", err)
 
 
 def test_a_model_in_the_hub_s_local_cache_is_taken_from_there(models: Path, tmp_path: Path, monkeypatch):
@@ -451,7 +471,8 @@ def test_a_model_is_fetched_when_asked_and_only_what_is_read_of_it(pictures: Pat
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "models" / "captioners" / "someone--a-tagger"
     assert {path.name for path in folder.iterdir() if path.is_file()} == {"model.onnx", "selected_tags.csv"}
-    assert len(texts(pictures)) == 2 and "2 captions by someone--a-tagger" in done.stdout
+    assert len(texts(pictures)) == 2
+    assert "2 captions by someone--a-tagger" in done.stdout
 
 
 def test_of_a_repository_only_what_is_read_is_fetched():

@@ -73,10 +73,8 @@ def test_random_crops_stay_inside_the_picture_and_are_the_same_each_time(
     assert forms == augmentations_of(config, item(digest), placement)
     for form in forms:
         at = form.placement
-        assert (
-            0 <= at.crop_left <= at.resized[0] - at.bucket[0]
-            and 0 <= at.crop_top <= at.resized[1] - at.bucket[1]
-        )
+        assert 0 <= at.crop_left <= at.resized[0] - at.bucket[0]
+        assert 0 <= at.crop_top <= at.resized[1] - at.bucket[1]
         assert (at.bucket, at.resized) == (placement.bucket, placement.resized)
 
 
@@ -85,7 +83,8 @@ def test_random_crops_differ_between_forms_and_pictures():
     lefts = [
         [form.placement.crop_left for form in augmentations_of(config, item(name), WIDE)] for name in "ab"
     ]
-    assert len(set(lefts[0])) > 3 and lefts[0] != lefts[1]
+    assert len(set(lefts[0])) > 3
+    assert lefts[0] != lefts[1]
 
 
 def test_colour_jitter_changes_colours_within_its_bounds_and_nothing_at_zero():
@@ -93,7 +92,8 @@ def test_colour_jitter_changes_colours_within_its_bounds_and_nothing_at_zero():
     forms = augmentations_of(config, item(), WIDE)
     assert len(forms) == 16
     for form in forms:
-        assert all(0.8 <= factor <= 1.2 for factor in form.colours[:3]) and abs(form.colours[3]) <= 0.04
+        assert all(0.8 <= factor <= 1.2 for factor in form.colours[:3])
+        assert abs(form.colours[3]) <= 0.04
         assert not np.array_equal(
             np.asarray(form.apply(gradient())), np.asarray(Augmentation(placement=WIDE).apply(gradient()))
         )
@@ -154,9 +154,8 @@ def test_each_picture_trains_at_each_resolution(tmp_path: Path, art: Path):
     seen = pictures_of(tmp_path, art, resolutions=(64, 128))
     assert [item.name for item in seen.items] == ["owl.png", "wide.png"] * 2
     areas = [width * height for width, height in seen.buckets]
-    assert all(area <= 64 * 64 for area in areas[:2]) and all(
-        64 * 64 < area <= 128 * 128 for area in areas[2:]
-    )
+    assert all(area <= 64 * 64 for area in areas[:2])
+    assert all(64 * 64 < area <= 128 * 128 for area in areas[2:])
 
 
 @pytest.mark.parametrize("given", [[32], ["768"], [5000], 768])
@@ -172,11 +171,9 @@ def test_masks_reach_the_training_at_latent_size(tmp_path: Path, art: Path):
     assert set(by_name) == {"owl.png", "wide.png"}
     wide = seen.batch([by_name["wide.png"]], 0, 0)
     mask = wide.masks([False])
-    assert (
-        mask is not None
-        and mask.shape == (1, 1, *wide.examples[0].mean.shape[-2:])
-        and bool((mask == 1).all())
-    )
+    assert mask is not None
+    assert mask.shape == (1, 1, *wide.examples[0].mean.shape[-2:])
+    assert bool((mask == 1).all())
     assert seen.batch([by_name["owl.png"]], 0, 0).masks([False]) is None
 
 
@@ -190,7 +187,8 @@ def test_masks_without_any_mask_file_are_refused(tmp_path: Path, art: Path):
 
 def test_several_folders_train_together(tmp_path: Path, art: Path):
     both = scan_all([INK, art], trigger="ink")
-    assert len(both.items) == 26 and both.folder == str(INK)
+    assert len(both.items) == 26
+    assert both.folder == str(INK)
 
 
 def test_a_toml_file_gives_folders_repeats_weights_and_captions(tmp_path: Path, art: Path):
@@ -200,7 +198,8 @@ def test_a_toml_file_gives_folders_repeats_weights_and_captions(tmp_path: Path, 
     )
     items = scan_all([listed], trigger="ink").items
     assert [(i.repeats, i.weight, i.caption) for i in items[:2]] == [(3, 0.5, "ink, a shape")] * 2
-    assert len(items) == 26 and {(i.repeats, i.weight) for i in items[2:]} == {(1, 1.0)}
+    assert len(items) == 26
+    assert {(i.repeats, i.weight) for i in items[2:]} == {(1, 1.0)}
 
 
 @pytest.mark.parametrize(

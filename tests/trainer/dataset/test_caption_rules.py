@@ -1,4 +1,6 @@
-"""What a picture's caption becomes each time it is seen, and that the text encoders are asked for no more than that."""
+"""What a picture's caption becomes each time it is seen, and that the text encoders are asked for no more
+than that.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ def test_tags_are_left_out_at_the_rate_asked_for_but_never_the_trigger_word_or_k
 def test_the_same_seed_and_place_draw_the_same_caption(seed: int, dropout: float, keep: int, shuffle: bool):
     config = TrainConfig(seed=seed, tag_dropout=dropout, keep_tokens=keep, shuffle_tags=shuffle)
     once, again = (CaptionRules(config).at([item(), item()], 7) for _ in range(2))
-    assert once == again and all(tags(caption)[:keep] == list(TAGS[:keep]) for caption, _ in once if keep)
+    assert once == again
+    assert all(tags(caption)[:keep] == list(TAGS[:keep]) for caption, _ in once if keep)
 
 
 def test_other_seeds_and_rows_draw_other_captions():
@@ -115,7 +118,7 @@ def test_prefix_and_suffix_stand_around_every_caption_but_not_class_captions():
 
 
 @pytest.mark.parametrize(
-    "caption, rest",
+    ("caption", "rest"),
     [
         ("ink, a cat", "a cat"),
         ("a cat by ink, night", "a cat by, night"),
@@ -152,7 +155,8 @@ def test_exactly_the_captions_that_a_training_draws_are_prepared():
         for position in range(25)
         for caption, _ in rules.at([items[row] for row in batches.at(position)], position)
     }
-    assert prepared == asked and len(asked) > 20
+    assert prepared == asked
+    assert len(asked) > 20
 
 
 def test_without_variation_every_caption_is_prepared_however_short_the_training():
@@ -179,7 +183,6 @@ def test_what_is_read_as_it_comes_does_not_depend_on_what_was_read_before(monkey
     assert len(conditioner.cached) == 2
     fresh = TextConditioner({}, models).encode(["a star"])
     for row in (0, 3):
-        assert torch.equal(before.text_NTD[row], fresh.text_NTD[0]) and torch.equal(
-            before.pooled_NP[row], fresh.pooled_NP[0]
-        )
+        assert torch.equal(before.text_NTD[row], fresh.text_NTD[0])
+        assert torch.equal(before.pooled_NP[row], fresh.pooled_NP[0])
     assert not torch.equal(before.text_NTD[0], before.text_NTD[1])

@@ -81,9 +81,8 @@ def test_copies_and_look_alikes_are_told_with_their_twin(tmp_path: Path):
 
 def test_a_picture_smaller_than_its_bucket_is_told_with_how_much(tmp_path: Path):
     found = told(tmp_path, {"thumb.png": painting(1, (128, 128))})
-    assert kinds(found) == [("small", "thumb.png")] and found[0].sentence.startswith(
-        "has 128 × 128 pixels and would be upscaled 2.0 times"
-    )
+    assert kinds(found) == [("small", "thumb.png")]
+    assert found[0].sentence.startswith("has 128 × 128 pixels and would be upscaled 2.0 times")
 
 
 @pytest.mark.parametrize("method", ["BICUBIC", "BILINEAR", "LANCZOS"])
@@ -122,14 +121,16 @@ def test_natural_spectra_lack_no_octave():
     octaves, is_blurred = missing_octaves(
         _detail(grey.reduce(2).resize((256, 256), Image.Resampling.BICUBIC))
     )
-    assert 0.5 <= octaves <= 1.5 and not is_blurred
+    assert 0.5 <= octaves <= 1.5
+    assert not is_blurred
 
 
 def test_transparency_is_told_in_percent(tmp_path: Path):
     picture = painting(7).convert("RGBA")
     picture.paste((0, 0, 0, 0), (0, 0, 320, 80))
     found = told(tmp_path, {"a.png": picture})
-    assert kinds(found) == [("see_through", "a.png")] and found[0].values == {"percent": 25}
+    assert kinds(found) == [("see_through", "a.png")]
+    assert found[0].values == {"percent": 25}
 
 
 @pytest.mark.parametrize("sides", [(0, 30, 0, 30), (40, 0, 40, 0)])
@@ -145,7 +146,8 @@ def test_bars_of_film_stills_are_told_and_white_paper_is_not(
     page = Image.new("RGB", (400, 400), "white")
     ImageDraw.Draw(page).ellipse((100, 100, 300, 300), fill="black")
     found = told(tmp_path, {"still.jpg": barred, "page.png": page}, quality=90)
-    assert ("bars", "still.jpg") in kinds(found) and not [f for f in found if f.picture == "page.png"]
+    assert ("bars", "still.jpg") in kinds(found)
+    assert not [f for f in found if f.picture == "page.png"]
     assert measure(tmp_path / "still.jpg").bars == pytest.approx(sides, abs=1)
 
 
@@ -187,7 +189,8 @@ def test_too_few_pictures_for_what_is_taught_are_told(preset: str, fewest: int):
     ]
     assert findings({str(n): one for n, one in enumerate(seen)}, preset=preset) == []
     few = findings({str(n): one for n, one in enumerate(seen[1:])}, preset=preset)
-    assert kinds(few) == [("few", "")] and str(fewest) in few[0].sentence
+    assert kinds(few) == [("few", "")]
+    assert str(fewest) in few[0].sentence
 
 
 def test_an_empty_set_has_no_findings_but_its_emptiness():

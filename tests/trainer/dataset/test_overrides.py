@@ -52,26 +52,24 @@ def test_a_moved_crop_reaches_the_bucket_and_the_manifest(tmp_path: Path):
     assert wide.crop == (1.0, 0.5)
     plan = BucketPlan(side=128, latent_factor=8)
     moved, middle = (plan.place_all([(700, 100)], [crop])[0] for crop in (wide.crop, None))
-    assert (
-        moved.bucket == middle.bucket
-        and moved.crop_left == 2 * middle.crop_left == moved.resized[0] - moved.bucket[0] > 0
-    )
+    assert moved.bucket == middle.bucket
+    assert moved.crop_left == 2 * middle.crop_left == moved.resized[0] - moved.bucket[0] > 0
     assert Manifest.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def test_a_manifest_without_crops_is_what_it_was_before_there_were_any():
     item = Item(path="/a.png", caption="a", width=1, height=1, digest="d")
     facts = Manifest(folder="/", items=(item,)).to_json()
-    assert "crop" not in facts["items"][0] and Manifest.from_json(facts).items[0] == item
+    assert "crop" not in facts["items"][0]
+    assert Manifest.from_json(facts).items[0] == item
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_the_centre_is_the_centre(share: float):
     plan = BucketPlan(side=128, latent_factor=8)
     at = plan.place_all([(333, 97)], [(share, 0.5)])[0]
-    assert (
-        0 <= at.crop_left <= at.resized[0] - at.bucket[0] and 0 <= at.crop_top <= at.resized[1] - at.bucket[1]
-    )
+    assert 0 <= at.crop_left <= at.resized[0] - at.bucket[0]
+    assert 0 <= at.crop_top <= at.resized[1] - at.bucket[1]
     if share == 0.5:
         assert abs(at.crop_left - plan.place_all([(333, 97)])[0].crop_left) <= 1
 
@@ -79,7 +77,8 @@ def test_the_centre_is_the_centre(share: float):
 @given(JSON)
 def test_any_file_of_choices_is_read(facts: Any):
     choice = override_from(facts)
-    assert 1 <= choice.repeats <= 100 and (choice.crop is None or all(0 <= part <= 1 for part in choice.crop))
+    assert 1 <= choice.repeats <= 100
+    assert choice.crop is None or all(0 <= part <= 1 for part in choice.crop)
 
 
 @given(st.integers(1, 100), st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1)))

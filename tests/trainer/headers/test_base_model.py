@@ -1,4 +1,6 @@
-"""Base models: any SDXL checkpoint opens offline as it is; anything else is named and refused in a sentence."""
+"""Base models: any SDXL checkpoint opens offline as it is; anything else is named and refused in a
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -240,12 +242,10 @@ def test_what_is_no_sdxl_checkpoint_is_told_by_its_name(kind, tmp_path, capfd):
     save_file(tensors, tmp_path / "x.safetensors")
     assert run("base", "check", str(tmp_path / "x.safetensors")) == 1
     said = capfd.readouterr().err.strip()
-    assert (
-        words in said
-        and said.startswith("impasto: x.safetensors")
-        and "\n" not in said
-        and "Traceback" not in said
-    )
+    assert words in said
+    assert said.startswith("impasto: x.safetensors")
+    assert "\n" not in said
+    assert "Traceback" not in said
 
 
 def header(text: bytes, tail: bytes = b"") -> bytes:
@@ -289,7 +289,9 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_sentence(kind, tmp_path, ca
     (tmp_path / "x.safetensors").write_bytes(data)
     assert run("base", "check", str(tmp_path / "x.safetensors")) == 1
     said = capfd.readouterr().err.strip()
-    assert words in said and "\n" not in said and "Traceback" not in said
+    assert words in said
+    assert "\n" not in said
+    assert "Traceback" not in said
 
 
 def test_pickle_files_are_never_opened(tmp_path, capfd):

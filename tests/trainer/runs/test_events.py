@@ -15,7 +15,8 @@ def test_what_is_said_is_read_back_from_where_one_left_off(tmp_path: Path):
     first, offset = events.read(log)
     events.append(log, "step", step=1)
     second, _ = events.read(log, offset)
-    assert [e["kind"] for e in first] == ["stage"] and [e["kind"] for e in second] == ["step"]
+    assert [e["kind"] for e in first] == ["stage"]
+    assert [e["kind"] for e in second] == ["step"]
 
 
 def test_half_a_line_of_a_killed_writer_costs_only_itself(tmp_path: Path):
@@ -53,7 +54,8 @@ def test_any_bytes_are_read_without_a_fault(data: bytes):
         log = Path(folder) / "log"
         log.write_bytes(data)
         found, offset = events.read(log)
-        assert offset <= len(data) and all(isinstance(e["kind"], str) for e in found)
+        assert offset <= len(data)
+        assert all(isinstance(e["kind"], str) for e in found)
 
 
 def test_folding_in_pieces_equals_folding_at_once():
@@ -68,4 +70,6 @@ def test_folding_in_pieces_equals_folding_at_once():
     in_pieces = events.View()
     for event in said:
         in_pieces = events.fold(in_pieces, [event])
-    assert at_once == in_pieces and at_once.ended == "finished" and at_once.saved == "a.safetensors"
+    assert at_once == in_pieces
+    assert at_once.ended == "finished"
+    assert at_once.saved == "a.safetensors"
