@@ -30,7 +30,7 @@ def verify_saved(run: Run, sampler: TrainingSamples, models: dict[str, nn.Module
     """
     base = sampler.base
     report = check_file(run.lora_file, base=base.path if base.path.is_dir() else None, bases=base.path.parent)
-    takes = [verdict.tool for verdict in report.verdicts if verdict.whole]
+    takes = [verdict.tool for verdict in report.verdicts if verdict.is_complete]
     if not report.ok and run.config.format == "kohya":
         run.emit(
             "problem",

@@ -48,7 +48,7 @@ def test_inspect_tells_of_the_lora_and_of_what_is_left_out(bundle: Path):
 def test_each_tool_is_said_to_read_the_embedding_or_not(bundle: Path):
     report = check_file(bundle, bases=MODELS)
     found = {verdict.tool.split()[0]: verdict for verdict in report.verdicts}
-    assert found["A1111"].whole
+    assert found["A1111"].is_complete
     for tool in ("Forge", "ComfyUI", "InvokeAI", "sd-scripts"):
         (drop,) = found[tool].drops
         assert drop.reason == "it reads no embedding out of a LoRA's file" and len(drop.keys) == 2

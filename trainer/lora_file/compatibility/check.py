@@ -50,7 +50,7 @@ class Report:
     @property
     def ok(self) -> bool:
         """True when every tool reads every tensor, and the file has no fault."""
-        return not self.faults and all(verdict.whole for verdict in self.verdicts)
+        return not self.faults and all(verdict.is_complete for verdict in self.verdicts)
 
     def lines(self) -> list[str]:
         """The report as lines for a person."""
@@ -303,7 +303,7 @@ def _warnings_of_places(checked: _Checked) -> list[str]:
                 "scale 1: lora convert --to kohya writes the scale beside the matrices"
             )
     unscaled = [name for name, found in sources.items() if found is None]
-    if unscaled and any(entry.kohya for entry in keys.entries):
+    if unscaled and any(entry.is_kohya for entry in keys.entries):
         warnings.append(
             f"{len(unscaled)} modules have no alpha; every tool then uses scale 1 (alpha = rank), whatever the training used"
         )

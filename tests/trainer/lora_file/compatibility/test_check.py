@@ -42,7 +42,9 @@ def attention(places) -> dict:
 
 
 def verdicts(report: Report) -> dict[str, str]:
-    return {v.tool: "refuses" if v.refusal else "whole" if v.whole else "drops" for v in report.verdicts}
+    return {
+        v.tool: "refuses" if v.refusal else "whole" if v.is_complete else "drops" for v in report.verdicts
+    }
 
 
 def checked(path: Path) -> Report:
@@ -192,7 +194,7 @@ def test_a_to_out_without_its_zero_stops_a1111(tmp_path: Path):
     )
     report = checked(tmp_path / "a.safetensors")
     assert verdicts(report)["A1111 1.10"] == "refuses" and not any(
-        verdict.whole for verdict in report.verdicts
+        verdict.is_complete for verdict in report.verdicts
     )
 
 
@@ -323,7 +325,7 @@ def test_sd_scripts_is_told_which_network_module_reads_the_file(tmp_path: Path):
         (up_down | {f"{name}.dora_scale": torch.ones(112, 1)}, "--network_module lycoris.kohya"),
     ):
         verdict = _verdict(tensors | alpha, tmp_path, facts)["sd-scripts"]
-        assert verdict.whole and verdict.needs == needs
+        assert verdict.is_complete and verdict.needs == needs
     # The package makes magnitudes of each output and stops at those of each input; a LoHa without alpha stops both.
     assert _verdict(up_down | alpha | {f"{name}.dora_scale": torch.ones(1, 144)}, tmp_path, facts)[
         "sd-scripts"
@@ -483,6 +485,8 @@ def test_pefts_own_file_of_a_unet_is_read_and_told_to_need_conversion(attention,
             alpha=lambda n: None,
         )
         report = checked(tmp_path / "a.safetensors")
-        assert not any(verdict.whole for verdict in report.verdicts) and report.modules == {"unet": len(unet)}
+        assert not any(verdict.is_complete for verdict in report.verdicts) and report.modules == {
+            "unet": len(unet)
+        }
         convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya", overwrite=True)
         assert checked(tmp_path / "b.safetensors").ok
