@@ -15,7 +15,7 @@ from trainer.cli import MODELS, ModelsOption
 if TYPE_CHECKING:
     import torch
 
-    from trainer.lora_file.edit.resize import Kept
+    from trainer.lora_file.edit.resize import ResizedLayer
 
 app = typer.Typer(help="Look into LoRA files, and make others of them.", no_args_is_help=True)
 
@@ -195,7 +195,7 @@ def extract(
     paths = _path(base, models), _path(tuned, models)
     with Console(stderr=True).status("reading") as status:  # minutes, for the true SDXL
 
-        def show(layer: Kept) -> None:
+        def show(layer: ResizedLayer) -> None:
             status.update(f"{layer.part}.{layer.path}: {layer.share:.0%} of the difference kept")
 
         kept = extracted(
@@ -255,7 +255,7 @@ def _tell_left_out(*files: Path) -> None:
             typer.echo(notice, err=True)
 
 
-def _tell(out: Path, kept: list[Kept]) -> None:
+def _tell(out: Path, kept: list[ResizedLayer]) -> None:
     """What is left of each part."""
     from trainer.lora_file.modules import PART_LABELS
 

@@ -1,8 +1,8 @@
 """Editing of the metadata of a .safetensors LoRA: the bytes of the tensors stay as they are. Without torch.
 
-kohya computes hashes over a file with the `ss_*` metadata alone (trainer/lora_file/metadata.py). The hash of the
-tensors does not change here. `sshs_legacy_hash` is that of the 64 KiB from 1 MiB on, so it changes with the length of
-the header.
+kohya computes hashes over a file with the `ss_*` metadata alone (trainer/lora_file/metadata.py). The hash of
+the tensors does not change here. `sshs_legacy_hash` is that of the 64 KiB from 1 MiB on, so it changes with
+the length of the header.
 """
 
 from __future__ import annotations

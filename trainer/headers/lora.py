@@ -1,4 +1,4 @@
-"""Recognition of LoRA files for SDXL from their header alone, without torch; the page calls it for every upload.
+"""Recognition of LoRA files for SDXL from their header, without torch; the page calls it for every upload.
 
 Only .safetensors files are opened: a pickle (.ckpt, .pt, .bin) runs any code that its maker put into it.
 """
@@ -29,10 +29,11 @@ _STARTS = (  # first bytes of other kinds of files
 )
 
 PEFT_WEIGHTS = "adapter_model.safetensors"  # in a folder that PEFT saves, beside adapter_config.json
-# bundle_emb.NAME.clip_l is an embedding that OneTrainer puts into the file for A1111 (its pull request 13568).
+# OneTrainer puts embeddings into the file, bundle_emb.NAME.clip_l, for A1111 (its pull request 13568).
 BUNDLED = "bundle_emb."
 MATRIX = re.compile(
-    r".*(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up)|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_blocks).*"
+    r".*(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up)"
+    r"|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_blocks).*"
 )
 # Two expressions, because one with `.*` between them takes quadratic time on a long key of a hostile file.
 _CROSS_ATTENTION = re.compile(r"attn2[._](processor[._])?to_[kv]")
@@ -50,8 +51,8 @@ def lora_path(path: Path) -> Path:
     if (path / PEFT_WEIGHTS).is_file():
         return path / PEFT_WEIGHTS
     raise LoraFileError(
-        f"{path} is a folder without {PEFT_WEIGHTS}; give the path of a .safetensors file, or of a folder that PEFT "
-        "saved"
+        f"{path} is a folder without {PEFT_WEIGHTS}; give the path of a .safetensors file, or of a folder "
+        "that PEFT saved"
     )
 
 
@@ -70,12 +71,14 @@ def recognise(path: Path) -> Header:
         raise
     if len(header.tensors) > MAX_TENSORS:
         raise LoraFileError(
-            f"{path.name} holds {len(header.tensors):,} tensors, more than any LoRA for SDXL; give a LoRA file"
+            f"{path.name} holds {len(header.tensors):,} tensors, more than any LoRA for SDXL; give a LoRA "
+            "file"
         )
     for key, tensor in header.tensors.items():
         if tensor.dtype not in BITS:
             raise LoraFileError(
-                f"{path.name} holds {key[:80]} in the type {tensor.dtype[:20]}, which is not read; save it as fp16"
+                f"{path.name} holds {key[:80]} in the type {tensor.dtype[:20]}, which is not read; save it "
+                "as fp16"
             )
     if kind := kind_of({key: tensor.shape for key, tensor in header.tensors.items()}):
         raise LoraFileError(f"{path.name} {kind}; give a LoRA file for SDXL")
@@ -89,8 +92,8 @@ def bundled_notice(path: Path, keys: Iterable[str]) -> str:
         return ""
     listed = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return (
-        f"{path.name} also holds an embedding ({listed}), which is left out here; A1111 reads it where its name is in "
-        "the prompt"
+        f"{path.name} also holds an embedding ({listed}), which is left out here; A1111 reads it where its "
+        "name is in the prompt"
     )
 
 
@@ -114,7 +117,7 @@ def _kind_of_bytes(path: Path) -> str | None:
 
 
 def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The kind of a file with these tensors, as the rest of a sentence; None for a LoRA that may be for SDXL."""
+    """The kind of a file with these tensors, as the rest of a sentence; None if it may be a LoRA for SDXL."""
     if not shapes:
         return "holds no tensors"
     if any(MATRIX.fullmatch(key) or key.endswith((".w_norm", ".b_norm")) for key in shapes):

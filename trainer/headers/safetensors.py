@@ -1,7 +1,7 @@
 """The header of a .safetensors file, read without trusting it and without torch.
 
-8 bytes: length of the header, little-endian; then JSON {name: {dtype, shape, data_offsets}, "__metadata__": {...}}; then
-the tensors' bytes, without gaps.
+8 bytes: length of the header, little-endian; then JSON {name: {dtype, shape, data_offsets}, "__metadata__":
+{...}}; then the tensors' bytes, without gaps.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def _rejection(path: Path, first: bytes) -> str:
     """A sentence for a file that does not begin as a .safetensors does."""
     if first.startswith((b"PK\3\4", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")):
         return (
-            f"{path.name} is a pickle or zip file. A pickle can run programs when it is opened, so it is not; "
-            "get the .safetensors version"
+            f"{path.name} is a pickle or zip file. A pickle can run programs when it is opened, so it is "
+            "not; get the .safetensors version"
         )
     if first.startswith(b"GGUF"):
         return f"{path.name} is a GGUF file, which is not opened; get the .safetensors version"

@@ -1,4 +1,4 @@
-"""Adapters made from LoRA files: attached to models for generating images, or filled in as the start of a training."""
+"""Adapters from LoRA files: attached to models to generate images, or copied into a training as its start."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def attach_mix(files: Sequence[tuple[Path, float]], models: dict[str, nn.Module]
     """Attaches the weighted sum of several LoRA files as one adapter; each file may change other layers.
 
     Raises:
-        LoraFileError: a file can't be read, or has a module that the models lack: a LoRA that is applied in part
-            generates wrong images without any other sign. The models are then as before.
+        LoraFileError: a file can't be read, or has a module that the models lack: a LoRA that is applied in
+            part generates wrong images without any other sign. The models are then as before.
     """
     mix = _Mix(files)
     adapter = Adapter()
@@ -66,7 +66,8 @@ def _attach_part(mix: _Mix, adapter: Adapter, part: str, model: nn.Module) -> se
 def try_swap_weights(files: Sequence[tuple[Path, float]], adapter: Adapter) -> bool:
     """Replaces the matrices of an adapter from `attach_mix` by those of other files.
 
-    Returns False, and changes nothing, unless the files have the same networks, shapes and alphas in the same layers.
+    Returns False, and changes nothing, unless the files have the same networks, shapes and alphas in the same
+    layers.
     """
     mix = _Mix(files)
     swaps: list[tuple[Module, Layer]] = []
@@ -91,7 +92,7 @@ class _Mix:
         self.files = [(read_modules(path), weight) for path, weight in files]
 
     def module(self, part: str, path: str, base: LayerBase) -> Module | None:
-        """The weighted sum of the files' modules for one layer, in the shapes of its weight; None without any."""
+        """The weighted sum of the files' modules for a layer, in the shapes of its weight, or None."""
         place = part, _file_path(path)
         terms = [
             (weight, fitted(file.by_layer[place], base, file))
@@ -123,7 +124,8 @@ def fitted(module: Module, base: LayerBase, file: LoraFile) -> Module:
         raise LoraFileError(f"{file.path.name}: {module.unsupported()}")
     if module.sides != (shape[0], torch.Size(shape[1:]).numel()):
         raise LoraFileError(
-            f"{file.path.name} was trained on a base of another shape ({module.part}.{module.path}); choose that base"
+            f"{file.path.name} was trained on a base of another shape ({module.part}.{module.path}); choose "
+            "that base"
         )
     tensors = {role: tensor.float() for role, tensor in module.tensors.items()}
     ones = [1] * len(shape[2:])
@@ -142,8 +144,8 @@ def fitted(module: Module, base: LayerBase, file: LoraFile) -> Module:
 def _weighted_sum(terms: Sequence[tuple[float, Module]], base: LayerBase) -> Module:
     """The sum of w_i times the change of each module, all `fitted` to one layer.
 
-    LoRAs are put side by side: exact, and their ranks add up. The change of a DoRA, LoHa or LoKr is no product that
-    could be joined with others, so the sum is then one whole matrix.
+    LoRAs are put side by side: exact, and their ranks add up. The change of a DoRA, LoHa or LoKr is no
+    product that could be joined with others, so the sum is then one whole matrix.
     """
     first = terms[0][1]
     if all(module.network == "lora" for _, module in terms):
@@ -176,12 +178,13 @@ def _is_alike(module: Module, layer: Layer) -> bool:
 
 @torch.no_grad()
 def _copy(module: Module, parameters: dict[str, nn.Parameter]) -> None:
+    """Copies the matrices of a fitted module into the parameters of a layer, by role."""
     for role, parameter in parameters.items():
         parameter.copy_(module.tensors[role])
 
 
 def _file_path(path: str) -> str:
-    """A module path of a model as LoRA files count it; some versions of transformers have `text_model.` in it."""
+    """A module path of a model without `text_model.`, which only some versions of transformers have in it."""
     return path.removeprefix("text_model.")
 
 
@@ -205,8 +208,9 @@ def start_from(path: Path, adapter: Adapter) -> str:
     if remaining:
         part, layer_path = next(iter(remaining))
         raise LoraFileError(
-            f"{file.path.name} adapts {len(remaining)} layers that this training does not, such as {part}.{layer_path}; "
-            "adapt them too (network, train_feed_forward, train_text_encoder_1 and 2, include_layers)"
+            f"{file.path.name} adapts {len(remaining)} layers that this training does not, such as "
+            f"{part}.{layer_path}; adapt them too (network, train_feed_forward, train_text_encoder_1 and 2, "
+            "include_layers)"
         )
     return file_notice(file.path)
 
@@ -216,7 +220,8 @@ def _start_layer(layer: Layer, module: Module, file: LoraFile) -> None:
     own, name, where = layer.tensors(), file.path.name, f"{module.part}.{module.path}"
     if module.network != layer.network:
         raise LoraFileError(
-            f"{name} is a {module.kind} ({where}), and this training makes a {NETWORK_LABELS[layer.network]}; set network"
+            f"{name} is a {module.kind} ({where}), and this training makes a "
+            f"{NETWORK_LABELS[layer.network]}; set network"
         )
     if module.rank != layer.rank and not is_whole(own):
         raise LoraFileError(

@@ -164,7 +164,8 @@ def _dataset(config: TrainConfig, manifest: Manifest, training: Training) -> dic
 
 def training_network(config: TrainConfig) -> dict[str, Any]:
     """The entries of kohya's metadata that begin with `network_`, from the settings of a training."""
-    # Readers divide by the rank; the scale of a rank-stabilised LoRA is alpha / sqrt(rank) (Kalajdzievski 2023).
+    # Readers divide by the rank; the scale of a rank-stabilised LoRA is alpha / sqrt(rank) (Kalajdzievski
+    # 2023).
     stabiliser = config.rank**0.5 if config.rank_stabilised else 1
     arguments = {name: str(value) for name, value in _network_arguments(config).items() if value}
     return {
@@ -199,7 +200,8 @@ def _network_arguments(config: TrainConfig) -> dict[str, Any]:
 def network_metadata(modules: Iterable[Module], previous: Mapping[str, str]) -> dict[str, str]:
     """Rank and alpha of modules as sd-scripts writes them, and the entries without which A1111 hides a file.
 
-    Ranks and alphas that differ are `Dynamic`. They are those of the UNet's linear layers where there are any.
+    Ranks and alphas that differ are `Dynamic`. They are those of the UNet's linear layers where there are
+    any.
 
     Args:
         previous: metadata of the file that the modules come from; its module and version entries are kept.

@@ -1,7 +1,7 @@
 """Modules of a LoRA file: the tensors for one layer of the base, and the change of its weight that they make.
 
-Roles, shapes and formulas of the networks are those of `trainer.adapter.lycoris`: O outputs, I inputs (times the area of
-the kernel for a convolution), R rank. `trainer.lora_file.reader` makes modules of a file.
+Roles, shapes and formulas of the networks are those of `trainer.adapter.lycoris`: O outputs, I inputs (times
+the area of the kernel for a convolution), R rank. `trainer.lora_file.reader` makes modules of a file.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Module:
     Attributes:
         part: `unet`, `text_encoder` or `text_encoder_2`.
         path: module path in the part, without `text_model.`.
-        tensors: matrices, `alpha` and `dora_scale` by role. The reader adds an `alpha` where a file keeps the scale in
-            another place.
+        tensors: matrices, `alpha` and `dora_scale` by role. The reader adds an `alpha` where a file keeps the
+            scale in another place.
     """
 
     part: str
@@ -57,7 +57,7 @@ class Module:
 
     @property
     def network(self) -> str | None:
-        """`lora`, `dora`, `loha`, `lokr`, `tucker` or `diff`; None for tensors that are only renamed and checked."""
+        """`lora`, `dora`, `loha`, `lokr`, `tucker` or `diff`; None if only names and values are checked."""
         roles = set(self.tensors) - {ALPHA, DORA}
         network = next((name for name, expected in _NETWORKS if roles == expected), None)
         return "dora" if network == "lora" and self.is_decomposed else network
@@ -110,7 +110,7 @@ class Module:
 
     @functools.cached_property
     def sides(self) -> tuple[int, int] | None:
-        """(O, I) of the change; None where the matrices don't fit each other, or are of no network that is computed with.
+        """(O, I) of the change; None without a network, or where the matrices don't fit each other.
 
         Computed on the meta device, so that shapes of a hostile file allocate nothing.
         """
@@ -145,16 +145,18 @@ class Module:
         )
 
     def change(self, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """The change of the base's weight at strength 1 in fp32: (O, I), or in the shape of `weight` where it is given.
+        """The change of the base's weight at strength 1, fp32; (O, I), or in the shape of a given `weight`.
 
-        With a `dora_scale` m it is m V / |V| - W with V = W + alpha / R * up down (Liu et al. 2024, eq. 5). The norm is
-        that of each row where m is (O, 1), and that of each column (input channel) where m is (1, I).
+        With a `dora_scale` m it is m V / |V| - W with V = W + alpha / R * up down (Liu et al. 2024, eq. 5).
+        The norm is that of each row where m is (O, 1), and that of each column (input channel) where m is (1,
+        I).
 
         Args:
             weight: W, the weight of the base in its shape; only a DoRA needs it.
 
         Raises:
-            LoraFileError: the tensors are of no network that is computed with, or of a DoRA and `weight` is missing.
+            LoraFileError: the tensors are of no network that is computed with, or of a DoRA and `weight` is
+                missing.
         """
         if weight is None:
             if self.is_decomposed and self.network:
@@ -198,7 +200,7 @@ def _is_odd(item: tuple[str, torch.Tensor]) -> bool:
 
 
 def _tucker_product(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Product (O, I, k, k) of a convolution in Tucker form: a core (R, R, k, k) between the two matrices, as in LyCORIS.
+    """Product (O, I, k, k) of a convolution in LyCORIS' Tucker form, a core (R, R, k, k) between two matrices.
 
     Raises:
         KeyError, RuntimeError: matrices are missing or don't fit.
@@ -246,7 +248,7 @@ class LoraFile:
 
 
 def side_by_side(terms: Sequence[tuple[float, Module]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(up (O, R), down (R, I)) in fp32 of the weighted sum of LoRA modules, where R is the sum of their ranks.
+    """(up (O, R), down (R, I)) in fp32 of the weighted sum of LoRA modules; R is the sum of their ranks.
 
     up = [w_1 s_1 up_1, w_2 s_2 up_2] and down = [down_1; down_2] with scales s_i: exact, and of scale 1.
     """
@@ -279,8 +281,8 @@ def alpha_tensor(alpha: float) -> torch.Tensor:
 def with_one_alpha(modules: Iterable[Module]) -> list[Module]:
     """The same changes with one alpha throughout each part; the rest of the scale goes into the up matrices.
 
-    diffusers 0.42 scales a part with several alphas wrongly and only emits a RuntimeWarning. Every tool reads one alpha
-    with several ranks right.
+    diffusers 0.42 scales a part with several alphas wrongly and only emits a RuntimeWarning. Every tool reads
+    one alpha with several ranks right.
     """
     modules = list(modules)
     chosen: dict[str, float] = {}

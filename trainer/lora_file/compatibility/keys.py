@@ -166,14 +166,14 @@ class Verdict:
 
 
 def _diffusers_form(entries: Sequence[Entry]) -> str:
-    """The form of a text encoder's keys, inferred from their suffixes as diffusers' utils/state_dict_utils.py does."""
+    """The form of a text encoder's keys, inferred as diffusers' utils/state_dict_utils.py does."""
     if not entries or any(
         entry.suffix.startswith(".lora_A") or (entry.is_kohya and ".out_proj" in entry.place[1])
         for entry in entries
         if entry.place
     ):
         return "whole"
-    if any("lora_linear_layer" in entry.suffix for entry in found) or any(
+    if any("lora_linear_layer" in entry.suffix for entry in entries) or any(
         ".mlp." in entry.place[1] for entry in entries if entry.place
     ):
         return "feed-forward"

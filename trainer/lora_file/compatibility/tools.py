@@ -1,7 +1,7 @@
-"""Rules of other tools for SDXL LoRA files: which keys each tool applies or ignores, and which files it refuses.
+"""Rules of other tools for SDXL LoRA files: the keys that each tool ignores, and the files that it refuses.
 
-Most tools ignore a key without a message. The rules come from the sources of the tools, and were confirmed by running
-their loaders, in the versions that `TOOLS` names. The tools know different spellings of module names:
+Most tools ignore a key without a message. The rules come from the sources of the tools, and were confirmed by
+running their loaders, in the versions that `TOOLS` names. The tools know different spellings of module names:
 
                         A1111  Forge  ComfyUI  InvokeAI  sd-scripts  diffusers
 lora_unet_input_blocks    x      x       x        x          x          x
@@ -83,7 +83,10 @@ def _reason_for_all(entry: Entry) -> str | None:
 
 _NO_PROJECTION = "text_projection is not among its LoRA modules"
 _DOTTED = "it knows no PEFT names (unet.….lora_A); convert the file: lora convert --to kohya"
-_FLAT = "text_model is missing in the name of the text encoder's module; convert the file: lora convert --to kohya"
+_FLAT = (
+    "text_model is missing in the name of the text encoder's module; convert the file: lora convert --to "
+    "kohya"
+)
 
 
 def _comfyui(entry: Entry, keys: Keys) -> str | None:
@@ -131,7 +134,10 @@ def _forge_refusal(keys: Keys, dropped: int) -> str | None:
     if unmatched > FORGE_LIMIT:
         return f"{unmatched} keys match nothing, more than {FORGE_LIMIT}, so it applies none of the file"
     if keys.misfit:
-        return f"generating images stops with an error, because {keys.misfit} does not have the shapes of the base"
+        return (
+            f"generating images stops with an error, because {keys.misfit} does not have the shapes of the "
+            "base"
+        )
     return _comfyui_refusal(keys, dropped)
 
 
@@ -151,7 +157,7 @@ def _only_kohya(entry: Entry, short: str) -> str | None:
 
 
 def _a1111(entry: Entry, keys: Keys) -> str | None:
-    """extensions-builtin/Lora/networks.py converts the name before the first dot to one of the original checkpoint."""
+    """extensions-builtin/Lora/networks.py converts the name before the first dot to an original one."""
     part, path = entry.place or ("", "")
     if reason := _only_kohya(entry, "it reads lora_te_ as the text encoder of Stable Diffusion 1.5"):
         return reason
@@ -171,7 +177,7 @@ def _a1111(entry: Entry, keys: Keys) -> str | None:
 
 
 def _has_whole_attention(path: str, keys: Keys) -> bool:
-    """True if the file has all four projections of a layer of text encoder 2: A1111 fuses q, k and v into one weight."""
+    """True if the file has q, k, v and out of a layer; in A1111's text encoder 2, q, k and v are one weight."""
     layer = path.rpartition(".")[0]
     return all(f"{layer}.{name}_proj" in keys.paths["text_encoder_2"] for name in ("q", "k", "v", "out"))
 
@@ -182,8 +188,8 @@ def _a1111_refusal(keys: Keys, dropped: int) -> str | None:
         return f"loading stops with an error, because {bare[0]} has no 0 as in to_out_0"
     if any(entry.key.startswith("diffusion_model.") for entry in keys.entries):
         return (
-            "loading stops with an error, because it reads diffusion_model as a module name; convert the file: "
-            "lora convert --to kohya"
+            "loading stops with an error, because it reads diffusion_model as a module name; convert the "
+            "file: lora convert --to kohya"
         )
     for entry in keys.entries:
         is_read = entry.is_kohya and entry.exists and not _a1111(entry, keys)
@@ -223,8 +229,8 @@ def _invokeai_refusal(keys: Keys, dropped: int) -> str | None:
         )
     if keys.true_sdxl and not _looks_like_sdxl(keys):
         return (
-            "nothing in the file shows that it is for SDXL (cross-attention, text encoder 2, or a third transformer "
-            "block)"
+            "nothing in the file shows that it is for SDXL (cross-attention, text encoder 2, or a third "
+            "transformer block)"
         )
     return _half_module(keys)
 
@@ -254,7 +260,7 @@ def _sd_module(keys: Keys) -> str:
 
 
 def _sd_network(roles: set[str]) -> str:
-    """`lora`, `loha` or `lokr` as sd-scripts' own modules read them, `other`, or `nothing` for no matrices."""
+    """`lora`, `loha` or `lokr` where sd-scripts' own modules read it, else `other`; `nothing` without matrices."""
     prefixes = {role.partition("_")[0] for role in roles - {ALPHA}}
     if not roles - {ALPHA, DORA}:
         return "nothing"
@@ -331,15 +337,19 @@ def _sd_scripts_refusal(keys: Keys, dropped: int) -> str | None:
             return f"loading stops with an error, because {name} has no alpha"
         if module == "lycoris.kohya" and keys.shapes.get(f"{name}.dora_scale", (0,))[0] == 1:
             return (
-                "lycoris.kohya 4 expects a dora_scale for each output, and the file has one for each input; bake the "
-                "file, or continue its training with --network_args algo=lora dora_wd=True wd_on_output=False"
+                "lycoris.kohya 4 expects a dora_scale for each output, and the file has one for each "
+                "input; bake the file, or continue its training with --network_args algo=lora dora_wd=True "
+                "wd_on_output=False"
             )
     return None
 
 
 def _diffusers(entry: Entry, keys: Keys) -> str | None:
     if not entry.key.startswith(("lora_", "unet.", "text_encoder.", "text_encoder_2.")):
-        return "it expects unet. before the names of the UNet's modules; convert the file: lora convert --to diffusers"
+        return (
+            "it expects unet. before the names of the UNet's modules; convert the file: lora convert --to "
+            "diffusers"
+        )
     if entry.role == DORA and entry.is_kohya:
         return "it ignores dora_scale and applies the rest as a plain LoRA"
     if entry.style == "original" and "diffusers" in keys.styles:
@@ -383,7 +393,10 @@ def _key_without_lora(keys: Keys) -> str | None:
     """The reason for which diffusers refuses a file with other names than kohya's."""
     others = [entry for entry in keys.entries if "lora" not in entry.key]
     if bundled := [entry.key for entry in others if entry.is_bundled]:
-        return f"it requires lora in the name of every key, and {bundled[0]} has none; lora convert leaves it out"
+        return (
+            f"it requires lora in the name of every key, and {bundled[0]} has none; lora convert leaves it "
+            "out"
+        )
     return f"it requires lora in the name of every key, and {others[0].key} has none" if others else None
 
 
