@@ -1,5 +1,4 @@
-"""Atomic writes of files and folders: readers see the old content or the whole new one, also after a power
-cut.
+"""Atomic writes of files and folders: readers see the old or the whole new content, also after a power cut.
 
 Everything is written to a hidden sibling (`.tmp-*`) and then renamed onto its target, which the file system
 does in one step. A killed process leaves its sibling behind; `runs.run.remove_temporary_files` removes those
@@ -28,8 +27,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(target: Path, *, sync: bool = True) -> Iterator[Path]:
-    """Yields a path beside `target` for a new file or folder, which is renamed to `target` at the end of the
-    block.
+    """Yields a path beside `target` for a new file or folder, which the end of the block renames to `target`.
 
     If the block raises, the temporary file or folder is removed and `target` stays as it is. The last of
     several concurrent writers wins.

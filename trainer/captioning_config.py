@@ -1,23 +1,24 @@
-"""What may be chosen for captioning: each option once, with label, unit, range and help. Command line, job and page derive from it."""
+"""Options of captioning, declared once; command line, captioning job and page are derived from them."""
 
 from __future__ import annotations
 
 import dataclasses
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from trainer.config import fitted, problem_with, setting
+from trainer.config import Bounds, coerced_values, problems_in, setting
 from trainer.dataset.captions import with_trigger
 from trainer.errors import ConfigError
 from trainer.headers.captioner import BLIP, BLIP_2, FLORENCE_2, WD_TAGGER
 
-# A captioning model: images -> one text each.
+# A loaded captioning model: from images to one text for each.
 Describe = Callable[[list[Image.Image]], list[str]]
 DETAILS = ("short", "detailed", "paragraph")
+
+# Groups of options that each kind of model uses.
 GROUPS = {
     BLIP: ("captions", "sentences"),
     BLIP_2: ("captions", "sentences"),
@@ -28,105 +29,101 @@ GROUPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionOptions:
-    """All that decides a caption, besides model and picture."""
+    """Options of captioning besides the model and the pictures."""
 
     overwrite: bool = setting(
         False,
         "Overwrite captions",
         group="captions",
-        help="Captions every picture anew, also where you wrote one yourself; off, only pictures without a caption get one.",
+        help="Replaces existing captions, also those that you wrote; otherwise only pictures without a "
+        "caption get one.",
     )
     trigger: str = setting(
-        "", "Trigger word", group="captions", help="Put before every caption that lacks it."
+        "",
+        "Trigger word",
+        group="captions",
+        help="Added in front of every caption that lacks it.",
     )
     prefix: str = setting(
-        "", "Prefix", group="captions", help="Text before every caption, after the trigger word."
+        "",
+        "Prefix",
+        group="captions",
+        help="Text in front of every caption, after the trigger word.",
     )
-    suffix: str = setting("", "Suffix", group="captions", help="Text after every caption.")
+    suffix: str = setting("", "Suffix", group="captions", help="Text at the end of every caption.")
     batch: int = setting(
         4,
-        "Batch",
-        unit="pictures",
+        "Batch size",
         group="captions",
-        low=1,
-        high=256,
-        help="Pictures that the model looks at together; 1 needs least memory.",
+        bounds=Bounds(1, 256, "pictures"),
+        help="Pictures that the model processes at once; 1 needs least memory.",
     )
     detail: str = setting(
         "detailed",
         "Detail",
         group="detail",
         choices=DETAILS,
-        help="How much Florence-2 says: a short sentence, a detailed one, or a paragraph.",
+        help="Length of Florence-2's captions: a short sentence, a detailed one, or a paragraph.",
     )
     max_length: int = setting(
         75,
-        "Longest caption",
-        unit="tokens",
+        "Max length",
         group="sentences",
-        low=5,
-        high=1024,
-        help="A training reads 75 tokens unless caption_windows says more. A last sentence that does not fit is left out.",
+        bounds=Bounds(5, 1024, "tokens"),
+        help="Longest caption; a last sentence that does not fit is left out. Training reads 75 tokens "
+        "unless caption_windows is larger.",
     )
     general_threshold: float = setting(
         0.35,
-        "Threshold of tags",
+        "General tags threshold",
         group="tags",
-        low=0.0,
-        high=1.0,
-        help="Tags that the model is less sure of are left out.",
+        bounds=Bounds(0.0, 1.0),
+        help="Lowest confidence of general tags; a higher threshold gives fewer tags.",
     )
     character_threshold: float = setting(
         0.85,
-        "Threshold of characters",
+        "Character tags threshold",
         group="tags",
-        low=0.0,
-        high=1.0,
-        help="The same, of names of known characters; 1 leaves them out unless the model is certain.",
+        bounds=Bounds(0.0, 1.0),
+        help="Lowest confidence of names of known characters; 1 leaves nearly all of them out.",
     )
     exclude_tags: tuple[str, ...] = setting(
         (),
-        "Tags left out",
+        "Exclude tags",
         group="tags",
-        help="Tags that no caption gets, such as the style you are teaching.",
+        help="Tags that no caption gets (undesired tags), such as the style that you train.",
     )
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every problem found."""
-        found = (
-            problem_with(declared, getattr(self, declared.name), HINTS)
-            for declared in dataclasses.fields(self)
-        )
-        problems = [problem for problem in found if problem]
+        problems = problems_in(self)
         if problems:
             raise ConfigError(problems)
 
-    def worded(self, text: str) -> str:
-        """A caption as it is written down: with prefix, suffix and trigger word."""
-        return with_trigger(
-            " ".join(part for part in (self.prefix.strip(), text, self.suffix.strip()) if part), self.trigger
-        )
+    def complete_caption(self, text: str) -> str:
+        """Adds prefix, suffix and trigger word to the text of a model."""
+        parts = (self.prefix.strip(), text, self.suffix.strip())
+        return with_trigger(" ".join(part for part in parts if part), self.trigger)
 
 
-HINTS = typing.get_type_hints(CaptionOptions)
+def options_for(kind: str) -> list[dataclasses.Field[Any]]:
+    """The options that a kind of model uses."""
+    declared = dataclasses.fields(CaptionOptions)
+    return [option for option in declared if option.metadata["group"] in GROUPS[kind]]
 
 
-def options_for(kind: str) -> list[dataclasses.Field]:
-    """The options that a kind of model listens to."""
-    return [
-        declared
-        for declared in dataclasses.fields(CaptionOptions)
-        if declared.metadata["group"] in GROUPS[kind]
-    ]
+def options_from(values: Mapping[str, Any]) -> CaptionOptions:
+    """Creates options from values of JSON, form or command line.
 
-
-def options_from(values: dict[str, Any]) -> CaptionOptions:
-    """Options from loose values (JSON, form, command line). Raises ConfigError, also for an unknown name."""
+    Raises:
+        ConfigError: for an unknown name or an invalid value.
+    """
+    names = [declared.name for declared in dataclasses.fields(CaptionOptions)]
     unknown = [
-        f"{key!r} is no option of captioning; there are {', '.join(HINTS)}"
-        for key in values
-        if key not in HINTS
+        f"unknown captioning option {name!r}; the options are {', '.join(names)}"
+        for name in values
+        if name not in names
     ]
     if unknown:
         raise ConfigError(unknown)
-    return CaptionOptions(**{key: fitted(value, HINTS[key]) for key, value in values.items()})
+    return CaptionOptions(**coerced_values(CaptionOptions, values))

@@ -1,33 +1,40 @@
-"""Named settings: what a style, a character or a concept wants, from the number of pictures and the kind of base.
+"""Presets for a style, a character or a concept, scaled by the number of pictures and the kind of base model.
 
-Steps are exposures of each picture divided by the batch. Peers' users agree on roughly 80 exposures a picture for a
-character and more for a style with few pictures. On the bundled base, which is small and learns from nothing, the
-figures were chosen by measurement (benchmarks/NOTES.md); on SDXL they are those that peers' guides agree on (learning
-rate 1e-4, as in sd-scripts' guide to SDXL), not yet measured here.
+The number of steps is the number of epochs times the pictures, divided by the batch size. Guides of other
+trainers agree on about 80 epochs for a character, and on more for a style with few pictures. For the bundled
+base model, which is small and trained from scratch, the values were measured (benchmarks/NOTES.md). For SDXL
+they are those that the guides agree on (learning rate 1e-4, as in the SDXL guide of sd-scripts), not measured
+here yet.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    exposures: int  # how often each picture is seen
-    steps_low: int
-    steps_high: int
+    """Settings for one kind of subject."""
+
+    epochs: int  # on SDXL
+    min_steps: int
+    max_steps: int
     settings: dict[str, Any]
-    small: dict[str, Any]  # laid over `settings` on a base narrower than SDXL
-    small_exposures: int
-    reason: str
+    small_base_settings: dict[str, Any]  # override `settings` on a base model narrower than SDXL
+    small_base_epochs: int
 
 
 PRESETS = {
+    # Every picture shows the style: captions are dropped more often, so that it appears without being
+    # prompted. Feed-forward layers are trained too, since attention alone misses the colours. The small base
+    # has no attention in the layers that decide on colour, and decides on it at high noise levels: there
+    # convolutions are trained too, and all noise levels have the same weight.
     "style": Preset(
-        exposures=60,
-        steps_low=200,
-        steps_high=3000,
+        epochs=60,
+        min_steps=200,
+        max_steps=3000,
         settings={
             "rank": 16,
             "alpha": 16.0,
@@ -37,16 +44,14 @@ PRESETS = {
             "min_snr_gamma": 5.0,
             "train_feed_forward": True,
         },
-        small={"learning_rate": 3e-3, "batch": 4, "min_snr_gamma": 0.0, "network": "locon"},
-        small_exposures=40,
-        reason="A look in every picture: some captions dropped, so that it comes without being named; feed-forward layers too, "
-        "since attention alone leaves colour behind. On a small base convolutions too, and all noise levels alike: it has no attention "
-        "where it decides on colour, and does so at the high ones.",
+        small_base_settings={"learning_rate": 3e-3, "batch": 4, "min_snr_gamma": 0.0, "network": "locon"},
+        small_base_epochs=40,
     ),
+    # One character in many poses: alpha is half of the rank, so that the base keeps its other knowledge.
     "character": Preset(
-        exposures=80,
-        steps_low=200,
-        steps_high=2500,
+        epochs=80,
+        min_steps=200,
+        max_steps=2500,
         settings={
             "rank": 16,
             "alpha": 8.0,
@@ -55,14 +60,14 @@ PRESETS = {
             "caption_dropout": 0.05,
             "min_snr_gamma": 5.0,
         },
-        small={"learning_rate": 1e-3, "batch": 4},
-        small_exposures=80,
-        reason="One being in many poses: half the scale, so that the base's other knowledge stays.",
+        small_base_settings={"learning_rate": 1e-3, "batch": 4},
+        small_base_epochs=80,
     ),
+    # An object, a pose or a garment: a low rank is enough, and combines well with other LoRAs.
     "concept": Preset(
-        exposures=70,
-        steps_low=200,
-        steps_high=2500,
+        epochs=70,
+        min_steps=200,
+        max_steps=2500,
         settings={
             "rank": 8,
             "alpha": 8.0,
@@ -71,65 +76,62 @@ PRESETS = {
             "caption_dropout": 0.05,
             "min_snr_gamma": 5.0,
         },
-        small={"learning_rate": 8e-4, "batch": 4},
-        small_exposures=70,
-        reason="A thing, a pose, a garment: a small rank is enough and mixes well.",
+        small_base_settings={"learning_rate": 8e-4, "batch": 4},
+        small_base_epochs=70,
     ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    exposures: float  # times a preset's, and so its steps and their bounds
-    rate: float  # times a preset's learning rate
-    large: dict[str, Any]  # laid over a preset's settings on a base as wide as SDXL
-    reason: str
+    """Length of a training relative to its preset."""
+
+    epochs_factor: float  # also of the smallest and largest number of steps
+    learning_rate_factor: float
+    large_base_settings: dict[str, Any]  # override the preset's on a base model as wide as SDXL
 
 
 PACES = {
-    "quick": Pace(
-        exposures=0.5,
-        rate=1.0,
-        large={"resolution": 768},
-        reason="A first look, to see whether pictures and captions say what you mean: half the steps, and on SDXL three quarters of its side, "
-        "where a step costs about half.",
-    ),
-    "balanced": Pace(
-        exposures=1.0, rate=1.0, large={}, reason="The preset as it was measured, or as peers' guides agree."
-    ),
-    "thorough": Pace(
-        exposures=2.0,
-        rate=0.7,
-        large={},
-        reason="Twice the steps at 0.7 of the rate: what is learnt grows with rate times the square root of steps (the noise of batches), "
-        "so it goes about as far, with less noise of single batches. Reckoned, not yet measured.",
-    ),
+    # A first test of pictures and captions. On SDXL a step at 768 px costs about half of a step at 1024 px.
+    "quick": Pace(epochs_factor=0.5, learning_rate_factor=1.0, large_base_settings={"resolution": 768}),
+    "balanced": Pace(epochs_factor=1.0, learning_rate_factor=1.0, large_base_settings={}),
+    # With noise from small batches, the distance that the weights travel grows with the learning rate times
+    # the square root of the steps: twice the steps at 0.7 of the rate go about as far, with less noise.
+    # Calculated, not measured yet.
+    "thorough": Pace(epochs_factor=2.0, learning_rate_factor=0.7, large_base_settings={}),
 }
 
 
 def preset_values(
-    name: str, pictures: int, said: dict[str, Any] | None = None, *, small: bool = True
+    name: str, pictures: int, own: Mapping[str, Any] | None = None, *, small: bool = True
 ) -> dict[str, Any]:
-    """Loose settings for `config_from`: the preset's, what follows from `said` (the user's own), and `said` over all.
+    """Settings for `config_from`: those of the preset, those that depend on `own`, and `own` itself.
 
     Args:
-        small: whether the base is narrower than SDXL, as the bundled one is.
+        name: key of PRESETS.
+        pictures: number of pictures, each counted as often as it is repeated.
+        own: settings of the user; they override the preset.
+        small: True if the base model is narrower than SDXL, as the bundled one is.
     """
-    preset, said = PRESETS[name], said or {}
-    pace = PACES[said.get("pace", "balanced")]
-    values = {**preset.settings, **(preset.small if small else pace.large), "preset": name}
-    values["learning_rate"] *= pace.rate
-    values |= said
-    if "steps" not in said:
-        seen = pictures * 2 if said.get("prior_folder") else pictures  # every second one is then of the class
-        exposures = pace.exposures * (preset.small_exposures if small else preset.exposures)
-        low, high = (round(pace.exposures * bound) for bound in (preset.steps_low, preset.steps_high))
-        values["steps"] = max(low, min(high, round(seen * exposures / values["batch"])))
+    own = own or {}
+    preset, pace = PRESETS[name], PACES[own.get("pace", "balanced")]
+    base_settings = preset.small_base_settings if small else pace.large_base_settings
+    values = {**preset.settings, **base_settings, "preset": name}
+    values["learning_rate"] *= pace.learning_rate_factor
+    values |= own
+    if "steps" not in own:
+        epochs = pace.epochs_factor * (preset.small_base_epochs if small else preset.epochs)
+        # With regularisation pictures, every second picture of a batch is one of them.
+        pictures_per_epoch = pictures * 2 if own.get("prior_folder") else pictures
+        low, high = (round(pace.epochs_factor * steps) for steps in (preset.min_steps, preset.max_steps))
+        values["steps"] = max(low, min(high, round(pictures_per_epoch * epochs / values["batch"])))
     values.setdefault("warmup_steps", max(1, values["steps"] // 20))
     values.setdefault("checkpoint_every", max(25, values["steps"] // 4))
     if values.get("optimizer") == "schedulefree":
         values.setdefault("schedule", "constant")
-    if values.get("optimizer") == "prodigy":  # finds the rate itself and wants to be told 1
+    if (
+        values.get("optimizer") == "prodigy"
+    ):  # Prodigy estimates the rate itself and multiplies it by this factor
         for rate in ("learning_rate", "text_encoder_1_learning_rate", "text_encoder_2_learning_rate"):
-            values[rate] = said.get(rate, 1.0)
+            values[rate] = own.get(rate, 1.0)
     return values

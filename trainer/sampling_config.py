@@ -1,30 +1,35 @@
-"""What may be asked to be drawn, declared once: for the command line, the page, a training on its way and the warm process."""
+"""Sampling parameters, declared once for the command line, the page, training and the sampling worker."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.config import problem_with, setting
+from trainer.config import Bounds, coerced_values, declaration, problems_in
 from trainer.errors import ConfigError
 
-MAX_PROMPTS, MAX_STRENGTHS, MAX_LETTERS = 16, 32, 4000
-MAX_FILES = 4  # of a mix
+MAX_PROMPTS, MAX_STRENGTHS, MAX_PROMPT_LENGTH = 16, 32, 4000
+MAX_FILES = 4  # LoRA files in one mix
+PROMPTS = 4  # captions that are sampled if no prompts are set
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+setting = partial(declaration.setting, group="sampling")
 
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A way from noise to a picture: a scheduler of diffusers."""
+    """A sampler: one of diffusers' schedulers with its options."""
 
-    label: str  # as A1111 names it
-    schedule: str  # of noise levels, as A1111 names it; "": the base's own
+    label: str  # A1111's name
+    schedule: str  # A1111's name of the noise schedule; "" for the base model's own
     scheduler: str  # class of diffusers
     options: dict[str, Any]
-    draws_noise: bool = False  # in each step
+    draws_noise: bool = False  # adds random noise in each step
 
 
 SAMPLERS: dict[str, SamplerSpec] = {
@@ -51,98 +56,95 @@ SAMPLERS: dict[str, SamplerSpec] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Prompts x strengths, at one seed."""
+    """Parameters of a grid of pictures: every prompt at every strength."""
 
     prompts: tuple[str, ...] = setting(
-        (), "Prompts", group="draw", help="One picture each at every strength."
+        (), "Prompts", help="Each prompt gives one picture for every strength."
     )
-    negative: str = setting(
-        "", "Negative prompt", group="draw", help="What the pictures are steered away from."
-    )
+    negative: str = setting("", "Negative prompt", help="What the pictures should not show.")
     strengths: tuple[float, ...] = setting(
-        (0.0, 0.25, 0.5, 0.75, 1.0), "Strengths", group="draw", help="0 is the base model's own picture."
+        STRENGTHS,
+        "Strengths",
+        bounds=Bounds(-1.0, 2.0),
+        help="Strengths of the LoRA, each from -1 to 2; 0 is the base model without it.",
     )
     seed: int = setting(
-        0, "Seed", group="draw", low=0, high=2**31 - 1, help="Of the first prompt; each further one adds 1."
+        0,
+        "Seed",
+        bounds=Bounds(0, 2**31 - 1),
+        help="Seed of the first prompt; each further prompt uses the next number.",
     )
-    steps: int = setting(16, "Steps", group="draw", low=1, high=200, help="Denoising steps.")
+    steps: int = setting(16, "Sampling steps", bounds=Bounds(1, 200), help="Number of denoising steps.")
     guidance: float = setting(
-        5.0, "Guidance", group="draw", low=0.0, high=50.0, help="How closely the prompt is followed."
+        5.0,
+        "CFG scale",
+        bounds=Bounds(0.0, 50.0),
+        help="Guidance scale: higher values follow the prompt more closely.",
     )
     sampler: str = setting(
-        "euler", "Sampler", group="draw", choices=tuple(SAMPLERS), help="How noise becomes a picture."
+        "euler", "Sampler", choices=tuple(SAMPLERS), help="Sampling method, as A1111 names it."
     )
     width: int = setting(
-        0, "Width", unit="px", group="draw", low=0, high=4096, help="0 is the base's native size."
+        0, "Width", bounds=Bounds(0, 4096, "px"), help="Width; 0 takes the base model's native size."
     )
     height: int = setting(
-        0, "Height", unit="px", group="draw", low=0, high=4096, help="0 is the base's native size."
+        0, "Height", bounds=Bounds(0, 4096, "px"), help="Height; 0 takes the base model's native size."
     )
     clip_skip: int = setting(
         2,
         "Clip skip",
-        group="draw",
-        low=2,
-        high=12,
-        help="Layer of the text encoders, from the end; 2 is SDXL's own.",
+        bounds=Bounds(2, 12),
+        help="Layer of the text encoders that is used, counted from the end; SDXL is made for 2.",
     )
     fast: bool = setting(
         False,
         "Fast preview",
-        group="draw",
-        help="About the same picture for a third of the work, and marked so: judge a LoRA by true ones.",
+        help="Approximates the picture with a third of the work (DeepCache) and marks it as a preview. "
+        "Judge a LoRA by normal samples.",
     )
 
 
-_HINTS = typing.get_type_hints(SamplingConfig)
+def sampling_config_from(values: Mapping[str, Any]) -> SamplingConfig:
+    """Creates a SamplingConfig from values of form, command or command line.
 
-
-def sampling_config_from(values: dict[str, Any]) -> SamplingConfig:
-    """A request from loose values (form, command, command line). Raises ConfigError with every problem found."""
-    declared = {field.name: field for field in dataclasses.fields(SamplingConfig)}
-    said: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in declared:
-            raise ConfigError([f"{name!r} is nothing that can be asked of a drawing"])
-        if name == "strengths" and isinstance(value, list | tuple):
-            value = tuple(
-                float(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in value
-            )
-        elif name == "guidance" and type(value) is int:
-            value = float(value)
-        said[name] = tuple(value) if isinstance(value, list) else value
-    problems = [
-        problem for name, value in said.items() if (problem := problem_with(declared[name], value, _HINTS))
-    ]
-    problems += [] if problems else _contradictions(SamplingConfig(**said))
+    Raises:
+        ConfigError: with an unknown name, or with every problem found.
+    """
+    names = {declared.name for declared in dataclasses.fields(SamplingConfig)}
+    unknown = [f"unknown sampling parameter {name!r}" for name in values if name not in names]
+    if unknown:
+        raise ConfigError(unknown)
+    config = SamplingConfig(**coerced_values(SamplingConfig, values))
+    problems = problems_in(config) or [*_contradictions(config)]
     if problems:
         raise ConfigError(problems)
-    return SamplingConfig(**said)
+    return config
 
 
-def _contradictions(request: SamplingConfig) -> list[str]:
-    problems = []
-    if not 1 <= len(request.prompts) <= MAX_PROMPTS or any(
-        not 0 < len(p.strip()) <= MAX_LETTERS for p in request.prompts
-    ):
-        problems.append(f"write 1 to {MAX_PROMPTS} prompts of at most {MAX_LETTERS} characters")
-    if not 1 <= len(request.strengths) <= MAX_STRENGTHS or any(
-        not -1 <= value <= 2 for value in request.strengths
-    ):
-        problems.append(f"strengths must be 1 to {MAX_STRENGTHS} numbers from -1 to 2")
-    if any(0 < side < 64 for side in (request.width, request.height)):
-        problems.append("width and height must be 0 or at least 64")
-    return problems
+def _contradictions(config: SamplingConfig) -> Iterator[str]:
+    lengths_fit = all(0 < len(prompt.strip()) <= MAX_PROMPT_LENGTH for prompt in config.prompts)
+    if not 1 <= len(config.prompts) <= MAX_PROMPTS or not lengths_fit:
+        yield f"write 1 to {MAX_PROMPTS} prompts of at most {MAX_PROMPT_LENGTH} characters"
+    if not 1 <= len(config.strengths) <= MAX_STRENGTHS:
+        yield f"strengths must be 1 to {MAX_STRENGTHS} numbers"
+    if any(0 < side < 64 for side in (config.width, config.height)):
+        yield "width and height must be 0 or at least 64"
 
 
 def picture_name(prompt: int, strength: float) -> str:
-    """`p00_s0.25.png` of the first prompt; strengths that two digits can't tell apart keep all of theirs."""
+    """File name of a picture: `p00_s0.25.png` for the first prompt at strength 0.25.
+
+    A strength that two digits can't represent keeps all its digits, so that no two strengths share a name.
+    """
     short = f"{strength:.2f}"
     return f"p{prompt:02d}_s{short if float(short) == strength else repr(strength)}.png"
 
 
 def parse_weighted_file(text: str) -> tuple[Path, float]:
-    """`FILE` or `FILE=WEIGHT`, read from the right since file names may hold `=`. Raises ConfigError."""
+    """Splits `FILE=WEIGHT`; the weight of a plain `FILE` is 1. Raises ConfigError.
+
+    The text is split at the last `=`, since a file name may contain one.
+    """
     name, equals, number = text.rpartition("=")
     try:
         return (Path(name), checked_weight(float(number))) if equals and name else (Path(text), 1.0)
@@ -151,38 +153,30 @@ def parse_weighted_file(text: str) -> tuple[Path, float]:
 
 
 def checked_weight(weight: Any) -> float:
-    """How much of one file goes into a mix. Raises ConfigError."""
+    """Returns the weight of one LoRA in a mix if it is a number from -2 to 2. Raises ConfigError."""
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not -2 <= weight <= 2:
         raise ConfigError([f"the weight of a LoRA must be from -2 to 2, not {weight}"])
     return float(weight)
 
 
 def sampler_description(sampler: str) -> str:
-    """As A1111 writes it into a picture."""
-    solver = SAMPLERS[sampler]
-    return f"Sampler: {solver.label}" + (f", Schedule type: {solver.schedule}" if solver.schedule else "")
+    """Sampler and schedule in the format of A1111's `parameters` text."""
+    spec = SAMPLERS[sampler]
+    return f"Sampler: {spec.label}" + (f", Schedule type: {spec.schedule}" if spec.schedule else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingLimits:
-    """What memory allows a drawing; without limits when all is 0."""
+    """Memory limits of sampling; 0 is unlimited."""
 
-    pixels: int = 0  # of all pictures of one pass
-    tile: int = 0  # px, side of the tiles that a picture is decoded in
+    pixels: int = 0  # of all pictures in one pass
+    tile: int = 0  # side in px of the tiles that the VAE decodes
 
 
 NO_LIMITS = SamplingLimits()
 
-
-PROMPTS = 4  # captions that are drawn where no prompts are given
-
-
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
+# kohya's flags of a sample prompt line: parameter, type, smallest and largest value.
 _FLAG = re.compile(r"\s--(\w+)(?:\s+|$)")
-
-
 _NUMBERS: dict[str, tuple[str, type, float, float]] = {
     "w": ("width", int, 64, 4096),
     "h": ("height", int, 64, 4096),
@@ -193,12 +187,12 @@ _NUMBERS: dict[str, tuple[str, type, float, float]] = {
 
 
 def parse_prompt_line(line: str) -> tuple[str, dict[str, Any]]:
-    """Splits a sample prompt line into its prompt and the settings of its flags. Raises ConfigError."""
+    """Splits a sample prompt line into its prompt and the parameters of its flags. Raises ConfigError."""
     text, *rest = _FLAG.split(f" {line}")
-    facts: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for flag, value in zip(rest[::2], rest[1::2], strict=True):
         if flag == "n":
-            facts["negative"] = value.strip()
+            parameters["negative"] = value.strip()
             continue
         name, kind, low, high = _NUMBERS.get(flag, ("", str, 0, 0))
         try:
@@ -208,7 +202,7 @@ def parse_prompt_line(line: str) -> tuple[str, dict[str, Any]]:
         if not name or number is None or not low <= number <= high:
             known = ", ".join(f"--{key}" for key in ("n", *_NUMBERS))
             raise ConfigError(
-                [f"sample prompt {line!r}: --{flag} {value.strip()} is not understood; there are {known}"]
+                [f"sample prompt {line!r}: --{flag} {value.strip()} is not valid; the flags are {known}"]
             )
-        facts[name] = number
-    return text.strip(), facts
+        parameters[name] = number
+    return text.strip(), parameters

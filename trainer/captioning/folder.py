@@ -116,7 +116,7 @@ def _batch(run: Run, work: CaptioningTask, describe: Describe, paths: list[Path]
             continue
         if not work.options.overwrite and sidecar_lines(path):
             continue  # written by hand meanwhile
-        caption = work.options.worded(text)
+        caption = work.options.complete_caption(text)
         try:
             write_atomically(path.with_suffix(".txt"), (caption + "\n").encode())
         except OSError as error:

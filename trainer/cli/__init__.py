@@ -1,4 +1,4 @@
-"""Ways in from the command line, one file for each group; `__main__` mounts them."""
+"""The commands of `python -m trainer`, one file for each group; `__main__` mounts them."""
 
 from pathlib import Path
 from typing import Annotated

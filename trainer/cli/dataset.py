@@ -1,104 +1,65 @@
-"""`python -m trainer dataset ...`: look at a folder of pictures before training on it, and caption it."""
+"""`python -m trainer dataset ...`: checks a folder of pictures before training, and captions it."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer.captioning_config import HINTS, CaptionOptions, options_from
-from trainer.cli import MODELS as DEFAULT_MODELS
-from trainer.cli import ModelsOption
-from trainer.config import TrainConfig, kind_of
+from trainer.captioning_config import CaptionOptions, options_from
+from trainer.cli import MODELS, ModelsOption
+from trainer.cli.options import with_options
+from trainer.config import TrainConfig, config_from
 from trainer.errors import CaptionerError, TrainerError
 
-app = typer.Typer(
-    help="Look at a folder before training on it, and caption its pictures.", no_args_is_help=True
-)
+if TYPE_CHECKING:
+    from trainer.headers.captioner import Captioner
 
-_SWITCHES = {"overwrite": "--overwrite/--only-missing"}
+app = typer.Typer(help="Check a folder of pictures before training, and caption it.", no_args_is_help=True)
 
 
 @app.command()
+@with_options(TrainConfig, ("base", "resolution", "bucket_step", "preset"))
 def check(
-    folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    base: Annotated[str, typer.Option(help="The base model that would train.")] = "tiny-sdxl",
-    resolution: Annotated[
-        int, typer.Option(help="Side of the training area in px; 0 takes the base model's native size.")
-    ] = 0,
-    bucket_step: int = 64,
-    preset: Annotated[str, typer.Option(help="What is taught: style, character or concept.")] = "style",
-    models: ModelsOption = DEFAULT_MODELS,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of pictures.")],
+    models: ModelsOption = MODELS,
+    **options: Any,
 ) -> None:
-    """Say which pictures would train, in which bucket, what is cropped, and what is wrong with them."""
+    """Print each picture's bucket and crop, and problems with the pictures."""
     from trainer.dataset.checks import findings
     from trainer.dataset.image_metrics import measure
     from trainer.dataset.scan import scan
 
     manifest = scan(folder)
-    config = TrainConfig(base=base, resolution=resolution, bucket_step=bucket_step)
+    config = config_from(options)
     from trainer.sdxl.base import open_base
     from trainer.training.examples import bucket_plan
 
-    sizes, crops = (
-        [(item.width, item.height) for item in manifest.items],
-        [item.crop for item in manifest.items],
-    )
-    placements = bucket_plan(config, open_base(base, models)).place_all(sizes, crops)
+    sizes = [(item.width, item.height) for item in manifest.items]
+    crops = [item.crop for item in manifest.items]
+    placements = bucket_plan(config, open_base(config.base, models)).place_all(sizes, crops)
     for item, placement in zip(manifest.items, placements, strict=True):
-        cut = f", {placement.cropped_share:.0%} cropped" if placement.cropped_share >= 0.005 else ""
+        cropped = f", {placement.cropped_share:.0%} cropped" if placement.cropped_share >= 0.005 else ""
         small = ", smaller than its bucket" if placement.resized[0] > item.width else ""
         bucket = "x".join(map(str, placement.bucket))
-        typer.echo(
-            f"{item.name}: {item.width}x{item.height} -> {bucket}{cut}{small}: {item.caption or '(no caption)'}"
-        )
+        caption = item.caption or "(no caption)"
+        typer.echo(f"{item.name}: {item.width}x{item.height} -> {bucket}{cropped}{small}: {caption}")
     for problem in manifest.problems:
         typer.echo(f"left out: {problem}")
     names = [Path(item.path).relative_to(manifest.folder).as_posix() for item in manifest.items]
     measures = {name: measure(Path(item.path)) for name, item in zip(names, manifest.items, strict=True)}
-    for finding in findings(measures, dict(zip(names, placements, strict=True)), preset):
+    for finding in findings(measures, dict(zip(names, placements, strict=True)), config.preset):
         typer.echo(
-            f"please note: {finding.picture} {finding.words}"
-            if finding.picture
-            else f"please note: {finding.words}"
+            f"note: {finding.picture} {finding.sentence}" if finding.picture else f"note: {finding.sentence}"
         )
     typer.echo(f"{len(manifest.items)} pictures, {len(manifest.problems)} problems")
 
 
-def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each field of CaptionOptions in place of its `**options`."""
-    signature = inspect.signature(command, eval_str=True)
-    given = [
-        parameter
-        for parameter in signature.parameters.values()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    ]
-    made = [_option(declared) for declared in dataclasses.fields(CaptionOptions)]
-    command.__signature__ = signature.replace(parameters=[*given, *made])  # pyright: ignore[reportFunctionMemberAccess]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in (*given, *made)}
-    return command
-
-
-def _option(declared: dataclasses.Field) -> inspect.Parameter:
-    facts, kind = declared.metadata, kind_of(declared, HINTS)
-    names = [_SWITCHES[declared.name]] if declared.name in _SWITCHES else []
-    choices = f" One of {', '.join(facts['choices'])}." if facts["choices"] else ""
-    option = typer.Option(*names, help=facts["help"] + choices)
-    # Several words of a list are given with commas or by naming the option again.
-    hint, default = (list[str], []) if kind is tuple else (kind, declared.default)
-    return inspect.Parameter(
-        declared.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option]
-    )
-
-
 @app.command()
-@_with_options
+@with_options(CaptionOptions, flags={"overwrite": "--overwrite/--only-missing"})
 def caption(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of pictures.")],
     model: Annotated[
@@ -106,44 +67,46 @@ def caption(
         typer.Option(help="A name under models/captioners, a folder, or OWNER/NAME of the Hugging Face hub."),
     ],
     fetch: Annotated[bool, typer.Option("--fetch", help="Download the model if it is not here.")] = False,
-    models: ModelsOption = DEFAULT_MODELS,
+    models: ModelsOption = MODELS,
     **options: Any,
 ) -> None:
-    """Write a caption beside each picture that has none: sentences by BLIP or Florence-2, tags by a WD tagger."""
+    """Caption the pictures that have no caption: sentences by BLIP or Florence-2, tags by a WD tagger."""
     if fetch:
-        os.environ["HF_HUB_OFFLINE"] = "0"  # before anything loads the hub's library
+        os.environ["HF_HUB_OFFLINE"] = "0"  # huggingface_hub reads it once, when it is imported
+    # Tags can be separated by commas, or given by repeating the option.
     options["exclude_tags"] = [
         tag.strip() for text in options["exclude_tags"] for tag in text.split(",") if tag.strip()
     ]
     chosen = options_from(options)
     from trainer.captioning.folder import CaptioningTask, caption_folder
     from trainer.cli.progress_bars import Bars
-    from trainer.headers.captioner import is_hub_id, open_captioner
+    from trainer.runs import events
     from trainer.runs.commands import CommandInbox
     from trainer.runs.run import Run
 
+    captioner = _open_captioner(model, models, fetch=fetch)
+    with tempfile.TemporaryDirectory() as job_folder:
+        run = Run(Path(job_folder))
+        with Bars(run):
+            ending = caption_folder(run, CaptioningTask(folder, captioner, chosen), CommandInbox(run), set())
+        done = sum(event["kind"] == "captioned" for event in events.read(run.events)[0])
+    if ending == "stopped":
+        raise TrainerError(
+            f"stopped after {done} captions; run the same command without --overwrite to caption the others"
+        )
+    typer.echo(f"{done} captions by {captioner.name} ({captioner.kind})")
+
+
+def _open_captioner(model: str, models: Path, *, fetch: bool) -> Captioner:
+    """Opens a captioning model, after downloading it if allowed and necessary. Raises CaptionerError."""
+    from trainer.headers.captioner import is_hub_id, open_captioner
+
     try:
-        opened = open_captioner(model, models)
+        return open_captioner(model, models)
     except CaptionerError:
         if not (fetch and is_hub_id(model)):
             raise
-        from trainer.captioning.fetch import fetch as fetched
+    from trainer.captioning.fetch import fetch as fetch_captioner
 
-        fetched(model, models, typer.echo)
-        opened = open_captioner(model, models)
-    with tempfile.TemporaryDirectory() as place:
-        run = Run(Path(place))
-        with Bars(run):
-            how = caption_folder(run, CaptioningTask(folder, opened, chosen), CommandInbox(run), set())
-        done = _captions_of(run)
-    if how == "stopped":
-        raise TrainerError(
-            f"stopped; {done} captions are written: the same command without --overwrite goes on with the others"
-        )
-    typer.echo(f"{done} captions by {opened.name} ({opened.kind})")
-
-
-def _captions_of(run: Any) -> int:
-    from trainer.runs import events
-
-    return sum(event["kind"] == "captioned" for event in events.read(run.events)[0])
+    fetch_captioner(model, models, typer.echo)
+    return open_captioner(model, models)

@@ -1,91 +1,106 @@
-"""`python -m trainer lora ...`: look into LoRA files, and make others of them."""
+"""`python -m trainer lora ...`: inspects, checks and edits LoRA files."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trainer.cli import MODELS, ModelsOption
+from trainer.cli.options import given, with_options
+from trainer.config import setting
 
 if TYPE_CHECKING:
     import torch
 
     from trainer.lora_file.edit.resize import ResizedLayer
 
-app = typer.Typer(help="Look into LoRA files, and make others of them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Inspect, check, convert, merge, resize, extract and bake LoRA files.", no_args_is_help=True
+)
 
 
 class Form(StrEnum):
+    """Naming schemes of a file's tensors."""
+
     kohya = "kohya"
     kohya_diffusers = "kohya-diffusers"
     diffusers = "diffusers"
 
 
 class Method(StrEnum):
+    """Methods of `lora merge`."""
+
     concat = "concat"
     svd = "svd"
 
 
 class Precision(StrEnum):
+    """Floating-point types of a file's tensors."""
+
     fp16 = "fp16"
     bf16 = "bf16"
     fp32 = "fp32"
 
 
-Words = Annotated[str | None, typer.Option(help="In the maker's words.")]
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors of an SDXL LoRA.")]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors to write.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")]
-Rank = Annotated[int | None, typer.Option(min=1, help="Ranks of each module of the new file, at most.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="An SDXL LoRA in .safetensors.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite OUT if it exists.")]
+Rank = Annotated[int | None, typer.Option(min=1, help="Largest rank of each module of the new file.")]
 PrecisionOption = Annotated[
-    Precision | None, typer.Option(help="Of the new file; that of the given ones when not said.")
+    Precision | None, typer.Option(help="Precision of the new file; that of the given files by default.")
 ]
 
 
 @app.command()
 def inspect(file: File) -> None:
-    """Say what is in a LoRA file."""
+    """Print network, rank, layers and metadata of a LoRA file."""
     from trainer.lora_file.describe import describe
 
     for label, value in describe(file):
         typer.echo(f"{label}: {value}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelTexts:
+    """Texts that `lora label` changes."""
+
+    title: str = setting("", "Title", group="label", help='Title; "" removes it.')
+    author: str = setting("", "Author", group="label", help='Author; "" removes it.')
+    licence: str = setting("", "Licence", group="label", help='Licence; "" removes it.')
+    description: str = setting("", "Description", group="label", help='Description; "" removes it.')
+    tags: str = setting("", "Tags", group="label", help='Tags, separated by commas; "" removes them.')
+    trigger: str = setting("", "Trigger word", group="label", help='Trigger word; "" removes it.')
+
+
 @app.command()
+@with_options(LabelTexts, required=False)
 def label(
     file: File,
-    title: Words = None,
-    author: Words = None,
-    licence: Words = None,
-    description: Words = None,
-    tags: Words = None,
-    trigger: Annotated[str | None, typer.Option(help="The word that brings it in.")] = None,
     weight: Annotated[
-        float | None, typer.Option(min=-2, max=2, help="The strength that its maker prefers.")
+        float | None, typer.Option(min=-2, max=2, help="Recommended strength, from -2 to 2.")
     ] = None,
     own_work: Annotated[
         bool | None,
-        typer.Option("--own-work/--no-own-work", help="Made from the maker's own pictures alone."),
+        typer.Option("--own-work/--no-own-work", help="Whether only the author's own pictures were used."),
     ] = None,
+    **texts: Any,
 ) -> None:
-    """Say what a file tells people of itself, or change that in place; "" takes an entry out. Its tensors stay, to the byte."""
+    """Print or change the metadata that model browsers show, in place; the tensors stay the same."""
     from trainer.headers.edit_metadata import Label, checked, relabel
     from trainer.headers.lora import recognise
 
-    said = {
-        name: value
-        for name, value in locals().items()
-        if name in Label.__dataclass_fields__ and value is not None
-    }
-    facts: dict[str, str] = dict(recognise(file).metadata)
-    if said:
-        facts = relabel(file, checked(dataclasses.replace(Label.of(facts), **said)).changes())
-    for name, value in dataclasses.asdict(Label.of(facts)).items():
+    changes = given({**texts, "weight": weight, "own_work": own_work})
+    metadata: dict[str, str] = dict(recognise(file).metadata)
+    if changes:
+        new_label = checked(dataclasses.replace(Label.of(metadata), **changes))
+        metadata = relabel(file, new_label.changes())
+    for name, value in dataclasses.asdict(Label.of(metadata)).items():
         typer.echo(f"{name.replace('_', ' ')}: {value if value is not None else ''}")
 
 
@@ -93,12 +108,16 @@ def label(
 def check(
     file: File,
     base: Annotated[
-        str | None, typer.Option(help="The base it is for; found by its shapes when not said.")
+        str | None,
+        typer.Option(help="Base model that the file is for; recognised by the file's shapes by default."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     models: ModelsOption = MODELS,
 ) -> None:
-    """Say what A1111, Forge, ComfyUI, InvokeAI, sd-scripts and diffusers take of a file; status 1 if any drops something."""
+    """Print what A1111, Forge, ComfyUI, InvokeAI, sd-scripts and diffusers load of a file.
+
+    The exit status is 1 if one of them ignores a part of it.
+    """
     from trainer.lora_file.compatibility.check import check_file
 
     report = check_file(file, base=_path(base, models) if base else None, bases=models)
@@ -115,15 +134,15 @@ def check(
 def convert(
     file: File,
     out: Out,
-    to: Annotated[Form, typer.Option(help="Whose names OUT has; all tools take kohya.")],
+    to: Annotated[Form, typer.Option(help="Tensor names of OUT; all tools load kohya.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a file with the names of other tools: the same change, its metadata kept."""
+    """Convert a file to the tensor names of other tools; its effect and metadata stay the same."""
     from trainer.lora_file.edit.convert import convert as converted
 
     source = converted(file, out, to.value, overwrite=overwrite)
-    typer.echo(f"{out}: {len(source.modules)} modules with the names of {to.value}")
-    _tell_left_out(file)
+    typer.echo(f"{out}: {len(source.modules)} modules with tensor names of {to.value}")
+    _print_notices(file)
 
 
 @app.command()
@@ -131,24 +150,27 @@ def merge(
     out: Out,
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE:WEIGHT...", help="Files and how much of each; weight 1 when not said."),
+        typer.Argument(metavar="FILE:WEIGHT...", help="Files and their weights; the default weight is 1."),
     ],
     method: Annotated[
-        Method, typer.Option(help="concat is exact and adds the ranks up; svd approximates with --rank.")
+        Method,
+        typer.Option(
+            help="concat is exact, and its rank is the sum of all ranks; svd approximates with --rank."
+        ),
     ] = Method.concat,
     rank: Rank = None,
     precision: PrecisionOption = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the weighted sum of LoRA files."""
+    """Merge LoRA files into their weighted sum."""
     from trainer.lora_file.edit.merge import merge as merged
     from trainer.lora_file.edit.merge import term
 
     terms = [term(text) for text in files]
     modules = merged(out, terms, method=method.value, rank=rank, dtype=_dtype(precision), overwrite=overwrite)
     ranks = sorted({module.rank or 0 for module in modules})
-    typer.echo(f"{out}: {len(modules)} modules of {len(terms)} files, rank {_span(ranks)}")
-    _tell_left_out(*(term.file for term in terms))
+    typer.echo(f"{out}: {len(modules)} modules from {len(terms)} files, rank {_span(ranks)}")
+    _print_notices(*(term.file for term in terms))
 
 
 @app.command()
@@ -158,16 +180,21 @@ def resize(
     rank: Rank = None,
     energy: Annotated[
         float | None,
-        typer.Option(help="Share of the squared singular values that each module keeps, such as 0.95."),
+        typer.Option(help="Fraction of the squared singular values to keep in each module, such as 0.95."),
     ] = None,
     precision: PrecisionOption = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a file of lower rank, by singular values; --rank then is a cap of --energy. LoHa and LoKr become LoRA."""
+    """Lower the rank of a file by singular value decomposition; LoHa and LoKr become LoRA.
+
+    With both --energy and --rank, --rank is the upper limit.
+    """
     from trainer.lora_file.edit.resize import resize as resized
 
-    _tell(out, resized(file, out, rank=rank, energy=energy, dtype=_dtype(precision), overwrite=overwrite))
-    _tell_left_out(file)
+    _print_kept(
+        out, resized(file, out, rank=rank, energy=energy, dtype=_dtype(precision), overwrite=overwrite)
+    )
+    _print_notices(file)
 
 
 @app.command()
@@ -175,25 +202,25 @@ def extract(
     base: Annotated[
         str,
         typer.Argument(
-            metavar="BASE", help="Name under models, or path of a diffusers folder or .safetensors."
+            metavar="BASE", help="Name under models/, or path of a diffusers folder or .safetensors."
         ),
     ],
-    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The checkpoint whose difference is wanted.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="Fine-tuned checkpoint of that base.")],
     out: Out,
-    rank: Annotated[int, typer.Option(min=1, help="Ranks of each module.")] = 32,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of each module.")] = 32,
     text_encoders: Annotated[
-        bool, typer.Option("--text-encoders", help="Theirs too, not only the UNet's.")
+        bool, typer.Option("--text-encoders", help="Also extract the text encoders.")
     ] = False,
     models: ModelsOption = MODELS,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write what TUNED changed in BASE as a LoRA of its linear and convolution layers."""
+    """Extract the difference between TUNED and BASE as a LoRA of linear and convolution layers."""
     from rich.console import Console
 
     from trainer.lora_file.edit.extract import extract as extracted
 
     paths = _path(base, models), _path(tuned, models)
-    with Console(stderr=True).status("reading") as status:  # minutes, for the true SDXL
+    with Console(stderr=True).status("reading") as status:  # minutes for SDXL
 
         def show(layer: ResizedLayer) -> None:
             status.update(f"{layer.part}.{layer.path}: {layer.share:.0%} of the difference kept")
@@ -201,7 +228,7 @@ def extract(
         kept = extracted(
             *paths, out, rank=rank, text_encoders=text_encoders, overwrite=overwrite, report=show
         )
-    _tell(out, kept)
+    _print_kept(out, kept)
 
 
 @app.command()
@@ -209,24 +236,24 @@ def bake(
     file: File,
     out: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="The folder, or .safetensors, to write; must not be there yet."),
+        typer.Argument(metavar="OUT", help="Folder or .safetensors file to write; it must not exist yet."),
     ],
     base: Annotated[
-        str, typer.Option(help="Name under models, or path of a diffusers folder or .safetensors.")
+        str, typer.Option(help="Name under models/, or path of a diffusers folder or .safetensors.")
     ] = "tiny-sdxl",
-    strength: Annotated[float, typer.Option(help="How much of the file.")] = 1.0,
+    strength: Annotated[float, typer.Option(help="Strength of the LoRA.")] = 1.0,
     models: ModelsOption = MODELS,
 ) -> None:
-    """Write a copy of a base with the file in its weights."""
+    """Merge a LoRA into the weights of a base model and write the result."""
     from trainer.lora_file.edit.bake import bake as baked
 
     changed = baked(file, out, _path(base, models), strength)
     typer.echo(f"{out}: {changed} weights of {base} changed, at strength {strength:g}")
-    _tell_left_out(file)
+    _print_notices(file)
 
 
 def _path(reference: str, models: Path) -> Path:
-    """Of a base on disk, as `train --base` names it. Raises BaseError."""
+    """Path of a base model that is given as in `train --base`. Raises BaseError."""
     from trainer.sdxl.base import open_base
 
     return open_base(reference, models).path
@@ -247,7 +274,7 @@ def _span(values: list[int]) -> str:
     return str(values[0]) if values[0] == values[-1] else f"{values[0]}–{values[-1]}"
 
 
-def _tell_left_out(*files: Path) -> None:
+def _print_notices(*files: Path) -> None:
     from trainer.lora_file.scales import file_notice
 
     for file in files:
@@ -255,17 +282,18 @@ def _tell_left_out(*files: Path) -> None:
             typer.echo(notice, err=True)
 
 
-def _tell(out: Path, kept: list[ResizedLayer]) -> None:
-    """What is left of each part."""
+def _print_kept(out: Path, kept: list[ResizedLayer]) -> None:
+    """Prints how much of each part of the model a new file keeps."""
     from trainer.lora_file.modules import PART_LABELS
 
     typer.echo(f"{out}: {len(kept)} modules")
     for part, label in PART_LABELS.items():
         of_part = [module for module in kept if module.part == part]
         if of_part:
-            shares = [module.share for module in of_part]
+            mean_share = sum(module.share for module in of_part) / len(of_part)
             worst = min(of_part, key=lambda module: module.share)
+            ranks = _span(sorted(module.rank for module in of_part))
             typer.echo(
-                f"{label}: {len(of_part)} modules, rank {_span(sorted(module.rank for module in of_part))}, "
-                f"{sum(shares) / len(shares):.1%} of the squared singular values kept, least in {worst.path} ({worst.share:.1%})"
+                f"{label}: {len(of_part)} modules, rank {ranks}, {mean_share:.1%} of the squared singular "
+                f"values kept, least in {worst.path} ({worst.share:.1%})"
             )

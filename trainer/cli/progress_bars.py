@@ -1,9 +1,9 @@
-"""Bars on the terminal: the same events that the page reads, with rate and time left."""
+"""Progress bars on the terminal, from the run's events, with rate and time left."""
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -13,7 +13,7 @@ from trainer.runs.run import Run
 
 
 class Bars:
-    """Follows a run's events in a thread while the work goes on."""
+    """Context manager that shows a run's new events as progress bars, from a thread of its own."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -35,19 +35,21 @@ class Bars:
         self.thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.done.set()
         self.thread.join(timeout=5)
-        self._catch_up()
+        self._show_new_events()
         self.progress.stop()
 
     def _follow(self) -> None:
         while not self.done.wait(0.3):
-            self._catch_up()
+            self._show_new_events()
 
-    def _catch_up(self) -> None:
-        fresh, self.offset = events.read(self.run.events, self.offset)
-        for event in fresh:
+    def _show_new_events(self) -> None:
+        new_events, self.offset = events.read(self.run.events, self.offset)
+        for event in new_events:
             match event["kind"]:
                 case "problem" | "advice":
                     self.progress.console.print(f"note: {event['message']}", markup=False, highlight=False)
@@ -57,7 +59,6 @@ class Bars:
                     self._show("training", event["step"], event["steps"], f"loss {event['loss']:.4f}")
 
     def _show(self, name: str, done: int, total: int, note: str) -> None:
-        facts: dict[str, Any] = {"completed": done, "total": total, "note": note}
         if name not in self.tasks:
-            self.tasks[name] = self.progress.add_task(name, **facts)
-        self.progress.update(self.tasks[name], **facts)
+            self.tasks[name] = self.progress.add_task(name, completed=done, total=total, note=note)
+        self.progress.update(self.tasks[name], completed=done, total=total, note=note)

@@ -1,6 +1,7 @@
 """Weights of a base on disk, a diffusers folder or a single file, read one tensor at a time.
 
-A weight is found by its part and its module path."""
+Weights are addressed by part and module path.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ class PartWeights:
     def tensor(self, path: str) -> torch.Tensor:
         """The weight of a module in the dtype of the file."""
         place = self.places[path]
-        return place.source.made(place.handle.get_tensor(place.source.key), torch.Size(place.shape))
+        return place.source.extract(place.handle.get_tensor(place.source.key), torch.Size(place.shape))
 
 
 def base_weights(path: Path) -> dict[str, PartWeights]:

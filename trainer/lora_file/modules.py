@@ -200,7 +200,7 @@ def _is_odd(item: tuple[str, torch.Tensor]) -> bool:
 
 
 def _tucker_product(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Product (O, I, k, k) of a convolution in LyCORIS' Tucker form, a core (R, R, k, k) between two matrices.
+    """Product (O, I, k, k) of a convolution in LyCORIS' Tucker form: a core (R, R, k, k) and two matrices.
 
     Raises:
         KeyError, RuntimeError: matrices are missing or don't fit.

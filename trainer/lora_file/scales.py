@@ -66,7 +66,7 @@ class Scales:
     misses_config: bool  # PEFT's own file without the configuration beside it
 
     def source(self, module: Module, name: str) -> str | None:
-        """The place where the alpha of a module that has no `.alpha` is kept, or None for scale 1.
+        """The place where the alpha of a module that has no `.alpha` is stored, or None for scale 1.
 
         Args:
             name: the module's name as the file spells it.
@@ -244,11 +244,13 @@ class _Patterns:
     The file is not trusted: an expression such as `(a+)+b` takes hours on one path. Plain names, which is
     what PEFT and diffusers write, are looked up without matching; other expressions must be of a form that
     ends soon.
+
+    Attributes:
+        names: (position in the table, value) by name; `^` begins a name that is the complete path.
+        expressions: (position in the table, expression, value) of the others.
     """
 
-    names: Mapping[
-        str, tuple[int, float]
-    ]  # (position in the table, value); `^` begins a name that is a whole path
+    names: Mapping[str, tuple[int, float]]
     expressions: tuple[tuple[int, re.Pattern[str], float], ...]
 
     @staticmethod

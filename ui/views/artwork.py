@@ -117,10 +117,10 @@ def crop_path(size: tuple[int, int], box: list[float]) -> str:
 
 def finding_words(words: Words, finding: Finding) -> str:
     """What the doctor found, in the visitor's language."""
-    facts = dict(finding.facts)
-    if "corner" in facts:
-        facts["corner"] = words(f"artwork.corner_{facts['corner'].replace(' ', '_')}")
-    return words(f"artwork.found_{finding.kind}", **facts)
+    values = dict(finding.values)
+    if "corner" in values:
+        values["corner"] = words(f"artwork.corner_{values['corner'].replace(' ', '_')}")
+    return words(f"artwork.found_{finding.kind}", **values)
 
 
 def findings_html(words: Words, report: PictureReport, *, unfinished: bool = False) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.dataset.checks import FEWEST as ENOUGH
+from trainer.dataset.checks import RECOMMENDED_PICTURES
 from trainer.dataset.manifest import Manifest
 from trainer.dataset.quick_scan import quick_scan
 from trainer.errors import TrainerError
@@ -93,7 +93,7 @@ def _pictures(found: Manifest, settings: dict[str, Any], small: bool) -> list[Ch
     count = len(found.items)
     if count < MIN_PICTURES:
         return [Check("fix", "check_fewest", {"n": count, "fewest": MIN_PICTURES})]
-    enough = ENOUGH.get(settings.get("preset", "style"), 0)
+    enough = RECOMMENDED_PICTURES.get(settings.get("preset", "style"), 0)
     said = [
         Check("note", "check_few", {"n": count, "enough": enough})
         if count < enough

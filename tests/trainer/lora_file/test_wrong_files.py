@@ -201,7 +201,7 @@ def test_a_wrong_file_is_named_in_one_sentence(command: str, kind: str, tmp_path
         and ";" in err
         and len(err) < 300
     )
-    assert "unexpected fault" not in err
+    assert "unexpected error" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.safetensors"]
 
 
@@ -223,11 +223,11 @@ def test_a_broken_lora_is_refused_in_a_sentence_and_reported_by_check(
             status == 1
             and err.count("\n") == 1
             and err.startswith("impasto: ")
-            and "unexpected fault" not in err
+            and "unexpected error" not in err
         ), arguments
         assert word in err, err
     status, told, err = by_command_line(["lora", "check", file], monkeypatch, capsys)
-    assert "unexpected fault" not in err and (status == 1 or kind == "alpha of several numbers"), told
+    assert "unexpected error" not in err and (status == 1 or kind == "alpha of several numbers"), told
     assert told or err.count("\n") == 1
 
 

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 def refused(*arguments: str | Path) -> str:
     done = trainer(*arguments, check=False)
-    assert done.returncode == 1 and "unexpected fault" not in done.stderr
+    assert done.returncode == 1 and "unexpected error" not in done.stderr
     assert done.stderr.startswith("impasto: ") and done.stderr.count("\n") == 1 and ";" in done.stderr
     return done.stderr
 

@@ -49,8 +49,8 @@ def test_any_prompt_keeps_its_words_and_flags(text: str, seed: int, steps: int):
 
 
 @pytest.mark.parametrize("line", ["a --w", "a --q 3", "a --s 0", "a --d x", "a --l 99", "a --in rain"])
-def test_a_flag_that_is_not_understood_is_refused(line: str):
-    with pytest.raises(ConfigError, match="is not understood; there are --n, --w"):
+def test_an_unknown_flag_is_rejected(line: str):
+    with pytest.raises(ConfigError, match="is not valid; the flags are --n, --w"):
         parse_prompt_line(line)
 
 

@@ -300,14 +300,14 @@ def _warnings_of_places(checked: _Checked) -> list[str]:
     sources = {name: scales.source(module, name) if scales else None for name, module in without.items()}
     warnings = []
     for source in ("ss_network_alpha", "adapter_config.json", METADATA_KEY):
-        scaled = [name for name, found in sources.items() if found == source and without[name].scale != 1]
+        scaled = [name for name, place in sources.items() if place == source and without[name].scale != 1]
         if scaled:
             warnings.append(
                 f"the scale of {len(scaled)} modules is only in {source}, which "
                 f"{'only diffusers reads' if source == METADATA_KEY else 'other tools do not read'}; "
                 "elsewhere they have scale 1: lora convert --to kohya writes the scale beside the matrices"
             )
-    unscaled = [name for name, found in sources.items() if found is None]
+    unscaled = [name for name, place in sources.items() if place is None]
     if unscaled and any(entry.is_kohya for entry in keys.entries):
         warnings.append(
             f"{len(unscaled)} modules have no alpha; every tool then uses scale 1 (alpha = rank), whatever "

@@ -177,7 +177,7 @@ def _a1111(entry: Entry, keys: Keys) -> str | None:
 
 
 def _has_whole_attention(path: str, keys: Keys) -> bool:
-    """True if the file has q, k, v and out of a layer; in A1111's text encoder 2, q, k and v are one weight."""
+    """True if the file has q, k, v and out of a layer; A1111's text encoder 2 joins q, k and v."""
     layer = path.rpartition(".")[0]
     return all(f"{layer}.{name}_proj" in keys.paths["text_encoder_2"] for name in ("q", "k", "v", "out"))
 
@@ -260,7 +260,7 @@ def _sd_module(keys: Keys) -> str:
 
 
 def _sd_network(roles: set[str]) -> str:
-    """`lora`, `loha` or `lokr` where sd-scripts' own modules read it, else `other`; `nothing` without matrices."""
+    """`lora`, `loha` or `lokr` as sd-scripts reads them, `other`, or `nothing` without matrices."""
     prefixes = {role.partition("_")[0] for role in roles - {ALPHA}}
     if not roles - {ALPHA, DORA}:
         return "nothing"

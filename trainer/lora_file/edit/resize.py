@@ -82,7 +82,7 @@ def resize(
 def _resized(
     module: Module, rank: int | None, energy: float | None, dtype: torch.dtype
 ) -> tuple[Module, ResizedLayer]:
-    """The module as a LoRA of lower rank, and what is kept of it."""
+    """The module as a LoRA of lower rank, and the result for the report."""
     part, path, spectrum = module.part, module.path, spectrum_of(module)
     if not len(
         spectrum.values

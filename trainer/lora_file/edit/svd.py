@@ -1,6 +1,6 @@
 """Singular values of the change of a weight, and its best approximation of a rank (Eckart & Young 1936).
 
-Shapes: O outputs, I inputs, R rank, K singular values kept.
+Shapes: O outputs, I inputs, R rank, K singular values.
 """
 
 from __future__ import annotations

@@ -1,0 +1,75 @@
+"""`python -m trainer preview`: samples prompts with LoRA files at several strengths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainer.cli import MODELS, ModelsOption
+from trainer.cli.options import with_options
+from trainer.config import TrainConfig
+from trainer.errors import ConfigError
+from trainer.sampling_config import MAX_FILES, SamplingConfig, parse_weighted_file, sampling_config_from
+
+_SETTINGS = ("negative", "seed", "steps", "guidance", "sampler", "clip_skip", "fast")
+
+
+@with_options(TrainConfig, ("base",))
+@with_options(SamplingConfig, _SETTINGS, flags={"fast": "--fast"})
+def preview(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA .safetensors file.")],
+    prompt: Annotated[list[str], typer.Option(help="Prompt; repeatable.")],
+    out_dir: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", metavar="FILE=WEIGHT", help=f"A further LoRA to mix in, up to {MAX_FILES} in all."
+        ),
+    ] = None,
+    strengths: Annotated[
+        str, typer.Option(help="Strengths of all LoRAs together, from -1 to 2, separated by commas.")
+    ] = "0,0.25,0.5,0.75,1",
+    size: Annotated[
+        str, typer.Option(metavar="WIDTHxHEIGHT", help="Size in px; the base model's native size by default.")
+    ] = "",
+    models: ModelsOption = MODELS,
+    **options: Any,
+) -> None:
+    """Generate pictures of prompts at several strengths: one PNG each, and strip.png."""
+    base = options.pop("base")
+    width, height = _size(size)
+    config = sampling_config_from(
+        {**options, "prompts": prompt, "strengths": _strengths(strengths), "width": width, "height": height}
+    )
+    files = [(file, 1.0), *map(parse_weighted_file, with_ or [])]
+    if len(files) > MAX_FILES:
+        raise ConfigError([f"at most {MAX_FILES} LoRAs can be mixed; merge some first: lora merge"])
+    from trainer.lora_file.scales import file_notice
+    from trainer.sampling.pipeline import generate_from_file
+
+    for path, _ in files:
+        if notice := file_notice(path):
+            typer.echo(notice, err=True)
+    for path in generate_from_file(files, config, out_dir, base=base, models=models):
+        typer.echo(path)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Splits `832x1216`; (0, 0) for an empty text. Raises ConfigError."""
+    width, times, height = text.lower().partition("x")
+    if not text:
+        return 0, 0
+    if not (times and width.isdecimal() and height.isdecimal() and len(text) < 20):
+        raise ConfigError([f"size must be like 832x1216, not {text!r}"])
+    return int(width), int(height)
+
+
+def _strengths(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas. Raises ConfigError."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        message = f"strengths must be numbers separated by commas, like 0,0.5,1, not {text!r}"
+        raise ConfigError([message]) from None

@@ -1,0 +1,1 @@
+"""Declarations of all settings, one dataclass for each group; `TrainConfig` inherits them."""
