@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from safetensors.torch import save
 
 from trainer.config import TrainConfig, block_values
 from trainer.dataset.manifest import Manifest
-from trainer.lora_file.modules import Module, with_one_alpha
+from trainer.lora_file.modules import LoraModule, with_one_alpha
 from trainer.version import SOFTWARE
 
 
@@ -197,7 +197,7 @@ def _network_arguments(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def network_metadata(modules: Iterable[Module], previous: Mapping[str, str]) -> dict[str, str]:
+def network_metadata(modules: Iterable[LoraModule], previous: Mapping[str, str]) -> dict[str, str]:
     """Rank and alpha of modules as sd-scripts writes them, and the entries without which A1111 hides a file.
 
     Ranks and alphas that differ are `Dynamic`. They are those of the UNet's linear layers where there are
@@ -226,7 +226,8 @@ def network_metadata(modules: Iterable[Module], previous: Mapping[str, str]) -> 
     }
 
 
-def _one_or_dynamic(values: set[int | None] | set[float | None]) -> str:
+def _one_or_dynamic(values: Collection[float | None]) -> str:
+    """The value as text, or sd-scripts' word for several values."""
     value = next(iter(values))
     return "Dynamic" if len(values) > 1 or value is None else f"{value:g}"
 

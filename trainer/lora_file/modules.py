@@ -41,7 +41,7 @@ _NETWORKS = (  # roles of a network, without alpha and dora_scale
 
 
 @dataclass(frozen=True)
-class Module:
+class LoraModule:
     """Tensors of a LoRA file for one layer of the base.
 
     Attributes:
@@ -224,10 +224,10 @@ class LoraFile:
 
     path: Path
     metadata: Mapping[str, str]
-    modules: tuple[Module, ...]
+    modules: tuple[LoraModule, ...]
 
     @functools.cached_property
-    def by_layer(self) -> Mapping[tuple[str, str], Module]:
+    def by_layer(self) -> Mapping[tuple[str, str], LoraModule]:
         """Modules by (part, path)."""
         return {(module.part, module.path): module for module in self.modules}
 
@@ -247,7 +247,7 @@ class LoraFile:
         return widest
 
 
-def side_by_side(terms: Sequence[tuple[float, Module]]) -> tuple[torch.Tensor, torch.Tensor]:
+def side_by_side(terms: Sequence[tuple[float, LoraModule]]) -> tuple[torch.Tensor, torch.Tensor]:
     """(up (O, R), down (R, I)) in fp32 of the weighted sum of LoRA modules; R is the sum of their ranks.
 
     up = [w_1 s_1 up_1, w_2 s_2 up_2] and down = [down_1; down_2] with scales s_i: exact, and of scale 1.
@@ -259,13 +259,13 @@ def side_by_side(terms: Sequence[tuple[float, Module]]) -> tuple[torch.Tensor, t
 
 def lora_module(
     part: str, path: str, up: torch.Tensor, down: torch.Tensor, *, alpha: float, dtype: torch.dtype
-) -> Module:
+) -> LoraModule:
     """A LoRA module of up (O, R) and down (R, I), in the shapes of its layer."""
-    kernel = Module(part, path, {DOWN: down}).kernel
+    kernel = LoraModule(part, path, {DOWN: down}).kernel
     if kernel:
         inputs = down.shape[1] // (kernel[0] * kernel[1])
         up, down = up[:, :, None, None], down.reshape(-1, inputs, *kernel)
-    return Module(
+    return LoraModule(
         part,
         path,
         {UP: up.to(dtype).contiguous(), DOWN: down.to(dtype).contiguous(), ALPHA: alpha_tensor(alpha)},
@@ -278,7 +278,7 @@ def alpha_tensor(alpha: float) -> torch.Tensor:
     return half if float(half) == alpha else torch.tensor(alpha, dtype=torch.float32)
 
 
-def with_one_alpha(modules: Iterable[Module]) -> list[Module]:
+def with_one_alpha(modules: Iterable[LoraModule]) -> list[LoraModule]:
     """The same changes with one alpha throughout each part; the rest of the scale goes into the up matrices.
 
     diffusers 0.42 scales a part with several alphas wrongly and only emits a RuntimeWarning. Every tool reads
@@ -298,7 +298,7 @@ def with_one_alpha(modules: Iterable[Module]) -> list[Module]:
     ]
 
 
-def _with_alpha(module: Module, alpha: float) -> Module:
+def _with_alpha(module: LoraModule, alpha: float) -> LoraModule:
     assert module.rank is not None
     own, up = module.scale * module.rank, module.tensors[UP]
     if own != alpha:

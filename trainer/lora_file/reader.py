@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from trainer.errors import LoraFileError
 from trainer.headers.lora import BUNDLED, MATRIX, lora_path, recognise
 from trainer.headers.safetensors import Header
-from trainer.lora_file.modules import LoraFile, Module
+from trainer.lora_file.modules import LoraFile, LoraModule
 from trainer.lora_file.scales import Scales, read_scales
 from trainer.lora_file.sdxl_modules import find_module
 from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, LOHA, UP, split_key
@@ -60,7 +60,7 @@ def read_modules(path: Path) -> LoraFile:
             each other.
     """
     file = read_tensors(path)
-    modules: dict[tuple[str, str], Module] = {}
+    modules: dict[tuple[str, str], LoraModule] = {}
     for name, module in modules_by_name(file, read_scales(file.path, file.header)).items():
         if (module.part, module.path) in modules:
             raise LoraFileError(
@@ -73,7 +73,7 @@ def read_modules(path: Path) -> LoraFile:
     return LoraFile(file.path, file.header.metadata, tuple(modules[place] for place in sorted(modules)))
 
 
-def modules_by_name(file: Tensors, scales: Scales | None, *, strict: bool = True) -> dict[str, Module]:
+def modules_by_name(file: Tensors, scales: Scales | None, *, strict: bool = True) -> dict[str, LoraModule]:
     """Modules by their name as the file spells it, their scale among the tensors.
 
     Args:
@@ -102,12 +102,12 @@ def modules_by_name(file: Tensors, scales: Scales | None, *, strict: bool = True
     for name, tensors in roles.items():
         place = find_module(name)
         assert place
-        module = Module(*place, tensors)
+        module = LoraModule(*place, tensors)
         modules[name] = scales.applied(module, name) if scales else module
     return modules
 
 
-def _expect_sound(module: Module, path: Path) -> None:
+def _expect_sound(module: LoraModule, path: Path) -> None:
     """Raises LoraFileError unless the matrices of a module are complete, fit each other and are finite."""
     where, tensors = f"{path.name}: {module.part}.{module.path}", module.tensors
     if missing := _missing(set(tensors)):
@@ -138,7 +138,7 @@ def _missing(roles: set[str]) -> str | None:
     return None
 
 
-def _expect_fit(module: Module, where: str) -> None:
+def _expect_fit(module: LoraModule, where: str) -> None:
     """Raises LoraFileError unless the matrices can be multiplied and a `dora_scale` fits their product."""
     sides = module.sides
     if sides is None or sides[0] * sides[1] > _MOST_ELEMENTS:

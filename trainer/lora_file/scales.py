@@ -27,7 +27,7 @@ from typing import Any
 from trainer.errors import LoraFileError
 from trainer.headers.lora import PEFT_WEIGHTS, bundled_notice, lora_path, recognise
 from trainer.headers.safetensors import Header
-from trainer.lora_file.modules import PART_LABELS, Module, alpha_tensor
+from trainer.lora_file.modules import PART_LABELS, LoraModule, alpha_tensor
 from trainer.lora_file.tensor_names import ALPHA, DOWN
 
 METADATA_KEY = "lora_adapter_metadata"
@@ -47,7 +47,7 @@ class _PeftScale:
     rank: int | None = None  # stated rank; None: not compared with the file
     ranks: _Patterns | None = None
 
-    def alpha_of(self, module: Module) -> float:
+    def alpha_of(self, module: LoraModule) -> float:
         """The alpha that gives the scale of the configuration as alpha / R."""
         assert module.rank
         alpha = self.alphas.value(module.path, self.alpha)
@@ -65,7 +65,7 @@ class Scales:
     from_config: _PeftScale | None
     misses_config: bool  # PEFT's own file without the configuration beside it
 
-    def source(self, module: Module, name: str) -> str | None:
+    def source(self, module: LoraModule, name: str) -> str | None:
         """The place where the alpha of a module that has no `.alpha` is stored, or None for scale 1.
 
         Args:
@@ -79,7 +79,7 @@ class Scales:
             return "ss_network_alpha"
         return PEFT_CONFIG if self.from_config else None
 
-    def applied(self, module: Module, name: str) -> Module:
+    def applied(self, module: LoraModule, name: str) -> LoraModule:
         """The module with its alpha among the tensors.
 
         Raises:
@@ -101,7 +101,7 @@ class Scales:
         assert alpha is not None
         return replace(module, tensors={**module.tensors, ALPHA: alpha_tensor(alpha)})
 
-    def _expect_rank(self, module: Module, config: _PeftScale) -> None:
+    def _expect_rank(self, module: LoraModule, config: _PeftScale) -> None:
         """Raises LoraFileError unless the rank of the matrices is the one that the configuration states."""
         if config.rank is None or config.ranks is None:
             return

@@ -14,7 +14,7 @@ from trainer.headers.lora import bundled_notice
 from trainer.lora_file.base_weights import layout_of
 from trainer.lora_file.compatibility.keys import Entry, Keys, Verdict
 from trainer.lora_file.compatibility.tools import FORGE_LIMIT, TOOLS
-from trainer.lora_file.modules import PART_LABELS, Module
+from trainer.lora_file.modules import PART_LABELS, LoraModule
 from trainer.lora_file.reader import Tensors, modules_by_name, read_tensors
 from trainer.lora_file.scales import METADATA_KEY, Scales, read_scales, scale_notice
 from trainer.lora_file.sdxl_modules import Layout, find_module, sdxl
@@ -94,7 +94,7 @@ class _Checked:
 
     file: Tensors
     keys: Keys
-    modules: Mapping[str, Module]  # by name as spelled, with the scale as the reader finds it
+    modules: Mapping[str, LoraModule]  # by name as spelled, with the scale as the reader finds it
     scales: Scales | None
 
 
@@ -136,7 +136,7 @@ def check_file(path: Path, *, base: Path | None = None, bases: Path | None = Non
     )
 
 
-def _modules(file: Tensors) -> tuple[Scales | None, dict[str, Module], list[str]]:
+def _modules(file: Tensors) -> tuple[Scales | None, dict[str, LoraModule], list[str]]:
     """(scales, modules by name as spelled, faults); a scale that can't be read is a fault, and None."""
     try:
         scales = read_scales(file.path, file.header)
@@ -145,19 +145,19 @@ def _modules(file: Tensors) -> tuple[Scales | None, dict[str, Module], list[str]
         return None, modules_by_name(file, None, strict=False), [str(error)]
 
 
-def _entry(key: str, modules: Mapping[str, Module], fits: Mapping[str, bool], layout: Layout) -> Entry:
+def _entry(key: str, modules: Mapping[str, LoraModule], fits: Mapping[str, bool], layout: Layout) -> Entry:
     name, role, suffix = split_key(key) or (key.rpartition(".")[0], key.rpartition(".")[2], "")
     place = find_module(name) if name in modules and split_key(key) else None
     exists = place is not None and layout.shape(*place) is not None
     return Entry(key, name, role, suffix, place, exists, fits.get(name, True))
 
 
-def _scale_range(modules: list[Module]) -> tuple[float, float]:
+def _scale_range(modules: list[LoraModule]) -> tuple[float, float]:
     scales = [module.scale for module in modules]
     return min(scales), max(scales)
 
 
-def _best_layout(modules: Mapping[str, Module], bases: Path | None) -> Layout:
+def _best_layout(modules: Mapping[str, LoraModule], bases: Path | None) -> Layout:
     """The layout of SDXL 1.0, unless the shapes fit a base on disk better."""
     if all(_fits(module, sdxl()) for module in modules.values()):
         return sdxl()
@@ -170,7 +170,7 @@ def _best_layout(modules: Mapping[str, Module], bases: Path | None) -> Layout:
     return max(layouts, key=lambda layout: sum(_fits(module, layout) for module in modules.values()))
 
 
-def _fits(module: Module, layout: Layout) -> bool:
+def _fits(module: LoraModule, layout: Layout) -> bool:
     """True where the change of a module has the shape of the base's weight, or is not known."""
     shape = layout.shape(module.part, module.path)
     if shape is None:
@@ -233,7 +233,7 @@ def _warnings(checked: _Checked) -> list[str]:
     return [warning for warning in warnings if warning]
 
 
-def _dora_warning(modules: list[Module]) -> str:
+def _dora_warning(modules: list[LoraModule]) -> str:
     decomposed = [module for module in modules if module.is_decomposed]
     if not decomposed:
         return ""

@@ -1,6 +1,6 @@
 """Baking of a LoRA into the weights of a base, for tools that can't load LoRAs.
 
-The new weight is W + strength * alpha / rank * up down, or the formula of the network in `Module.change`.
+The new weight is W + strength * alpha / rank * up down, or the formula of the network in `LoraModule.change`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trainer.atomic_files import replacing
 from trainer.errors import BaseError, LoraFileError
 from trainer.headers.safetensors import read_header
 from trainer.lora_file.base_weights import PartWeights, base_weights
-from trainer.lora_file.modules import LoraFile, Module
+from trainer.lora_file.modules import LoraFile, LoraModule
 from trainer.lora_file.reader import read_modules
 
 
@@ -86,7 +86,7 @@ def _expect_fit(file: LoraFile, weights: dict[str, PartWeights], base: str) -> N
             )
 
 
-def _changed(module: Module, weight: torch.Tensor, strength: float, name: str) -> torch.Tensor:
+def _changed(module: LoraModule, weight: torch.Tensor, strength: float, name: str) -> torch.Tensor:
     """The new weight in the dtype of the old one. Raises LoraFileError where that can't hold a value."""
     new = weight.float() + strength * module.change(weight)
     new = new.to(weight.dtype)

@@ -17,7 +17,7 @@ from trainer.atomic_files import write_atomically
 from trainer.errors import LoraFileError
 from trainer.lora_file.metadata import network_metadata, with_hashes
 from trainer.lora_file.module_names import PREFIX, diffusers_name, kohya_name
-from trainer.lora_file.modules import LoraFile, Module, with_one_alpha
+from trainer.lora_file.modules import LoraFile, LoraModule, with_one_alpha
 from trainer.lora_file.reader import read_modules
 from trainer.lora_file.scales import METADATA_KEY
 from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, UP, suffix_of
@@ -38,7 +38,7 @@ def convert(source: Path, out: Path, form: str, *, overwrite: bool = False) -> L
     return file
 
 
-def tensors_of(modules: Iterable[Module], form: str, source: str) -> dict[str, torch.Tensor]:
+def tensors_of(modules: Iterable[LoraModule], form: str, source: str) -> dict[str, torch.Tensor]:
     """Tensors by their name in the format `form`. Raises LoraFileError where that can't hold a module."""
     if form == "diffusers":
         return {key: tensor for module in modules for key, tensor in _diffusers_tensors(module, source)}
@@ -50,21 +50,21 @@ def tensors_of(modules: Iterable[Module], form: str, source: str) -> dict[str, t
     }
 
 
-def _original_blocks(module: Module) -> str:
+def _original_blocks(module: LoraModule) -> str:
     """kohya's name with the block numbers of the original checkpoint."""
     if module.path == "text_projection":
         return f"{PREFIX[module.part]}{module.path}"
     return kohya_name(module.part, module.path)
 
 
-def _diffusers_blocks(module: Module) -> str:
+def _diffusers_blocks(module: LoraModule) -> str:
     """kohya's name with the blocks of diffusers."""
     if module.part == "unet":
         return PREFIX["unet"] + module.path.replace(".", "_")
     return _original_blocks(module)
 
 
-def _diffusers_tensors(module: Module, source: str) -> list[tuple[str, torch.Tensor]]:
+def _diffusers_tensors(module: LoraModule, source: str) -> list[tuple[str, torch.Tensor]]:
     """(name, tensor) pairs of a LoRA or DoRA module in PEFT's form."""
     if module.network not in ("lora", "dora"):
         raise LoraFileError(

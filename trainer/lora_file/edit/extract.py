@@ -13,7 +13,7 @@ from trainer.lora_file.edit.convert import expect_free, tensors_of, write_lora
 from trainer.lora_file.edit.resize import ResizedLayer
 from trainer.lora_file.edit.svd import of_matrix
 from trainer.lora_file.metadata import network_metadata
-from trainer.lora_file.modules import Module, lora_module
+from trainer.lora_file.modules import LoraModule, lora_module
 
 
 def extract(
@@ -38,7 +38,7 @@ def extract(
     """
     expect_free(out, overwrite)
     first, second = base_weights(base), base_weights(tuned)
-    modules: list[Module] = []
+    modules: list[LoraModule] = []
     layers: list[ResizedLayer] = []
     for part in first if text_encoders else ["unet"]:
         for path in _layers(first[part], second[part], f"{tuned.name}/{part}"):
@@ -77,7 +77,7 @@ def _layers(base: PartWeights, tuned: PartWeights, where: str) -> list[str]:
     return sorted(paths)
 
 
-def _metadata(base: Path, tuned: Path, out: Path, modules: list[Module]) -> dict[str, str]:
+def _metadata(base: Path, tuned: Path, out: Path, modules: list[LoraModule]) -> dict[str, str]:
     """Metadata of the new file."""
     return {
         **network_metadata(modules, {}),

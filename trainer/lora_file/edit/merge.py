@@ -13,7 +13,7 @@ from trainer.errors import LoraFileError
 from trainer.lora_file.edit.convert import expect_free, tensors_of, write_lora
 from trainer.lora_file.edit.svd import of_matrix, of_product
 from trainer.lora_file.metadata import network_metadata
-from trainer.lora_file.modules import LoraFile, Module, lora_module, side_by_side
+from trainer.lora_file.modules import LoraFile, LoraModule, lora_module, side_by_side
 from trainer.lora_file.reader import read_modules
 
 _BASE_ENTRIES = (
@@ -65,7 +65,7 @@ def merge(
     rank: int | None = None,
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
-) -> list[Module]:
+) -> list[LoraModule]:
     """Writes the weighted sum of LoRA files, each of which may change other modules.
 
     Args:
@@ -90,7 +90,7 @@ def merge(
         )
     files = [read_modules(each.file) for each in terms]
     dtype = dtype or _widest(files)
-    shared: dict[tuple[str, str], list[tuple[float, Module]]] = {}
+    shared: dict[tuple[str, str], list[tuple[float, LoraModule]]] = {}
     for file, each in zip(files, terms, strict=True):
         for module in file.modules:
             shared.setdefault((module.part, module.path), []).append((each.weight, module))
@@ -116,7 +116,7 @@ def _widest(files: Sequence[LoraFile]) -> torch.dtype:
     return dtype
 
 
-def _joined(part: str, path: str, terms: list[tuple[float, Module]], dtype: torch.dtype) -> Module:
+def _joined(part: str, path: str, terms: list[tuple[float, LoraModule]], dtype: torch.dtype) -> LoraModule:
     """The exact sum; its alpha is its rank, so that the scale is 1."""
     for _, module in terms:
         if module.network != "lora":
@@ -129,8 +129,8 @@ def _joined(part: str, path: str, terms: list[tuple[float, Module]], dtype: torc
 
 
 def _approximated(
-    part: str, path: str, terms: list[tuple[float, Module]], rank: int, dtype: torch.dtype
-) -> Module:
+    part: str, path: str, terms: list[tuple[float, LoraModule]], rank: int, dtype: torch.dtype
+) -> LoraModule:
     """The best approximation of the sum by a LoRA of `rank`."""
     outputs, inputs = _expect_same_shape(terms)
     if all(module.network == "lora" for _, module in terms):
@@ -144,7 +144,7 @@ def _approximated(
     return lora_module(part, path, up, down, alpha=up.shape[1], dtype=dtype)
 
 
-def _expect_same_shape(terms: list[tuple[float, Module]]) -> tuple[int, int]:
+def _expect_same_shape(terms: list[tuple[float, LoraModule]]) -> tuple[int, int]:
     """(O, I) of the modules. Raises LoraFileError where they differ, or where a module can't be computed."""
     sides = []
     for _, module in terms:
@@ -161,7 +161,7 @@ def _expect_same_shape(terms: list[tuple[float, Module]]) -> tuple[int, int]:
 
 
 def _metadata(
-    out: Path, files: Sequence[LoraFile], terms: Sequence[Term], modules: list[Module]
+    out: Path, files: Sequence[LoraFile], terms: Sequence[Term], modules: list[LoraModule]
 ) -> dict[str, str]:
     """Metadata of the new file: entries about the base that all files share, and the names of the files."""
     shared = {

@@ -11,7 +11,7 @@ from trainer.errors import LoraFileError
 from trainer.lora_file.edit.convert import expect_free, tensors_of, write_lora
 from trainer.lora_file.edit.svd import Spectrum, of_matrix, of_product
 from trainer.lora_file.metadata import network_metadata
-from trainer.lora_file.modules import Module, lora_module
+from trainer.lora_file.modules import LoraModule, lora_module
 from trainer.lora_file.reader import read_modules
 
 
@@ -52,7 +52,7 @@ def resize(
             f"--energy is a share between 0 and 1, not {energy:g}; 0.95 keeps most of a style"
         )
     file = read_modules(source)
-    modules: list[Module] = []
+    modules: list[LoraModule] = []
     layers: list[ResizedLayer] = []
     for module in file.modules:
         try:
@@ -80,8 +80,8 @@ def resize(
 
 
 def _resized(
-    module: Module, rank: int | None, energy: float | None, dtype: torch.dtype
-) -> tuple[Module, ResizedLayer]:
+    module: LoraModule, rank: int | None, energy: float | None, dtype: torch.dtype
+) -> tuple[LoraModule, ResizedLayer]:
     """The module as a LoRA of lower rank, and the result for the report."""
     part, path, spectrum = module.part, module.path, spectrum_of(module)
     if not len(
@@ -96,7 +96,7 @@ def _resized(
     return lora_module(part, path, up, down, alpha=size, dtype=dtype), layer
 
 
-def spectrum_of(module: Module) -> Spectrum:
+def spectrum_of(module: LoraModule) -> Spectrum:
     """The singular values of a module's change; for a LoRA without forming the whole matrix."""
     if module.network == "lora":
         up, down = module.matrices()
