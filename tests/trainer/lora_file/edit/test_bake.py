@@ -86,7 +86,7 @@ def test_a_single_file_checkpoint_is_baked_like_its_folder(small, tmp_path: Path
 def test_baking_replaces_no_file_and_leaves_no_partial_output(small, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", small)
     (tmp_path / "there").mkdir()
-    with pytest.raises(LoraFileError, match="there already"):
+    with pytest.raises(LoraFileError, match="exists; choose another name"):
         bake(tmp_path / "a.safetensors", tmp_path / "there", TINY)
     with pytest.raises(LoraFileError, match="lower strength"):
         bake(tmp_path / "a.safetensors", tmp_path / "overflown", TINY, 1e9)
