@@ -402,8 +402,7 @@ def layer_with(**shares) -> LoraLinear:
     torch.manual_seed(0)
     layer = LoraLinear(
         nn.Linear(6, 3),
-        rank=4000,
-        alpha=4000.0,
+        LayerSpec(rank=4000, alpha=4000.0),
         strength=Strength(),
         dropout=Dropout(batch_seed=1, **shares),
         name="a",
