@@ -2,9 +2,9 @@
 
 Its directory has the protocol of a run, one JSON object in a line:
 
-    commands.jsonl   {"kind": "plan", "id": "1", "folder": "/home/me/pictures", "settings": {"steps": 500}}
-    events.jsonl     {"kind": "planned", "id": "1", "seconds": 840.5, "peak": 62e8, "budget": 8e9, "file": 46e6}
-                     {"kind": "refused", "id": "1", "message": "...", "cause": "memory", "remedy": {"batch": 2}}
+    commands.jsonl   {"kind": "plan", "id": "1", "folder": "/pictures", "settings": {"steps": 500}}
+    events.jsonl     {"kind": "planned", "id": "1", "seconds": 840.5, "peak": 62e8, "budget": 8e9, "file": 4e7}
+                     {"kind": "refused", "id": "1", "message": "", "cause": "memory", "remedy": {"batch": 2}}
 
 If several requests for one folder wait, only the newest gets an estimate: each replaces the earlier ones.
 """
@@ -52,7 +52,7 @@ def serve(folder: Path, models: Path, *, idle_seconds: float = IDLE_SECONDS) -> 
 
 
 def estimate(request: dict[str, Any], models: Path, cache_folder: Path) -> dict[str, Any]:
-    """Returns the event for a request: `planned`, or `refused` if the training can't start with these settings."""
+    """Returns the event for a request: `planned`, or `refused` if the training can't start."""
     config = None
     try:
         settings = request["settings"]
