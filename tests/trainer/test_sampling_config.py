@@ -72,13 +72,13 @@ def test_rows_of_a_prompt_draw_the_same_noise_also_in_later_steps():
     request = SamplingConfig(
         prompts=("a cat",), strengths=(0.0, 1.0), sampler="euler_a", steps=2
     )  # without a LoRA a strength means nothing
-    first, second = (cell.picture for cell in warm.draw(None, request))
+    first, second = (cell.image for cell in warm.generate(None, request))
     assert first.tobytes() == second.tobytes()
     assert (
         first.tobytes()
-        != warm.draw(None, SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), steps=2))[
+        != warm.generate(None, SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), steps=2))[
             0
-        ].picture.tobytes()
+        ].image.tobytes()
     )
 
 
@@ -86,7 +86,7 @@ def test_a_picture_names_its_sampler_and_every_lora_as_a1111_does(tmp_path: Path
     request = SamplingConfig(
         prompts=("a cat",), negative="blurry", sampler="dpmpp_2m_karras", steps=7, guidance=4.5, seed=3
     )
-    cell = GeneratedImage(prompt_index=0, strength=0.5, picture=Image.new("RGB", (64, 64)))
+    cell = GeneratedImage(prompt_index=0, strength=0.5, image=Image.new("RGB", (64, 64)))
     save_image(
         cell, request, tmp_path / "a.png", base="tiny", loras=[("ink", 1.0), ("wash", 0.5), ("none", 0.0)]
     )

@@ -20,8 +20,8 @@ from trainer.errors import LoraFileError
 from trainer.headers.safetensors import read_header
 from trainer.presets import preset_values
 from trainer.runs import events, run
-from trainer.sampling.sampler import SamplingConfig, draw, rows_per_pass
-from trainer.sampling_config import SamplingLimits
+from trainer.sampling.sampler import Sampler, rows_per_pass
+from trainer.sampling_config import SamplingConfig, SamplingLimits
 from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import decode_images, decoding_tile, encode_image, to_pixels
 from trainer.sdxl.text import Conditioning
@@ -110,6 +110,7 @@ def parts() -> dict:
     base = open_base("tiny-sdxl", MODELS)
     adapter = Adapter()
     return {
+        "base": base,
         "unet": base.unet(CPU, torch.float32),
         "vae": base.vae(CPU),
         "scheduler": base.scheduler(),
@@ -123,23 +124,17 @@ def test_a_strip_in_several_passes_has_the_same_images(parts: dict):
         text: Conditioning(torch.randn(1, 77, 144, generator=draws), torch.randn(1, 80, generator=draws))
         for text in ("a cat", "")
     }
-    request = SamplingConfig(prompts=("a cat",), strengths=(0.0, 0.5, 1.0), steps=2)
+    config = SamplingConfig(prompts=("a cat",), strengths=(0.0, 0.5, 1.0), steps=2)
     passes: list[int] = []
 
-    def drawn(room: SamplingLimits) -> list:
+    def generated(limits: SamplingLimits) -> list:
         hook = parts["unet"].register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
-        cells = draw(
-            request,
-            **parts,
-            conditioning=lambda text, _: texts[text],
-            size=(128, 128),
-            latent_factor=8,
-            room=room,
-        )
+        sampler = Sampler(**parts, limits=limits)
+        cells = sampler.generate(config, sampler.prompt_encoder(texts, texts.__getitem__))
         hook.remove()
-        return [np.asarray(cell.picture, dtype=float) for cell in cells]
+        return [np.asarray(cell.image, dtype=float) for cell in cells]
 
-    whole, divided = drawn(SamplingLimits()), drawn(SamplingLimits(pixels=2 * 128 * 128))
+    whole, divided = generated(SamplingLimits()), generated(SamplingLimits(pixels=2 * 128 * 128))
     assert passes == [6, 6, 4, 4, 2, 2]  # with and without the prompt
     assert max(np.abs(one - other).max() for one, other in zip(whole, divided, strict=True)) <= 1
 
@@ -239,6 +234,6 @@ def test_out_of_memory_while_sampling_does_not_end_the_training(tmp_path: Path, 
     assert of.lora_file.is_file()
     assert (of.samples / "strip.png").is_file()
     assert any(
-        "memory did not suffice to draw pictures at step 0" in event["message"]
+        "not enough memory for the sample images at step 0" in event["message"]
         for event in events_of(of, "problem")
     )

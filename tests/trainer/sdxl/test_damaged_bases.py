@@ -44,7 +44,7 @@ def error_of(*arguments: str | Path) -> str:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_damaged_configuration_is_named(folder: Path, name: str, how: str):
     (folder / name).write_bytes(DAMAGE[how]((folder / name).read_bytes()))
-    assert f"painted is not a whole diffusers folder ({name} can't be read)" in error_of(
+    assert f"painted is not a complete diffusers folder ({name} can't be read)" in error_of(
         "base", "check", folder
     )
 
