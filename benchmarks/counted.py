@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.adapter.lora import Adapter
 from trainer.config import TrainConfig
-from trainer.planning.memory import WorkloadShape, attach_to_meta, counting_fused_attention, meta_unet
-from trainer.planning.memory import _predicted as predicted
+from trainer.planning.memory import WorkloadShape, attach_to_meta, meta_unet, predict_on_meta
+from trainer.planning.tracer import counting_fused_attention
 
 # They make room and launch nothing.
 _ROOM = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
@@ -42,7 +42,7 @@ def step_on_shapes(config: TrainConfig, shape: WorkloadShape) -> tuple[Callable[
     unet = meta_unet(shape.configs, shape.dtype)
     adapter = attach_to_meta(config, {"unet": unet})
     adapter.zero_grad()
-    return lambda: predicted(unet, shape, config.batch).float().square().mean(), adapter
+    return lambda: predict_on_meta(unet, shape, config.batch).float().square().mean(), adapter
 
 
 def launches_of_step(config: TrainConfig, shape: WorkloadShape) -> tuple[int, Counter[str]]:

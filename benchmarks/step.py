@@ -24,7 +24,7 @@ from trainer.config import TrainConfig
 from trainer.hardware.activation_checkpointing import enable_activation_checkpointing
 from trainer.hardware.compile import compile_blocks
 from trainer.hardware.device import find_device, resolve_dtype
-from trainer.planning.plan import matmul_rate, peak_bytes
+from trainer.planning.budget import matmul_rate, peak_bytes
 from trainer.sdxl.base import ORIGINAL, open_base
 from trainer.training.optim import build_optimizer
 

@@ -98,6 +98,7 @@ def ink_run(common_folder: Path, warm_cache: Path) -> Path:
 
 
 LONGEST = (
+    "test_golden.py",
     "test_browser_everyone.py",
     "test_train.py",
     "test_browser_train.py",

@@ -25,12 +25,8 @@ from trainer.hardware.precision import precision_for
 from trainer.lora_file.attach import start_from
 from trainer.lora_file.metadata import Training, metadata, thumbnail
 from trainer.lora_file.writer import save_lora
-from trainer.planning.plan import (
-    config_of_earlier_run,
-    encoding_tile_of_earlier_run,
-    give_back_memory,
-    peak_bytes,
-)
+from trainer.planning.budget import give_back_memory, peak_bytes
+from trainer.planning.plan import config_of_earlier_run, encoding_tile_of_earlier_run
 from trainer.runs.commands import CommandInbox
 from trainer.runs.run import Run, remove_temporary_files
 from trainer.sdxl.base import open_base
@@ -95,7 +91,7 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
     objective = objective_of(config, base)
     planned = plan_training(config_of_earlier_run(run), manifest, base, device, run.path.parent / ".cache")
     chosen = planned.options.chosen(config)
-    run.emit("planned", words=planned.line(), **planned.facts())
+    run.emit("planned", words=planned.summary(), **planned.event_fields())
     trains_text = config.train_text_encoder_1 or config.train_text_encoder_2
     text_stops = math.floor(config.text_encoder_stop * config.steps) if trains_text else config.steps
 
@@ -168,7 +164,7 @@ def train(run: Run, models: Path, commands_offset: int | None = None) -> str:
     if first:
         run.emit("stage", stage="resuming", done=first, total=config.steps)
     sampler = TrainingSamples(
-        run, config, base, samples, unet, adapter, sample_texts_of, planned.options.room
+        run, config, base, samples, unet, adapter, sample_texts_of, planned.options.sampling_limits
     )
     between = LivePreview(sampler, stop, average)
     validation = Validation(run, set_aside, aside_captions, objective, texts, unet, adapter, first)

@@ -21,7 +21,7 @@ from trainer.config import TrainConfig
 from trainer.errors import ConfigError, TrainerError
 from ui.store.drawings import Drawings
 from ui.store.library import Library
-from ui.tabs import Shared
+from ui.tabs import PageContext
 from ui.views.html import picture_url
 from ui.views.settings_form import FILES, FOLDERS, TERMINAL_ONLY
 from ui.workspace import Workspace
@@ -29,8 +29,8 @@ from ui.workspace import Workspace
 PREVIEW_SECONDS = 1800
 
 
-def build(shared: Shared) -> None:
-    studio = shared.studio
+def build(page: PageContext) -> None:
+    studio = page.studio
 
     def start_training(project: str, settings: dict, request: gr.Request) -> dict:
         """Trains on a project's pictures, as soon as the device is free; settings as in docs/settings.md."""

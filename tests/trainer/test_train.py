@@ -428,7 +428,7 @@ def test_a_full_disk_for_samples_does_not_end_the_training(tmp_path: Path, monke
     [
         (["--base", "no-such-base"], "no-such-base"),
         (["--precision", "fp16"], "fp16 needs a GPU"),
-        (["--set", "gradient_checkpointing=all", "--vram", "0.1"], "0.1 are there; try"),
+        (["--set", "gradient_checkpointing=all", "--vram", "0.1"], "0.1 GB are available; try"),
         (["--set", "bucket_min=512"], "widen bucket_min"),
         (["--set", "mask=alpha"], "no picture has a mask"),
         (["--set", "prior_folder=no-such-folder"], "no-such-folder is not a folder"),

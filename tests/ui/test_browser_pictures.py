@@ -87,7 +87,7 @@ def test_the_crop_moves_by_keys_and_by_pointer_and_is_kept(page: Any, studio: St
     waits(
         "document.querySelector('#cards li[data-name=\"banner.png\"] [aria-valuenow]').getAttribute('aria-valuenow') === '100'"
     )
-    waits("document.querySelector('#cards li[data-name=\"banner.png\"] .said').innerText === 'Saved'")
+    waits("document.querySelector('#cards li[data-name=\"banner.png\"] .message').innerText === 'Saved'")
     for _ in range(200):
         kept = json.loads((project(studio) / ".impasto" / "pictures.json").read_text())["banner.png"]["crop"]
         if kept == [1, 0.5]:
@@ -125,7 +125,7 @@ def test_a_page_that_nobody_touches_asks_for_little(page: Any):
     asked = []
     page.reload()
     page.wait_for_selector("#cards .picture")
-    page.evaluate("for (let i = 0; i < 3; i++) document.querySelector('#news-made').click()")
+    page.evaluate("for (let i = 0; i < 3; i++) document.querySelector('#refresh-made').click()")
     page.wait_for_timeout(5000)
     page.on(
         "request", lambda request: asked.append(request.url) if "/gradio_api/run" in request.url else None

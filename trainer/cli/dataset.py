@@ -53,7 +53,7 @@ def check(
     measures = {name: measure(Path(item.path)) for name, item in zip(names, manifest.items, strict=True)}
     for finding in findings(measures, dict(zip(names, placements, strict=True)), config.preset):
         typer.echo(
-            f"note: {finding.picture} {finding.words}" if finding.picture else f"note: {finding.words}"
+            f"note: {finding.picture} {finding.sentence}" if finding.picture else f"note: {finding.sentence}"
         )
     typer.echo(f"{len(manifest.items)} pictures, {len(manifest.problems)} problems")
 

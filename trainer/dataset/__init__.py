@@ -1,1 +1,3 @@
-"""Pictures and captions: a folder is scanned into a manifest; each picture gets a bucket."""
+"""Pictures and captions: a folder is scanned into a manifest, and each picture is assigned to a bucket. No
+torch.
+"""

@@ -1,7 +1,8 @@
-"""Zip files from anyone: read member by member with every byte counted, never unpacked as they ask to be.
+"""Unpacking of zip files from untrusted sources: member by member, with limits on what comes out.
 
-Refused whole: what is no zip, members that share bytes (Fifield 2019, "A better zip bomb"), too many members.
-Refused one by one: names that lead elsewhere, links, locked members, archives inside, what is larger than it may be.
+The whole archive is refused if it is no zip, if members share bytes (Fifield 2019, "A better zip bomb") or if
+there are too many members. Single members are refused if their name leads out of the folder, if they are
+links, encrypted or archives themselves, or if they are too large.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ from trainer.errors import DatasetError
 
 ARCHIVES = frozenset({".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".cbz", ".cbr"})
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_LOCAL_HEADER, _MEMBER_HEADER = (
-    30,
-    46,
-)  # bytes before the name, beside the member and in the directory at the end
-_END = struct.Struct(
-    "<4s4H2LH"
-)  # signature, two disk numbers, members here and in all, size and offset of the directory, comment
-_CHUNK = 1 << 16
+# Bytes before the name of a member: in the header beside its data, and in the central directory.
+_LOCAL_HEADER_BYTES, _DIRECTORY_ENTRY_BYTES = 30, 46
+# End of central directory: signature, two disk numbers, members on this disk and in all, size and offset of
+# the directory, length of the comment.
+_END = struct.Struct("<4s4H2LH")
+_END_SIGNATURE, _ZIP64_SIGNATURE = b"PK\x05\x06", b"PK\x06\x07"
+_MAX_COMMENT_BYTES = 65_535
+_ZIP64_LOCATOR_BYTES = 20
+_CHUNK_BYTES = 1 << 16
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveLimits:
-    """How much an archive may hold, unpacked."""
+    """Limits on the unpacked content of an archive."""
 
     members: int = 5000
     member_bytes: int
@@ -40,39 +43,44 @@ class ArchiveLimits:
 
 @dataclass(frozen=True)
 class Member:
-    """One file of an archive: unpacked at `path`, or refused with a reason."""
+    """One file of an archive: unpacked at `path`, or refused for `reason`."""
 
-    name: str  # with its folders, as the archive calls it
+    name: str  # with its folders, as in the archive
     path: Path | None
     reason: str = ""
 
 
-def extract_members(archive: Path, into: Path, bounds: ArchiveLimits) -> Iterator[Member]:
-    """Unpacks an archive's files one after another into names of our own; whoever takes one may move it away.
+def extract_members(archive: Path, into: Path, limits: ArchiveLimits) -> Iterator[Member]:
+    """Unpacks the files of an archive one after another; each is deleted when the next one is requested.
 
-    Raises DatasetError when the archive as a whole can't be trusted or read.
+    Files get numbers as names, so that no name of the archive reaches the file system. The caller can move
+    them.
+
+    Raises:
+        DatasetError: the whole archive is refused, or its content exceeds `limits.total_bytes`.
     """
-    with _opened(archive, bounds) as opened:
-        wanted = [info for info in opened.infolist() if not info.is_dir() and not _is_clutter(info.filename)]
+    with _open(archive, limits) as opened:
+        infos = [info for info in opened.infolist() if not info.is_dir() and not _is_clutter(info.filename)]
         _check_overlaps(archive, opened.infolist())
-        left = bounds.total_bytes
-        for number, info in enumerate(wanted):
+        bytes_left = limits.total_bytes
+        for number, info in enumerate(infos):
             name = display_name(info.filename)
-            reason = _refusal(info)
+            reason = _reason_to_refuse(info)
             if reason:
                 yield Member(name, None, reason)
                 continue
             target = into / f"{number:05d}{PurePosixPath(name).suffix[:10]}"
             try:
-                left -= _copied(opened, info, target, min(bounds.member_bytes, left))
+                bytes_left -= _extract(opened, info, target, min(limits.member_bytes, bytes_left))
             except _TooLarge:
                 target.unlink(missing_ok=True)
-                if bounds.member_bytes >= left:
+                if limits.member_bytes >= bytes_left:
                     raise DatasetError(
-                        f"{display_name(archive.name)} holds more than {bounds.total_bytes // 1_000_000} MB; send it in parts"
+                        f"{display_name(archive.name)} holds more than {limits.total_bytes // 1_000_000} MB; "
+                        "send it in parts"
                     ) from None
-                yield Member(name, None, f"is larger than {bounds.member_bytes // 1_000_000} MB")
-            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):
+                yield Member(name, None, f"is larger than {limits.member_bytes // 1_000_000} MB")
+            except _DAMAGE:
                 target.unlink(missing_ok=True)
                 yield Member(name, None, "is damaged inside the zip")
             else:
@@ -81,34 +89,34 @@ def extract_members(archive: Path, into: Path, bounds: ArchiveLimits) -> Iterato
 
 
 def display_name(name: str) -> str:
-    """A member's name as it may be shown: one line, at most 120 characters."""
+    """Returns a file name that is safe to show: one line of at most 120 characters."""
     return one_line(name)[:120] or "a file without a name"
 
 
-def _opened(archive: Path, bounds: ArchiveLimits) -> zipfile.ZipFile:
-    told = display_name(archive.name)
-    _check_directory(archive, told, bounds)
+def _open(archive: Path, limits: ArchiveLimits) -> zipfile.ZipFile:
+    name = display_name(archive.name)
+    _check_directory(archive, name, limits)
     try:
         return zipfile.ZipFile(archive)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
-        raise DatasetError(f"{told} can't be read as a zip; make it anew") from None
+        raise DatasetError(f"{name} can't be read as a zip; create it again") from None
 
 
-def _check_directory(archive: Path, told: str, bounds: ArchiveLimits) -> None:
-    """The list of members is read into memory at once, so its size is asked first."""
+def _check_directory(archive: Path, name: str, limits: ArchiveLimits) -> None:
+    """Checks the number of members before `zipfile` reads the whole central directory into memory."""
     with archive.open("rb") as file:
-        file.seek(max(0, archive.stat().st_size - 65_535 - _END.size - 20))
+        tail_bytes = _MAX_COMMENT_BYTES + _END.size + _ZIP64_LOCATOR_BYTES
+        file.seek(max(0, archive.stat().st_size - tail_bytes))
         tail = file.read()
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or len(tail) - at < _END.size:
-        raise DatasetError(f"{told} can't be read as a zip; make it anew")
-    _, _, _, _, count, size, _, _ = _END.unpack_from(tail, at)
-    if (
-        b"PK\x06\x07" in tail[max(0, at - 20) : at]
-        or count > bounds.members
-        or size > bounds.members * (_MEMBER_HEADER + 1024)
-    ):
-        raise DatasetError(f"{told} holds more than {bounds.members} files; send it in parts")
+    end = tail.rfind(_END_SIGNATURE)
+    if end < 0 or len(tail) - end < _END.size:
+        raise DatasetError(f"{name} can't be read as a zip; create it again")
+    _, _, _, _, count, directory_bytes, _, _ = _END.unpack_from(tail, end)
+    # Zip64 is for more than 65,535 members or 4 GB, which is beyond the limits in any case.
+    is_zip64 = _ZIP64_SIGNATURE in tail[max(0, end - _ZIP64_LOCATOR_BYTES) : end]
+    longest_directory = limits.members * (_DIRECTORY_ENTRY_BYTES + 1024)
+    if is_zip64 or count > limits.members or directory_bytes > longest_directory:
+        raise DatasetError(f"{name} holds more than {limits.members} files; send it in parts")
 
 
 def _check_overlaps(archive: Path, infos: list[zipfile.ZipInfo]) -> None:
@@ -116,21 +124,21 @@ def _check_overlaps(archive: Path, infos: list[zipfile.ZipInfo]) -> None:
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < end:
             raise DatasetError(
-                f"{display_name(archive.name)} is damaged: its files share the same bytes; make it anew"
+                f"{display_name(archive.name)} is damaged: its files share the same bytes; create it again"
             )
-        end = info.header_offset + _LOCAL_HEADER + info.compress_size
+        end = info.header_offset + _LOCAL_HEADER_BYTES + info.compress_size
 
 
 def _is_clutter(name: str) -> bool:
-    """What operating systems add unasked."""
+    """Whether a file was added by an operating system: __MACOSX, hidden files, Thumbs.db."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    return "__MACOSX" in parts or (
-        bool(parts)
-        and ((parts[-1].startswith(".") and parts[-1] != "..") or parts[-1].lower() == "thumbs.db")
-    )
+    if not parts:
+        return False
+    is_hidden = parts[-1].startswith(".") and parts[-1] != ".."
+    return "__MACOSX" in parts or is_hidden or parts[-1].lower() == "thumbs.db"
 
 
-def _refusal(info: zipfile.ZipInfo) -> str:
+def _reason_to_refuse(info: zipfile.ZipInfo) -> str:
     path = PurePosixPath(info.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in info.filename or "\0" in info.orig_filename:
         return "has a name that leads out of the zip"
@@ -141,21 +149,23 @@ def _refusal(info: zipfile.ZipInfo) -> str:
     if path.suffix.lower() in ARCHIVES:
         return "is an archive inside the zip; unpack it first"
     if info.compress_type not in _METHODS:
-        return "is packed in a way that is not read; make an ordinary zip"
+        return "uses a compression method that is not supported; make an ordinary zip"
     return ""
 
 
 class _TooLarge(Exception):
-    pass
+    """Raised when a member is larger than allowed."""
 
 
-def _copied(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, most: int) -> int:
-    """Writes one member out; its bytes. What the archive says of sizes is not believed."""
+def _extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, max_bytes: int) -> int:
+    """Writes one member to `target` and returns its size. Counts the bytes, since the sizes in headers can be
+    false.
+    """
     count = 0
     with opened.open(info) as source, target.open("wb") as file:
-        while chunk := source.read(_CHUNK):
+        while chunk := source.read(_CHUNK_BYTES):
             count += len(chunk)
-            if count > most:
+            if count > max_bytes:
                 raise _TooLarge
             file.write(chunk)
     return count

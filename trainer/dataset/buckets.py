@@ -1,4 +1,8 @@
-"""Aspect-ratio buckets at constant area: pictures of like shape train together, and little is cropped."""
+"""Aspect-ratio buckets of constant area: pictures of similar shape train together, and little of them is
+cropped.
+
+The scheme is that of NovelAI (2022, "NovelAI improvements on Stable Diffusion"), as kohya's trainers use it.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +12,38 @@ from dataclasses import dataclass
 
 from trainer.errors import ConfigError
 
+_NOTABLE_CROP = 0.05  # share of a picture's area
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """How a picture meets its bucket: resized to cover it, then cropped, about the centre unless the artist chose a place.
+    """Resizing and cropping of a picture to its bucket.
 
-    `crop_left` and `crop_top` are in pixels of the resized picture, as SDXL's micro-conditioning wants them
-    (Podell et al. 2023, section 2.2).
+    The picture is resized to cover the bucket, then cropped, around the centre unless the artist moved the
+    crop. `crop_left` and `crop_top` are in pixels of the resized picture, the unit of SDXL's
+    micro-conditioning (Podell et al. 2023, section 2.2). `repr()` of this class is part of the key of cached
+    latents (trainer/training/feature_cache.py): a renamed field makes every cache useless.
     """
 
     bucket: tuple[int, int]  # (width, height)
-    resized: tuple[int, int]
+    resized: tuple[int, int]  # (width, height)
     crop_left: int
     crop_top: int
 
     @property
     def cropped_share(self) -> float:
-        """Share of the picture's area that is cut away."""
+        """Share of the picture's area that is cut off."""
         return 1 - (self.bucket[0] * self.bucket[1]) / (self.resized[0] * self.resized[1])
 
 
 def bucket_sizes(resolution: int, *, step: int, low: int, high: int) -> list[tuple[int, int]]:
-    """All (width, height), multiples of `step` from `low` to `high`, whose area is at most resolution squared.
+    """Returns the (width, height) of all buckets, sorted.
 
-    For each width the tallest height that fits; and the mirror images.
+    Sides are multiples of `step` from `low` to `high`; areas are at most resolution squared. There is one
+    bucket for each width, with the largest possible height, and its counterpart with the sides exchanged.
     """
     area, sizes = resolution * resolution, set()
-    for width in range(_up(low, step), high + 1, step):
+    for width in range(_round_up(low, step), high + 1, step):
         height = min(high, area // width) // step * step
         if height >= low:
             sizes |= {(width, height), (height, width)}
@@ -53,10 +62,13 @@ def place(
     no_upscale: bool = False,
     crop: tuple[float, float] | None = None,
 ) -> Placement:
-    """The bucket whose shape is nearest to the picture's, by the logarithm of the aspect ratio.
+    """Places a picture into the bucket with the nearest aspect ratio, compared by logarithms.
 
     Args:
-        crop: share of the spare room that is cut at the left and at the top; None: the centre.
+        sizes: buckets, from `bucket_sizes`.
+        step: sides of buckets are multiples of this; with `no_upscale`, small pictures get a smaller bucket
+            of their own.
+        crop: share of the excess that is cut off at the left and at the top; None centres the crop.
     """
     aspect = math.log(width / height)
     bucket = min(sizes, key=lambda size: (abs(math.log(size[0] / size[1]) - aspect), -size[0] * size[1]))
@@ -68,28 +80,29 @@ def place(
     scale = max(bucket[0] / width, bucket[1] / height)
     resized = (max(bucket[0], round(width * scale)), max(bucket[1], round(height * scale)))
     spare = resized[0] - bucket[0], resized[1] - bucket[1]
-    left, top = (
-        (spare[0] // 2, spare[1] // 2)
-        if crop is None
-        else (round(spare[0] * crop[0]), round(spare[1] * crop[1]))
-    )
+    if crop is None:
+        left, top = spare[0] // 2, spare[1] // 2
+    else:
+        left, top = round(spare[0] * crop[0]), round(spare[1] * crop[1])
     return Placement(bucket=bucket, resized=resized, crop_left=left, crop_top=top)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BucketPlan:
-    """Which buckets a training has: a base's side in px and px per latent cell, and the user's limits (0: derived)."""
+    """Rules for the buckets of one training."""
 
-    side: int
-    latent_factor: int
+    side: int  # of the training area in px
+    latent_factor: int  # px per latent cell
     bucket_step: int = 64
-    bucket_min: int = 0
-    bucket_max: int = 0
+    bucket_min: int = 0  # 0: half of `side`
+    bucket_max: int = 0  # 0: twice `side`
     no_upscale: bool = False
 
     @property
     def step(self) -> int:
-        """The asked one, or a quarter of a small base's side; whole latent cells."""
+        """`bucket_step`, but at most a quarter of `side` (for small bases), rounded down to whole latent
+        cells.
+        """
         return max(
             self.latent_factor,
             min(self.bucket_step, self.side // 4) // self.latent_factor * self.latent_factor,
@@ -98,13 +111,22 @@ class BucketPlan:
     def place_all(
         self, sizes: list[tuple[int, int]], crops: Sequence[tuple[float, float] | None] = ()
     ) -> list[Placement]:
-        """A placement for each picture's (width, height) and crop. Raises ConfigError when the limits leave no bucket."""
+        """Returns a placement for each picture.
+
+        Args:
+            sizes: (width, height) of each picture.
+            crops: as in `place`, for each picture; () centres all.
+
+        Raises:
+            ConfigError: no bucket lies within the limits.
+        """
         low, high = self.bucket_min or self.side // 2, self.bucket_max or self.side * 2
         buckets = bucket_sizes(self.side, step=self.step, low=low, high=high)
         if not buckets:
             raise ConfigError(
                 [
-                    f"no bucket of {self.side} x {self.side} px area has sides from {low} to {high}; widen bucket_min and bucket_max"
+                    f"no bucket of {self.side} x {self.side} px area has sides from {low} to {high}; "
+                    "widen bucket_min and bucket_max"
                 ]
             )
         return [
@@ -114,20 +136,17 @@ class BucketPlan:
 
 
 def crop_notice(names: list[str], placements: list[Placement]) -> str | None:
-    """A sentence on the pictures that lose more than 5 % of their area; None when there are none."""
-    cut = sorted(
-        (
-            (p.cropped_share, name)
-            for name, p in zip(names, placements, strict=True)
-            if p.cropped_share > 0.05
-        ),
-        reverse=True,
-    )
-    if not cut:
+    """Returns a sentence on the pictures that lose more than 5 % of their area; None if there are none."""
+    shares = [(placement.cropped_share, name) for name, placement in zip(names, placements, strict=True)]
+    cropped = [(share, name) for share, name in shares if share > _NOTABLE_CROP]
+    if not cropped:
         return None
-    share, most = cut[0]
-    return f"{len(cut)} of {len(names)} pictures lose more than 5 % at their edges, most of all {most} ({share:.0%})"
+    share, name = max(cropped)
+    return (
+        f"{len(cropped)} of {len(names)} pictures lose more than 5 % at their edges, "
+        f"most of all {name} ({share:.0%})"
+    )
 
 
-def _up(value: int, step: int) -> int:
+def _round_up(value: int, step: int) -> int:
     return max(step, -(-value // step) * step)

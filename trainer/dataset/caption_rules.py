@@ -1,4 +1,4 @@
-"""What a picture's caption becomes each time it is seen: a line drawn, wildcards, tags shuffled and left out."""
+"""Random variation of captions: choice of a line, wildcards, shuffled and dropped tags."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ _WILDCARD = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True)
 class CaptionRules:
-    """Captions as the config asks for them: a function of seed and place in the training alone, so that a resumed run draws the same."""
+    """Captions of each batch according to the settings.
+
+    They depend only on the seed and the position in the training, so that a resumed run draws the same ones.
+    """
 
     config: TrainConfig
 
     @property
     def varies(self) -> bool:
-        """Whether one picture may be seen with different captions, the empty one aside."""
+        """Whether a picture can have different captions in different batches (apart from the empty
+        caption).
+        """
         config = self.config
         return (
             config.shuffle_tags
@@ -32,62 +37,62 @@ class CaptionRules:
             or config.base_prior_share > 0
         )
 
-    def draw(self, item: Item, chance: random.Random) -> str:
-        """One caption of a picture. Class pictures keep theirs as it is."""
+    def draw(self, item: Item, rng: random.Random) -> str:
+        """Draws one caption of a picture. Class images have a fixed caption."""
         if item.role == "class":
             return item.caption
         text = item.caption
         if self.config.caption_lines and item.captions:
-            text = chance.choice(item.captions)
+            text = rng.choice(item.captions)
         if self.config.wildcards:
-            text = with_wildcards(text, chance)
+            text = with_wildcards(text, rng)
         if self.config.shuffle_tags or self.config.tag_dropout:
-            text = self._with_tags(text, chance)
-        return " ".join(
-            part
-            for part in (self.config.caption_prefix.strip(), text, self.config.caption_suffix.strip())
-            if part
-        )
+            text = self._vary_tags(text, rng)
+        parts = (self.config.caption_prefix.strip(), text, self.config.caption_suffix.strip())
+        return " ".join(part for part in parts if part)
 
     def fixed(self, item: Item) -> str:
-        """A picture's caption with nothing drawn, for measuring."""
-        still = dataclasses.replace(
+        """Returns a picture's caption without random variation, for validation."""
+        config = dataclasses.replace(
             self.config, caption_lines=False, wildcards=False, shuffle_tags=False, tag_dropout=0.0
         )
-        return CaptionRules(still).draw(item, random.Random(0))
+        return CaptionRules(config).draw(item, random.Random(0))
 
-    def _with_tags(self, text: str, chance: random.Random) -> str:
+    def _vary_tags(self, text: str, rng: random.Random) -> str:
         tags = [tag.strip() for tag in text.split(",") if tag.strip()]
-        kept, free = tags[: self.config.keep_tokens], tags[self.config.keep_tokens :]
+        first, rest = tags[: self.config.keep_tokens], tags[self.config.keep_tokens :]
         if self.config.shuffle_tags:
-            chance.shuffle(free)
+            rng.shuffle(rest)
         trigger = self.config.trigger.strip().casefold()
-        stays = [tag.casefold() == trigger or chance.random() >= self.config.tag_dropout for tag in free]
-        return ", ".join(kept + [tag for tag, stay in zip(free, stays, strict=True) if stay])
+        stays = [tag.casefold() == trigger or rng.random() >= self.config.tag_dropout for tag in rest]
+        return ", ".join(first + [tag for tag, stay in zip(rest, stays, strict=True) if stay])
 
-    def is_base_prior(self, item: Item, chance: random.Random) -> bool:
-        """Whether this time the picture teaches the base's own answer instead of its own."""
+    def is_base_prior(self, item: Item, rng: random.Random) -> bool:
+        """Draws whether the picture's target is the base model's own prediction this time (prior
+        preservation).
+        """
         return (
             item.role != "class"
             and self.config.base_prior_share > 0
-            and chance.random() < self.config.base_prior_share
+            and rng.random() < self.config.base_prior_share
         )
 
     def class_caption(self, item: Item) -> str:
+        """Returns the caption with which a picture's prior is preserved."""
         return self.config.prior_caption or without_trigger(item.caption, self.config.trigger)
 
     def at(self, items: list[Item], position: int) -> list[tuple[str, bool]]:
-        """Caption of each row of the batch at `position`, and whether the row teaches the base's own answer."""
-        drawn = []
+        """Returns (caption, is base prior) for each row of the batch at `position` in the training."""
+        rows = []
         for row, item in enumerate(items):
-            chance = random.Random(f"{self.config.seed}/caption/{position}/{row}")
-            base_prior = self.is_base_prior(item, chance)
-            drawn.append((self.class_caption(item) if base_prior else self.draw(item, chance), base_prior))
-        return drawn
+            rng = random.Random(f"{self.config.seed}/caption/{position}/{row}")
+            base_prior = self.is_base_prior(item, rng)
+            rows.append((self.class_caption(item) if base_prior else self.draw(item, rng), base_prior))
+        return rows
 
 
-def with_wildcards(text: str, chance: random.Random) -> str:
-    """`{red|blue}` becomes one of its words, inner ones first."""
+def with_wildcards(text: str, rng: random.Random) -> str:
+    """Replaces each `{red|blue}` by one of its alternatives, inner braces first."""
     while _WILDCARD.search(text):
-        text = _WILDCARD.sub(lambda found: chance.choice(found[1].split("|")).strip(), text, count=1)
+        text = _WILDCARD.sub(lambda match: rng.choice(match[1].split("|")).strip(), text, count=1)
     return " ".join(text.split())

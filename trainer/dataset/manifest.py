@@ -1,4 +1,6 @@
-"""What a training sees: pictures with captions, and the pictures that were left out and why."""
+"""Manifest of a training: its pictures with their captions, and the problems of pictures that were left
+out.
+"""
 
 from __future__ import annotations
 
@@ -9,59 +11,63 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One picture. `width` and `height` are after turning it upright."""
+    """One picture with its caption."""
 
     path: str
     caption: str
-    width: int
+    width: int  # in upright orientation
     height: int
-    digest: str  # SHA-256 of the file's bytes
-    repeats: int = 1
-    weight: float = 1.0  # of its loss
-    captions: tuple[str, ...] = ()  # one a line, when its caption file has several
-    crop: tuple[float, float] | None = None  # share of the spare room (left, top); None: the centre
-    role: str = (
-        "train"  # "class": keeps what the base knows of the class; "validation": set aside to measure with
-    )
+    digest: str  # SHA-256 of the file
+    repeats: int = 1  # in each epoch
+    weight: float = 1.0  # of the picture's loss
+    captions: tuple[str, ...] = ()  # lines of the caption file if it has several, else ()
+    crop: tuple[float, float] | None = None  # share of the excess cut at the left and top; None: centred
+    role: str = "train"  # "class": preserves what the base knows of the class; "validation": only measured
 
     @property
     def name(self) -> str:
+        """The file name."""
         return Path(self.path).name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
+    """All pictures of a training, in order."""
+
     folder: str
     items: tuple[Item, ...]
-    problems: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()  # a sentence for each picture or caption that could not be read
 
     @property
     def training_items(self) -> tuple[Item, ...]:
-        """All but the pictures set aside."""
+        """All pictures except the validation images."""
         return tuple(item for item in self.items if item.role != "validation")
 
     @property
     def validation_items(self) -> tuple[Item, ...]:
+        """Pictures whose loss is measured without training on them."""
         return tuple(item for item in self.items if item.role == "validation")
 
     def to_json(self) -> dict[str, Any]:
-        facts = asdict(self)
-        for item in facts["items"]:
-            if item["crop"] is None:
+        """Returns the content of manifest.json."""
+        content = asdict(self)
+        for item in content["items"]:
+            if item["crop"] is None:  # as in manifests of earlier versions, which had no crops
                 del item["crop"]
-        return facts
+        return content
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> Manifest:
+    def from_json(content: dict[str, Any]) -> Manifest:
+        """Reads the content of manifest.json, also of earlier versions."""
         return Manifest(
-            folder=data["folder"],
-            items=tuple(_item(item) for item in data["items"]),
-            problems=tuple(data["problems"]),
+            folder=content["folder"],
+            items=tuple(_item(item) for item in content["items"]),
+            problems=tuple(content["problems"]),
         )
 
 
-def _item(facts: dict[str, Any]) -> Item:
-    crop = facts.get("crop")
+def _item(content: dict[str, Any]) -> Item:
+    crop = content.get("crop")
     return Item(
-        **{**facts, "captions": tuple(facts.get("captions", ())), "crop": tuple(crop) if crop else None}
+        **{**content, "captions": tuple(content.get("captions", ())), "crop": tuple(crop) if crop else None}
     )

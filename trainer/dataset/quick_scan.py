@@ -1,6 +1,6 @@
-"""A picture folder at a glance: sizes from the files' headers, captions, how often each counts. A thousand pictures in a moment.
+"""Quick scan of a picture folder from file headers, which takes a moment for a thousand pictures.
 
-What is read so may still be damaged inside; `scan` finds out.
+Damaged pixel data is not noticed; `scan` decodes every picture.
 """
 
 from __future__ import annotations
@@ -18,44 +18,53 @@ from trainer.errors import DatasetError
 
 
 def quick_scan(folder: Path, *, trigger: str = "") -> Manifest:
-    """A manifest without digests; pictures whose header can't be read are left out, and an empty folder has no items."""
+    """Returns a manifest without digests.
+
+    Pictures whose header can't be read are left out; an empty or missing folder has no items. Raises
+    DatasetError if a caption file can't be read.
+    """
     items: list[Item] = []
-    choices = read_overrides(folder)
-    for place, repeats, token in picture_folders(folder) if folder.is_dir() else ():
-        listed, _ = metadata_captions(place)
-        for path in pictures_in(place)[0]:
-            try:
-                facts = path.stat()
-                size = _size(os.fspath(path), facts.st_mtime_ns, facts.st_size)
-            except OSError:
-                continue
+    overrides = read_overrides(folder)
+    for subfolder, repeats, token in picture_folders(folder) if folder.is_dir() else ():
+        rows, _ = metadata_captions(subfolder)
+        for path in pictures_in(subfolder)[0]:
+            size = _size(path)
             if size is None:
                 continue
-            line, choice = (
-                listed.get(path.name, MetadataRow(token)),
-                choices.get(path.relative_to(folder).as_posix(), Override()),
-            )
-            said = sidecar_caption(path)
-            caption = with_trigger(line.caption if said is None else said, trigger)
+            row = rows.get(path.name, MetadataRow(token))
+            override = overrides.get(path.relative_to(folder).as_posix(), Override())
+            own_caption = sidecar_caption(path)
             items.append(
                 Item(
                     path=os.path.abspath(path),
-                    caption=caption,
+                    caption=with_trigger(row.caption if own_caption is None else own_caption, trigger),
                     width=size[0],
                     height=size[1],
                     digest="",
-                    repeats=repeats * choice.repeats,
-                    weight=line.weight,
-                    crop=choice.crop,
+                    repeats=repeats * override.repeats,
+                    weight=row.weight,
+                    crop=override.crop,
                 )
             )
     return Manifest(folder=os.path.abspath(folder), items=tuple(items))
 
 
+def _size(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _cached_size(os.fspath(path), status.st_mtime_ns, status.st_size)
+
+
 @functools.lru_cache(maxsize=20_000)
-def _size(path: str, made: int, size_bytes: int) -> tuple[int, int] | None:
-    """Width and height, turned upright, of the picture that a file held when it was `made`."""
-    del made, size_bytes  # they tell one state of the file from another
+def _cached_size(path: str, modified_ns: int, size_bytes: int) -> tuple[int, int] | None:
+    """Returns the upright (width, height) of a picture; None if its header can't be read.
+
+    Args:
+        modified_ns, size_bytes: identify the state of the file, so that a changed file is read again.
+    """
+    del modified_ns, size_bytes  # only keys of the cache
     try:
         return upright_size(Path(path))
     except DatasetError:

@@ -1,10 +1,11 @@
-"""Where a training's pictures come from: one folder, several, a TOML file of folders, and the folders that settings name.
+"""Sources of a training's pictures: folders, TOML files that list folders, class images and validation
+images.
 
 [[folder]]
-path = "portraits"      beside the TOML file, or a whole path
-repeats = 2             how often an epoch sees each picture
-weight = 0.5            of their loss
-caption = "a portrait"  for pictures that have none
+path = "portraits"      relative to the TOML file, or absolute
+repeats = 2             multiplies how often an epoch uses each picture
+weight = 0.5            multiplies the weight of each picture's loss
+caption = "a portrait"  for pictures without a caption
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer.config import TrainConfig
-from trainer.dataset.captions import with_trigger
+from trainer.dataset.captions import MAX_WEIGHT, with_trigger
 from trainer.dataset.manifest import Item, Manifest
 from trainer.dataset.scan import scan
 from trainer.errors import DatasetError
 
 _KEYS = {"path": str, "repeats": int, "weight": (int, float), "caption": str}
+_MAX_REPEATS = 10_000
+T = TypeVar("T")
 
 
 def scan_all(sources: list[Path], *, trigger: str = "") -> Manifest:
-    """The pictures of all folders and TOML files together. Raises DatasetError when one holds none."""
+    """Returns the pictures of all folders and TOML files together. Raises DatasetError if one holds none."""
     parts: list[Manifest] = []
     for source in sources:
         if source.suffix.lower() == ".toml" and source.is_file():
-            parts += [
-                _scan_listed(source, number, row, trigger)
-                for number, row in enumerate(_rows(source), start=1)
-            ]
+            rows = enumerate(_rows(source), start=1)
+            parts += [_scan_row(source, number, row, trigger) for number, row in rows]
         else:
             parts.append(scan(source, trigger=trigger))
     return dataclasses.replace(
@@ -47,54 +48,58 @@ def _rows(source: Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DatasetError(f"{source.name} can't be read as TOML: {error}") from None
     rows = document.get("folder")
-    if (
-        set(document) != {"folder"}
-        or not isinstance(rows, list)
-        or not rows
-        or not all(isinstance(row, dict) for row in rows)
-    ):
+    is_list = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+    if set(document) != {"folder"} or not is_list:
         raise DatasetError(f"{source.name} must be a list of [[folder]] with a path each")
-    return rows
+    return document["folder"]
 
 
-def _scan_listed(source: Path, number: int, row: dict[str, Any], trigger: str) -> Manifest:
+def _scan_row(source: Path, number: int, row: dict[str, Any], trigger: str) -> Manifest:
+    where = f"{source.name}, folder {number}"
     for key, value in row.items():
         if key not in _KEYS or not isinstance(value, _KEYS[key]) or isinstance(value, bool):
             raise DatasetError(
-                f"{source.name}, folder {number}: {key} = {value!r} is not understood; there are path, repeats, weight and caption"
+                f"{where}: {key} = {value!r} is not understood; use path, repeats, weight and caption"
             )
     repeats, weight = row.get("repeats", 1), float(row.get("weight", 1.0))
-    if "path" not in row or not 1 <= repeats <= 10_000 or not 0 <= weight <= 100:
+    if "path" not in row or not 1 <= repeats <= _MAX_REPEATS or not 0 <= weight <= MAX_WEIGHT:
         raise DatasetError(
-            f"{source.name}, folder {number} needs a path, repeats from 1 to 10000 and a weight from 0 to 100"
+            f"{where} needs a path, repeats from 1 to {_MAX_REPEATS} and a weight from 0 to {MAX_WEIGHT:g}"
         )
-    found = scan(source.parent / row["path"], trigger=trigger)
+    manifest = scan(source.parent / row["path"], trigger=trigger)
 
-    def listed(item: Item) -> Item:
-        bare = item.caption in ("", trigger.strip())
-        caption = with_trigger(row.get("caption", ""), trigger) if bare else item.caption
+    def with_row(item: Item) -> Item:
+        has_caption = item.caption not in ("", trigger.strip())
+        caption = item.caption if has_caption else with_trigger(row.get("caption", ""), trigger)
         return dataclasses.replace(
             item, caption=caption, repeats=item.repeats * repeats, weight=item.weight * weight
         )
 
-    return dataclasses.replace(found, items=tuple(map(listed, found.items)))
+    return dataclasses.replace(manifest, items=tuple(map(with_row, manifest.items)))
 
 
 def with_class_and_validation(manifest: Manifest, config: TrainConfig) -> Manifest:
-    """The manifest with the class pictures and the pictures set aside that the settings ask for. Raises DatasetError."""
+    """Returns the manifest with the class and validation images that the settings name.
+
+    A manifest that has such images already is returned unchanged. Raises DatasetError if a folder of the
+    settings can't be read, or if a single picture is all there is and a share of it is to be validated.
+    """
     if any(item.role != "train" for item in manifest.items):
         return manifest
     return _with_class(_with_validation(manifest, config), config)
 
 
 def _with_class(manifest: Manifest, config: TrainConfig) -> Manifest:
-    """As many class pictures an epoch as pictures of the user's: repeated when there are fewer, spread over the folder when more."""
+    """Adds class images, about as many in each epoch as training images.
+
+    A larger folder is sampled at even distances; the images of a smaller one are repeated.
+    """
     if not config.prior_folder:
         return manifest
-    found = scan(Path(config.prior_folder))
-    wanted = sum(item.repeats for item in manifest.items if item.role == "train")
-    chosen = _spread(found.items, wanted)
-    repeats = max(1, round(wanted / len(chosen)))
+    class_images = scan(Path(config.prior_folder))
+    count = sum(item.repeats for item in manifest.items if item.role == "train")
+    selected = _evenly_spaced(class_images.items, count)
+    repeats = max(1, round(count / len(selected)))
     items = [
         dataclasses.replace(
             item,
@@ -103,38 +108,42 @@ def _with_class(manifest: Manifest, config: TrainConfig) -> Manifest:
             weight=item.weight * config.prior_weight,
             caption=item.caption or config.prior_caption,
         )
-        for item in chosen
+        for item in selected
     ]
     return dataclasses.replace(
-        manifest, items=(*manifest.items, *items), problems=(*manifest.problems, *found.problems)
+        manifest,
+        items=(*manifest.items, *items),
+        problems=(*manifest.problems, *class_images.problems),
     )
 
 
 def _with_validation(manifest: Manifest, config: TrainConfig) -> Manifest:
-    """Pictures to measure with: of a folder of their own, or a share of the user's, spread over the set, at least one."""
+    """Adds the images of the validation folder, or turns an evenly spaced share of the pictures into
+    validation images.
+    """
     if config.validation_folder:
-        found = scan(Path(config.validation_folder), trigger=config.trigger)
-        aside = tuple(dataclasses.replace(item, role="validation") for item in found.items)
+        images = scan(Path(config.validation_folder), trigger=config.trigger)
+        added = (dataclasses.replace(item, role="validation") for item in images.items)
         return dataclasses.replace(
-            manifest, items=(*manifest.items, *aside), problems=(*manifest.problems, *found.problems)
+            manifest, items=(*manifest.items, *added), problems=(*manifest.problems, *images.problems)
         )
     if not config.validation_share:
         return manifest
     if len(manifest.items) < 2:
-        raise DatasetError("one picture alone can't be set aside; add pictures, or set validation_share to 0")
+        raise DatasetError(
+            "a single picture can't be used for validation too; add pictures, or set validation_share to 0"
+        )
     count = max(1, round(config.validation_share * len(manifest.items)))
-    chosen = set(_spread(tuple(range(len(manifest.items))), count))
+    selected = set(_evenly_spaced(tuple(range(len(manifest.items))), count))
     items = (
-        dataclasses.replace(item, role="validation") if n in chosen else item
-        for n, item in enumerate(manifest.items)
+        dataclasses.replace(item, role="validation") if index in selected else item
+        for index, item in enumerate(manifest.items)
     )
     return dataclasses.replace(manifest, items=tuple(items))
 
 
-def _spread(items: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    """`count` of them, evenly over the list; all when there are no more."""
-    return (
-        items
-        if len(items) <= count
-        else tuple(items[number * len(items) // count] for number in range(count))
-    )
+def _evenly_spaced(items: tuple[T, ...], count: int) -> tuple[T, ...]:
+    """Returns `count` items at even distances; all if there are no more."""
+    if len(items) <= count:
+        return items
+    return tuple(items[number * len(items) // count] for number in range(count))

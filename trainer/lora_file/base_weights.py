@@ -39,7 +39,7 @@ class PartWeights:
     def tensor(self, path: str) -> torch.Tensor:
         """In the dtype of the file."""
         place = self.places[path]
-        return place.source.made(place.handle.get_tensor(place.source.key), torch.Size(place.shape))
+        return place.source.extract(place.handle.get_tensor(place.source.key), torch.Size(place.shape))
 
 
 def base_weights(path: Path) -> dict[str, PartWeights]:

@@ -99,8 +99,8 @@ class JobTable:
     ) -> None:
         """Marks a job as running in the process (pid, start time); its events begin at byte `offset`."""
         self._db.execute(
-            "UPDATE job SET state = 'running', device = ?, pid = ?, born = ?, said = ?, stops = 0, changed = ?"
-            " WHERE id = ?",
+            "UPDATE job SET state = 'running', device = ?, pid = ?, born = ?, said = ?, stops = 0,"
+            " changed = ? WHERE id = ?",
             (device, *process, offset, time.time(), job.id),
         )
 
@@ -166,7 +166,8 @@ class QueueStore:
                 return self._in_transaction(work, writes)
         except sqlite3.OperationalError as error:
             raise RunError(
-                f"the queue can't be used just now ({error}); check the disk of the outputs folder and try again"
+                f"the queue can't be used just now ({error}); "
+                "check the disk of the outputs folder and try again"
             ) from error
         except sqlite3.DatabaseError as error:
             raise RunError(

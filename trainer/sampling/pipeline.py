@@ -15,7 +15,7 @@ from trainer.hardware.device import find_device
 from trainer.hardware.precision import precision_for
 from trainer.headers.lora import recognise
 from trainer.lora_file.attach import attach_mix, changed_parts, try_swap_weights
-from trainer.planning.plan import room_beside
+from trainer.planning.plan import sampling_limits_beside_models
 from trainer.runs.draw_protocol import FRAME
 from trainer.sampling.images import save_image, save_strip
 from trainer.sampling.latent_preview import LatentToRgb, fit_latent_to_rgb, frame_writer
@@ -113,7 +113,9 @@ class WarmBase:
         """What memory allows, worked out once for each size of a drawing."""
         rows = rows_per_pass(len(request.prompts), len(request.strengths), size)
         if (size, rows) not in self.rooms:
-            self.rooms[size, rows] = room_beside(self.base.configs, self.unet.dtype, size, rows, self.device)
+            self.rooms[size, rows] = sampling_limits_beside_models(
+                self.base.configs, self.unet.dtype, size, rows, self.device
+            )
         return self.rooms[size, rows]
 
     def _scheduler(self, files: Mix) -> Any:

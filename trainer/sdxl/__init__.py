@@ -1,1 +1,1 @@
-"""SDXL: a base model opened offline, prompts to conditioning, pictures to latents and back."""
+"""SDXL: a base model opened offline, prompts to conditioning, images to latents and back."""

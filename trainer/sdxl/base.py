@@ -1,4 +1,11 @@
-"""A base model on disk, opened part by part, so that no more of it is in memory than the work needs."""
+"""A base model on disk, loaded part by part.
+
+    Base                    path, configuration, prediction type, fingerprint
+      .unet()  .vae()  .text_encoders()  .tokenizers()  .scheduler()     each call loads its part
+
+No more of a base is in memory than the work needs: text encoders and VAE can be freed before the UNet is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from diffusers import EulerDiscreteScheduler
@@ -29,7 +36,11 @@ ORIGINAL = Path(__file__).resolve().parent / "original"  # configuration and voc
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A model of SDXL's shape: a diffusers folder or a single file. Parts are loaded by its methods, frozen, in eval mode."""
+    """A model of SDXL's architecture: a diffusers folder or a single file.
+
+    Its methods load the parts, frozen and in eval mode. They raise BaseError when weights are missing or
+    damaged.
+    """
 
     path: Path
     configs: Path  # the folder of its configuration and tokenizers
@@ -40,20 +51,27 @@ class Base:
     zero_terminal_snr: bool
     latent_scaling: float  # makes latents of unit variance
     zeros_for_empty_prompt: bool
-    fingerprint: str  # changes when any weight file does
+    fingerprint: str  # hash that changes with any weight file; part of cache keys
 
     @property
     def name(self) -> str:
+        """The folder's name, or the file's without its ending."""
         return self.path.name if self.path.is_dir() else self.path.stem
 
     def unet(self, device: torch.device, dtype: torch.dtype, quantised: str = "none") -> UNet:
+        """Loads the UNet.
+
+        Args:
+            quantised: precision of its linear layers, one of `config.QUANTISED`.
+        """
         return load("unet", self.configs, self.weights, device, dtype, quantised)
 
     def vae(self, device: torch.device) -> Vae:
-        """In fp32: SDXL's own VAE overflows in fp16 and would draw black pictures."""
+        """Loads the VAE in fp32: SDXL's original VAE overflows in fp16 and decodes to black images."""
         return load("vae", self.configs, self.weights, device, torch.float32)
 
     def text_encoders(self, device: torch.device, dtype: torch.dtype) -> tuple[TextEncoder, TextEncoder]:
+        """Loads both text encoders."""
         first, second = (
             load(part, self.configs, self.weights, device, dtype)
             for part in ("text_encoder", "text_encoder_2")
@@ -61,28 +79,32 @@ class Base:
         return first, second
 
     def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
+        """Loads both tokenizers."""
         first, second = (_tokenizer(self.configs / name) for name in ("tokenizer", "tokenizer_2"))
         return first, second
 
     def scheduler(self) -> NoiseScheduler:
-        """Euler's, with the noise levels the model was trained on (Lin et al. 2023 where they end in pure noise)."""
-        facts = json.loads((self.configs / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-        facts["prediction_type"] = self.prediction_type
+        """Returns an Euler scheduler with the noise schedule of the model's training.
+
+        With zero terminal SNR its first step is at the last timestep (Lin et al. 2023, section 3.3).
+        """
+        file = self.configs / "scheduler" / "scheduler_config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config["prediction_type"] = self.prediction_type
         if self.zero_terminal_snr:
-            facts.update(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-        return cast(NoiseScheduler, EulerDiscreteScheduler.from_config(facts))
+            config.update(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+        return cast(NoiseScheduler, EulerDiscreteScheduler.from_config(config))
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
     merges = folder / "merges.txt"
     try:
-        if (
-            merges.is_file() and not merges.stat().st_size
-        ):  # would read every letter for itself, without a word
+        # The library accepts an empty file and then encodes each letter as a token of its own.
+        if merges.is_file() and not merges.stat().st_size:
             raise ValueError("merges.txt is empty")
-        # The special tokens' ids come from __getattr__, which types can't see.
+        # The special tokens' ids come from `__getattr__`, which type checkers can't see.
         return cast(Tokenizer, CLIPTokenizer.from_pretrained(folder, local_files_only=True))
-    except Exception as error:  # the libraries behind it raise what they like, plain Exception too
+    except Exception as error:  # tokenizers raises plain Exception for a damaged file
         why = " ".join(str(error).split())[:150]
         raise BaseError(
             f"{folder.parent.name} has a damaged {folder.name} ({why}); copy the whole folder again"
@@ -90,19 +112,23 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 
 def open_base(reference: str, models: Path) -> Base:
-    """The base named by `reference`: a folder or file under `models`, a path, or a hub id that was downloaded before.
+    """Opens a base model; reads configuration and headers, not weights.
 
-    Raises BaseError.
+    Args:
+        reference: a folder or file under `models`, a path, or a hub id that is in the hub's cache.
+
+    Raises:
+        BaseError: if nothing is found, or it is not a complete SDXL model.
     """
-    path = _found(reference, models)
+    path = _find(reference, models)
     if path is None:
         known = list_base_models(models)
-        there = f"; under {models.name}/ there is {', '.join(known)}" if known else ""
-        fetch = (
-            f", or fetch it first: python -m trainer base fetch {reference}" if _is_hub_id(reference) else ""
-        )
+        available = f"; {models.name}/ contains {', '.join(known)}" if known else ""
+        command = f"python -m trainer base fetch {reference}"
+        fetch = f", or fetch it first: {command}" if _is_hub_id(reference) else ""
         raise BaseError(
-            f"the base model {reference!r} is not there{there}; give one of these, or the path of a folder or .safetensors{fetch}"
+            f"the base model {reference!r} is not there{available}; "
+            f"give one of these, or the path of a folder or .safetensors{fetch}"
         )
     if path.is_dir():
         return open_folder(path)
@@ -111,21 +137,25 @@ def open_base(reference: str, models: Path) -> Base:
 
 
 def _configs_of(checkpoint: Checkpoint, models: Path) -> Path:
-    """The configuration of a checkpoint's shape: SDXL's own, or that of a folder under `models` as wide."""
+    """Returns the folder of a configuration with the checkpoint's width.
+
+    SDXL's, or a folder under `models`.
+    """
     for configs in (ORIGINAL, *sorted(path.parent for path in models.glob("*/model_index.json"))):
         if folder_configs(configs)["unet"]["block_out_channels"][0] == checkpoint.width:
             return configs
     raise BaseError(
-        f"{checkpoint.path.name} is not of SDXL's shape ({checkpoint.width} channels, not 320); choose another"
+        f"{checkpoint.path.name} is not of SDXL's shape ({checkpoint.width} channels, not 320); "
+        "choose another base model"
     )
 
 
-def _found(reference: str, models: Path) -> Path | None:
-    places = [models / reference, models / f"{reference}.safetensors", Path(reference)]
+def _find(reference: str, models: Path) -> Path | None:
+    candidates = [models / reference, models / f"{reference}.safetensors", Path(reference)]
     if _is_hub_id(reference):
-        places.append(models / reference.replace("/", "--"))
-    found = next((path for path in places if path.exists()), None)
-    return found or (_downloaded(reference) if _is_hub_id(reference) else None)
+        candidates.append(models / reference.replace("/", "--"))
+    existing = next((path for path in candidates if path.exists()), None)
+    return existing or (_downloaded(reference) if _is_hub_id(reference) else None)
 
 
 def _is_hub_id(reference: str) -> bool:
@@ -134,7 +164,7 @@ def _is_hub_id(reference: str) -> bool:
 
 
 def _downloaded(reference: str) -> Path | None:
-    """The snapshot in the hub's cache, when another program has fetched it; nothing is fetched here."""
+    """Returns the snapshot in the hub's cache; never uses the network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -145,9 +175,13 @@ def _downloaded(reference: str) -> Path | None:
 
 
 def open_file(checkpoint: Checkpoint, configs: Path = ORIGINAL) -> Base:
-    """A single-file checkpoint; `configs` describe its shape."""
-    facts = folder_configs(configs)
-    factor = vae_scale_factor(facts["vae"])
+    """Opens a single-file checkpoint.
+
+    Args:
+        configs: folder of a configuration with the checkpoint's architecture.
+    """
+    settings = folder_configs(configs)
+    factor = vae_scale_factor(settings["vae"])
     digest = hashlib.sha256()
     for path in dict.fromkeys((checkpoint.path, checkpoint.vae or checkpoint.path)):
         _digest_weights(path, digest)
@@ -155,54 +189,57 @@ def open_file(checkpoint: Checkpoint, configs: Path = ORIGINAL) -> Base:
         path=checkpoint.path,
         configs=configs,
         weights=FileWeights(checkpoint.path, checkpoint.vae),
-        native_size=facts["unet"]["sample_size"] * factor,
+        native_size=settings["unet"]["sample_size"] * factor,
         latent_factor=factor,
-        prediction_type=checkpoint.prediction_type or facts["scheduler"].get("prediction_type", "epsilon"),
+        prediction_type=checkpoint.prediction_type or settings["scheduler"].get("prediction_type", "epsilon"),
         zero_terminal_snr=checkpoint.zero_terminal_snr,
-        latent_scaling=facts["vae"]["scaling_factor"],
-        zeros_for_empty_prompt=facts["index"]["force_zeros_for_empty_prompt"],
+        latent_scaling=settings["vae"]["scaling_factor"],
+        zeros_for_empty_prompt=settings["index"]["force_zeros_for_empty_prompt"],
         fingerprint=digest.hexdigest(),
     )
 
 
 def open_folder(path: Path) -> Base:
-    """A diffusers folder. Raises BaseError."""
-    facts = folder_configs(path)
-    if facts["unet"].get("addition_embed_type") != "text_time" or "text_encoder_2" not in facts["index"]:
+    """Opens a diffusers folder. Raises BaseError when it is incomplete or not SDXL."""
+    settings = folder_configs(path)
+    if (
+        settings["unet"].get("addition_embed_type") != "text_time"
+        or "text_encoder_2" not in settings["index"]
+    ):
         raise BaseError(
             f"{path.name} is not an SDXL model; choose SDXL 1.0, Illustrious, Pony or another of its family"
         )
-    if facts["unet"].get("in_channels", 4) != 4:
-        raise BaseError(f"{path.name} is an inpainting model; choose the model that it was made of")
-    gone = [part for part in (*PARTS, "tokenizer", "tokenizer_2") if not (path / part).is_dir()]
-    gone += [
+    if settings["unet"].get("in_channels", 4) != 4:
+        raise BaseError(f"{path.name} is an inpainting model; choose the model that it is derived from")
+    missing = [part for part in (*PARTS, "tokenizer", "tokenizer_2") if not (path / part).is_dir()]
+    missing += [
         f"the weights of {part}"
         for part in PARTS
-        if part not in gone and not all(f.is_file() for f in weight_files(path / part) or [path / "?"])
+        if part not in missing and not all(f.is_file() for f in weight_files(path / part) or [path / "?"])
     ]
-    if gone:
+    if missing:
         raise BaseError(
-            f"{path.name} lacks {', '.join(gone)}; copy the whole folder again, with its .safetensors"
+            f"{path.name} lacks {', '.join(missing)}; copy the whole folder again, with its .safetensors"
         )
     for part in ("text_encoder", "text_encoder_2"):
         folder_config(path, f"{part}/config.json", ("hidden_size", "projection_dim"))
-    factor = vae_scale_factor(facts["vae"])
+    factor = vae_scale_factor(settings["vae"])
     return Base(
         path=path,
         configs=path,
         weights=FolderWeights(path),
-        native_size=facts["unet"]["sample_size"] * factor,
+        native_size=settings["unet"]["sample_size"] * factor,
         latent_factor=factor,
-        prediction_type=facts["scheduler"].get("prediction_type", "epsilon"),
-        zero_terminal_snr=bool(facts["scheduler"].get("rescale_betas_zero_snr", False)),
-        latent_scaling=facts["vae"]["scaling_factor"],
-        zeros_for_empty_prompt=facts["index"].get("force_zeros_for_empty_prompt", True),
+        prediction_type=settings["scheduler"].get("prediction_type", "epsilon"),
+        zero_terminal_snr=bool(settings["scheduler"].get("rescale_betas_zero_snr", False)),
+        latent_scaling=settings["vae"]["scaling_factor"],
+        zeros_for_empty_prompt=settings["index"].get("force_zeros_for_empty_prompt", True),
         fingerprint=_folder_fingerprint(path),
     )
 
 
 def _folder_fingerprint(path: Path) -> str:
-    """Of every configuration and vocabulary whole, and of every weight file a sample."""
+    """Returns a hash of all configurations and vocabularies, and of samples of all weight files."""
     digest = hashlib.sha256()
     for file in sorted(file for file in path.glob("*/*") if file.suffix in (".safetensors", ".json", ".txt")):
         digest.update(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n".encode())
@@ -213,9 +250,12 @@ def _folder_fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _digest_weights(file: Path, digest: Any) -> None:
-    """Size, header and 256 samples of 4 KiB spread over a file: a merge or a fine-tune changes weights everywhere, and a
-    whole SDXL takes milliseconds."""
+def _digest_weights(file: Path, digest: hashlib._Hash) -> None:
+    """Adds size, header and 256 evenly spaced samples of 4 KiB to a hash.
+
+    A merge or a fine-tune changes weights everywhere, so samples detect it in milliseconds, where hashing all
+    of SDXL takes seconds.
+    """
     size = file.stat().st_size
     digest.update(f"{size}\n".encode())
     with file.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""What a base model is, in lines for `base check` and the page."""
+"""Description of a base model for the command `base check` and the page."""
 
 from __future__ import annotations
 
@@ -14,39 +14,42 @@ _NAMES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder 1", "text_
 
 
 def describe_base(base: Base) -> Iterator[tuple[str, str]]:
-    """(label, value). Raises BaseError when the file is no whole base."""
-    single = base.path.is_file()
-    yield "base", f"{base.name}, {'a single file of the original layout' if single else 'a diffusers folder'}"
-    if single:
-        found = read_checkpoint(base.path)
-        if found.title:
-            yield "title", found.title
-        yield "file", f"{base.path.stat().st_size:,} bytes, mostly {found.dtype}"
-        for part in PARTS:
-            yield _NAMES[part], f"{found.parameters[part]:,} parameters"
-        if found.vae is None:
-            yield "VAE from", "nowhere; put sdxl_vae.safetensors beside it"
-        elif found.vae != base.path:
-            yield "VAE from", found.vae.name
-        because = (
-            f"because of {found.prediction_source}"
-            if found.prediction_type
-            else "since nothing in the file says otherwise"
-        )
-        yield "prediction", f"{base.prediction_type}, {because}"
-    else:
-        base.tokenizers()  # told now, not when a training reads its first caption
-        files = [file for part in PARTS for file in weight_files(base.path / part)]
-        for file in files:
-            read_header(file, BaseError)
-        size = sum(file.stat().st_size for file in files)
-        yield "files", f"{size:,} bytes of weights"
-        for part in PARTS:
-            yield (
-                _NAMES[part],
-                f"{sum(p.numel() for p in build(part, base.configs).parameters()):,} parameters",
-            )
-        yield "prediction", f"{base.prediction_type}, because its scheduler's configuration says so"
+    """Yields (label, value). Raises BaseError when the base is incomplete or damaged."""
+    is_single_file = base.path.is_file()
+    kind = "a single file of the original layout" if is_single_file else "a diffusers folder"
+    yield "base", f"{base.name}, {kind}"
+    yield from _describe_file(base) if is_single_file else _describe_folder(base)
     yield "zero terminal SNR", "yes" if base.zero_terminal_snr else "no"
     yield "native size", f"{base.native_size} x {base.native_size} px"
-    yield "VAE precision", "decoded in fp32, since SDXL's VAE overflows in fp16 and draws black pictures"
+    yield "VAE precision", "decoded in fp32, since SDXL's VAE overflows in fp16 and decodes to black images"
+
+
+def _describe_file(base: Base) -> Iterator[tuple[str, str]]:
+    checkpoint = read_checkpoint(base.path)
+    if checkpoint.title:
+        yield "title", checkpoint.title
+    yield "file", f"{base.path.stat().st_size:,} bytes, mostly {checkpoint.dtype}"
+    for part in PARTS:
+        yield _NAMES[part], f"{checkpoint.parameters[part]:,} parameters"
+    if checkpoint.vae is None:
+        yield "VAE from", "nowhere; put sdxl_vae.safetensors beside it"
+    elif checkpoint.vae != base.path:
+        yield "VAE from", checkpoint.vae.name
+    because = (
+        f"because of {checkpoint.prediction_source}"
+        if checkpoint.prediction_type
+        else "the default, because the file does not name it"
+    )
+    yield "prediction", f"{base.prediction_type}, {because}"
+
+
+def _describe_folder(base: Base) -> Iterator[tuple[str, str]]:
+    base.tokenizers()  # raises for damaged ones now, rather than when a training encodes its first caption
+    files = [file for part in PARTS for file in weight_files(base.path / part)]
+    for file in files:
+        read_header(file, BaseError)
+    yield "files", f"{sum(file.stat().st_size for file in files):,} bytes of weights"
+    for part in PARTS:
+        model = build(part, base.configs)
+        yield _NAMES[part], f"{sum(p.numel() for p in model.parameters()):,} parameters"
+    yield "prediction", f"{base.prediction_type}, from the configuration of its scheduler"

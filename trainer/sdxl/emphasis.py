@@ -1,7 +1,7 @@
-"""`(word:1.2)` in a prompt: how much each part of it counts, in the notation of A1111.
+"""Weights of the parts of a prompt, `(word:1.2)`, in the notation of A1111.
 
-(word)      1.1 times         ((word))   1.21 times       [word]      a 1.1th
-(word:1.3)  1.3 times         \\(word\\)   the brackets themselves
+(word)      1.1 times         ((word))   1.21 times       [word]      1 / 1.1 times
+(word:1.3)  1.3 times         \\(word\\)   literal brackets
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ _PIECE = re.compile(r"\\[()\[\]\\]|[()\[\]]|:\s*[+-]?\d*\.?\d+\s*\)|[^\\()\[\]:]
 STEP = 1.1
 
 
-def emphasis(prompt: str) -> list[tuple[str, float]]:
-    """(text, weight) in order. What opens and never closes counts as text inside it, as elsewhere."""
+def parse_emphasis(prompt: str) -> list[tuple[str, float]]:
+    """Returns (text, weight) in order; neighbours of equal weight are joined.
+
+    A bracket that is never closed applies to the rest of the prompt, as in A1111.
+    """
     pieces: list[tuple[str, float]] = []
     open_round: list[int] = []
     open_square: list[int] = []
@@ -41,10 +44,15 @@ def emphasis(prompt: str) -> list[tuple[str, float]]:
         scale(start, STEP)
     for start in open_square:
         scale(start, 1 / STEP)
+    return _joined(pieces) or [("", 1.0)]
+
+
+def _joined(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Joins neighbours of equal weight."""
     joined: list[tuple[str, float]] = []
     for text, weight in pieces:
         if joined and joined[-1][1] == weight:
             joined[-1] = (joined[-1][0] + text, weight)
         else:
             joined.append((text, weight))
-    return joined or [("", 1.0)]
+    return joined

@@ -1,4 +1,7 @@
-"""Pictures to the VAE's posterior, latents to pictures."""
+"""Images to the VAE's posterior, latents to images.
+
+Shapes: N batch, C latent channels, H and W latent cells; an image is height x width px.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,31 @@ from PIL import Image
 from trainer.headers.base_model import vae_scale_factor
 from trainer.sdxl.protocols import Vae
 
+__all__ = [
+    "decode_images",
+    "decoding_tile",
+    "encode_image",
+    "encoding_tile",
+    "set_tile",
+    "to_pixels",
+    "vae_scale_factor",
+]
 
-def to_pixels(picture: Image.Image) -> torch.Tensor:
-    """(1, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    """Returns an RGB image as (1, 3, height, width) in [-1, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 @torch.inference_mode()
 def encode_image(vae: Vae, pixels: torch.Tensor, tile: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and log-variance (1, C, H/8, W/8) on the CPU: kept apart, so that each epoch draws its own latents.
+    """Returns mean and log-variance of the posterior, (1, C, H, W) in fp32 on the CPU, not scaled.
+
+    Both are returned rather than a sample, so that each epoch can draw other latents from the posterior.
 
     Args:
-        tile: see `set_tile`.
+        pixels: (1, 3, height, width) in [-1, 1].
+        tile: side of the tiles in px; see `set_tile`.
     """
     set_tile(vae, tile)
     distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
@@ -28,20 +44,24 @@ def encode_image(vae: Vae, pixels: torch.Tensor, tile: int = 0) -> tuple[torch.T
 
 
 def decoding_tile(vae: Vae) -> int:
-    """Side in px of the tiles that a picture is decoded in where memory is short: half the side the VAE was made for."""
+    """Returns the side in px of tiles for decoding in little memory: half of the VAE's native size."""
     return vae.config["sample_size"] // 2
 
 
 def encoding_tile(vae: Vae) -> int:
-    """Side in px of the tiles that a picture is encoded in where memory is short: the side the VAE was made for.
+    """Returns the side in px of tiles for encoding in little memory: the VAE's native size.
 
-    SDXL's text encoders take as much memory as one such tile, and latents of half the side lie twice as far from whole ones.
+    Smaller tiles would not lower the peak, since SDXL's text encoders take as much memory as one of these.
+    Latents from tiles of half the side differ twice as much from those of the whole image.
     """
     return vae.config["sample_size"]
 
 
 def set_tile(vae: Vae, side: int) -> None:
-    """Lets `vae` take larger pictures in overlapping tiles of `side` px, blended into each other; 0 takes them whole."""
+    """Sets the VAE to process images in overlapping tiles of `side` px with blended seams.
+
+    0 processes them whole.
+    """
     vae.use_tiling = bool(side)
     if side:
         vae.tile_sample_min_size = side
@@ -50,15 +70,15 @@ def set_tile(vae: Vae, side: int) -> None:
 
 @torch.inference_mode()
 def decode_images(vae: Vae, latents_NCHW: torch.Tensor, tile: int = 0) -> list[Image.Image]:
-    """Pictures of scaled latents, decoded one at a time so that memory does not grow with the strip.
+    """Decodes scaled latents, one image at a time, so that memory does not grow with their number.
 
     Args:
-        tile: see `set_tile`.
+        tile: side of the tiles in px; see `set_tile`.
     """
     set_tile(vae, tile)
-    drawn = []
-    for row in latents_NCHW.to(vae.device, vae.dtype) / vae.config["scaling_factor"]:
-        decoded = vae.decode(row[None]).sample[0]
+    images = []
+    for latents_CHW in latents_NCHW.to(vae.device, vae.dtype) / vae.config["scaling_factor"]:
+        decoded = vae.decode(latents_CHW[None]).sample[0]
         pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        drawn.append(Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()))
-    return drawn
+        images.append(Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()))
+    return images

@@ -1,9 +1,13 @@
-"""Where each weight of a diffusers or transformers module lies in a checkpoint of the original (Stability) layout.
+"""Names of the weights of diffusers and transformers modules in a checkpoint of the original (LDM) layout.
 
-unet            down_blocks.1.resnets.0.conv1.weight     model.diffusion_model.input_blocks.4.0.in_layers.2.weight
-vae             encoder.mid_block.attentions.0.to_q      first_stage_model.encoder.mid.attn_1.q, a 1x1 convolution there
-text_encoder    encoder.layers.0.self_attn.q_proj        conditioner.embedders.0.transformer.text_model.encoder.layers.0...
-text_encoder_2  encoder.layers.0.self_attn.q_proj        a third of conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj
+unet            down_blocks.1.resnets.0.conv1.weight
+                model.diffusion_model.input_blocks.4.0.in_layers.2.weight
+vae             encoder.mid_block.attentions.0.to_q
+                first_stage_model.encoder.mid.attn_1.q, stored as a 1x1 convolution
+text_encoder    encoder.layers.0.self_attn.q_proj
+                conditioner.embedders.0.transformer.text_model.encoder.layers.0.self_attn.q_proj
+text_encoder_2  encoder.layers.0.self_attn.q_proj
+                a third of conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj
 """
 
 from __future__ import annotations
@@ -19,28 +23,30 @@ from trainer.sdxl.unet_names import sgm_path
 
 @dataclass(frozen=True)
 class Source:
-    """One tensor of the file, and how a weight is made of it."""
+    """The tensor of a file that contains a weight, and the conversion of that tensor to the weight."""
 
     key: str
     third: int | None = None  # q, k or v of a fused projection: rows 0, 1 or 2 of three
     transposed: bool = False
 
-    def made(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """A view of the file's tensor with the module's shape."""
+    def extract(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Returns a view of the file's tensor that has the module's shape."""
         if self.third is not None:
             tensor = tensor.chunk(3)[self.third]
         if self.transposed:
             tensor = tensor.T
         # The original VAE's attention uses 1x1 convolutions where diffusers has linear layers.
-        return (
-            tensor[:, :, 0, 0]
-            if tensor.dim() == 4 and len(shape) == 2 and tensor.shape[2:] == (1, 1)
-            else tensor
-        )
+        is_1x1 = tensor.dim() == 4 and tensor.shape[2:] == (1, 1)
+        return tensor[:, :, 0, 0] if is_1x1 and len(shape) == 2 else tensor
 
 
 def ldm_source(part: str, name: str) -> Source:
-    """Source of the parameter `name` of a part."""
+    """Returns the source of a parameter.
+
+    Args:
+        part: `unet`, `vae`, `text_encoder` or `text_encoder_2`.
+        name: path of the parameter in the part's module.
+    """
     module, _, leaf = name.rpartition(".")
     if part == "unet":
         return Source(f"{UNET}{sgm_path(module)}.{leaf}")
@@ -66,12 +72,12 @@ def _vae_module(module: str) -> str:
             return f"{side}.mid.attn_1.{_VAE_ATTENTION[rest]}"
         return f"{side}.mid.block_{number + 1}.{_VAE_PARTS.get(rest, rest)}"
     if match := _VAE_BLOCK.fullmatch(module):
-        side, way, block, kind, layer, rest = match.groups()
-        # The original decoder counts its levels from the finest; SDXL's VAE has four.
-        level = int(block) if way == "down" else 3 - int(block)
+        side, direction, block, kind, layer, rest = match.groups()
+        # The original decoder numbers its four levels from the finest, diffusers from the coarsest.
+        level = int(block) if direction == "down" else 3 - int(block)
         if kind == "resnets":
-            return f"{side}.{way}.{level}.block.{layer}.{_VAE_PARTS.get(rest, rest)}"
-        return f"{side}.{way}.{level}.{'downsample' if way == 'down' else 'upsample'}.{rest}"
+            return f"{side}.{direction}.{level}.block.{layer}.{_VAE_PARTS.get(rest, rest)}"
+        return f"{side}.{direction}.{level}.{direction}sample.{rest}"
     side, _, rest = module.partition(".")
     return f"{side}.{_VAE_PARTS.get(rest, rest)}" if rest else module
 
@@ -93,7 +99,10 @@ _LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
 def _open_clip(name: str) -> Source:
-    """OpenCLIP's names: q, k and v in one matrix, the text projection multiplied from the other side."""
+    """Returns the source in OpenCLIP's layout.
+
+    Q, k and v are one matrix, the text projection is transposed.
+    """
     if name == "text_projection.weight":
         return Source(f"{TEXT_2}text_projection", transposed=True)
     if name in _OPEN_CLIP:

@@ -1,7 +1,8 @@
-"""Tensors of a .safetensors file, each mapped into memory alone and only while it is looked at.
+"""Tensors of a .safetensors file, each mapped into memory on its own and only while it is read.
 
-The safetensors library maps the whole file: by the time the last weight is read, the process holds all of it beside
-what was made of it, 10.3 GB resident where 5.2 GB are kept (SDXL's UNet in bf16).
+The safetensors library maps the whole file: when the last weight is read, all pages of the file are resident
+beside the model, 10.3 GB where 5.2 GB are needed (SDXL's UNet in bf16). With a memory limit, that ends the
+process.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ _DTYPES = {
 
 
 class MappedFile:
-    """A file that stays open; `keys` are its tensors' names. Raises BaseError when it is damaged."""
+    """A .safetensors file.
+
+    `keys` are the names of its tensors. Raises BaseError when its header is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,22 +42,26 @@ class MappedFile:
 
     @contextlib.contextmanager
     def tensor(self, key: str) -> Iterator[torch.Tensor]:
-        """One tensor, valid inside the `with` only: copy what is kept."""
-        found = self.header.tensors[key]
-        if found.dtype not in _DTYPES:
+        """Yields one tensor, which is valid inside the `with` only.
+
+        Raises BaseError for a dtype that torch lacks.
+        """
+        entry = self.header.tensors[key]
+        if entry.dtype not in _DTYPES:
             raise BaseError(
-                f"{self.path.name} holds {key} as {found.dtype}, which is not read; get the fp16 version"
+                f"{self.path.name} contains {key} as {entry.dtype}, which is not supported; "
+                "get the fp16 version"
             )
-        if found.start == found.end:
-            yield torch.empty(found.shape, dtype=_DTYPES[found.dtype])
+        if entry.start == entry.end:
+            yield torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
             return
-        lead = found.start % mmap.ALLOCATIONGRANULARITY
+        lead = entry.start % mmap.ALLOCATIONGRANULARITY
         with self.path.open("rb") as file:
-            # Copy-on-write only so that torch sees a writable buffer; nothing is written.
+            # Copy-on-write, because torch warns about read-only buffers; nothing is written.
             view = mmap.mmap(
                 file.fileno(),
-                found.end - found.start + lead,
-                offset=found.start - lead,
+                entry.end - entry.start + lead,
+                offset=entry.start - lead,
                 access=mmap.ACCESS_COPY,
             )
-        yield torch.frombuffer(view, dtype=_DTYPES[found.dtype], offset=lead).view(found.shape)
+        yield torch.frombuffer(view, dtype=_DTYPES[entry.dtype], offset=lead).view(entry.shape)

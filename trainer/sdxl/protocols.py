@@ -1,11 +1,13 @@
 """The members of SDXL's models that this project uses, as types.
 
-Functions that take a model and `Base`, which loads them, name these protocols; the classes of diffusers and transformers
-satisfy them (CLIPTokenizer needs a cast: its ids come from `__getattr__`), and so do the small stand-ins of the tests. Results of calls are `Any`: both libraries declare a union of a
-dataclass and a tuple there (`return_dict`), and this project always reads the dataclass. Configurations are read by
-subscription (`unet.config["sample_size"]`), the one access that the libraries' types know.
+Functions that take a model and `Base`, which loads them, name these protocols; the classes of diffusers and
+transformers satisfy them (CLIPTokenizer needs a cast: its ids come from `__getattr__`), and so do the small
+stand-ins of the tests. Results of calls are `Any`: both libraries declare a union of a dataclass and a tuple
+there (`return_dict`), and this project always reads the dataclass. Configurations are read by subscription
+(`unet.config["sample_size"]`), the one access that the libraries' types know.
 
-Shapes: N batch, C latent channels, H and W latent cells, T tokens, D width of both text encoders together, P pooled width.
+Shapes: N batch, C latent channels, H and W latent cells, T tokens, D width of both text encoders together, P
+    pooled width.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from torch import nn
 class Module(Protocol):
     """The members of `torch.nn.Module` that are used on a whole model.
 
-    Functions that work on any model (the adapter, the memory estimate) take this, so that a `UNet` can be passed on.
+    Functions that work on any model (the adapter, the memory estimate) take this, so that a `UNet` can be
+    passed on.
     """
 
     training: bool
@@ -126,7 +129,7 @@ class UNet(Module, Protocol):
         ...
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any]) -> None:
-        """Recomputes each block's activations in the backward pass, through a function like torch's `checkpoint`."""
+        """Recomputes each block in the backward pass, through a function like `torch.utils.checkpoint`."""
         ...
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
@@ -157,7 +160,10 @@ class Vae(Protocol):
         ...
 
     def encode(self, x: torch.Tensor) -> Any:
-        """Encodes images (N, 3, height, width) in [-1, 1]; `.latent_dist` has `mean` and `logvar` (N, C, H, W)."""
+        """Encodes images (N, 3, height, width) in [-1, 1].
+
+        `.latent_dist` has `mean` and `logvar` (N, C, H, W).
+        """
         ...
 
     def decode(self, z: Any) -> Any:
@@ -186,8 +192,8 @@ class TextEncoder(Module, Protocol):
     def __call__(self, input_ids: torch.Tensor, *, output_hidden_states: bool) -> Any:
         """Encodes token ids (N, 77).
 
-        `.hidden_states` has one tensor (N, 77, width) for the embedding and for each layer; item 0 of the second
-        encoder's result is the pooled vector (N, P).
+        `.hidden_states` has one tensor (N, 77, width) for the embedding and for each layer; item 0 of the
+        second encoder's result is the pooled vector (N, P).
         """
         ...
 

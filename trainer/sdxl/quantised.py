@@ -1,12 +1,21 @@
-"""Frozen linear layers whose weight is kept in 8 or 4 bits: half or a quarter of bf16's memory, for a coarser base.
+"""Frozen linear layers with weights in 8 or 4 bits: half or a quarter of bf16's memory, for a coarser base.
 
-    int8   whole numbers from -127 to 127 times one scale for each row
-    fp8    float8 e4m3 times one scale for each row (Micikevicius et al. 2022, "FP8 Formats for Deep Learning", section 3)
-    nf4    16 quantiles of the normal distribution times one scale for each 64 values; two values a byte, the first in the
-           upper half (Dettmers et al. 2023, "QLoRA", section 3 and appendix E; packed as bitsandbytes packs them)
+    int8   integers from -127 to 127 times one scale for each row
+    fp8    float8 e4m3 times one scale for each row
+           (Micikevicius et al. 2022, "FP8 Formats for Deep Learning", section 3)
+    nf4    16 quantiles of the normal distribution times one scale for each 64 values;
+           two values a byte, the first in the upper half, as in bitsandbytes
+           (Dettmers et al. 2023, "QLoRA", section 3 and appendix E)
 
-The weight is made again for every product, backward too, and never kept: one layer's at a time exists. Unlike
-in bitsandbytes' `Linear8bitLt` the input is neither rounded nor kept for the backward pass.
+Why three formats: int8 has equal steps over the range of a row, so its error is the same for all weights; fp8
+has steps relative to the value, so small weights are more exact and large ones less; nf4 needs half of their
+memory, and its levels are quantiles, so that normally distributed weights use all 16 equally often. Scales
+stay in fp32. Each row (int8, fp8) or run of 64 values along a row (nf4) has its own, because one outlier
+makes the steps coarse for all values that share its scale.
+
+The weight is dequantised for every product, in the backward pass too, and never stored: only one layer's
+weight exists at a time. Unlike in bitsandbytes' `Linear8bitLt` the input is not quantised and not stored for
+the backward pass.
 
 Shapes: O outputs, I inputs.
 """
@@ -19,10 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-BLOCK = 64  # values of nf4 that share a scale
-_FP8_MOST = 448.0  # the largest number of e4m3
+from trainer.sdxl.protocols import Module
 
-# QLoRA, appendix E: quantiles of N(0, 1) at evenly spaced probabilities, scaled to [-1, 1], with an exact zero.
+BLOCK = 64  # values of nf4 that share a scale
+_FP8_MAX = 448.0  # the largest number of e4m3
+
+# QLoRA, appendix E: quantiles of N(0, 1) at evenly spaced probabilities, scaled to [-1, 1], with an exact
+# zero.
 NF4_LEVELS = (
     -1.0,
     -0.6961928009986877,
@@ -44,12 +56,22 @@ NF4_LEVELS = (
 
 
 class QuantisedLinear(nn.Linear):
-    """A frozen linear layer; `weight` is what its codes stand for, in the working precision, made anew at each look."""
+    """A frozen linear layer that stores codes and scales.
+
+    `weight` is a property that dequantises at each access, so that the fused products of `trainer.adapter`
+    and the check of a LoRA file read it like the weight of `nn.Linear`.
+
+    Args:
+        weight_OI: the weight to quantise.
+        kind: int8, fp8 or nf4.
+        dtype: of the dequantised weight and of the products.
+    """
 
     def __init__(
         self, weight_OI: torch.Tensor, *, kind: str, dtype: torch.dtype, bias: torch.Tensor | None = None
     ) -> None:
-        nn.Module.__init__(self)  # nn.Linear's own would make a weight
+        # nn.Linear's own __init__ would allocate a weight of full size.
+        nn.Module.__init__(self)
         self.out_features, self.in_features = weight_OI.shape
         self.kind, self.dtype = kind, dtype
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
@@ -57,13 +79,15 @@ class QuantisedLinear(nn.Linear):
         levels = torch.tensor(NF4_LEVELS, device=weight_OI.device, dtype=dtype)
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
+        # The values of both halves of a byte, for each of the 256 bytes: unpacking nf4 is one lookup (256,
+        # 2).
         self.register_buffer(
             "pairs", torch.cartesian_prod(levels, levels) if kind == "nf4" else None, persistent=False
         )
 
     @property
     def weight(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """(O, I)"""
+        """The dequantised weight (O, I) in `dtype`, a new tensor at each access."""
         codes: Any = self.codes
         if self.pairs is None:
             return codes.to(self.dtype).mul_(self.scales)
@@ -71,16 +95,23 @@ class QuantisedLinear(nn.Linear):
         return values.view(-1, BLOCK).mul_(self.scales).view(self.out_features, self.in_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Returns the layer's output (..., O) for x (..., I)."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return _Product.apply(x, self)  # pyright: ignore
+            return _Product.apply(x, self)
         return F.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
+        """Adds the format to the representation of `nn.Linear`."""
         return f"{super().extra_repr()}, {self.kind}"
 
 
 class _Product(torch.autograd.Function):
-    """Autograd's own linear would keep the weight until the backward pass."""
+    """y = x W^T + b with dx = dy W; W is dequantised again in the backward pass.
+
+    The autograd node of `F.linear` saves its weight for the backward pass. Here that would keep the
+    dequantised weights of all layers in memory until then, which is more than an unquantised base takes. The
+    layer is frozen, so W and b need no gradients, and x needs not be saved either.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: QuantisedLinear) -> torch.Tensor:  # pyright: ignore
@@ -93,29 +124,34 @@ class _Product(torch.autograd.Function):
 
 
 def pack(weight_OI: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(codes, fp32 scales) of an fp32 weight; for nf4 its size is a multiple of BLOCK."""
-    tiny = torch.finfo(torch.float32).tiny
+    """Returns (codes, fp32 scales) of an fp32 weight.
+
+    The scale of a group of values is its largest magnitude divided by the largest code, so no value is
+    clipped: value = code * scale. For nf4 the weight's size must be a multiple of BLOCK.
+    """
+    tiny = torch.finfo(torch.float32).tiny  # a group of zeros would divide by zero
     if kind == "nf4":
         blocks = weight_OI.reshape(-1, BLOCK)
         scales = blocks.abs().amax(dim=1, keepdim=True).clamp_min(tiny)
         levels = torch.tensor(NF4_LEVELS, device=weight_OI.device)
+        # The nearest level's number is the count of midpoints between levels below the value.
         nearest = (
             torch.bucketize(blocks / scales, (levels[1:] + levels[:-1]) / 2, out_int32=True)
             .to(torch.uint8)
             .view(-1, 2)
         )
         return nearest[:, 0] << 4 | nearest[:, 1], scales
-    scales = weight_OI.abs().amax(dim=1, keepdim=True).clamp_min(tiny) / (
-        127 if kind == "int8" else _FP8_MOST
-    )
+    largest = 127 if kind == "int8" else _FP8_MAX
+    scales = weight_OI.abs().amax(dim=1, keepdim=True).clamp_min(tiny) / largest
     codes = weight_OI / scales
     return codes.round().to(torch.int8) if kind == "int8" else codes.to(torch.float8_e4m3fn), scales
 
 
-def quantisable_paths(unet: nn.Module) -> list[str]:
-    """Paths of the linear layers that are kept in fewer bits: attention, feed-forward and the projections around them.
+def quantisable_paths(unet: Module) -> list[str]:
+    """Returns the paths of the linear layers to quantise: attention, feed-forward, projections around them.
 
-    Convolutions, embeddings of time and norms stay: together 14 % of SDXL's UNet, and the parts that mind it most.
+    Convolutions, time embeddings and norms keep their precision: they are 14 % of SDXL's UNet, and the most
+    sensitive.
     """
     return [
         path

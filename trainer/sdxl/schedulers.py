@@ -1,4 +1,4 @@
-"""Noise schedules of a base model: the scheduler that matches its prediction type and terminal SNR."""
+"""Noise schedule of a base model: the scheduler that matches its prediction type and terminal SNR."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from trainer.sdxl.protocols import NoiseScheduler
 
 
 def training_scheduler(config: TrainConfig, base: Base) -> NoiseScheduler:
-    """The sampler with the noise schedule that trains. Raises ConfigError when the base's prediction does not go with the settings."""
+    """Returns the scheduler with the noise schedule of a training.
+
+    Raises:
+        ConfigError: if the settings do not fit the base's prediction type.
+    """
     prediction = base.prediction_type if config.prediction_type == "auto" else config.prediction_type
-    of_base = _has_zero_terminal_snr(base) and prediction == "v_prediction"
-    zero = of_base if config.zero_terminal_snr == "auto" else config.zero_terminal_snr == "on"
+    base_has_zero_snr = _has_zero_terminal_snr(base) and prediction == "v_prediction"
+    zero = base_has_zero_snr if config.zero_terminal_snr == "auto" else config.zero_terminal_snr == "on"
     if zero and prediction != "v_prediction":
-        raise ConfigError(
-            [f"zero_terminal_snr needs a base of v-prediction, and {base.name} predicts noise; set it to off"]
-        )
+        need = f"zero_terminal_snr needs a v-prediction base model, but {base.name} predicts noise"
+        raise ConfigError([f"{need}; set it to off"])
     return build_scheduler(base, prediction, zero)
 
 
@@ -29,42 +32,47 @@ def _has_zero_terminal_snr(base: Base) -> bool:
 
 
 def build_scheduler(base: Base, prediction: str, zero: bool) -> NoiseScheduler:
-    """The base's sampler for a kind of prediction; with zero terminal SNR its steps begin at the last level.
-
-    Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed": section 3.1 and 3.3.
-    """
-    changed: dict[str, Any] = {"prediction_type": prediction, "rescale_betas_zero_snr": zero}
-    if zero:
-        changed["timestep_spacing"] = "trailing"
-    return cast(NoiseScheduler, EulerDiscreteScheduler.from_config(base.scheduler().config, **changed))
-
-
-def scheduler_of_lora_files(facts: list[dict[str, str]], base: Base) -> NoiseScheduler:
-    """The sampler that LoRA files were trained with, as their metadata say; the base's own where they say nothing of it.
-
-    A file trained on another base does not count, since what the UNet predicts is the base's affair; nor do files that differ.
+    """Returns the base's scheduler for a prediction type.
 
     Args:
-        facts: the metadata of each file.
+        prediction: `epsilon` or `v_prediction`.
+        zero: rescales the schedule to zero terminal SNR and starts sampling at the last timestep (Lin et al.
+            2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", sections 3.1 and 3.3).
     """
-    said = {found for found in map(_trained_with, [f for f in facts if _names(f, base)]) if found[0]}
-    if len(said) != 1:
+    changes: dict[str, Any] = {"prediction_type": prediction, "rescale_betas_zero_snr": zero}
+    if zero:
+        changes["timestep_spacing"] = "trailing"
+    return cast(NoiseScheduler, EulerDiscreteScheduler.from_config(base.scheduler().config, **changes))
+
+
+def scheduler_of_lora_files(metadata: list[dict[str, str]], base: Base) -> NoiseScheduler:
+    """Returns the scheduler that LoRA files were trained with, or the base's if the files don't name one.
+
+    Files that name another base are ignored, because the prediction type belongs to the base; files that
+    contradict each other are ignored too.
+
+    Args:
+        metadata: of each file.
+    """
+    own = [entries for entries in metadata if _is_for(entries, base)]
+    trained = {prediction for prediction in map(_prediction_of, own) if prediction[0]}
+    if len(trained) != 1:
         return base.scheduler()
-    prediction, zero = said.pop()
-    of_base = _has_zero_terminal_snr(base) if zero is None else zero
-    return build_scheduler(base, prediction, of_base and prediction == "v_prediction")
+    prediction, zero = trained.pop()
+    has_zero_snr = _has_zero_terminal_snr(base) if zero is None else zero
+    return build_scheduler(base, prediction, has_zero_snr and prediction == "v_prediction")
 
 
-def _names(facts: dict[str, str], base: Base) -> bool:
-    """Whether a file names this base, or none."""
-    name = facts.get("ss_sd_model_name", "None")
+def _is_for(metadata: dict[str, str], base: Base) -> bool:
+    """Returns whether a file names this base, or no base."""
+    name = metadata.get("ss_sd_model_name", "None")
     return name in ("None", "") or name.removesuffix(".safetensors") == base.name
 
 
-def _trained_with(facts: dict[str, str]) -> tuple[str, bool | None]:
-    """(kind of prediction or "", whether with zero terminal SNR if it says)."""
-    v = {"True": "v_prediction", "False": "epsilon"}.get(facts.get("ss_v_parameterization", ""), "")
+def _prediction_of(metadata: dict[str, str]) -> tuple[str, bool | None]:
+    """Returns (prediction type or "", zero terminal SNR or None where the metadata don't name it)."""
+    v = {"True": "v_prediction", "False": "epsilon"}.get(metadata.get("ss_v_parameterization", ""), "")
     spec = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}.get(
-        facts.get("modelspec.prediction_type", ""), ""
+        metadata.get("modelspec.prediction_type", ""), ""
     )
-    return v or spec, {"True": True, "False": False}.get(facts.get("ss_zero_terminal_snr", ""))
+    return v or spec, {"True": True, "False": False}.get(metadata.get("ss_zero_terminal_snr", ""))

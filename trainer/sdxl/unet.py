@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch import nn
 
+from trainer.sdxl.protocols import Module, UNet
 from trainer.sdxl.text import Conditioning
 
 
 def predict(
-    unet: Any,
+    unet: UNet,
     latents_NCHW: torch.Tensor,
     timesteps: torch.Tensor,
     conditioning: Conditioning,
@@ -33,7 +32,7 @@ def predict(
 
 
 @contextlib.contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: Module) -> Iterator[None]:
     """Puts a module in evaluation mode for a block, and afterwards back in the mode that it had."""
     was_training = module.training
     module.eval()

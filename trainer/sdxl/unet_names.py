@@ -32,7 +32,14 @@ _MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.?(.*)")
 
 
 def sgm_path(path: str) -> str:
-    """The original checkpoint's name of a UNet module. SDXL has two layers in a block: three slots with its sampler."""
+    """Returns the original checkpoint's name of a UNet module.
+
+    SDXL has two layers in each block, so a block takes three slots of the original numbering: its layers and
+    its sampler.
+
+    Raises:
+        ValueError: if the path is not of an SDXL UNet.
+    """
     if path in _TOP:
         return _TOP[path]
     if match := _MIDDLE.fullmatch(path):
@@ -41,12 +48,13 @@ def sgm_path(path: str) -> str:
         return _joined(f"middle_block.{slot}", _RESNET.get(rest, rest) if kind == "resnets" else rest)
     match = _BLOCK.fullmatch(path)
     if not match:
-        raise ValueError(f"{path} is no module of an SDXL UNet")
+        raise ValueError(f"{path} is not a module of an SDXL UNet")
     side, block, kind, layer, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
     if kind == "downsamplers":
         return f"input_blocks.{3 * (block + 1)}.0.op"
     if kind == "upsamplers":
-        return f"output_blocks.{3 * block + 2}.2.conv"  # after the attention; every up block but the last has one
+        # After the attention; all up blocks but the last have an upsampler.
+        return f"output_blocks.{3 * block + 2}.2.conv"
     slot = 3 * block + layer + (1 if side == "down" else 0)
     inner = _RESNET.get(rest, rest) if kind == "resnets" else rest
     return _joined(

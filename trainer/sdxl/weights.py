@@ -1,6 +1,7 @@
-"""A part of a base, built without memory and filled tensor by tensor from the mapped file, in the precision it will have.
+"""Loading of one part of a base: built on the meta device, then filled tensor by tensor from the mapped file.
 
-At any moment at most one tensor exists twice: loading takes little more than what is kept.
+Each tensor is converted to its final precision when it is read, so at most one tensor exists twice at any
+moment: loading takes little more memory than the loaded part.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -25,26 +26,33 @@ PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
 class Weights(Protocol):
-    """Where the weights of a base are."""
+    """A source of the weights of a base."""
 
     def tensors(self, part: str, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor as the file has it) of every parameter and buffer of `model`. Raises BaseError.
+        """Yields (name, tensor in the file's precision) of every parameter and buffer of `model`.
 
-        A tensor is valid until the next one is asked for.
+        A tensor is valid until the next one is requested.
+
+        Raises:
+            BaseError: if a tensor is missing.
         """
         ...
 
 
 @dataclass(frozen=True)
 class FolderWeights:
-    """`unet/diffusion_pytorch_model.safetensors` and so on; large ones in several files with an index."""
+    """A diffusers folder.
+
+    `unet/diffusion_pytorch_model.safetensors` and so on; large parts are several files.
+    """
 
     path: Path
 
     def tensors(self, part: str, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Weights.tensors`."""
         holder = {key: file for file in map(MappedFile, weight_files(self.path / part)) for key in file.keys}
         for name in model.state_dict():
-            key = next((spelling for spelling in _spellings(name) if spelling in holder), None)
+            key = next((key for key in _known_names(name) if key in holder), None)
             if key is None:
                 raise BaseError(f"{self.path.name} lacks {part}/{name}; copy the whole folder again")
             with holder[key].tensor(key) as tensor:
@@ -53,29 +61,34 @@ class FolderWeights:
 
 @dataclass(frozen=True)
 class FileWeights:
-    """A checkpoint of the original layout; its VAE may lie in a file of its own."""
+    """A single file of the original layout; its VAE may be in a second file."""
 
     path: Path
     vae: Path | None
 
     def tensors(self, part: str, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Weights.tensors`."""
         path = self.vae if part == "vae" else self.path
         if path is None:
-            raise BaseError(f"{self.path.name} holds no VAE; put sdxl_vae.safetensors beside it")
+            raise BaseError(f"{self.path.name} contains no VAE; put sdxl_vae.safetensors beside it")
         file = MappedFile(path)
         for name, parameter in model.state_dict().items():
             source = ldm_source(part, name)
             key = source.key if source.key in file.keys else source.key.removeprefix("first_stage_model.")
             if key not in file.keys:
                 raise BaseError(
-                    f"{path.name} lacks {source.key}; it is damaged or of another kind: download it again"
+                    f"{path.name} lacks {source.key}; it is damaged or not an SDXL checkpoint: "
+                    "download it again"
                 )
             with file.tensor(key) as tensor:
-                yield name, source.made(tensor, parameter.shape)
+                yield name, source.extract(tensor, parameter.shape)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors of one part: a single file, or those its index names. Empty when there are none."""
+    """Returns the .safetensors files of one part.
+
+    A single file, or those that its index lists; empty if there are none.
+    """
     for stem in ("diffusion_pytorch_model", "model", "diffusion_pytorch_model.fp16", "model.fp16"):
         base, _, variant = stem.partition(".")
         whole = folder / f"{stem}.safetensors"
@@ -83,13 +96,16 @@ def weight_files(folder: Path) -> list[Path]:
         if whole.is_file():
             return [whole]
         if index.is_file():
-            listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            return [folder / name for name in sorted(listed)]
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return [folder / name for name in sorted(names)]
     return []
 
 
-def _spellings(name: str) -> Iterator[str]:
-    """A weight's name here and in older files: transformers 5 leaves `text_model.` out, diffusers renamed the VAE's attention."""
+def _known_names(name: str) -> Iterator[str]:
+    """Yields a weight's name in current and older files.
+
+    transformers 5 omits `text_model.`; diffusers renamed the layers of the VAE's attention.
+    """
     yield name
     yield f"text_model.{name}"
     for new, old in (
@@ -103,10 +119,16 @@ def _spellings(name: str) -> Iterator[str]:
 
 
 def build(part: str, config: Path, dtype: torch.dtype = torch.float32, quantised: str = "none") -> Any:
-    """The module of a part on the meta device: shapes without memory."""
-    facts = json.loads((config / part / "config.json").read_text(encoding="utf-8"))
+    """Returns the module of a part on the meta device: shapes without memory.
+
+    Args:
+        part: one of PARTS.
+        config: folder of the base's configuration.
+        quantised: precision of the UNet's linear layers, one of `config.QUANTISED`.
+    """
+    settings = json.loads((config / part / "config.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
-        model = nn.Module.to(_BUILDERS[part](facts), dtype)
+        model = nn.Module.to(_BUILDERS[part](settings), dtype)
         for path in quantisable_paths(model) if quantised != "none" else ():
             layer: Any = model.get_submodule(path)
             model.set_submodule(
@@ -115,19 +137,19 @@ def build(part: str, config: Path, dtype: torch.dtype = torch.float32, quantised
     return model
 
 
-def _unet(facts: dict[str, Any]) -> nn.Module:
-    return UNet2DConditionModel.from_config(facts)  # pyright: ignore
+def _unet(settings: dict[str, Any]) -> nn.Module:
+    return cast(nn.Module, UNet2DConditionModel.from_config(settings))
 
 
-def _vae(facts: dict[str, Any]) -> nn.Module:
-    return AutoencoderKL.from_config(facts)  # pyright: ignore
+def _vae(settings: dict[str, Any]) -> nn.Module:
+    return cast(nn.Module, AutoencoderKL.from_config(settings))
 
 
 _BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "unet": _unet,
     "vae": _vae,
-    "text_encoder": lambda facts: CLIPTextModel(CLIPTextConfig.from_dict(facts)),
-    "text_encoder_2": lambda facts: CLIPTextModelWithProjection(CLIPTextConfig.from_dict(facts)),
+    "text_encoder": lambda settings: CLIPTextModel(CLIPTextConfig.from_dict(settings)),
+    "text_encoder_2": lambda settings: CLIPTextModelWithProjection(CLIPTextConfig.from_dict(settings)),
 }
 
 
@@ -139,10 +161,15 @@ def load(
     dtype: torch.dtype,
     quantised: str = "none",
 ) -> Any:
-    """A part with its weights, frozen, in eval mode. Raises BaseError when one is missing or of another shape.
+    """Loads a part, frozen and in eval mode.
 
     Args:
-        quantised: how the weights of linear layers are kept: none (as they are), int8, fp8 or nf4.
+        part: one of PARTS.
+        config: folder of the base's configuration.
+        quantised: precision of the linear layers' weights: none (that of `dtype`), int8, fp8 or nf4.
+
+    Raises:
+        BaseError: if a weight is missing or has another shape.
     """
     model = build(part, config)
     expected = model.state_dict()
@@ -152,7 +179,8 @@ def load(
     for name, tensor in weights.tensors(part, model):
         if tensor.shape != expected[name].shape:
             raise BaseError(
-                f"{part}/{name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}: the file is of another kind"
+                f"{part}/{name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}: "
+                "the file is not of this architecture; choose another base model"
             )
         path, _, role = name.rpartition(".")
         if path in packed and role == "weight":
@@ -169,7 +197,7 @@ def load(
 
 
 def _fill_buffers(model: nn.Module, device: torch.device) -> None:
-    """Buffers that no file holds: CLIP's position numbers."""
+    """Fills the buffers that are not in the files: CLIP's position numbers."""
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:

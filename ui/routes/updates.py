@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from trainer.errors import TrainerError
 from ui.updates import page_state
-from ui.views.training import keep_advanced
+from ui.views.training import save_advanced
 from ui.workspace import Studio
 
 
@@ -27,7 +27,7 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
             said = await request.json()
             if not isinstance(said, dict):
                 raise TrainerError("that is no form")
-            await run_in_threadpool(keep_advanced, workspace, project, said)
+            await run_in_threadpool(save_advanced, workspace, project, said)
         except TrainerError as error:
             return JSONResponse({"message": str(error)}, status_code=400)
         except (ValueError, RecursionError):

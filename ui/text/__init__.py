@@ -25,6 +25,10 @@ def sentences(language: str) -> dict[str, str]:
             f"{path.stem}.{key}": text
             for key, text in tomllib.loads(path.read_text(encoding="utf-8")).items()
         }
+    if language == "en":  # findings are declared where they are made, since the command line prints them too
+        from trainer.dataset.checks import SENTENCES
+
+        found |= {f"artwork.found_{kind}": text for kind, text in SENTENCES.items()}
     return found
 
 

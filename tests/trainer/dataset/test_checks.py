@@ -76,12 +76,12 @@ def test_copies_and_look_alikes_are_told_with_their_twin(tmp_path: Path):
         },
     )
     assert kinds(found) == [("copy", "b.png"), ("alike", "c.png"), ("alike", "d.png"), ("alike", "e.png")]
-    assert all(finding.facts["other"] == "a.png" for finding in found)
+    assert all(finding.values["other"] == "a.png" for finding in found)
 
 
 def test_a_picture_smaller_than_its_bucket_is_told_with_how_much(tmp_path: Path):
     found = told(tmp_path, {"thumb.png": painting(1, (128, 128))})
-    assert kinds(found) == [("small", "thumb.png")] and found[0].words.startswith(
+    assert kinds(found) == [("small", "thumb.png")] and found[0].sentence.startswith(
         "has 128 × 128 pixels and would be upscaled 2.0 times"
     )
 
@@ -129,7 +129,7 @@ def test_transparency_is_told_in_percent(tmp_path: Path):
     picture = painting(7).convert("RGBA")
     picture.paste((0, 0, 0, 0), (0, 0, 320, 80))
     found = told(tmp_path, {"a.png": picture})
-    assert kinds(found) == [("see_through", "a.png")] and found[0].facts == {"percent": 25}
+    assert kinds(found) == [("see_through", "a.png")] and found[0].values == {"percent": 25}
 
 
 @pytest.mark.parametrize("sides", [(0, 30, 0, 30), (40, 0, 40, 0)])
@@ -157,7 +157,7 @@ def test_a_signature_that_returns_in_the_same_corner_is_told(tmp_path: Path):
 
     found = told(tmp_path, {f"{seed}.png": signed(seed) if seed < 5 else painting(seed) for seed in range(9)})
     assert kinds(found) == [("corner", f"{seed}.png") for seed in range(5)]
-    assert {finding.facts["corner"] for finding in found} == {CORNERS[3]}
+    assert {finding.values["corner"] for finding in found} == {CORNERS[3]}
     assert (
         told(tmp_path, {"0.png": signed(0), **{f"{seed}.png": painting(seed) for seed in range(1, 9)}}) == []
     )
@@ -166,7 +166,7 @@ def test_a_signature_that_returns_in_the_same_corner_is_told(tmp_path: Path):
 def test_a_banner_is_told_how_much_it_loses(tmp_path: Path):
     found = told(tmp_path, {"banner.png": painting(9, (1400, 200))})
     assert ("cropped", "banner.png") in kinds(found)
-    assert next(f for f in found if f.kind == "cropped").facts["percent"] > 20
+    assert next(f for f in found if f.kind == "cropped").values["percent"] > 20
 
 
 @pytest.mark.parametrize(("preset", "fewest"), [("style", 10), ("character", 8), ("concept", 5)])
@@ -176,10 +176,10 @@ def test_too_few_pictures_for_what_is_taught_are_told(preset: str, fewest: int):
             width=256,
             height=256,
             digest=str(n),
-            look=0,
-            tiny="00",
+            perceptual_hash=0,
+            thumbnail="00",
             detail=(),
-            clear=0.0,
+            transparent_share=0.0,
             bars=(0,) * 4,
             corners=(False,) * 4,
         )
@@ -187,7 +187,7 @@ def test_too_few_pictures_for_what_is_taught_are_told(preset: str, fewest: int):
     ]
     assert findings({str(n): one for n, one in enumerate(seen)}, preset=preset) == []
     few = findings({str(n): one for n, one in enumerate(seen[1:])}, preset=preset)
-    assert kinds(few) == [("few", "")] and str(fewest) in few[0].words
+    assert kinds(few) == [("few", "")] and str(fewest) in few[0].sentence
 
 
 def test_an_empty_set_has_no_findings_but_its_emptiness():

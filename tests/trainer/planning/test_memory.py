@@ -16,13 +16,10 @@ from trainer.hardware.activation_checkpointing import enable_activation_checkpoi
 from trainer.lora_file.metadata import with_hashes
 from trainer.lora_file.writer import kohya_tensors, save_lora
 from trainer.planning.memory import (
-    META,
-    MetaMemoryTracer,
     Step,
     WorkloadShape,
     attach_to_meta,
     build_frozen,
-    counting_fused_attention,
     decoding_bytes,
     denoising_bytes,
     encoding_bytes,
@@ -33,6 +30,7 @@ from trainer.planning.memory import (
     trace_step,
     weight_bytes,
 )
+from trainer.planning.tracer import META, MetaMemoryTracer, counting_fused_attention
 from trainer.sdxl.base import ORIGINAL, open_base
 from trainer.sdxl.latents import decoding_tile, encoding_tile, set_tile
 
@@ -134,7 +132,7 @@ def test_shapes_that_are_known_are_worked_out_as_the_meta_device_does(monkeypatc
     with MetaMemoryTracer() as quick:
         work()
     monkeypatch.setattr(
-        MetaMemoryTracer, "_made", lambda self, function, args, kwargs: function(*args, **kwargs)
+        MetaMemoryTracer, "_run", lambda self, function, args, kwargs: function(*args, **kwargs)
     )
     with MetaMemoryTracer() as plain:
         work()

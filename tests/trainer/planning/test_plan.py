@@ -15,16 +15,15 @@ from trainer.dataset.manifest import Manifest
 from trainer.dataset.scan import scan
 from trainer.errors import MemoryShortError
 from trainer.planning import plan as planning
+from trainer.planning.budget import GB, process_bytes
 from trainer.planning.memory import MemoryEstimate, WorkloadShape, caption_bytes, weight_bytes
 from trainer.planning.plan import (
-    GB,
     MemoryOptions,
     Plan,
     config_of_earlier_run,
     encoding_tile_of_earlier_run,
     plan,
-    process_bytes,
-    room_beside,
+    sampling_limits_beside_models,
 )
 from trainer.runs import run
 from trainer.sampling_config import SamplingLimits
@@ -60,7 +59,7 @@ def test_the_cheapest_way_to_fit_is_taken(planned):
     assert (
         tight.level == "feed-forward"
         and tight.peak <= tight.budget
-        and "feed-forward layers again to fit" in tight.line()
+        and "recomputing feed-forward layers, to fit" in tight.summary()
     )
 
 
@@ -93,10 +92,10 @@ def test_a_drawing_is_divided_only_where_it_must_be(kept: Path):
         budget = (process_bytes(CPU) + need.base + need.adapter + need.drawing + spare) / GB
         return plan(config_from({**settings, "memory_budget": budget}), shape, CPU, kept)
 
-    assert not within(+10e6).options.room.pixels
+    assert not within(+10e6).options.sampling_limits.pixels
     tight = within(-10e6)
-    assert 0 < tight.options.room.pixels < 20 * 128 * 128 and tight.peak <= tight.budget
-    assert "pictures drawn in several passes" in tight.line()
+    assert 0 < tight.options.sampling_limits.pixels < 20 * 128 * 128 and tight.peak <= tight.budget
+    assert "samples generated in several passes" in tight.summary()
 
 
 def test_pictures_are_cached_in_tiles_only_where_the_whole_would_not_fit(kept: Path):
@@ -115,10 +114,10 @@ def test_pictures_are_cached_in_tiles_only_where_the_whole_would_not_fit(kept: P
     assert (
         wide.options.encoding_tile == 0
         and wide.estimate.peak == wide.estimate.before
-        and "encoded in tiles" not in wide.line()
+        and "encoded in tiles" not in wide.summary()
     )
     tight = within(own + caching - 0.1)
-    assert tight.options.encoding_tile == 1024 and "pictures encoded in tiles to fit" in tight.line()
+    assert tight.options.encoding_tile == 1024 and "images encoded in tiles, to fit" in tight.summary()
     assert tight.peak <= tight.budget and tight.estimate.before < 0.6 * wide.estimate.before
     assert tight.estimate.peak < wide.estimate.peak
 
@@ -126,7 +125,7 @@ def test_pictures_are_cached_in_tiles_only_where_the_whole_would_not_fit(kept: P
 def test_a_preview_on_a_full_card_draws_in_parts(monkeypatch):
     def room(free: float) -> SamplingLimits:
         monkeypatch.setattr("trainer.planning.plan.free_bytes", lambda device: int(free))
-        return room_beside(SMALL.configs, torch.float32, (256, 256), 5, CPU)
+        return sampling_limits_beside_models(SMALL.configs, torch.float32, (256, 256), 5, CPU)
 
     assert room(64e9) == SamplingLimits() and room(100e6) == SamplingLimits()
     assert room(30e6).tile == 64 and 0 < room(30e6).pixels < 5 * 256 * 256
@@ -135,7 +134,9 @@ def test_a_preview_on_a_full_card_draws_in_parts(monkeypatch):
 def test_what_is_given_up_comes_in_order(monkeypatch):
     """Time, then the optimizer's digits, then the base's."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace())
-    given = [(way.level, way.optimizer, way.quantised) for way in planning._ways(config_from({}), CARD)]
+    given = [
+        (way.level, way.optimizer, way.quantised) for way in planning.option_candidates(config_from({}), CARD)
+    ]
     assert given[:4] == [(level, "adamw", "none") for level in ("none", "feed-forward", "deep", "all")]
     assert list(dict.fromkeys((optimizer, base) for _, optimizer, base in given)) == [
         ("adamw", "none"),
@@ -148,15 +149,15 @@ def test_what_is_given_up_comes_in_order(monkeypatch):
 @pytest.mark.parametrize("settings", [{"optimizer": "lion"}, {"optimizer_args": ("betas=(0.9, 0.99)",)}])
 def test_an_optimizer_that_was_chosen_is_kept(settings, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace())
-    assert {way.optimizer for way in planning._ways(config_from(settings), CARD)} == {
+    assert {way.optimizer for way in planning.option_candidates(config_from(settings), CARD)} == {
         settings.get("optimizer", "adamw")
     }
 
 
 def test_without_a_card_or_its_library_the_optimizer_stays(monkeypatch):
-    assert {way.optimizer for way in planning._ways(config_from({}), CPU)} == {"adamw"}
+    assert {way.optimizer for way in planning.option_candidates(config_from({}), CPU)} == {"adamw"}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert {way.optimizer for way in planning._ways(config_from({}), CARD)} == {"adamw"}
+    assert {way.optimizer for way in planning.option_candidates(config_from({}), CARD)} == {"adamw"}
 
 
 def test_true_sdxl_trains_and_draws_in_8_gb_and_quantised_in_6(kept: Path):
@@ -172,17 +173,17 @@ def test_true_sdxl_trains_and_draws_in_8_gb_and_quantised_in_6(kept: Path):
     in_8 = within(8)
     assert (
         in_8.options.quantised == "none"
-        and in_8.options.room.tile == 512
-        and "decoded in tiles" in in_8.line()
+        and in_8.options.sampling_limits.tile == 512
+        and "decoded in tiles" in in_8.summary()
     )
-    assert within(6).options.quantised == "int8" and "the frozen base as int8" in within(6).line()
+    assert within(6).options.quantised == "int8" and "the base model in int8" in within(6).summary()
     assert within(6, quantised_base="nf4").estimate.base < 2.0 * GB
 
 
 def test_a_training_that_cannot_fit_says_what_to_change(planned):
     with pytest.raises(
         MemoryShortError,
-        match=r"needs \d\.\d GB \(.* the base as nf4\) and 0\.1 are there; try .*a smaller resolution",
+        match=r"needs \d\.\d GB .* the base model in nf4\), but only 0\.1 GB are available; try .*a smaller resolution",
     ):
         planned(memory_budget=0.1)
     with pytest.raises(

@@ -74,7 +74,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> run.R
 
 def test_a_training_over_a_quantised_base_says_so_and_its_file_too(stopped: run.Run):
     (told,) = said(stopped, "planned")
-    assert told["quantised"] == "nf4" and "the frozen base as nf4" in told["words"]
+    assert told["quantised"] == "nf4" and "the base model in nf4" in told["words"]
     facts = read_header(stopped.lora_file, LoraFileError).metadata
     assert facts["ss_quantised_base"] == "nf4" and facts["ss_fp8_base_unet"] == "False"
     assert said(stopped, "checked")[0]["difference"] < 1 and (stopped.samples / "strip.png").is_file()

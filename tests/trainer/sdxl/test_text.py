@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.conftest import MODELS
 from trainer.errors import ConfigError
 from trainer.sdxl.base import open_base
-from trainer.sdxl.emphasis import emphasis
+from trainer.sdxl.emphasis import parse_emphasis
 from trainer.sdxl.text import PromptEncoding, count_truncated_tokens, count_windows, encode, token_windows
 
 CPU = torch.device("cpu")
@@ -110,13 +110,13 @@ def test_a_clip_skip_deeper_than_the_encoder_is_refused(parts):
     ],
 )
 def test_emphasis_is_read_in_the_notation_of_a1111(prompt, pieces):
-    found = emphasis(prompt)
+    found = parse_emphasis(prompt)
     assert [text for text, _ in found] == [text for text, _ in pieces]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in pieces])
 
 
 @given(st.text(alphabet="ab ()[]:\\.123-,", max_size=40))
 def test_no_prompt_can_harm_the_reading_of_weights(prompt):
-    found = emphasis(prompt)
+    found = parse_emphasis(prompt)
     assert all(isinstance(weight, float) for _, weight in found)
     assert {c for text, _ in found for c in text} <= set(prompt)

@@ -149,7 +149,7 @@ def test_what_can_not_be_set_aside_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="give one of them"):
         TrainConfig(validation_share=0.1, validation_folder="x")
     shutil.copy(INK / "owl.png", tmp_path)
-    with pytest.raises(DatasetError, match="can't be set aside"):
+    with pytest.raises(DatasetError, match="can't be used for validation too"):
         with_class_and_validation(scan(tmp_path), TrainConfig(validation_share=0.1))
 
 

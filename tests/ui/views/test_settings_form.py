@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trainer.config import TrainConfig, config_from, kind_of
 from trainer.errors import ConfigError
 from ui.text import Words
-from ui.views.settings_form import TITLES, fields, form_html, settings_from, typed
+from ui.views.settings_form import TITLES, fields, form_html, parsed_field, settings_from
 
 ELSEWHERE = {"name", "trigger", "preset", "pace", "base"}  # beside the Train button
 TERMINAL = {"optimizer_class", "optimizer_args"}  # run what they name
@@ -45,7 +45,7 @@ def test_every_setting_is_on_the_page_or_has_a_reason_not_to_be():
 
 
 def test_what_is_left_empty_is_left_to_the_preset():
-    assert settings_from({name: typed(name, "") for name in html_fields()}) == {}
+    assert settings_from({name: parsed_field(name, "") for name in html_fields()}) == {}
 
 
 def test_a_field_shows_what_was_said_and_nothing_said_is_markup():
@@ -65,7 +65,7 @@ def test_a_field_shows_what_was_said_and_nothing_said_is_markup():
 def test_whatever_is_typed_is_kept_or_refused_in_one_sentence(text: str):
     for name in ("rank", "learning_rate", "title", "sample_prompts"):
         try:
-            kept = typed(name, text)
+            kept = parsed_field(name, text)
         except ConfigError as error:
             assert "write a" in str(error) or "letters" in str(error)
         else:

@@ -25,7 +25,7 @@ from ui.text import Words
 from ui.views import training
 from ui.views.comparison import comparison_html
 from ui.views.curves import curve_html, smoothed, trend
-from ui.views.preflight import checks, wish
+from ui.views.preflight import checks, planned_training
 from ui.views.progress import nearest, samples_html
 from ui.workspace import Studio
 
@@ -39,24 +39,24 @@ def workspace(tmp_path: Path):
 
 
 def fields(workspace, **changed) -> training.Fields:
-    kept = training.kept(workspace, "ink")
-    above = {name: value for name, value in changed.items() if name in kept.above}
+    kept = training.saved_fields(workspace, "ink")
+    above = {name: value for name, value in changed.items() if name in kept.main}
     return training.Fields(
-        {**kept.above, **above}, {name: value for name, value in changed.items() if name not in above}
+        {**kept.main, **above}, {name: value for name, value in changed.items() if name not in above}
     )
 
 
 def test_a_project_brings_its_own_settings_and_opening_it_changes_nothing(workspace):
-    assert training.kept(workspace, "ink").above["name"] == "ink"
-    training.keep(workspace, "ink")
+    assert training.saved_fields(workspace, "ink").main["name"] == "ink"
+    training.save_fields(workspace, "ink")
     assert not (workspace.projects.folder("ink") / ".impasto" / "settings.json").exists()
     said = fields(workspace, trigger="inkzz", preset="character", rank=8.0, sample_prompts="a cat\na dog")
-    assert training.keep(workspace, "ink", above=said.above, advanced=said.advanced) == said
-    assert training.kept(workspace, "ink") == said
+    assert training.save_fields(workspace, "ink", main=said.main, advanced=said.advanced) == said
+    assert training.saved_fields(workspace, "ink") == said
     workspace.projects.create("other")
     assert (
-        training.kept(workspace, "other").above["trigger"] == ""
-        and training.kept(workspace, "other").advanced == {}
+        training.saved_fields(workspace, "other").main["trigger"] == ""
+        and training.saved_fields(workspace, "other").advanced == {}
     )
 
 
@@ -110,7 +110,8 @@ def test_what_should_be_mended_is_told_before_a_minute_is_spent(workspace):
 
     def told(**said) -> dict[str, str]:
         return {
-            check.key: check.level for check in checks(wish(folder, {"name": "x", **said}, MODELS), MODELS)
+            check.key: check.level
+            for check in checks(planned_training(folder, {"name": "x", **said}, MODELS), MODELS)
         }
 
     assert told()["check_trigger"] == "note" and told()["check_captions"] == "note"
@@ -121,9 +122,9 @@ def test_what_should_be_mended_is_told_before_a_minute_is_spent(workspace):
     assert told(resolution=1024)["check_small"] == "note"
     assert told(rank=0)["check_refused"] == "fix"
     refused = {"kind": "refused", "cause": "memory", "message": "needs 9 GB", "remedy": {"batch": 2}}
-    assert checks(wish(folder, {"name": "x"}, MODELS), MODELS, refused)[0].key == "check_memory"
+    assert checks(planned_training(folder, {"name": "x"}, MODELS), MODELS, refused)[0].key == "check_memory"
     planned = {"kind": "planned", "seconds": 60.0, "peak": 10**9, "budget": 2 * 10**9, "file": 10**15}
-    assert checks(wish(folder, {"name": "x"}, MODELS), MODELS, planned)[0].key == "check_disk"
+    assert checks(planned_training(folder, {"name": "x"}, MODELS), MODELS, planned)[0].key == "check_disk"
 
 
 def test_one_click_makes_one_training_and_another_needs_to_be_asked_for(workspace):
@@ -141,7 +142,7 @@ def test_one_click_makes_one_training_and_another_needs_to_be_asked_for(workspac
     assert (
         training.start(workspace, "ink", fields(workspace, rank=4.0), token="more", another=True) == "ink-2"
     )
-    assert "position 2" in training.line_html(workspace, workspace.runs.queued(), 0, workspace.words)
+    assert "position 2" in training.queue_html(workspace.runs.queued(), 0, workspace.words)
     assert [job.queue_position for job in workspace.runs.queued()] == [1, 2]
     workspace.runs.move("ink-2", -1)
     assert [job.folder.name for job in workspace.runs.queued()] == ["ink-2", "ink"]
@@ -154,13 +155,13 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(workspace):
     workspace.runs.stop("ink")
     rate = run.config.learning_rate
     run.emit("ended", how="failed", **failure_fields(NotFiniteError(3, ["owl.png"]), run.config))
-    assert training.change_of(workspace, "ink") == {"learning_rate": rate / 2}
+    assert training.retry_changes(workspace, "ink") == {"learning_rate": rate / 2}
     assert training.retry(workspace, "ink", "ink") == "ink-2"
     tried = workspace.runs.run("ink-2").config
     assert {k for k, v in dataclasses.asdict(tried).items() if v != getattr(run.config, k)} == {
         "learning_rate"
     }
-    assert training.kept(workspace, "ink").advanced["learning_rate"] == rate / 2
+    assert training.saved_fields(workspace, "ink").advanced["learning_rate"] == rate / 2
     assert "learning_rate" in comparison_html(workspace.runs, "ink", "ink-2", workspace.words)
     run.emit("ended", how="failed", **failure_fields(BaseError("gone"), run.config))
     with pytest.raises(TrainerError, match="another change"):
