@@ -84,17 +84,17 @@ def test_all_strengths_of_a_prompt_get_the_same_noise_in_every_step():
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
     # Without a LoRA, the strength has no effect: the rows differ only if their noise does.
     ancestral = SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), sampler="euler_a", steps=2)
-    first, second = (cell.picture.tobytes() for cell in warm.draw(None, ancestral))
+    first, second = (cell.image.tobytes() for cell in warm.generate(None, ancestral))
     assert first == second
     plain = SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), steps=2)
-    assert first != warm.draw(None, plain)[0].picture.tobytes()
+    assert first != warm.generate(None, plain)[0].image.tobytes()
 
 
 def test_a_png_names_its_sampler_and_every_lora_in_the_format_of_a1111(tmp_path: Path):
     config = SamplingConfig(
         prompts=("a cat",), negative="blurry", sampler="dpmpp_2m_karras", steps=7, guidance=4.5, seed=3
     )
-    cell = GeneratedImage(prompt_index=0, strength=0.5, picture=Image.new("RGB", (64, 64)))
+    cell = GeneratedImage(prompt_index=0, strength=0.5, image=Image.new("RGB", (64, 64)))
     loras = [("ink", 1.0), ("wash", 0.5), ("none", 0.0)]
     save_image(cell, config, tmp_path / "a.png", base="tiny", loras=loras)
     assert Image.open(tmp_path / "a.png").info["parameters"] == (

@@ -420,7 +420,7 @@ def test_a_full_disk_for_samples_does_not_end_the_training(tmp_path: Path, monke
 
     monkeypatch.setattr("trainer.training.samples.save_image", full)
     assert train(made, MODELS) == "finished" and made.lora_file.is_file()
-    assert any("disk did not suffice" in e.get("message", "") for e in events.read(made.events)[0])
+    assert any("not enough disk space" in e.get("message", "") for e in events.read(made.events)[0])
 
 
 @pytest.mark.parametrize(

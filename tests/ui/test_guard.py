@@ -84,7 +84,7 @@ def test_what_is_turned_away_is_told_in_the_visitors_language(client: TestClient
     told = {tag: answer.json()["message"] for tag, answer in answers.items()}
     assert told == {
         "en": "Not found.",
-        "de": "Das gibt es hier nicht.",
+        "de": "Nicht gefunden.",
         "ja": "ここにはありません。",
         "xx": "Not found.",
     }

@@ -26,7 +26,7 @@ class Slot:
 
     flat: FlatVector
     start: int
-    shape: torch.LayerSpec
+    shape: torch.Size
 
     def of(self, vector: torch.Tensor) -> torch.Tensor:
         return vector[self.start : self.start + self.shape.numel()].view(self.shape)

@@ -62,7 +62,7 @@ class Dropout:
         return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def keep(shape: tuple[int, ...] | torch.LayerSpec, share: float, draws: torch.Generator) -> torch.Tensor:
+def keep(shape: tuple[int, ...] | torch.Size, share: float, draws: torch.Generator) -> torch.Tensor:
     """Zero for the dropped share, 1 / (1 - share) for the rest, so that the mean stays (Srivastava et al. 2014)."""
     return (torch.rand(shape, generator=draws, device=draws.device) >= share).float() / (1 - share)
 

@@ -55,7 +55,7 @@ def is_whole(roles: Collection[str]) -> bool:
     return "diff" in roles or {"lokr_w1", "lokr_w2"} <= set(roles)
 
 
-def magnitude(weight: torch.Tensor, like: tuple[int, ...] | torch.LayerSpec) -> torch.Tensor:
+def magnitude(weight: torch.Tensor, like: tuple[int, ...] | torch.Size) -> torch.Tensor:
     """Norms of the weight's columns when `like` is (1, I), or of its rows when it is (O, 1)."""
     kept = 0 if like[0] == weight.shape[0] and like[0] > 1 else 1
     norm = torch.linalg.vector_norm(weight, dim=[d for d in range(weight.dim()) if d != kept], keepdim=True)

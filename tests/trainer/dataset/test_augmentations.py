@@ -22,7 +22,8 @@ from trainer.errors import ConfigError, DatasetError
 from trainer.runs import run
 from trainer.runs.commands import CommandInbox
 from trainer.sdxl.base import open_base
-from trainer.training import caching as prepare
+from trainer.training.caching import FeatureExtractor
+from trainer.training.examples import LatentDataset
 from trainer.training.feature_cache import FeatureCache
 
 WIDE = place(200, 100, [(64, 64)], step=64)  # resized to 128 x 64: half of it is cut away
@@ -112,21 +113,15 @@ def test_colour_jitter_changes_colours_within_its_bounds_and_nothing_at_zero():
 # ---- what the training sees
 
 
-def pictures_of(tmp_path: Path, folder: Path, **settings) -> prepare.Pictures:
+def pictures_of(tmp_path: Path, folder: Path, **settings) -> LatentDataset:
     made = run.Run(tmp_path / "run")
     made.path.mkdir(exist_ok=True)
     base = open_base("tiny-sdxl", MODELS)
     cache = FeatureCache(tmp_path / ".cache", base.fingerprint)
-    manifest = with_class_and_validation(scan(folder), TrainConfig(**settings))
-    return prepare.cache_latents(
-        made,
-        manifest.training_items,
-        TrainConfig(**settings),
-        base,
-        cache,
-        torch.device("cpu"),
-        CommandInbox(made, None),
-    )
+    config = TrainConfig(**settings)
+    manifest = with_class_and_validation(scan(folder), config)
+    extractor = FeatureExtractor(made, config, base, cache, torch.device("cpu"), CommandInbox(made, None))
+    return extractor.latents(manifest.training_items)
 
 
 @pytest.fixture
@@ -142,15 +137,17 @@ def test_mirrored_pictures_have_their_own_latents_and_are_drawn_half_the_time(
     tmp_path: Path, art: Path, monkeypatch
 ):
     seen = pictures_of(tmp_path, art, flip=True)
-    assert all(len(forms) == 2 and not torch.equal(forms[0].mean, forms[1].mean) for forms in seen.shown)
-    mirrored = [seen.draw([0], 0, position).shown[0].variant.is_mirrored for position in range(400)]
+    assert all(len(forms) == 2 and not torch.equal(forms[0].mean, forms[1].mean) for forms in seen.examples)
+    mirrored = [seen.batch([0], 0, position).examples[0].augmentation.is_mirrored for position in range(400)]
     assert 0.4 < sum(mirrored) / 400 < 0.6
-    assert mirrored == [seen.draw([0], 0, position).shown[0].variant.is_mirrored for position in range(400)]
+    assert mirrored == [
+        seen.batch([0], 0, position).examples[0].augmentation.is_mirrored for position in range(400)
+    ]
     monkeypatch.setattr(
         "trainer.training.caching.encode_image", lambda *_: pytest.fail("a picture was encoded again")
     )
     again = pictures_of(tmp_path, art, flip=True)
-    assert torch.equal(again.shown[0][1].mean, seen.shown[0][1].mean)
+    assert torch.equal(again.examples[0][1].mean, seen.examples[0][1].mean)
 
 
 def test_each_picture_trains_at_each_resolution(tmp_path: Path, art: Path):
@@ -173,12 +170,14 @@ def test_masks_reach_the_training_at_latent_size(tmp_path: Path, art: Path):
     seen = pictures_of(tmp_path, art, mask="file", mask_outside=0.1)
     by_name = {entry.name: row for row, entry in enumerate(seen.items)}
     assert set(by_name) == {"owl.png", "wide.png"}
-    wide = seen.draw([by_name["wide.png"]], 0, 0)
+    wide = seen.batch([by_name["wide.png"]], 0, 0)
     mask = wide.masks([False])
     assert (
-        mask is not None and mask.shape == (1, 1, *wide.shown[0].mean.shape[-2:]) and bool((mask == 1).all())
+        mask is not None
+        and mask.shape == (1, 1, *wide.examples[0].mean.shape[-2:])
+        and bool((mask == 1).all())
     )
-    assert seen.draw([by_name["owl.png"]], 0, 0).masks([False]) is None
+    assert seen.batch([by_name["owl.png"]], 0, 0).masks([False]) is None
 
 
 def test_masks_without_any_mask_file_are_refused(tmp_path: Path, art: Path):

@@ -19,7 +19,12 @@ from trainer.dataset.manifest import Item, Manifest
 from trainer.dataset.scan import scan
 from trainer.sdxl.base import open_base
 from trainer.training.batches import Batches
-from trainer.training.text_conditioning import MAX_CACHED_PROMPTS, TextConditioner, training_captions
+from trainer.training.text_conditioning import (
+    MAX_CACHED_PROMPTS,
+    TextConditioner,
+    TextModels,
+    training_captions,
+)
 
 TAGS = ("ink", "cat", "sitting", "moon", "night")
 
@@ -167,12 +172,12 @@ def test_too_many_captions_to_remember_are_not_prepared():
 
 def test_what_is_read_as_it_comes_does_not_depend_on_what_was_read_before(monkeypatch):
     base = open_base("tiny-sdxl", MODELS)
-    encoders, tokenizers = base.text_encoders(torch.device("cpu"), torch.float32), base.tokenizers()
+    models = TextModels(base, torch.device("cpu"))
     monkeypatch.setattr("trainer.training.text_conditioning.MAX_CACHED_PROMPTS", 2)
-    texts = TextConditioner({}, encoders, tokenizers)
-    before = texts.of(["a star", "a cat", "an owl", "a star"])  # more than are remembered
-    assert len(texts.known) == 2
-    fresh = TextConditioner({}, encoders, tokenizers).of(["a star"])
+    conditioner = TextConditioner({}, models)
+    before = conditioner.encode(["a star", "a cat", "an owl", "a star"])  # more than are remembered
+    assert len(conditioner.cached) == 2
+    fresh = TextConditioner({}, models).encode(["a star"])
     for row in (0, 3):
         assert torch.equal(before.text_NTD[row], fresh.text_NTD[0]) and torch.equal(
             before.pooled_NP[row], fresh.pooled_NP[0]

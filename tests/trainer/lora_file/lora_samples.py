@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 
 from tests.conftest import MODELS
 from trainer.__main__ import main
+from trainer.adapter.lora import Adapter
 from trainer.lora_file.base_weights import base_weights
 from trainer.lora_file.module_names import kohya_name
 from trainer.lora_file.reader import read_modules
 from trainer.sampling.pipeline import WarmBase
-from trainer.sampling.sampler import draw
+from trainer.sampling.sampler import Sampler
 from trainer.sampling_config import SamplingConfig
 
 TINY = MODELS / "tiny-sdxl"
@@ -138,16 +139,11 @@ def changed_by_diffusers(
 
 def drawn_by_the_base_alone(warm: WarmBase, request: SamplingConfig) -> list[Any]:
     """What `warm` last drew, from the same texts and with no adapter at all."""
-    return draw(
-        request,
-        unet=warm.unet,
-        vae=warm.vae,
-        scheduler=warm.scheduler,
-        adapter=None,
-        conditioning=lambda prompt, strength: next(iter(warm.known.values()))[prompt],
-        size=(128, 128),
-        latent_factor=8,
+    sampler = Sampler(
+        base=warm.base, unet=warm.unet, vae=warm.vae, scheduler=warm.scheduler, adapter=Adapter()
     )
+    cached = next(iter(warm.cached.values()))
+    return sampler.generate(request, sampler.prompt_encoder(cached, cached.__getitem__))
 
 
 def by_command_line(arguments: list[str | Path], monkeypatch, capsys) -> tuple[int, str, str]:

@@ -74,7 +74,7 @@ def test_a_mixed_picture_is_that_of_a_base_with_both_in_its_weights(warm: WarmBa
         for seed, (file, _) in enumerate(files)
     ]
     request = SamplingConfig(prompts=("a cat",), strengths=(1.0,), seed=3, steps=3)
-    mixed = warm.draw(files, request)[0].picture
+    mixed = warm.generate(files, request)[0].image
     warm.adapter_of([])
     by_hand = {place[1]: 0.6 * parts[0][place] + 0.5 * parts[1][place] for place in parts[0]}
     kept = {path: warm.unet.get_submodule(path).weight.detach().clone() for path in by_hand}
@@ -82,11 +82,11 @@ def test_a_mixed_picture_is_that_of_a_base_with_both_in_its_weights(warm: WarmBa
         for path, change in by_hand.items():
             warm.unet.get_submodule(path).weight += change.reshape(kept[path].shape)
         try:
-            merged = warm.draw(None, request)[0].picture
+            merged = warm.generate(None, request)[0].image
         finally:
             for path, weight in kept.items():
                 warm.unet.get_submodule(path).weight.copy_(weight)
-    plain = warm.draw(None, request)[0].picture
+    plain = warm.generate(None, request)[0].image
     apart = [np.abs(np.asarray(mixed, float) - np.asarray(other, float)).mean() for other in (merged, plain)]
     assert apart[0] < 0.5 < 5 * apart[0] + 1 < apart[1]
 
@@ -96,11 +96,11 @@ def test_a_mix_at_strength_zero_is_the_base_to_the_bit(warm: WarmBase, places, t
     for seed, (file, _) in enumerate(files):
         write_lora(file, chosen(places, ".attn1."), seed=seed)
     request = SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), steps=2)
-    mixed = warm.draw(files, request)
+    mixed = warm.generate(files, request)
     assert not warm.adapter_of([]).layers
     alone = drawn_by_the_base_alone(warm, request)
-    assert np.array_equal(np.asarray(mixed[0].picture), np.asarray(alone[0].picture))
-    assert not np.array_equal(np.asarray(mixed[1].picture), np.asarray(alone[1].picture))
+    assert np.array_equal(np.asarray(mixed[0].image), np.asarray(alone[0].image))
+    assert not np.array_equal(np.asarray(mixed[1].image), np.asarray(alone[1].image))
 
 
 def test_other_networks_add_their_whole_change(warm: WarmBase, places, tmp_path: Path):

@@ -20,8 +20,8 @@ from trainer.errors import LoraFileError
 from trainer.headers.safetensors import read_header
 from trainer.presets import preset_values
 from trainer.runs import events, run
-from trainer.sampling.sampler import SamplingConfig, draw, rows_per_pass
-from trainer.sampling_config import SamplingLimits
+from trainer.sampling.sampler import Sampler, rows_per_pass
+from trainer.sampling_config import SamplingConfig, SamplingLimits
 from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import decode_images, decoding_tile, encode_image, to_pixels
 from trainer.sdxl.text import Conditioning
@@ -106,6 +106,7 @@ def parts() -> dict:
     base = open_base("tiny-sdxl", MODELS)
     adapter = Adapter()
     return {
+        "base": base,
         "unet": base.unet(CPU, torch.float32),
         "vae": base.vae(CPU),
         "scheduler": base.scheduler(),
@@ -124,16 +125,10 @@ def test_a_strip_divided_for_want_of_memory_shows_the_same_pictures(parts: dict)
 
     def drawn(room: SamplingLimits) -> list:
         hook = parts["unet"].register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
-        cells = draw(
-            request,
-            **parts,
-            conditioning=lambda text, _: texts[text],
-            size=(128, 128),
-            latent_factor=8,
-            room=room,
-        )
+        sampler = Sampler(**parts, limits=room)
+        cells = sampler.generate(request, sampler.prompt_encoder(texts, texts.__getitem__))
         hook.remove()
-        return [np.asarray(cell.picture, dtype=float) for cell in cells]
+        return [np.asarray(cell.image, dtype=float) for cell in cells]
 
     whole, divided = drawn(SamplingLimits()), drawn(SamplingLimits(pixels=2 * 128 * 128))
     assert passes == [6, 6, 4, 4, 2, 2]  # both halves of the guidance
@@ -235,6 +230,6 @@ def test_memory_that_runs_out_for_pictures_costs_only_them(tmp_path: Path, monke
     monkeypatch.setattr(AutoencoderKL, "decode", lacking(1, ON_A_CARD)(AutoencoderKL.decode))
     assert train(of, MODELS) == "finished" and of.lora_file.is_file() and (of.samples / "strip.png").is_file()
     assert any(
-        "memory did not suffice to draw pictures at step 0" in event["message"]
+        "not enough memory for the sample images at step 0" in event["message"]
         for event in said(of, "problem")
     )

@@ -27,7 +27,7 @@ def test_a_rough_picture_has_the_colours_that_the_decoder_gives(warm: WarmBase):
     pen.ellipse((16, 16, 80, 80), fill="#d0302a")
     pen.rectangle((70, 60, 120, 120), fill="#2a50d0")
     latents = encode_image(warm.vae, to_pixels(art))[0] * warm.vae.config["scaling_factor"]
-    rough = warm.colours.picture(latents[0], 128)
+    rough = warm.latent_to_rgb.image(latents[0], 128)
     decoded = decode_images(warm.vae, latents)[0]
     assert rough.size == decoded.size
 

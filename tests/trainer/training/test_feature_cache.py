@@ -15,7 +15,7 @@ from trainer.runs import events, run
 from trainer.runs.commands import CommandInbox
 from trainer.sdxl.base import open_base
 from trainer.train import train
-from trainer.training import caching as prepare
+from trainer.training import caching
 from trainer.training.feature_cache import FeatureCache
 
 CPU = torch.device("cpu")
@@ -34,16 +34,15 @@ def art(tmp_path: Path) -> Path:
 def mean_of(tmp_path: Path, art: Path):
     """The one picture's mean, as a training with this tile caches it."""
     base, manifest = open_base("tiny-sdxl", MODELS), scan(art)
-    said = run.Run(tmp_path / "said")
-    said.path.mkdir()
+    owner = run.Run(tmp_path / "owner")
+    owner.path.mkdir()
 
     def of(tile: int, resolution: int = 256) -> torch.Tensor:
         cache = FeatureCache(tmp_path / ".cache", base.fingerprint, tile)
         config = TrainConfig(resolution=resolution)
-        seen = prepare.cache_latents(
-            said, manifest.training_items, config, base, cache, CPU, CommandInbox(said, None)
-        )
-        return seen.shown[0][0].mean
+        inbox = CommandInbox(owner, None)
+        extractor = caching.FeatureExtractor(owner, config, base, cache, CPU, inbox)
+        return extractor.latents(manifest.training_items).examples[0][0].mean
 
     return of
 
@@ -88,7 +87,7 @@ def test_a_training_short_of_memory_encodes_in_tiles_and_so_does_its_continuatio
         "thumbnail": "none",
     }
     sides: list[int] = []
-    encode = prepare.encode_image
+    encode = caching.encode_image
 
     def watched(vae, picture, tile):
         sides.append(tile)

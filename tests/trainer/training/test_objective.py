@@ -123,9 +123,9 @@ def test_weights_and_targets_stay_finite_at_zero_terminal_snr():
 
 
 def test_zero_terminal_snr_is_refused_where_noise_is_predicted():
-    with pytest.raises(ConfigError, match="set it to off"):
+    with pytest.raises(ConfigError, match="to off"):
         objective_of(TrainConfig(zero_terminal_snr="on"), base_with(prediction_type="epsilon"))
-    with pytest.raises(ConfigError, match="set it to off"):
+    with pytest.raises(ConfigError, match="to off"):
         TrainConfig(zero_terminal_snr="on", prediction_type="epsilon")
 
 
@@ -222,7 +222,7 @@ def _normal_below(x: float) -> float:
 
 
 def test_a_range_of_noise_levels_must_not_be_empty():
-    with pytest.raises(ConfigError, match="lower timestep_min"):
+    with pytest.raises(ConfigError, match="exceeds timestep_max 500; lower it"):
         TrainConfig(timestep_min=600, timestep_max=500)
 
 

@@ -109,7 +109,7 @@ def test_a_custom_class_takes_rate_decay_and_arguments():
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"optimizer": "adamw", "optimizer_args": ("colour=1",)}, "mend optimizer_args"),
+        ({"optimizer": "adamw", "optimizer_args": ("colour=1",)}, "correct optimizer_args"),
         ({"optimizer": "adamw", "optimizer_args": ("eps",)}, "name=value"),
         ({"optimizer": "adamw", "optimizer_args": ("lr=1",)}, "learning rates"),
         ({"optimizer": "custom", "optimizer_class": "nowhere.Optimizer"}, "install its package"),
@@ -128,7 +128,7 @@ def test_an_optimizer_that_can_not_be_built_says_what_to_do(settings: dict, word
     "settings, words",
     [
         ({"optimizer": "custom"}, "needs optimizer_class"),
-        ({"optimizer": "adamw", "optimizer_class": "torch.optim.SGD"}, "counts only with"),
+        ({"optimizer": "adamw", "optimizer_class": "torch.optim.SGD"}, "is used only with optimizer custom"),
         ({"optimizer": "schedulefree", "schedule": "cosine"}, "set schedule to constant"),
         ({"optimizer": "schedulefree", "schedule": "constant", "ema_decay": 0.9}, "set ema_decay to 0"),
     ],
@@ -261,11 +261,11 @@ def test_showing_the_average_leaves_the_trained_weights_as_they_were(kind: str):
     average = EmaWeights(adapter, optimizer, 0.9 if kind == "ema" else 0.0)
     trained(adapter, model, optimizer, average, 4)
     before = adapter.tensors()
-    with average.shown():
+    with average.swapped_in():
         within = adapter.tensors()
     assert all(torch.equal(before[name], tensor) for name, tensor in adapter.tensors().items())
     assert any(not torch.equal(before[name], tensor) for name, tensor in within.items())
-    average.settle()
+    average.apply()
     assert all(torch.equal(within[name], tensor) for name, tensor in adapter.tensors().items())
 
 
@@ -277,7 +277,7 @@ def test_schedulefree_shows_the_weights_that_its_evaluation_mode_recommends():
     average = EmaWeights(adapter, optimizer, 0.0)
     trained(adapter, model, optimizer, average, 5)
     y, z = adapter.parameters()[1].detach().clone(), optimizer.state[adapter.parameters()[1]]["z"]
-    with average.shown():
+    with average.swapped_in():
         x = adapter.parameters()[1].detach().clone()
     torch.testing.assert_close(y, 0.1 * z + 0.9 * x)  # Defazio et al. 2024, equation 1, beta = 0.9
     assert math.isfinite(float(x.sum()))

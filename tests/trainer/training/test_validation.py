@@ -78,9 +78,7 @@ def test_the_page_is_given_the_curve_and_the_advice(measured: run.Run):
 def test_training_too_far_is_told_once_and_the_best_weights_are_kept(measured: run.Run):
     best = told(measured, "advice")[0]["step"]
     assert best < 8
-    warnings = [
-        event["message"] for event in told(measured, "problem") if "learnt by heart" in event["message"]
-    ]
+    warnings = [event["message"] for event in told(measured, "problem") if "memorises" in event["message"]]
     assert len(warnings) == 1 and f"step {best}:" in warnings[0]
     assert {path.name for path in state.checkpoints(measured)} == {"step-8", f"step-{best}"}
     kept = load_file(measured.path / f"lora-step-{best}.safetensors")
