@@ -14,6 +14,7 @@ import typer
 from trainer.cli import MODELS, ModelsOption
 from trainer.cli.options import given, with_options
 from trainer.config import setting
+from trainer.headers.base_model import BUNDLED_BASE
 
 if TYPE_CHECKING:
     import torch
@@ -240,7 +241,7 @@ def bake(
     ],
     base: Annotated[
         str, typer.Option(help="Name under models/, or path of a diffusers folder or .safetensors.")
-    ] = "tiny-sdxl",
+    ] = BUNDLED_BASE,
     strength: Annotated[float, typer.Option(help="Strength of the LoRA.")] = 1.0,
     models: ModelsOption = MODELS,
 ) -> None:

@@ -245,7 +245,7 @@ def with_lost_weights(folder: Path) -> None:
 # What is in a folder, and words of the sentence that refuses it.
 WRONG_FOLDERS = [
     (lambda folder: None, "no captioning model"),
-    (lambda folder: config_only(folder, model_type="llava"), "model of type llava, which is not read"),
+    (lambda folder: config_only(folder, model_type="llava"), "model of type llava, which is not supported"),
     (
         lambda folder: config_only(folder, model_type="blip", architectures=["BlipForQuestionAnswering"]),
         "another task",

@@ -36,10 +36,10 @@ from tests.trainer.captioning.captioner_samples import (
     write_tagger,
 )
 from trainer.__main__ import main
-from trainer.captioning.fetch import wanted
-from trainer.captioning.folder import load
+from trainer.captioning.fetch import select_files
+from trainer.captioning.folder import load_captioner
 from trainer.captioning.sentences import whole_sentences
-from trainer.captioning.tags import prepared, worded
+from trainer.captioning.tags import preprocess, tag_text
 from trainer.captioning_config import CaptionOptions, options_for, options_from
 from trainer.dataset.captions import sidecar_caption
 from trainer.errors import CaptionerError, ConfigError, DatasetError, RunError
@@ -126,22 +126,22 @@ def test_thresholds_prefix_suffix_trigger_and_tags_left_out_are_obeyed(caption, 
 
 @given(words=st.lists(st.from_regex(r"[a-z]{2,8}", fullmatch=True), min_size=1, max_size=4))
 def test_underscores_between_words_become_spaces(words: list[str]):
-    assert worded("_".join(words)) == " ".join(words)
+    assert tag_text("_".join(words)) == " ".join(words)
 
 
 @pytest.mark.parametrize(
     "face", ["0_0", "(o)_(o)", "+_+", "._.", "<|>_<|>", "=_=", ">_<", ">_o", "^_^", "|_|", "||_||", "u_u"]
 )
 def test_faces_keep_their_underscore(face: str):
-    assert worded(face) == face
+    assert tag_text(face) == face
 
 
 def test_a_picture_is_put_on_a_white_square_in_blue_green_red():
-    taken = prepared(Image.new("RGB", (32, 16), (255, 10, 0)), 32)
+    taken = preprocess(Image.new("RGB", (32, 16), (255, 10, 0)), 32)
     assert taken.shape == (32, 32, 3) and taken.dtype == np.float32
     assert (taken[:8] == 255).all() and (taken[24:] == 255).all()
     assert (taken[8:24] == (0, 10, 255)).all()
-    assert prepared(Image.new("RGB", (30, 10), "red"), SIDE).shape == (SIDE, SIDE, 3)
+    assert preprocess(Image.new("RGB", (30, 10), "red"), SIDE).shape == (SIDE, SIDE, 3)
 
 
 def test_a_tagger_that_takes_one_picture_at_a_time_is_given_one(caption, pictures: Path, tmp_path: Path):
@@ -152,7 +152,7 @@ def test_a_tagger_that_takes_one_picture_at_a_time_is_given_one(caption, picture
 @pytest.mark.parametrize("name, kind", [("blip", BLIP), ("blip-2", BLIP_2), ("florence", FLORENCE_2)])
 def test_sentences_follow_the_picture_and_not_the_batch(models: Path, name: str, kind: str):
     captioner = open_captioner(name, models)
-    describe = load(captioner, options_from({"max_length": 12}))
+    describe = load_captioner(captioner, options_from({"max_length": 12}))
     pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue", "white", "black")]
     together = describe(pictures)
     assert captioner.kind == kind
@@ -165,7 +165,8 @@ def test_sentences_follow_the_picture_and_not_the_batch(models: Path, name: str,
 def test_max_length_makes_sentences_shorter(models: Path):
     red = [Image.new("RGB", (40, 30), "blue")]
     short, long = (
-        load(open_captioner("blip", models), options_from({"max_length": n}))(red)[0] for n in (5, 40)
+        load_captioner(open_captioner("blip", models), options_from({"max_length": n}))(red)[0]
+        for n in (5, 40)
     )
     assert len(short.split()) <= 5 < len(long.split())
 
@@ -173,7 +174,7 @@ def test_max_length_makes_sentences_shorter(models: Path):
 def test_detail_is_what_florence_2_is_asked_for(models: Path):
     blue = [Image.new("RGB", (40, 30), "blue")]
     short, detailed = (
-        load(open_captioner("florence", models), options_from({"detail": d}))(blue)[0]
+        load_captioner(open_captioner("florence", models), options_from({"detail": d}))(blue)[0]
         for d in ("short", "detailed")
     )
     assert short != detailed
@@ -349,7 +350,7 @@ def test_sigterm_ends_after_the_pictures_at_hand_and_keeps_them(models: Path, tm
         time.sleep(0.005)
     child.send_signal(signal.SIGTERM)
     err = child.communicate()[1]
-    assert child.returncode == 1 and "impasto: stopped;" in err and "Traceback" not in err
+    assert child.returncode == 1 and "impasto: stopped after" in err and "Traceback" not in err
     written = texts(folder)
     assert 0 < len(written) < 400 and set(written.values()) == {"ink (series), red, long hair, o_o"}
     assert not list(folder.glob(".tmp-*"))
@@ -462,7 +463,7 @@ def test_of_a_repository_only_what_is_read_is_fetched():
         "model.safetensors",
         "selected_tags.csv",
     ]
-    assert wanted(tagger, "x/y") == ([], ["model.onnx", "selected_tags.csv"])
+    assert select_files(tagger, "x/y") == ([], ["model.onnx", "selected_tags.csv"])
     florence = [
         "README.md",
         "config.json",
@@ -472,9 +473,12 @@ def test_of_a_repository_only_what_is_read_is_fetched():
         "pytorch_model.bin",
         "onnx/model.onnx",
     ]
-    assert wanted(florence, "x/y") == (["config.json", "tokenizer.json", "merges.txt"], ["model.safetensors"])
+    assert select_files(florence, "x/y") == (
+        ["config.json", "tokenizer.json", "merges.txt"],
+        ["model.safetensors"],
+    )
     with pytest.raises(CaptionerError, match="no weights in"):
-        wanted(["config.json", "pytorch_model.bin"], "x/y")
+        select_files(["config.json", "pytorch_model.bin"], "x/y")
 
 
 def test_every_option_can_be_given_on_the_command_line(monkeypatch, capsys):

@@ -227,7 +227,7 @@ WRONG_TENSORS = {
     "unet": (without(TEXT_1, TEXT_2), "without its text encoders"),
     "one encoder": (without(TEXT_2), "without its text encoders"),
     "folder part": ({"down_blocks.0.resnets.0.conv1.weight": half(1)}, "whole folder"),
-    "distilled": (without(UNET + "middle"), "cut down"),
+    "distilled": (without(UNET + "middle"), "distilled"),
     "nothing": ({}, "empty"),
     "strange": ({"hello": half(1)}, "no SDXL model"),
     "narrow": ({**WHOLE, UNET + "input_blocks.0.0.weight": half(64, 4, 3, 3)}, "not of SDXL's shape"),
