@@ -404,7 +404,7 @@ def test_a_dora_of_several_ranks_is_loaded_as_it_was_trained(base, tmp_path: Pat
 
 @pytest.mark.parametrize("network", ["dora", "loha", "lokr"])
 def test_the_diffusers_format_rejects_networks_that_it_can_not_store(base, network: str, tmp_path: Path):
-    with pytest.raises(ConfigError, match=f"can't hold {network}"):
+    with pytest.raises(ConfigError, match=f"can't store a {network}"):
         config_of(network, format="diffusers")
     adapter, _ = in_unet(base, config_of(network))
     with pytest.raises(ConfigError, match="kohya"):
