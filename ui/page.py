@@ -64,6 +64,7 @@ class Head:
         return gr.update(choices=names, value=project), tab
 
     def new_project(self, workspace: Workspace, name: str) -> Updates:
+        """Creates a project and chooses it."""
         project = workspace.projects.create(name)
         return {
             self.project: gr.update(choices=workspace.projects.names(), value=project),
@@ -71,6 +72,7 @@ class Head:
         }
 
     def show_account(self, workspace: Workspace) -> Updates:
+        """Shows the user's name and the button that logs out."""
         return {self.account: account_html(workspace)}
 
 

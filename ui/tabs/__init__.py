@@ -1,8 +1,9 @@
 """The page's tabs, one file each.
 
-A file has frozen dataclasses of components, whose methods are the callbacks, and a `build` that connects them to events.
-Callbacks take a `Workspace` and return `{component: update}`, or `gr.skip()` where nothing changes; a component that is
-missing in the dictionary stays as it is. Their logic is in `ui/views` and `ui/store`.
+A file has frozen dataclasses of components, whose methods are the callbacks, and a `build` that connects them
+to events. Callbacks take a `Workspace` and return `{component: update}`, or `gr.skip()` where nothing
+changes; a component that is missing in the dictionary stays as it is. Their logic is in `ui/views` and
+`ui/store`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from ui.workspace import Studio
 
 Updates = dict[Any, Any]  # component -> new value or `gr.update`; also `gr.skip()`
 
-# Without the queue the response comes with the request. On a busy machine Gradio's queue, which responds by a stream that it
-# opens and closes, now and then loses the response to a click. Child processes do what takes long, so no request waits.
+# Without the queue the response comes with the request. On a busy machine Gradio's queue, which responds by a
+# stream that it opens and closes, now and then loses the response to a click. Child processes do what takes
+# long, so no request waits.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False}
 QUIET: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
 OTHER_LORAS = 3  # LoRAs that can be mixed with the chosen one
@@ -37,13 +39,14 @@ _FLUSH = "(value) => impasto.flush('{name}', value)"
 def new_value() -> str:
     """Returns another text at each call. Written into a hidden field, it fires the field's `change` event.
 
-    The fields are textboxes because a `gr.State` fires no `change` where an event without the queue writes it (Gradio 6.31).
+    The fields are textboxes because a `gr.State` fires no `change` where an event without the queue writes it
+    (Gradio 6.31).
     """
     return str(time.time_ns())
 
 
 def hidden_field(**attributes: Any) -> gr.Textbox:
-    """Returns a field that is out of sight. `visible=False` would leave it out of the document, and its events with it."""
+    """Returns a field out of sight. With `visible=False` it would be missing in the document."""
     return gr.Textbox(elem_classes="unseen", show_label=False, **attributes)
 
 
@@ -59,11 +62,12 @@ class PageContext:
     Attributes:
         label: `label("artwork.drop")` is translated in the browser.
         project: name of the chosen project; its `change` also fires when the page has loaded.
-        data_changed: a hidden field. A tab writes `new_value()` into it when it has changed the project's pictures or
-            captions.
-        refresh_buttons: section of `ui/updates.py` -> hidden button that the script presses when that section is stale.
-        triggers: a hidden column outside the tabs. Gradio renders the components of a tab when it is first shown, and a
-            trigger must exist before that.
+        data_changed: a hidden field. A tab writes `new_value()` into it when it has changed the project's
+            pictures or captions.
+        refresh_buttons: section of `ui/updates.py` -> hidden button that the script presses when that section
+            is stale.
+        triggers: a hidden column outside the tabs. Gradio renders the components of a tab when it is first
+            shown, and a trigger must exist before that.
         tab: name of the tab.
         shown_button: hidden button that the script presses when the tab is shown and has pending refreshes.
         lock: refreshes run one after another, so that the first one is visible soonest.
@@ -100,14 +104,15 @@ class PageContext:
     ) -> None:
         """Updates `outputs` by `callback(workspace, *inputs)` at each of `events`.
 
-        Events that come while the callback runs are answered by one more run. While the tab is hidden, the refresh is
-        pending until the tab is shown. docs/engineers/page.md describes the steps.
+        Events that come while the callback runs are answered by one more run. While the tab is hidden, the
+        refresh is pending until the tab is shown. docs/engineers/page.md describes the steps.
 
         Args:
             even_if_hidden: runs the callback at once in any case, because it saves what was typed.
         """
-        # Each refresh has a trigger component of its own. Gradio fires a postponed event ("always_last") again for all
-        # listeners of the component: two such listeners on one component would postpone and fire each other for ever.
+        # Each refresh has a trigger component of its own. Gradio fires a postponed event ("always_last")
+        # again for all listeners of the component: two such listeners on one component would postpone and
+        # fire each other for ever.
         callback = self.on(callback)
 
         def one_at_a_time(request: gr.Request, *values: Any) -> Any:
@@ -149,7 +154,7 @@ class OtherLora(NamedTuple):
 def other_lora_rows(
     page: PageContext, tab: str, *, prefix: str = "", min_weight: float = -1, visible: bool = True
 ) -> list[OtherLora]:
-    """Returns a row for each other LoRA, labelled by the sentences `<tab>.other_2`, `<tab>.weight_2` and so on."""
+    """Returns a row for each other LoRA, labelled by `<tab>.other_2`, `<tab>.weight_2` and so on."""
     rows = []
     for number in range(2, 2 + OTHER_LORAS):
         with gr.Row():

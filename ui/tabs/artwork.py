@@ -1,4 +1,4 @@
-"""The Artwork tab: upload, checks, cards of the pictures with crop, mask and repeats, and deletion of the project."""
+"""The Artwork tab: upload, checks, cards with crop, mask and repeats, and deletion of the project."""
 
 from __future__ import annotations
 
@@ -49,10 +49,11 @@ class ArtworkTab:
 
     @property
     def outputs(self) -> list[Component]:
+        """Components that `show` updates."""
         return [self.limits, self.findings, self.cards, self.removed, self.dialog, self.shown_cards]
 
     def show(self, workspace: Workspace, project: str | None) -> Updates:
-        """Shows the cards with all findings, and starts the checks of pictures that have not been measured."""
+        """Shows the cards with all findings, and starts the checks of new pictures."""
         words = workspace.words
         updates: Updates = {self.limits: _limits_html(workspace), self.dialog: mask_dialog_html(words)}
         if not project or project not in workspace.projects.names():
@@ -75,9 +76,11 @@ class ArtworkTab:
         }
 
     def take_files(self, workspace: Workspace, files: Any, project: str | None) -> Updates:
+        """Adds uploaded files."""
         return self._take(workspace, files, project, self.upload)
 
     def take_folder(self, workspace: Workspace, files: Any, project: str | None) -> Updates:
+        """Adds the files of an uploaded folder."""
         return self._take(workspace, files, project, self.folder)
 
     def _take(self, workspace: Workspace, files: Any, project: str | None, component: Component) -> Updates:
@@ -93,7 +96,7 @@ class ArtworkTab:
     def update_progress(
         self, workspace: Workspace, project: str | None, shown: tuple[Any, ...], shown_cards: str
     ) -> Updates:
-        """Shows the progress of upload and checks, and marks the cards as stale if they would look different."""
+        """Shows the progress of upload and checks, and marks outdated cards as stale."""
         if not project or project not in workspace.projects.names():
             return gr.skip()
         intake, checks = workspace.intake.progress(project), workspace.checks.progress(project)
@@ -135,9 +138,11 @@ class Deletion:
 
     @property
     def outputs(self) -> list[Any]:
+        """Components that `ask` updates."""
         return [self.question, self.text, self.with_runs, self.receipt, self.asked_project]
 
     def ask(self, workspace: Workspace, project: str | None) -> Updates:
+        """Shows the question with the number of pictures and trainings."""
         if not project:
             return gr.skip()
         words, runs = workspace.words, len(workspace.runs.names(project))
@@ -154,14 +159,16 @@ class Deletion:
         }
 
     def hide(self, workspace: Workspace) -> Updates:
+        """Hides the question."""
         del workspace
         return {self.question: gr.update(visible=False)}
 
     def hide_for_other_project(self, workspace: Workspace, project: str | None, asked: str) -> Updates:
-        """Hides the question of another project. A late event of the project's choice leaves a newer question."""
+        """Hides the question of another project. A late event leaves a newer question."""
         return gr.skip() if project == asked else self.hide(workspace)
 
     def delete(self, workspace: Workspace, project: str | None, with_runs: bool) -> Updates:
+        """Deletes the project and shows a receipt."""
         words, projects = workspace.words, workspace.projects
         done = delete_project(
             projects, workspace.runs, words, project or "", with_trainings=with_runs is True

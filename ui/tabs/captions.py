@@ -1,4 +1,4 @@
-"""The Captions tab: a caption beside each picture, edits of all captions with undo, and captioning by a model."""
+"""The Captions tab: a caption beside each picture, edits with undo, and captioning by a model."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ class CaptionsTab:
 
     @property
     def overview_outputs(self) -> list[Component]:
+        """Components that `update_overview` updates."""
         return [self.summary, self.tags, self.undo]
 
     def update_overview(self, workspace: Workspace, project: str | None) -> Updates:
@@ -78,6 +79,7 @@ class CaptionsTab:
         }
 
     def show(self, workspace: Workspace, project: str | None) -> Updates:
+        """Shows the list of captions."""
         html = ""
         if project and project in workspace.projects.names():
             # The mark is taken before the pictures: one that is added meanwhile makes the list stale again.
@@ -109,6 +111,7 @@ class CaptionsTab:
     def apply_edit(
         self, workspace: Workspace, project: str | None, kind: str, find: str | None, text: str | None
     ) -> Updates:
+        """Edits all captions."""
         project = _chosen(workspace, project)
         count = apply_edit(workspace.projects, project, _edit(workspace, project, kind, find, text))
         return {
@@ -119,6 +122,7 @@ class CaptionsTab:
         }
 
     def undo_edit(self, workspace: Workspace, project: str | None) -> Updates:
+        """Undoes the last edit."""
         words = workspace.words
         undone = undo_last(workspace.projects, _chosen(workspace, project))
         text = words("captions.undone", what=edit_words(words, undone), count=undone.count)
@@ -148,6 +152,7 @@ class ModelPanel:
     finished: gr.Textbox
 
     def list_models(self, workspace: Workspace, project: str | None) -> Updates:
+        """Shows the captioning models, or a hint where there are none."""
         del project
         models = Captioning(workspace.projects, workspace.runs).models()
         hint = "" if models else text_element("p", workspace.words("captions.model_none"), class_="hint")
@@ -158,11 +163,13 @@ class ModelPanel:
         }
 
     def begin(self, workspace: Workspace, project: str | None, model: str | None, overwrite: bool) -> None:
+        """Queues the captioning of the project."""
         project = _chosen(workspace, project)
         values = {"overwrite": overwrite is True, "trigger": _trigger(workspace, project)}
         Captioning(workspace.projects, workspace.runs).start(project, model or "", values)
 
     def end(self, workspace: Workspace, project: str | None) -> None:
+        """Stops the captioning of the project."""
         if project:
             Captioning(workspace.projects, workspace.runs).stop(project)
 

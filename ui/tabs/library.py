@@ -26,7 +26,8 @@ from ui.views.html import element
 from ui.views.library import cards_html, format_size, messages_html, problems_html, question_html
 from ui.workspace import Workspace
 
-# Hides the question before a deletion in the browser: a response of the server could come after the next question.
+# Hides the question before a deletion in the browser: a response of the server could come after the next
+# question.
 _HIDE_QUESTION = "() => ['', {__type__: 'update', visible: false}, {__type__: 'update', visible: false}]"
 _TEXTS = ("title", "author", "licence", "description", "tags", "trigger")
 _MAX_NAME = 200  # characters that are read of a new file's name
@@ -61,10 +62,12 @@ class ModifiedCopy:
 
     @property
     def merge_fields(self) -> list[Component]:
+        """Components that only a merge needs."""
         return [self.weight, *(component for row in self.others for component in row)]
 
     @property
     def inputs(self) -> set[Component]:
+        """Components that `make_copy` reads, without the chosen LoRA."""
         return {self.tool, self.rank, self.form, self.name, self.works, *self.merge_fields}
 
 
@@ -80,6 +83,7 @@ class Deletion:
 
     @property
     def outputs(self) -> list[Component]:
+        """Components that show or hide the question."""
         return [self.question, self.confirm, self.cancel]
 
 
@@ -111,6 +115,7 @@ class LibraryTab:
         }
 
     def import_files(self, workspace: Workspace, files: Any) -> Updates:
+        """Imports uploaded LoRA files and removes the uploads."""
         imported, problems = [], []
         values = getattr(files, "root", files) or []
         names = [value.get("orig_name") if isinstance(value, dict) else value.orig_name for value in values]
@@ -126,7 +131,7 @@ class LibraryTab:
         return {self.upload: None, self.message: messages_html(imported) + problems_html(problems)}
 
     def show_details(self, workspace: Workspace, key: str | None, shown: str) -> Updates:
-        """Fills the form for another file or a file that has changed; otherwise text that is being typed stays."""
+        """Fills the form for another or a changed file; otherwise text that is being typed stays."""
         details = self.details
         if not key:
             return {**{field: gr.update(value=None) for field in details.fields.values()}, details.shown: ""}
@@ -138,6 +143,7 @@ class LibraryTab:
         return {**values, details.shown: state}
 
     def save_details(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
+        """Writes the form into the metadata of the chosen file."""
         key = _chosen(workspace, values[self.lora])
         details = {name: values[field] for name, field in self.details.fields.items()}
         entry = Library(workspace.runs).relabel(key, details)
@@ -184,6 +190,7 @@ class LibraryTab:
         return {self.copy.works: working, self.message: message}
 
     def ask_before_deletion(self, workspace: Workspace, key: str | None) -> Updates:
+        """Shows the question with the number and the size of the files."""
         library, key = Library(workspace.runs), _chosen(workspace, key)
         files, size = library.size_of(key)
         name = library.entry(key).name
@@ -196,6 +203,7 @@ class LibraryTab:
         }
 
     def delete(self, workspace: Workspace, key: str | None) -> Updates:
+        """Deletes the LoRA that the question was about."""
         library, key = Library(workspace.runs), _chosen(workspace, key)
         name = library.entry(key).name
         files, size = library.delete(key)

@@ -1,4 +1,4 @@
-"""The Train tab: what to train, its estimate, the buttons, progress, the queue, and the comparison of two trainings."""
+"""The Train tab: settings, estimate, buttons, progress, the queue, and the comparison of two trainings."""
 
 from __future__ import annotations
 
@@ -42,9 +42,11 @@ class PreflightPanel:
 
     @property
     def outputs(self) -> list[Component]:
+        """Components that `updates` updates."""
         return [self.estimate, self.checks, self.pending]
 
     def updates(self, preflight: training.Preflight | None) -> Updates:
+        """Returns the updates for a preflight, {} for None."""
         if preflight is None:
             return {}
         return {
@@ -83,6 +85,8 @@ class ProgressPanel:
 
 @dataclass(frozen=True)
 class QueuePanel:
+    """The queue; `shown` is the state that the page shows."""
+
     jobs: gr.HTML
     pause: gr.Button
     shown: gr.State
@@ -90,6 +94,8 @@ class QueuePanel:
 
 @dataclass(frozen=True)
 class ComparisonPanel:
+    """Two dropdowns of runs and their comparison."""
+
     left: gr.Dropdown
     right: gr.Dropdown
     comparison: gr.HTML
@@ -109,16 +115,19 @@ class TrainTab:
 
     @property
     def form_inputs(self) -> set[Component]:
+        """Components that are read when a training starts."""
         return {self.project, self.form.loaded, self.controls.token, *self.form.main.values()}
 
     @property
     def form_outputs(self) -> list[Component]:
+        """Components that `load_settings` updates."""
         form, controls = self.form, self.controls
         components = [*form.main.values(), form.advanced, form.loaded, *self.preflight.outputs]
         return [*components, controls.message, controls.token]
 
     @property
     def run_outputs(self) -> list[Component]:
+        """Components that show a run."""
         controls, progress = self.controls, self.progress
         buttons = [controls.train, controls.stop, controls.resume, controls.retry, controls.another]
         return [*buttons, progress.notes, progress.samples, progress.curve, progress.shown]
@@ -156,6 +165,7 @@ class TrainTab:
         return gr.skip() if project == loaded else self.load_settings(workspace, project)
 
     def save_settings(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
+        """Saves the main fields and shows the new estimate."""
         project = values[self.project]
         # The fields of another project are still shown while its own are being loaded.
         if not project or values[self.form.loaded] != project:
@@ -165,15 +175,18 @@ class TrainTab:
         return {**self.preflight.updates(preflight), self.controls.message: ""}
 
     def update_preflight(self, workspace: Workspace, project: str | None) -> Updates:
+        """Shows the estimate of the saved settings."""
         if not project:
             return gr.skip()
         saved = training.saved_fields(workspace, project)
         return self.preflight.updates(training.preflight(workspace, project, saved))
 
     def start(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
+        """Queues a training."""
         return self._start(workspace, values, another=False)
 
     def start_another(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
+        """Queues a training although one of the project is active."""
         return self._start(workspace, values, another=True)
 
     def _start(self, workspace: Workspace, values: dict[Component, Any], *, another: bool) -> Updates:
@@ -193,11 +206,13 @@ class TrainTab:
         }
 
     def resume(self, workspace: Workspace, project: str | None) -> None:
+        """Queues a stopped training again."""
         run = training.shown_run(workspace, project)
         if run:
             workspace.runs.resume(run)
 
     def retry(self, workspace: Workspace, project: str | None) -> None:
+        """Queues a failed training again with changed settings."""
         run = training.shown_run(workspace, project)
         if run and project:
             training.retry(workspace, project, run)
@@ -273,12 +288,13 @@ class TrainTab:
         return updates or gr.skip()
 
     def pause_queue(self, workspace: Workspace) -> None:
-        """Pauses or resumes the queue. With accounts it belongs to all users, so that nobody may pause it here."""
+        """Pauses or resumes the queue. With accounts the queue is shared, and nobody can pause it."""
         if not workspace.user:
             queue = workspace.runs.queue
             queue.pause(not queue.is_paused)
 
     def list_runs(self, workspace: Workspace) -> Updates:
+        """Updates the choices of runs to compare."""
         names = workspace.runs.names()
         return {
             self.comparison.left: gr.update(choices=names),
@@ -286,6 +302,7 @@ class TrainTab:
         }
 
     def compare(self, workspace: Workspace, left: str | None, right: str | None) -> Updates:
+        """Shows the comparison of two runs."""
         html = comparison_html(workspace.runs, left, right, workspace.words)
         return {self.comparison.comparison: html}
 
@@ -316,7 +333,7 @@ def _settings_form(page: PageContext) -> SettingsForm:
 
 
 def _main_fields(page: PageContext) -> dict[str, Component]:
-    """The fields are interactive once a project has loaded its settings, which would replace text that is typed before."""
+    """Returns name -> field. Loading a project enables the fields: it replaces text that is typed before."""
     label, bases = page.label, page.studio.initial.runs.bases()
     disabled = {"interactive": False}
     with gr.Row():

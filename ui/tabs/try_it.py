@@ -62,9 +62,11 @@ class DrawingPanel:
 
     @property
     def outputs(self) -> list[Component]:
+        """Components that `update` updates."""
         return [self.drawing, self.progress, self.images, self.cancel]
 
     def images_html(self, workspace: Workspace, drawing: Drawing) -> str:
+        """Returns the images of a finished drawing."""
         if drawing.kind == "draw":
             return strip_html(workspace.words, drawn_pictures(drawing))
         key = drawing.files[0][0]
@@ -88,6 +90,7 @@ class DrawingPanel:
         return updates
 
     def cancel_drawing(self, workspace: Workspace, shown: ShownDrawing | None) -> None:
+        """Cancels the drawing."""
         if shown:
             Drawings(workspace.runs).cancel(shown.id)
 
@@ -111,15 +114,18 @@ class TryItTab:
 
     @property
     def form_inputs(self) -> set[Component]:
+        """Components that are read when images are generated."""
         others = {component for row in self.others for component in row}
         return {self.lora, self.when, *self.fields.values(), *others}
 
     @property
     def strip_outputs(self) -> list[Component]:
+        """Components that `update_strip` updates."""
         strip = self.strip
         return [strip.strip, strip.compare, strip.download, strip.shown, self.when]
 
     def list_loras(self, workspace: Workspace, project: str | None, current: str | None) -> Updates:
+        """Updates the choices of all lists of LoRAs."""
         found = choices(workspace, project)
         others = gr.update(choices=[("—", ""), *found])
         return {self.lora: choice_update(found, current), **{row.lora: others for row in self.others}}
@@ -168,7 +174,7 @@ class TryItTab:
         return {self.own.drawing: ShownDrawing(drawing)}
 
     def generate_grid(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
-        """Starts a drawing of the first prompt with each checkpoint; without a prompt, of the training's first one."""
+        """Starts a drawing of the first prompt, or of the training's first prompt, with each checkpoint."""
         key = self._chosen(workspace, values)
         settings = self._form(values)
         if not settings["prompts"]:

@@ -1,4 +1,4 @@
-"""HTML of the Artwork tab: cards of pictures with their crops and findings, removed pictures, and the progress of uploads."""
+"""HTML of the Artwork tab: cards with crops and findings, removed pictures, and upload progress."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _actions(words: Words, picture: ProjectPicture) -> str:
 
 
 def fitted_size(size: tuple[int, int] | None, side: int) -> tuple[int, int]:
-    """Returns (width, height) scaled to fit into `side` px; a square where the picture's size is not known yet."""
+    """Returns (width, height) scaled to fit into `side` px; a square if the size is not known yet."""
     width, height = size or (side, side)
     scale = side / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))

@@ -1,4 +1,4 @@
-"""HTML of the Captions tab: a field beside each picture, the preview of an edit, tags with their counts, captioning."""
+"""HTML of the Captions tab: fields beside pictures, the preview of an edit, tags, and captioning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_NOTES = 20
 
 
 def captions_html(words: Words, project: str, pictures: list[ProjectPicture], report: PictureReport) -> str:
-    """Returns a field beside each picture. ui/script/captions.js saves a field that is left and handles its keys."""
+    """Returns a field beside each picture. ui/script/captions.js saves the fields and handles keys."""
     if not pictures:
         return text_element("p", words("captions.empty"), class_="hint empty")
     items = [
@@ -165,8 +165,8 @@ def progress_html(words: Words, status: CaptioningStatus, fresh: dict[str, str],
     """Returns the progress of captioning by a model.
 
     Args:
-        fresh: picture -> caption since the last call, as a hidden list. ui/script/captions.js puts each caption into its
-            field, unless somebody is editing that field.
+        fresh: picture -> caption since the last call, as a hidden list. ui/script/captions.js puts each
+            caption into its field, unless somebody is editing that field.
     """
     view = status.view
     if status.waits:

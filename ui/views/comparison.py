@@ -1,4 +1,4 @@
-"""HTML that compares two trainings: the settings that differ, both loss curves, and samples of the same steps. No gradio."""
+"""HTML that compares two trainings: differing settings, loss curves, samples of the same steps. No gradio."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _curves(statuses: Sequence[RunStatus], names: tuple[str, str], words: Words)
 
 
 def _samples(statuses: Sequence[RunStatus], names: tuple[str, str], words: Words) -> str:
-    """Returns the samples of each step and prompt that both runs have; the strip at a run's end has no step."""
+    """Returns the samples of each step and prompt that both runs have."""
     samples = [{(s["step"], s["prompt"]): s for s in status.view.samples} for status in statuses]
     rows = []
     for step, prompt in sorted(set(samples[0]) & set(samples[1])):

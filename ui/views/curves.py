@@ -34,12 +34,14 @@ class Trend:
 
 
 def trend(losses: Points, validation: Points) -> Trend:
-    """Returns the trend of the validation loss if it was measured at least three times, otherwise of the training loss.
+    """Returns the trend of the validation loss if there are three, otherwise of the training loss.
 
     Three validation losses above the lowest are "rising", as in trainer/training/validation.py.
 
-    The training loss is mostly noise, because each step draws its own noise levels. Therefore the means of six windows are
-    compared: a window that is not lower by two standard errors counts as level, and the training loss is never "rising".
+    The training loss is mostly noise, because each step draws its own noise levels. Therefore the means of
+    six windows are
+    compared: a window that is not lower by two standard errors counts as level, and the training loss is
+        never "rising".
     """
     if len(validation) >= _MIN_RISING:
         return _validation_trend(validation)
@@ -91,7 +93,7 @@ def curve_html(view: View, words: Words) -> str:
 
 
 def curves_svg(views: Sequence[View], words: Words, title: str, names: Sequence[str] = ()) -> str:
-    """Returns the smoothed training losses of one or two runs on the same axes, validation losses as dashed lines.
+    """Returns the smoothed losses of one or two runs on the same axes, validation losses dashed.
 
     Args:
         title: text alternative of the picture.
@@ -131,7 +133,7 @@ def curves_svg(views: Sequence[View], words: Words, title: str, names: Sequence[
 
 
 def smoothed(losses: Points) -> list[tuple[int, float]]:
-    """Returns an exponential moving average over about a twentieth of the points, thinned to about 200 points."""
+    """Returns an exponential moving average over a twentieth of the points, thinned to about 200."""
     decay = math.exp(-1 / max(1.0, len(losses) / 20))
     total = weight = 0.0
     points = []

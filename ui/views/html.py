@@ -20,8 +20,8 @@ def element(name: str, content: str = "", /, **attributes: str | float | bool | 
 
     Args:
         content: HTML, so text in it must be escaped already.
-        attributes: escaped here. `class_` and `for_` lose their underscore, in other names `_` becomes `-`. True stands for
-            an attribute without a value; None and False leave the attribute out.
+        attributes: escaped here. `class_` and `for_` lose their underscore, in other names `_` becomes `-`.
+            True stands for an attribute without a value; None and False leave the attribute out.
     """
     parts = [name]
     for key, value in attributes.items():
@@ -51,7 +51,7 @@ def picture_path(project: str, name: str) -> str:
 def picture_url(run: str, picture: dict[str, Any]) -> str:
     """Returns the address of a run's picture, not escaped.
 
-    It contains the time when the file was written: browsers cache pictures, and a continued run writes new ones under the
-    same names.
+    It contains the time when the file was written: browsers cache pictures, and a continued run writes new
+    ones under the same names.
     """
     return f"/picture/{quote(run)}/{quote(picture['file'])}?v={picture.get('made', 0)}"

@@ -1,4 +1,4 @@
-"""HTML of the Library's cards. The metadata of a file can come from a stranger, so all of it is escaped. No gradio."""
+"""HTML of the Library: cards and messages. The metadata of a file can come from a stranger. No gradio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTML of the mask brush: a dialog that ui/script/artwork.js opens over one picture. All of it works by keyboard."""
+"""HTML of the mask brush, a dialog that ui/script/artwork.js opens. All of it works by keyboard."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _brush(words: Words) -> str:
 
 
 def _rectangle(words: Words) -> str:
-    """Returns the fields of a rectangle in percent of the picture, for those who can't paint with a pointer."""
+    """Returns the fields of a rectangle in percent, for those who can't paint with a pointer."""
     fields = ""
     for side, value in (("left", 0), ("top", 0), ("width", 100), ("height", 100)):
         field = element("input", type="number", class_=f"mask-{side}", min=0, max=100, step=1, value=value)

@@ -159,7 +159,7 @@ def notes_html(status: RunStatus, words: Words) -> str:
 
 
 def samples_html(run: Run, status: RunStatus, words: Words, project: str = "") -> str:
-    """Returns a row for each prompt: the nearest picture of the dataset, then the samples in the order of their steps.
+    """Returns a row for each prompt: the dataset's nearest picture, then the samples by step.
 
     Args:
         project: of the dataset; "" leaves its pictures out.
@@ -219,7 +219,8 @@ def _dataset_at(run: Run, modified_ns: int) -> tuple[str, tuple[Item, ...]]:
 def nearest(prompt: str, items: Iterable[Item]) -> Item | None:
     """Returns the picture whose caption shares most words with a prompt, None if no caption shares any.
 
-    A word counts more the fewer captions contain it. A word of every caption, such as the trigger word, counts nothing.
+    A word counts more the fewer captions contain it. A word of every caption, such as the trigger word,
+    counts nothing.
     """
     return _nearest(prompt, tuple(items))
 

@@ -1,7 +1,7 @@
-"""HTML of the advanced settings, made from the fields of `TrainConfig`, and the settings in a submitted form. No gradio.
+"""HTML of the advanced settings, made from the fields of `TrainConfig`, and its parser. No gradio.
 
-It is plain HTML because Gradio sets the state of every output component at each event: a hundred and fifty components more
-would make every event of the page slow.
+It is plain HTML because Gradio sets the state of every output component at each event: a hundred and fifty
+components more would make every event of the page slow.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def fields() -> tuple[dataclasses.Field[Any], ...]:
 
 @functools.cache
 def declared_sentences() -> dict[str, str]:
-    """Returns `settings.<key>` -> English sentence: titles, labels with units and help, as the config declares them."""
+    """Returns `settings.<key>` -> English title, label with unit, or help, as the config declares them."""
     texts = {f"settings.group_{group}": title for group, title in TITLES.items()}
     for declared in fields():
         metadata = declared.metadata

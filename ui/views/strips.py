@@ -1,4 +1,4 @@
-"""HTML of images at several strengths: a strip with a slider, two images over each other, a grid of checkpoints.
+"""HTML of images at several strengths: a strip with a slider, a comparison, a grid of checkpoints.
 
 An image is {"url", "prompt", "strength"}; an image of a grid has "step" too. No gradio.
 """

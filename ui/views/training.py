@@ -1,4 +1,4 @@
-"""Logic of the Train tab without its components: fields and settings, preflight, start and retry, the queue. No gradio."""
+"""Logic of the Train tab without components: fields, preflight, start and retry, the queue. No gradio."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _planned(workspace: Workspace, project: str, fields: Fields) -> PlannedTrain
 
 
 def preflight(workspace: Workspace, project: str, fields: Fields) -> Preflight:
-    """Returns the estimate and the checks of a training with these fields; starts the estimate if there is none."""
+    """Returns the estimate and the checks of a training, and starts the estimate if there is none."""
     planned, estimates = _planned(workspace, project, fields), workspace.runs.estimates
     key = estimates.ask(planned.folder, planned.values) if planned.values is not None else ""
     estimate = estimates.answer(key) if key else None
@@ -175,7 +175,7 @@ def start(
 
 
 def retry(workspace: Workspace, project: str, run: str) -> str:
-    """Queues a failed training with the settings that avoid its failure, and saves these settings in the form.
+    """Queues a failed training with the settings that avoid its failure, and saves them in the form.
 
     Returns:
         The name of the new run.
@@ -195,7 +195,7 @@ def retry(workspace: Workspace, project: str, run: str) -> str:
 
 
 def retry_changes(workspace: Workspace, run: str) -> dict[str, Any]:
-    """Returns the settings with which to retry a failed or killed training; {} where the artist must choose."""
+    """Returns the changes with which to retry a failed or killed training; {} if the artist must choose."""
     status = workspace.runs.status(run)
     if status.killed:
         from trainer.runs.failures import reduced_memory_settings

@@ -1,4 +1,4 @@
-"""Logic of the Try it tab as plain values: choices, the shown images, and the form's values. No gradio, no HTML."""
+"""Logic of the Try it tab: choices, shown images, and the form's values. No gradio, no HTML."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ShownDrawing(NamedTuple):
 
 
 def choices(workspace: Workspace, project: str | None) -> list[tuple[str, str]]:
-    """Returns (label, key) of every LoRA: first the project's trainings, also running ones, then all others."""
+    """Returns (label, key) of every LoRA: first the project's runs, finished or not, then all others."""
     own = workspace.runs.names(project) if project else []
     others = [key for key in Library(workspace.runs).all() if key not in own]
     return [(key.removeprefix("library:"), key) for key in (*own, *others)]
