@@ -85,7 +85,7 @@ def test_what_is_turned_away_is_told_in_the_visitors_language(client: TestClient
     assert told == {
         "en": "Not found.",
         "de": "Nicht gefunden.",
-        "ja": "ここにはありません。",
+        "ja": "見つかりません。",
         "xx": "Not found.",
     }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from trainer.sdxl.protocols import UNet
 from trainer.sdxl.text import Conditioning
 from trainer.sdxl.unet import predict
 
@@ -27,7 +28,7 @@ DESCRIPTION = f"Fast preview: guidance on {GUIDED:.0%} of the steps, deep layers
 class DeepCache:
     """A UNet that computes some steps with its outermost level alone; a context manager for one pass."""
 
-    def __init__(self, unet: Any, steps: int) -> None:
+    def __init__(self, unet: UNet, steps: int) -> None:
         self.unet, self.steps = unet, steps
         self._deep: torch.Tensor | None = None  # input of the last up block in the last full step
         self._steps_since = 0

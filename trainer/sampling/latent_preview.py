@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from PIL import Image
 from trainer.atomic_files import replacing
 from trainer.runs.draw_protocol import FRAME
 from trainer.sdxl.latents import encode_image
+from trainer.sdxl.protocols import Vae
 
 _SIDE, _PATCHES = 256, 8  # px of the image that the map is fitted on, and its patches along a side
 _FRAME_SIDE = 128  # px
@@ -41,7 +41,7 @@ class LatentToRgb:
 
 
 @torch.inference_mode()
-def fit_latent_to_rgb(vae: Any) -> LatentToRgb:
+def fit_latent_to_rgb(vae: Vae) -> LatentToRgb:
     """Fits the map by least squares over the latent cells of one encoded image of random colours."""
     colours = np.random.default_rng(0).integers(0, 256, (_PATCHES, _PATCHES, 3), dtype=np.uint8)
     image = Image.fromarray(colours).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,12 +14,11 @@ from trainer.hardware.precision import precision_for
 from trainer.headers.lora import recognise
 from trainer.lora_file.attach import attach_mix, changed_parts, try_swap_weights
 from trainer.planning.plan import sampling_limits_beside_models
-from trainer.runs.draw_protocol import FRAME
+from trainer.runs.draw_protocol import FRAME, OnStep
 from trainer.sampling.images import GeneratedImage, save_image, save_strip
 from trainer.sampling.latent_preview import LatentToRgb, fit_latent_to_rgb, frame_writer
 from trainer.sampling.sampler import (
     OnFrame,
-    OnStep,
     Sampler,
     image_size,
     prompt_encoding,
@@ -28,6 +26,7 @@ from trainer.sampling.sampler import (
 )
 from trainer.sampling_config import SamplingConfig, SamplingLimits, picture_name
 from trainer.sdxl.base import Base, open_base
+from trainer.sdxl.protocols import NoiseScheduler
 from trainer.sdxl.schedulers import scheduler_of_lora_files
 from trainer.sdxl.text import Conditioning, PromptEncoding, encode
 
@@ -43,7 +42,7 @@ class WarmBase:
             memory_format=torch.channels_last
         )
         self.vae = base.vae(self.device)
-        self.scheduler: Any = base.scheduler()
+        self.scheduler = base.scheduler()
         self.encoders = base.text_encoders(self.device, torch.float32)
         self.tokenizers = base.tokenizers()
         self.cached: dict[PromptEncoding, dict[str, Conditioning]] = {}
@@ -118,7 +117,7 @@ class WarmBase:
             )
         return self._limits[size, rows]
 
-    def _scheduler(self, files: Mix) -> Any:
+    def _scheduler(self, files: Mix) -> NoiseScheduler:
         """Returns the scheduler that the files were trained with, since a training may override the base's."""
         headers = [recognise(file).metadata for file, _ in files]
         return scheduler_of_lora_files(headers, self.base)

@@ -19,18 +19,19 @@ import torch
 
 from trainer.adapter.lora import Adapter
 from trainer.errors import ConfigError
+from trainer.runs.draw_protocol import OnStep
 from trainer.sampling.deepcache import DeepCache
 from trainer.sampling.images import GeneratedImage
 from trainer.sampling_config import NO_LIMITS, SAMPLERS, SamplingConfig, SamplingLimits
 from trainer.sdxl.base import Base
 from trainer.sdxl.latents import decode_images
+from trainer.sdxl.protocols import NoiseScheduler, Tokenizer, UNet, Vae
 from trainer.sdxl.text import Conditioning, PromptEncoding, count_windows
 from trainer.sdxl.unet import predict
 
 MAX_PIXELS = 32 * 128 * 128  # of one pass over several prompts; one prompt's strip may be larger
 
 PromptEncoder = Callable[[str, float], Conditioning]  # prompt and strength to conditioning of one row
-OnStep = Callable[[int, int], None]  # steps done, steps in all
 OnFrame = Callable[[torch.Tensor, int], None]  # predicted clean latents (N, C, H/8, W/8), images in a line
 _Row = tuple[int, float]  # index of the prompt, strength
 
@@ -47,9 +48,9 @@ class Sampler:
     """
 
     base: Base
-    unet: Any
-    vae: Any
-    scheduler: Any
+    unet: UNet
+    vae: Vae
+    scheduler: NoiseScheduler
     adapter: Adapter
     changes_text: bool = False
     limits: SamplingLimits = NO_LIMITS
@@ -148,7 +149,7 @@ class Sampler:
         scheduler = scheduler_for(config.sampler, self.scheduler)
         scheduler.set_timesteps(config.steps)
         factor = self.base.latent_factor
-        shape = (1, self.unet.config.in_channels, height // factor, width // factor)
+        shape = (1, self.unet.config["in_channels"], height // factor, width // factor)
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
         latents = noise.to(device) * scheduler.init_noise_sigma
 
@@ -184,7 +185,7 @@ def image_size(config: SamplingConfig, base: Base) -> tuple[int, int]:
     return size
 
 
-def prompt_encoding(config: SamplingConfig, tokenizer: Any) -> PromptEncoding:
+def prompt_encoding(config: SamplingConfig, tokenizer: Tokenizer) -> PromptEncoding:
     """Returns the encoding that reads every prompt of a config to its end, with (word:1.2) as emphasis."""
     prompts = (*config.prompts, config.negative)
     windows = max(count_windows(prompt, tokenizer, weighted=True) for prompt in prompts)
@@ -207,7 +208,7 @@ def rows_per_pass(
     return rows
 
 
-def scheduler_for(sampler: str, euler: Any) -> Any:
+def scheduler_for(sampler: str, euler: NoiseScheduler) -> Any:
     """Returns the scheduler of a sampler with the noise levels and the prediction type of an Euler scheduler."""
     spec = SAMPLERS[sampler]
     if type(euler).__name__ == spec.scheduler and not spec.options:

@@ -16,7 +16,7 @@ from trainer.config import TrainConfig
 from trainer.errors import RunError
 from trainer.headers.lora import recognise
 from trainer.lora_file.edit.convert import tensors_of, write_lora
-from trainer.lora_file.modules import ALPHA, DORA, Module, alpha_tensor
+from trainer.lora_file.modules import ALPHA, DORA, LoraModule, alpha_tensor
 from trainer.lora_file.tensor_names import suffix_of
 from trainer.lora_file.writer import verify
 from trainer.runs.run import Run
@@ -46,7 +46,7 @@ def export_checkpoint(run: Run, step: int, out: Path, models: Path) -> None:
     verify(out, halved)
 
 
-def _modules(config: TrainConfig, tensors: dict[str, torch.Tensor], models: Path) -> list[Module]:
+def _modules(config: TrainConfig, tensors: dict[str, torch.Tensor], models: Path) -> list[LoraModule]:
     base = open_base(config.base, models)
     sizes = layer_specs(config, {part: build(part, base.configs) for part in part_specs(config)})
     roles: dict[str, dict[str, torch.Tensor]] = {}
@@ -54,7 +54,7 @@ def _modules(config: TrainConfig, tensors: dict[str, torch.Tensor], models: Path
         layer, _, role = name.rpartition(".")
         roles.setdefault(layer, {})[role] = tensor
     return [
-        Module(part, path, {**roles[f"{part}/{path}"], ALPHA: alpha_tensor(size.alpha)})
+        LoraModule(part, path, {**roles[f"{part}/{path}"], ALPHA: alpha_tensor(size.alpha)})
         for part, paths in sizes.items()
         for path, size in paths.items()
     ]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 
 from trainer.config import TrainConfig
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.sdxl.base import Base
-from trainer.sdxl.protocols import TextEncoder
+from trainer.sdxl.protocols import TextEncoder, Tokenizer
 from trainer.sdxl.text import DEFAULT_ENCODING, Conditioning, Encoders, PromptEncoding, count_windows, encode
 from trainer.training.batches import Batches
 
@@ -40,7 +39,7 @@ def caption_encoding(config: TrainConfig) -> PromptEncoding:
     )
 
 
-def sample_encoding(config: TrainConfig, prompts: set[str], tokenizer: Any) -> PromptEncoding:
+def sample_encoding(config: TrainConfig, prompts: set[str], tokenizer: Tokenizer) -> PromptEncoding:
     """Returns the encoding of sample prompts: in as many windows as the longest needs.
 
     (word:1.2) is emphasis where the user wrote the prompts; captions used as prompts are encoded as captions
@@ -63,7 +62,7 @@ class TextModels:
         return self._base.text_encoders(self._device, torch.float32)
 
     @functools.cached_property
-    def tokenizers(self) -> tuple[Any, Any]:
+    def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
         """Both tokenizers."""
         return self._base.tokenizers()
 

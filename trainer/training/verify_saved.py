@@ -30,7 +30,7 @@ def verify_saved(run: Run, samples: TrainingSamples, models: dict[str, nn.Module
     """
     base = samples.setup.base
     report = check_file(run.lora_file, base=base.path if base.path.is_dir() else None, bases=base.path.parent)
-    fields: dict[str, Any] = {"takes": [verdict.tool for verdict in report.verdicts if verdict.whole]}
+    fields: dict[str, Any] = {"takes": [verdict.tool for verdict in report.verdicts if verdict.is_complete]}
     if not report.ok and run.config.format == "kohya":
         command = f"python -m trainer lora check {run.lora_file.name}"
         run.emit("problem", message=f"some tools do not load the whole file; {command} lists them")

@@ -15,7 +15,7 @@ from typing import Any
 from trainer.atomic_files import write_atomically
 from trainer.config import TrainConfig, config_from
 from trainer.errors import RunError
-from trainer.headers.base_model import list_base_models
+from trainer.headers.base_model import BUNDLED_BASE, list_base_models
 from trainer.runs import events, run
 from trainer.runs.job import Job
 from trainer.runs.queue import Queue
@@ -24,7 +24,6 @@ from ui.store.naming import new_folder
 from ui.store.project_settings import training_values
 
 LONG_SILENCE = 300.0  # seconds without a word before a training is said to be stuck, at least
-BUNDLED = "tiny-sdxl"
 
 
 class Runs:
@@ -71,7 +70,7 @@ class Runs:
     def bases(self) -> list[str]:
         """Base models that there are, the bundled one first."""
         found = list_base_models(self.models)
-        return sorted(found, key=lambda name: name != BUNDLED) or [BUNDLED]
+        return sorted(found, key=lambda name: name != BUNDLED_BASE) or [BUNDLED_BASE]
 
     def finished(self) -> list[str]:
         """Runs that have a file."""

@@ -17,7 +17,7 @@ from trainer.dataset.checks import RECOMMENDED_PICTURES
 from trainer.dataset.manifest import Manifest
 from trainer.dataset.quick_scan import quick_scan
 from trainer.errors import TrainerError
-from trainer.headers.base_model import is_small
+from trainer.headers.base_model import BUNDLED_BASE, is_small
 from ui.store.project_settings import MIN_PICTURES, training_values
 from ui.text import Words
 from ui.views.html import element, escape, text_element
@@ -29,7 +29,7 @@ _MIN_SIDE = 0.75  # share of the training resolution: a smaller picture is upsca
 # Disk space of checkpoints as a multiple of the LoRA file: two checkpoints in fp32 with the optimizer's
 # state.
 _CHECKPOINT_FILES = 10
-_BUNDLED = "tiny-sdxl"
+
 _LEVELS = ("fix", "note", "fine")
 
 
@@ -79,7 +79,7 @@ def checks(planned: PlannedTraining, models: Path, estimate: dict[str, Any] | No
         estimate: an event "planned" or "refused" of ui/store/estimates.py, if there is one already.
     """
     settings, manifest = planned.settings, quick_scan(planned.folder)
-    base = settings.get("base", _BUNDLED)
+    base = settings.get("base", BUNDLED_BASE)
     small = is_small(base, models)
     found = [
         *_pictures(manifest, settings, small),
@@ -90,7 +90,7 @@ def checks(planned: PlannedTraining, models: Path, estimate: dict[str, Any] | No
     if planned.values is None and len(manifest.items) >= MIN_PICTURES:
         found.append(Check("fix", "check_refused", {"message": planned.problem}))
     found += _memory(estimate)
-    if small and base == _BUNDLED:
+    if small and base == BUNDLED_BASE:
         found.append(Check("note", "check_bundled"))
     return sorted(found, key=lambda check: _LEVELS.index(check.level))
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import INK, MODELS, trainer
-from tests.trainer.adapter.test_lycoris import MIXED, config_of, in_unet, stirred
+from tests.trainer.adapter.test_lycoris import MIXED, config_of, in_unet, randomised
 from trainer.config import config_from
 from trainer.dataset.scan import scan
 from trainer.errors import LoraFileError
@@ -147,7 +147,7 @@ def test_a_training_starts_from_a_file_at_whatever_scale_it_was_made(
     base, network: str, format: str, tmp_path: Path
 ):
     made, _ = in_unet(base, config_of(network))
-    save_lora(tmp_path / "a.safetensors", stirred(made), {}, format=format)
+    save_lora(tmp_path / "a.safetensors", randomised(made), {}, format=format)
     fresh, _ = in_unet(base, config_of(network, alpha=3.0, conv_alpha=5.0))
     start_from(tmp_path / "a.safetensors", fresh)
     for (_, _, mine), (_, _, found) in zip(made.walk(), fresh.walk(), strict=True):
