@@ -162,7 +162,7 @@ def test_a_training_starts_from_a_file_at_whatever_scale_it_was_made(
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
-        ({"network": "loha"}, "is a LoRA, and this training makes a LoHa"),
+        ({"network": "loha"}, "and this training makes a LoHa"),
         ({"rank": 8}, "rank 4"),
         ({"train_feed_forward": False}, "adapts"),
     ],
