@@ -108,15 +108,15 @@ def train(run: Run, models_folder: Path, commands_offset: int | None = None) -> 
     while step < config.steps and not (stopped := processes.stop_requested(accelerator, inbox)):
         live_preview.serve_requests()
         optim.set_learning_rates(stepper, learning_rates, optim.learning_rate_factor(config, step))
-        loss = torch.zeros((), device=device)
+        loss, names = torch.zeros((), device=device), [""]
         for micro_step in range(config.accumulation):
             position = processes.batch_position(accelerator, step * config.accumulation + micro_step)
             batch = dataset.batch(batches.at(position), config.seed, position)
             micro_loss = training_step(setup, batch, position, text_is_frozen=step >= text_stop)
             accelerator.backward(micro_loss)
-            loss += micro_loss.detach()
+            loss, names = loss + micro_loss.detach(), batch.names
         norm = processes.average_and_clip_gradients(accelerator, vectors, config.max_grad_norm)
-        deferred.add(step + 1, loss, norm, stepper.param_groups[0]["lr"], batch.names)
+        deferred.add(step + 1, loss, norm, stepper.param_groups[0]["lr"], names)
         is_checkpoint = (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps
         done: list[metrics.StepMetrics] = []
         if deferred.is_due or is_checkpoint:

@@ -88,10 +88,11 @@ class DeepCache:
         )
         hidden = unet.conv_in(latents)
         skips = [hidden]
-        for resnet in unet.down_blocks[0].resnets:
+        first: Any = unet.down_blocks[0]
+        for resnet in first.resnets:
             hidden = resnet(hidden, embedding)
             skips.append(hidden)
-        last = unet.up_blocks[-1]
+        last: Any = unet.up_blocks[-1]
         skips_of_last = tuple(skips[-len(last.resnets) :])
         hidden = last(hidden_states=deep, temb=embedding, res_hidden_states_tuple=skips_of_last)
         self._steps_since = steps_since  # this call has run the hook, which set it to 0

@@ -75,7 +75,7 @@ def save_strip(images: list[GeneratedImage], config: SamplingConfig, folder: Pat
 
 
 def strip(images: list[GeneratedImage], config: SamplingConfig) -> Image.Image:
-    """Returns a sheet with a row for each prompt, a column for each strength, and the strengths written above.
+    """Returns a sheet with a row for each prompt and a column for each strength, with the strengths above.
 
     Images of another size than the first are fitted into its size on white.
     """

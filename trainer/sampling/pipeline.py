@@ -118,7 +118,7 @@ class WarmBase:
         return self._limits[size, rows]
 
     def _scheduler(self, files: Mix) -> NoiseScheduler:
-        """Returns the scheduler that the files were trained with, since a training may override the base's."""
+        """Returns the scheduler of the files' training, since a training may override the base's."""
         headers = [recognise(file).metadata for file, _ in files]
         return scheduler_of_lora_files(headers, self.base)
 

@@ -209,7 +209,7 @@ def rows_per_pass(
 
 
 def scheduler_for(sampler: str, euler: NoiseScheduler) -> Any:
-    """Returns the scheduler of a sampler with the noise levels and the prediction type of an Euler scheduler."""
+    """Returns a sampler's scheduler with the noise levels and prediction type of an Euler scheduler."""
     spec = SAMPLERS[sampler]
     if type(euler).__name__ == spec.scheduler and not spec.options:
         return euler

@@ -1,4 +1,4 @@
-"""The order of batches as a function of seed and position alone, so that a resumed run needs no stored state of it."""
+"""The order of batches: a function of seed and position, so that a resumed run needs no stored state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.dataset.manifest import Item
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches of images of one bucket, in a new random order each epoch. A bucket's last batch may be smaller."""
+    """Batches of images of one bucket, in a new order each epoch. A bucket's last batch may be smaller."""
 
     items: tuple[Item, ...]
     buckets: tuple[tuple[int, int], ...]  # (width, height) of each item in px

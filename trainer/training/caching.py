@@ -52,7 +52,7 @@ _ENCODERS_STAY = (
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image's mask and its augmentations, each with its cached latents or else with the image to encode."""
+    """An image's mask and augmentations, each with its cached latents or else the image to encode."""
 
     mask: Image.Image | None
     variants: list[tuple[Augmentation, Latents | Image.Image]]
@@ -60,7 +60,7 @@ class _Prepared:
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Precomputes features for one training; ends early, with what is done, when the inbox receives a stop command."""
+    """Precomputes features for one training; a stop command ends it early, with the features so far."""
 
     run: Run
     config: TrainConfig

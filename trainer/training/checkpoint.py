@@ -39,7 +39,7 @@ _ADAPTER, _OPTIMIZER, _AVERAGE = "adapter.safetensors", "optimizer.safetensors",
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The content of a checkpoint, copied into the CPU's memory, so that training can go on while it is written."""
+    """The content of a checkpoint as a copy in the CPU's memory: training goes on while it is written."""
 
     step: int
     tensors: dict[str, dict[str, torch.Tensor]]  # by file
@@ -73,7 +73,7 @@ class TrainingState:
         return Snapshot(step, files, numbers, self.scaler.state_dict() if self.scaler else {})
 
     def load_newest(self, run: Run) -> tuple[int, list[str]]:
-        """Restores the newest undamaged checkpoint; returns (step, names of damaged ones), with step 0 for none."""
+        """Restores the newest undamaged checkpoint; returns (step, 0 for none; names of damaged ones)."""
         damaged = []
         for path in checkpoints(run):
             try:
@@ -100,7 +100,7 @@ class TrainingState:
 
 
 def resume(run: Run, state: TrainingState) -> int:
-    """Restores the newest undamaged checkpoint and returns its step, 0 for none; emits damaged ones as problems."""
+    """Restores the newest undamaged checkpoint; returns its step, 0 for none. Emits damaged ones."""
     step, damaged = state.load_newest(run)
     for name in damaged:
         run.emit("problem", message=f"checkpoint {name} is damaged and was skipped")
@@ -127,7 +127,7 @@ class CheckpointWriter:
         self._pending: Future[Path] | None = None
 
     def write(self, step: int, always_keep: int | None = None) -> None:
-        """Copies the state after `step` steps and begins to write it, once the checkpoint before is on the disk.
+        """Copies the state after `step` steps and begins to write it, once the last checkpoint is written.
 
         Args:
             always_keep: a step whose checkpoint is not removed, however old it is.
@@ -138,7 +138,7 @@ class CheckpointWriter:
 
     @contextlib.contextmanager
     def saved_on_divergence(self, step: int, always_keep: int | None) -> Iterator[None]:
-        """Writes a checkpoint of the last `step` steps when the block raises NotFiniteError, which is raised again.
+        """Writes a checkpoint of step `step` when the block raises NotFiniteError, which is raised again.
 
         It is written only where this process has trained a step and all weights are finite. Without it, the
         user would lose the steps since the last checkpoint.
@@ -199,7 +199,7 @@ def load_adapter(path: Path, adapter: Adapter) -> None:
 
 
 def read_adapter(path: Path) -> dict[str, torch.Tensor]:
-    """Returns `part/path.role` -> fp32 matrix of a checkpoint, the averaged ones where the file would have them.
+    """Returns a checkpoint's fp32 matrices by `part/path.role`, averaged where the file would have them so.
 
     Raises:
         OSError, ValueError, KeyError, SafetensorError: the checkpoint is missing or damaged.
@@ -218,7 +218,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def _flat(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Splits an optimizer's state into tensors (`3.exp_avg`, `group0.k`) and the rest, which JSON can hold."""
+    """Splits an optimizer's state into tensors (`3.exp_avg`, `group0.k`) and the rest, for JSON."""
     tensors: dict[str, torch.Tensor] = {}
 
     def without_tensors(owner: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""EMA weights: the weights that the file and sample images use, either the trained ones or an average of them."""
+"""EMA weights: the average of the trained weights that the file and the sample images use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.training.optim import is_schedule_free
 
 
 class EmaWeights:
-    """An exponential moving average of the adapter, or the average that a schedule-free optimizer holds, or none.
+    """An exponential moving average of the adapter, or a schedule-free optimizer's average, or none.
 
     The decay rises from 0 to `decay` over the first steps, (1 + n) / (10 + n), so that the initial weights
     lose their influence quickly.
@@ -37,7 +37,7 @@ class EmaWeights:
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Puts the averaged weights into the adapter for a block, and afterwards the trained ones, bit for bit."""
+        """Puts the averaged weights into the adapter for a block; then the trained ones, bit for bit."""
         if not self.is_on:
             yield
             return
@@ -59,7 +59,7 @@ class EmaWeights:
                     vector.copy_(original)
 
     def apply(self) -> None:
-        """Puts the averaged weights into the adapter for good; no further training step is possible afterwards."""
+        """Puts the averaged weights into the adapter for good; no further step can be trained."""
         if self.ema:
             self.ema.copy_to(self.adapter.vectors())
         elif self.optimizer:
@@ -75,7 +75,7 @@ class EmaWeights:
             return self.adapter.tensors()
 
     def load(self, tensors: dict[str, torch.Tensor], step: int) -> None:
-        """Restores the result of `tensors()` at `step`; a schedule-free optimizer has its average in its own state."""
+        """Restores the result of `tensors()` at `step`; a schedule-free optimizer has it in its own state."""
         if not self.ema:
             return
         trained = self.adapter.tensors()

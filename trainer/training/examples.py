@@ -102,7 +102,7 @@ class Batch:
         return torch.cat(masks)
 
     def weights(self, is_base_prior: list[bool], prior_weight: float) -> torch.Tensor:
-        """Returns the weight (N,) of each image's loss: `prior_weight` for rows whose target is the base's prediction."""
+        """Returns each row's loss weight (N,): `prior_weight` where the target is the base's prediction."""
         weights = [
             prior_weight if is_prior else item.weight
             for item, is_prior in zip(self.items, is_base_prior, strict=True)

@@ -29,7 +29,7 @@ _STAY = (suffix_of(ALPHA), suffix_of(DORA))
 
 
 def export_checkpoint(run: Run, step: int, out: Path, models: Path) -> None:
-    """Writes the weights of `checkpoints/step-N` to `out`, complete or not at all, reads them back and compares them.
+    """Writes the weights of `checkpoints/step-N` to `out`, complete or not at all, and verifies the file.
 
     Raises:
         RunError: the checkpoint is missing or damaged.

@@ -1,7 +1,7 @@
 """Latents and text embeddings on disk: the outputs of the frozen VAE and text encoders, found by content.
 
-outputs/.cache/latents/<key>.safetensors    mean, logvar      key: image bytes, augmentation, base, tile where tiled
-outputs/.cache/text/<key>.safetensors       text, pooled      key: caption, base, encoding where it is not the plain one
+outputs/.cache/latents/<key>.safetensors    mean, logvar    key: image bytes, augmentation, base, tile if any
+outputs/.cache/text/<key>.safetensors       text, pooled    key: caption, base, encoding if not default
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class FeatureCache:
     def text(
         self, prompt: str, encoding: PromptEncoding, compute: Callable[[], Conditioning]
     ) -> Conditioning:
-        """Returns the conditioning of a prompt, fp32 on the CPU; computes and stores it where it is missing."""
+        """Returns a prompt's conditioning, fp32 on the CPU; computes and stores it where it is missing."""
         key = _key("text", self.base, prompt, *([] if encoding == DEFAULT_ENCODING else [encoding.cache_key]))
         tensors = self._load("text", key, ("text", "pooled"))
         if tensors is None:

@@ -68,7 +68,7 @@ def finish(
     optimizer: torch.optim.Optimizer,
     fields: dict[str, str],
 ) -> None:
-    """Saves and checks the LoRA file with the adapter's weights as they are, then generates the last sample images.
+    """Saves and checks the LoRA file with the adapter's weights, then generates the last sample images.
 
     The `saved` event follows the complete file, and everything that may fail follows that event.
 

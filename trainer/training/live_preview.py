@@ -1,4 +1,4 @@
-"""Draw requests of the page served during a training, between two steps, with the adapter's weights at that step.
+"""Draw requests of the page, served between two steps of a training with the adapter's weights.
 
 The training's file is the same to the byte with and without them: everything random in them has its own
 generators.

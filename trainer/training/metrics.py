@@ -1,4 +1,4 @@
-"""Deferred step metrics: losses and norms stay on the device and are read together, so that no step waits for them.
+"""Deferred step metrics: losses and norms stay on the device and are read for several steps at once.
 
 Reading a number from a CUDA tensor blocks the host until the device has computed it. With a read in every
 step the host could not queue the next step's kernels in time; with one read each half second the device never

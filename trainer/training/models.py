@@ -1,4 +1,4 @@
-"""The models of a training made ready: the adapter attached, activation checkpointing and compilation set up."""
+"""Preparation of a training's models: adapter, activation checkpointing and compilation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from trainer.hardware.activation_checkpointing import enable_activation_checkpoi
 from trainer.hardware.compile import compile_blocks, should_compile
 from trainer.lora_file.attach import start_from
 from trainer.runs.run import Run
+from trainer.sdxl.protocols import UNet
 from trainer.training.checkpoint import checkpoints
 
 
@@ -41,7 +42,7 @@ def attach_adapter(run: Run, parts: dict[str, nn.Module]) -> Adapter:
     return adapter
 
 
-def prepare_unet(unet: nn.Module, config: TrainConfig, cache_folder: Path) -> None:
+def prepare_unet(unet: UNet, config: TrainConfig, cache_folder: Path) -> None:
     """Sets up activation checkpointing and, where it pays off, compilation; must follow `attach_adapter`."""
     enable_activation_checkpointing(unet, config.gradient_checkpointing)
     if should_compile(config, unet):

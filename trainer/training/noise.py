@@ -81,7 +81,7 @@ def loss_weight(
 def draw_noise(
     shape: torch.Size, offset: float, generator: torch.Generator, *, random_offset: bool = False
 ) -> torch.Tensor:
-    """Draws unit noise; `offset` shifts each channel as a whole, so that very dark and bright images can be learned.
+    """Draws unit noise; `offset` shifts whole channels, so that very dark and bright images are learned.
 
     Args:
         random_offset: draws each row's offset from [0, offset).
@@ -96,7 +96,7 @@ def draw_noise(
 def multires_noise(
     noise_NCHW: torch.Tensor, iterations: int, discount: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Returns multi-resolution noise: each level is 2 to 4 times coarser, with `discount` times the weight of the last.
+    """Returns multi-resolution noise: each level is 2 to 4 times coarser and weighs `discount` times less.
 
     Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training". Each row is scaled to unit deviation
     by itself.

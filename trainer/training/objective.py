@@ -18,7 +18,7 @@ from trainer.training import noise
 
 @dataclass(frozen=True)
 class Objective:
-    """A noise schedule, the prediction type and the config's choices; random numbers come from the given generators."""
+    """A noise schedule, the prediction type and the config; the given generators are the only randomness."""
 
     config: TrainConfig
     prediction_type: str
@@ -121,7 +121,7 @@ class Objective:
 
 
 def objective_of(config: TrainConfig, base: Base) -> Objective:
-    """Returns the objective of a config on a base. Raises ConfigError when the base's prediction type does not fit."""
+    """Returns the objective of a config. Raises ConfigError when the base's prediction type does not fit."""
     scheduler = training_scheduler(config, base)
     prediction_type = scheduler.config["prediction_type"]
     zero_terminal_snr = bool(scheduler.config["rescale_betas_zero_snr"])

@@ -37,7 +37,7 @@ def build_optimizer(config: TrainConfig, groups: Groups, device: torch.device) -
 
 
 def parse_arguments(texts: tuple[str, ...]) -> Arguments:
-    """Parses `betas=(0.9, 0.99)` as a Python literal; a value that is no literal stays a string. Raises ConfigError."""
+    """Parses `betas=(0.9, 0.99)` as a Python literal; another value stays a string. Raises ConfigError."""
     arguments = {}
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
@@ -171,12 +171,12 @@ _OPTIMIZERS: dict[str, Callable[[TrainConfig, Groups, torch.device, Arguments], 
 
 
 def is_schedule_free(optimizer: Any) -> bool:
-    """Returns True when the weights during training differ from the recommended ones, which `eval()` puts in place."""
+    """Returns True when the weights in training differ from the recommended ones, which `eval()` sets."""
     return any("train_mode" in group for group in optimizer.param_groups) and hasattr(optimizer, "eval")
 
 
 def learning_rate_factor(config: TrainConfig, step: int) -> float:
-    """Returns the factor of the learning rate at `step` (from 0): warm-up, then the schedule down to `min_rate`."""
+    """Returns the learning rate's factor at `step` (from 0): warm-up, then the schedule to `min_rate`."""
     warmup = min(config.warmup_steps, config.steps - 1)
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -15,7 +15,7 @@ _Result = TypeVar("_Result")
 def prefetch(
     work: Callable[[_Item], _Result], items: Iterable[_Item], depth: int = 1
 ) -> Generator[tuple[_Item, Future[_Result]]]:
-    """Yields each item with the future of `work(item)`, in order, computed by one thread at most `depth` items ahead.
+    """Yields each item with the future of `work(item)`; one thread computes at most `depth` items ahead.
 
     `result()` of a future raises what `work` has raised. Once the generator is closed, no further item is
     begun.
@@ -33,7 +33,7 @@ def prefetch(
 
 
 class BackgroundWriter:
-    """Runs calls in order in one thread, with at most `depth` of them pending; all are done at the end of the block.
+    """Runs calls in order in one thread, at most `depth` of them pending; the block's end waits for all.
 
         with BackgroundWriter() as writer:
             writer.submit(path.write_bytes, data)

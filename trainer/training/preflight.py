@@ -1,4 +1,4 @@
-"""Checks before a run is written: every error that would end the training at its start, and the memory plan."""
+"""Checks before a run is written: errors that would end the training at once, and the memory plan."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from trainer.training.trackers import check_tracker
 
 
 def check_layers(config: TrainConfig, base: Base) -> None:
-    """Attaches the adapter to models without weights, where settings choose layers or a LoRA file to start from.
+    """Attaches the adapter to models without weights, where settings choose layers or a start file.
 
     Raises:
         ConfigError: the choice of layers does not fit the base.

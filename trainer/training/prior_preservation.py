@@ -1,4 +1,4 @@
-"""Prior preservation without class images: in some rows the adapter learns to leave the base's own prediction as it is."""
+"""Prior preservation without class images: some rows have the base's own prediction as target."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.training.text_conditioning import TextConditioner
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """Inputs of one UNet call, with the prompts before their encoding. All tensors are on the UNet's device."""
+    """Inputs of one UNet call, with the prompts in place of their encoding; on the UNet's device."""
 
     noisy_latents_NCHW: torch.Tensor
     timesteps_N: torch.Tensor

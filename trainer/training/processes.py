@@ -1,4 +1,4 @@
-"""The processes of one training, started by `torchrun`: one accelerator each, gradients averaged, a common end.
+"""The processes of one training, started by `torchrun`: averaged gradients and a common end.
 
 Every process computes its own batch of each step and then has the same weights as all others. The result
 equals one process with as many times the batch; only the first process writes files and events.
@@ -34,14 +34,14 @@ def open_accelerator(
 
 
 def prepare_optimizer(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Returns an optimizer whose `step` obeys fp16's loss scaler and the other processes; else the optimizer itself."""
+    """Returns accelerate's wrapper of the optimizer where there is a loss scaler or another process."""
     if accelerator.scaler is None and accelerator.num_processes == 1:
         return optimizer
     return accelerator.prepare_optimizer(optimizer)
 
 
 def batch_position(accelerator: Accelerator, number: int) -> int:
-    """Returns the position in the training's order of batches of this process's batch `number`, counted from 0."""
+    """Returns the position, in the training's order, of this process's batch `number` (from 0)."""
     return number * accelerator.num_processes + accelerator.process_index
 
 
@@ -57,7 +57,7 @@ def stop_requested(accelerator: Accelerator, inbox: CommandInbox) -> bool:
 def average_and_clip_gradients(
     accelerator: Accelerator, vectors: list[torch.nn.Parameter], max_norm: float
 ) -> torch.Tensor | None:
-    """Replaces all gradients by their mean over the processes, and scales them down to a norm of at most `max_norm`.
+    """Replaces gradients by their mean over the processes, and limits their norm to `max_norm`.
 
     Returns the norm before it is scaled; None in fp16, where gradients may overflow: the loss scaler then
     skips the step and halves its scale, so a norm that is not finite is no error there.

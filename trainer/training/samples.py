@@ -1,4 +1,4 @@
-"""Sample images that a training generates on its way and at its end, from prompts that may carry kohya's flags.
+"""Sample images during and after a training, from prompts that may carry kohya's flags.
 
     a cat in the rain --n blurry --w 832 --h 1216 --d 7 --l 6.5 --s 24
 
@@ -75,7 +75,7 @@ def sample_prompts_of(configs: NumberedConfigs) -> set[str]:
 
 
 def largest_sample(configs: NumberedConfigs, base: Base) -> tuple[tuple[int, int], int]:
-    """Returns (px of the largest image, number of images of that size which the strip's largest pass equals)."""
+    """Returns (width and height of the largest image, size of the largest pass in such images)."""
     native, areas, passes = base.native_size, {}, []
     for _, config in configs:
         size = (config.width or native, config.height or native)
@@ -116,7 +116,7 @@ class TrainingSamples:
     limits: SamplingLimits = NO_LIMITS
 
     def is_due(self, step: int, batches_per_step: int) -> bool:
-        """Returns True when images are generated after `step` steps on the way; those of the end are separate."""
+        """Returns True when images are generated after `step` steps, the last step excepted."""
         config, per_epoch = self.setup.config, self.setup.batches.per_epoch
         before, now = ((done * batches_per_step) // per_epoch for done in (step - 1, step))
         return step < config.steps and sample_is_due(config, step, before, now)
@@ -153,7 +153,7 @@ class TrainingSamples:
         )
 
     def _unless_short(self, save_all: Callable[[], list[dict[str, Any]]], when: str) -> list[dict[str, Any]]:
-        """Calls `save_all`; where memory or disk space is too small, emits a problem and lets the training go on."""
+        """Calls `save_all`; too little memory or disk space is a problem, but does not end the training."""
         try:
             with eval_mode(self.setup.unet):
                 return save_all()

@@ -1,4 +1,4 @@
-"""Text conditioning of a training: which prompts it needs, and their embeddings from the cache or from the text encoders."""
+"""Text conditioning of a training: its prompts, and their embeddings from cache or text encoders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_CACHED_PROMPTS = 2000  # in memory at once: 1.3 GB at SDXL's width
 
 
 def training_captions(rules: CaptionRules, batches: Batches, positions: int) -> set[str] | None:
-    """Returns every caption of the first `positions` batches, or None when there are more than MAX_CACHED_PROMPTS.
+    """Returns the captions of the first `positions` batches; None for more than MAX_CACHED_PROMPTS.
 
     Captions are a function of seed and position, so only the captions that this training uses are collected,
     not all that the caption rules could give.
@@ -68,7 +68,7 @@ class TextModels:
 
 
 class TextConditioner:
-    """Conditioning of prompts: from memory, from frozen encoders that stay loaded, or from encoders that are trained.
+    """Conditioning of prompts: from memory, from frozen encoders, or from encoders that are trained.
 
     Attributes:
         cached: conditioning by prompt, at most MAX_CACHED_PROMPTS computed here beside those given.
@@ -94,7 +94,7 @@ class TextConditioner:
         return self.frozen(prompts)
 
     def frozen(self, prompts: list[str]) -> Conditioning:
-        """Returns the conditioning of each prompt by encoders that do not change any more; each is encoded once."""
+        """Returns the conditioning of each prompt by encoders that change no more; each is encoded once."""
         return Conditioning.stack([self._cached(prompt) for prompt in prompts])
 
     def trained_encoders(self) -> dict[str, TextEncoder]:

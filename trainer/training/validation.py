@@ -80,7 +80,7 @@ class Validation:
 
     @torch.no_grad()
     def loss(self, strength: float = 1.0) -> float:
-        """Returns the mean squared error over all images and timesteps, unweighted, at a strength of the adapter."""
+        """Returns the unweighted mean squared error over all images and timesteps at a strength."""
         with self.setup.adapter.at(strength):
             errors = [self._error(number) for number in range(len(self.dataset.items))]
         mean = float(torch.cat(errors).double().mean())
@@ -110,7 +110,7 @@ class Validation:
         return torch.cat(errors)
 
     def advice(self, step: int) -> dict[str, Any]:
-        """Returns the fields of the `advice` event: the step and the strength with the lowest validation loss.
+        """Returns the fields of the `advice` event: step and strength with the lowest validation loss.
 
         Args:
             step: the last step, with whose weights the strengths are measured.
@@ -139,7 +139,7 @@ def step_file_name(run: Run, step: int) -> str:
 
 
 def save_step(run: Run, step: int, adapter: Adapter, metadata: dict[str, str]) -> None:
-    """Saves the weights of an earlier checkpoint as a LoRA file; afterwards the adapter has its own weights again."""
+    """Saves the weights of an earlier checkpoint as a LoRA file, and restores the adapter's own."""
     final = adapter.tensors()
     try:
         load_adapter(run.checkpoints / f"step-{step}", adapter)
@@ -153,7 +153,7 @@ def save_step(run: Run, step: int, adapter: Adapter, metadata: dict[str, str]) -
 
 
 def overtrained_since(curve: dict[int, float]) -> int | None:
-    """Returns the step of the lowest loss when the last measurements, three or more, all lie notably above it."""
+    """Returns the step of the lowest loss when the last three measurements are notably above it."""
     if not curve:
         return None
     steps = sorted(curve)

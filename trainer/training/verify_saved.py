@@ -1,4 +1,4 @@
-"""Checks after saving: other tools can load the whole file, and the file gives the same image as the adapter in memory."""
+"""Checks after saving: other tools load the whole file, and it gives the same image as memory."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """A sampling worker: keeps a base model loaded and serves draw requests of the page until none come any more.
 
-The protocol is the one of `trainer/runs/draw_protocol.py`, with fields and commands that only this process serves:
+The protocol is the one of `trainer/runs/draw_protocol.py`, with fields and commands that only this process
+serves:
 
 {"kind": "draw", ..., "base": "tiny-sdxl", "files": [["/.../ink.safetensors", 1.0], ...]}
-{"kind": "grid", ..., "run": "/.../outputs/ink", "steps": [100, 200]}             a row of images for each checkpoint
-{"kind": "stop"}                                                                  ends the process
+{"kind": "grid", ..., "run": "/.../outputs/ink", "steps": [100, 200]}    a row of images for each checkpoint
+{"kind": "stop"}                                                         ends the process
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _QUEUE_POLL_SECONDS = 1.0  # between two looks into the queue of jobs
 def serve(folder: Path, models: Path, *, idle_seconds: float = IDLE_SECONDS) -> None:
     """Serves all requests of a session directory that have no outcome yet.
 
-    Returns after `idle_seconds` without a request, after a stop command, or when a queued job waits for the device while
-    there is no request.
+    Returns after `idle_seconds` without a request, after a stop command, or when a queued job waits for the
+    device while there is no request.
 
     Raises:
         RunError: another process serves this session.
@@ -131,7 +132,8 @@ class _ModelHolder:
         run, steps = Run(Path(command["run"])), [int(step) for step in command["steps"]]
         if not steps:
             raise RunError(
-                "this training has no checkpoints; train again, with Checkpoint every and Keep checkpoints set"
+                "this training has no checkpoints; "
+                "train again, with Checkpoint every and Keep checkpoints set"
             )
         warm = self._base(run.config.base)
         out.mkdir(parents=True, exist_ok=True)

@@ -138,7 +138,7 @@ def changed_by_diffusers(
 
 
 def drawn_by_the_base_alone(warm: WarmBase, request: SamplingConfig) -> list[Any]:
-    """What `warm` last drew, from the same texts and with no adapter at all."""
+    """The images of the last request to `warm`, from the same texts and without an adapter."""
     sampler = Sampler(
         base=warm.base, unet=warm.unet, vae=warm.vae, scheduler=warm.scheduler, adapter=Adapter()
     )

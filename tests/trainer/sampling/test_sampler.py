@@ -52,7 +52,7 @@ def test_one_picture_a_prompt_and_strength_and_a_strip(drawn: Path):
 
 
 def test_pictures_carry_their_parameters_as_a1111_writes_them(drawn: Path):
-    told = Image.open(drawn / "p01_s0.25.png").text["parameters"]
+    told = Image.open(drawn / "p01_s0.25.png").info["parameters"]
     assert told.startswith(
         "a house <lora:ink:0.25>\nSteps: 4, Sampler: Euler, CFG scale: 5, Seed: 8, Size: 128x128"
     )
@@ -132,16 +132,19 @@ def test_the_outermost_level_on_the_deep_layers_answer_is_the_whole_answer():
         open_base("tiny-sdxl", MODELS).unet(torch.device("cpu"), torch.float32),
         torch.Generator().manual_seed(1),
     )
-    width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+    width = unet.config["projection_class_embeddings_input_dim"] - 6 * unet.config["addition_time_embed_dim"]
     pooled = torch.randn(1, width, generator=draw)
     latents = torch.randn(1, 4, 16, 16, generator=draw)
-    conditioning = Conditioning(torch.randn(1, 77, unet.config.cross_attention_dim, generator=draw), pooled)
+    conditioning = Conditioning(
+        torch.randn(1, 77, unet.config["cross_attention_dim"], generator=draw), pooled
+    )
     arguments = (latents, torch.tensor(500), conditioning, torch.full((1, 6), 128.0))
     with torch.inference_mode(), DeepCache(unet, 9) as fast, FlopCounterMode(display=False) as counted:
         whole = fast(*arguments)
         before = counted.get_total_flops()
         again = fast(*arguments)
-        assert torch.equal(again, whole) and counted.get_total_flops() < 1.7 * before
+        assert torch.equal(again, whole)
+        assert counted.get_total_flops() < 1.7 * before
 
 
 def test_a_fast_preview_is_like_the_true_one_for_far_less_work_and_says_so(ink_run: Path, tmp_path: Path):
@@ -165,11 +168,11 @@ def test_a_fast_preview_is_like_the_true_one_for_far_less_work_and_says_so(ink_r
     save_image(
         drawn[1][0], dataclasses.replace(request, fast=True), tmp_path / "a.png", base="tiny-sdxl", loras=[]
     )
-    assert "Fast preview: guidance on 40% of the steps" in Image.open(tmp_path / "a.png").text["parameters"]
+    assert "Fast preview: guidance on 40% of the steps" in Image.open(tmp_path / "a.png").info["parameters"]
 
 
 @pytest.mark.parametrize(
-    "arguments, word",
+    ("arguments", "word"),
     [
         (["--strengths", "0,x"], "strengths"),
         (["--strengths", "3"], "-1 to 2"),
@@ -189,8 +192,11 @@ def test_wrong_input_is_one_sentence(ink_run: Path, tmp_path: Path, arguments, w
         *arguments,
         check=False,
     )
-    assert done.returncode == 1 and word in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "o").exists()
+    assert done.returncode == 1
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(
@@ -205,9 +211,7 @@ def test_wrong_input_is_one_sentence(ink_run: Path, tmp_path: Path, arguments, w
 )
 def test_what_is_not_there_is_told_in_one_sentence(arguments, tmp_path: Path):
     done = trainer(*(a if a != "x" else tmp_path / "x" for a in arguments), check=False)
-    assert (
-        done.returncode == 1
-        and done.stderr.startswith("impasto: ")
-        and len(done.stderr.strip().splitlines()) == 1
-    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("impasto: ")
+    assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "x").exists()

@@ -107,7 +107,7 @@ def test_a_custom_class_takes_rate_decay_and_arguments():
 
 
 @pytest.mark.parametrize(
-    "settings, words",
+    ("settings", "words"),
     [
         ({"optimizer": "adamw", "optimizer_args": ("colour=1",)}, "correct optimizer_args"),
         ({"optimizer": "adamw", "optimizer_args": ("eps",)}, "name=value"),
@@ -125,7 +125,7 @@ def test_an_optimizer_that_can_not_be_built_says_what_to_do(settings: dict, word
 
 
 @pytest.mark.parametrize(
-    "settings, words",
+    ("settings", "words"),
     [
         ({"optimizer": "custom"}, "needs optimizer_class"),
         ({"optimizer": "adamw", "optimizer_class": "torch.optim.SGD"}, "is used only with optimizer custom"),
@@ -167,7 +167,7 @@ def scheduled(make) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "settings, make",
+    ("settings", "make"),
     [
         ({"schedule": "linear"}, lambda o: transformers.get_linear_schedule_with_warmup(o, 20, 100)),
         ({"schedule": "cosine"}, lambda o: transformers.get_cosine_schedule_with_warmup(o, 20, 100)),
@@ -209,7 +209,8 @@ def test_rex_follows_the_paper():
 def test_every_schedule_warms_up_and_stays_between_its_minimum_and_one(schedule: str, least: float):
     found = factors(schedule=schedule, min_rate=least, restarts=1)
     assert found[:20] == pytest.approx([(step + 1) / 21 for step in range(20)])
-    assert found[20] == 1.0 and all(least <= factor <= 1 for factor in found[20:])
+    assert found[20] == 1.0
+    assert all(least <= factor <= 1 for factor in found[20:])
     assert found[20:] == sorted(found[20:], reverse=True)
 
 
@@ -314,7 +315,8 @@ def test_a_vectors_state_is_kept_by_matrix_and_put_back_from_either(name: str):
         for key, value in optimizer.state[adapter.vectors()[0]].items()
         if getattr(value, "numel", lambda: 1)() > 1
     ]
-    assert longs and all(by_matrix.state[order[0]][key].shape[-2:] == order[0].shape[-2:] for key in longs)
+    assert longs
+    assert all(by_matrix.state[order[0]][key].shape[-2:] == order[0].shape[-2:] for key in longs)
     # And back again, to the bit.
     again = build_optimizer(config, [{"params": [vector], "lr": 1e-3} for vector in adapter.vectors()], CPU)
     again.load_state_dict(join_state(kept, again, adapter.flat_vectors))

@@ -36,9 +36,14 @@ def test_an_item_that_cannot_be_read_raises_in_its_place_and_the_others_come():
 
 def test_the_thread_ends_when_the_consumer_fails():
     begun: list[int] = []
-    with pytest.raises(ZeroDivisionError), contextlib.closing(prefetch(begun.append, range(100))) as items:
-        for _ in items:
-            raise ZeroDivisionError
+
+    def consume() -> None:
+        with contextlib.closing(prefetch(begun.append, range(100))) as items:
+            for item, _ in items:
+                raise ZeroDivisionError(item)
+
+    with pytest.raises(ZeroDivisionError):
+        consume()
     assert len(begun) <= 3
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import nn
 
 from tests.conftest import MODELS
 from trainer.adapter.lora import Adapter
@@ -52,7 +51,7 @@ class Saved(NamedTuple):
     run: run.Run
     samples: TrainingSamples
     adapter: Adapter
-    models: dict[str, nn.Module]
+    models: dict[str, Any]
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ OTHERS = ("A1111 1.10", "Forge", "ComfyUI 0.3", "InvokeAI 6.14", "sd-scripts", "
 
 @pytest.fixture(scope="module")
 def attention(places) -> dict:
-    """What a training adapts: attention of the UNet and of both text encoders."""
+    """The layers that a training adapts: attention of the UNet and of both text encoders."""
     return {
         place: shape for place, shape in places.items() if ".attn" in place[1] or ".self_attn." in place[1]
     }
@@ -397,7 +397,7 @@ def test_values_that_produce_black_images_are_a_fault(value: float, fault: str, 
 
 
 def loaded(pipe: StableDiffusionXLPipeline, changes: dict[tuple[str, str], torch.Tensor]) -> int:
-    """How many modules the pipeline changes as the file says."""
+    """The number of modules that the pipeline changes by the expected change."""
     count = 0
     for (part, path), change in changes.items():
         model = getattr(pipe, part)

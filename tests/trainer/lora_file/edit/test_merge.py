@@ -94,7 +94,7 @@ def test_a_merged_file_changes_the_base_as_diffusers_does_with_both(places, tmp_
 @pytest.mark.parametrize("rank", [2, 4, 8])
 def test_the_error_of_a_merge_by_svd_is_that_of_the_omitted_singular_values(rank: int, tmp_path: Path):
     place: Place = ("unet", CONVOLUTION)
-    shapes = {place: shape_of(CONVOLUTION)}
+    shapes: dict[Place, tuple[int, ...]] = {place: shape_of(CONVOLUTION)}
     one, two = (
         write_lora(tmp_path / f"{n}.safetensors", shapes, seed=n, rank=lambda n: 4)[place] for n in (1, 2)
     )
