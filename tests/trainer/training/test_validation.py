@@ -143,7 +143,7 @@ def test_a_folder_can_be_set_aside_instead(tmp_path: Path):
 
 
 def test_what_can_not_be_set_aside_is_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="give one of them"):
+    with pytest.raises(ConfigError, match="set only one of them"):
         TrainConfig(validation_share=0.1, validation_folder="x")
     shutil.copy(INK / "owl.png", tmp_path)
     with pytest.raises(DatasetError, match="can't be used for validation too"):
