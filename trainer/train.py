@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from trainer import __version__
 from trainer.adapter.targets import parameter_groups, text_parameters
 from trainer.dataset.caption_rules import CaptionRules
 from trainer.hardware.device import describe, find_device
@@ -27,7 +28,6 @@ from trainer.training.prior_preservation import NoisyBatch, replace_targets_with
 from trainer.training.samples import TrainingSamples, sample_configs
 from trainer.training.setup import Setup
 from trainer.training.validation import Validation
-from trainer.version import __version__
 
 
 def train(run: Run, models_folder: Path, commands_offset: int | None = None) -> str:

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.counted import flops_of_step, launches_of_step
 from tests.conftest import INK, MODELS
 from trainer.config import TrainConfig, config_from
+from trainer.config.presets import preset_values
 from trainer.dataset.scan import scan
 from trainer.planning.memory import WorkloadShape, trace_step
-from trainer.presets import preset_values
 from trainer.runs import events, run
 from trainer.sdxl.base import ORIGINAL
 from trainer.train import train

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 
 from tests.conftest import INK, MODELS, ROOT, SMALLEST, trainer
 from trainer.config import config_from
+from trainer.config.presets import preset_values
 from trainer.dataset.scan import scan
 from trainer.errors import NotFiniteError, RunError
-from trainer.presets import preset_values
 from trainer.runs import events, run
 from trainer.sdxl.base import open_base
 from trainer.train import train

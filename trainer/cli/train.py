@@ -116,9 +116,9 @@ def resume(
 
 def _train_new(folders: list[Path], output: Path, values: dict[str, Any], models: Path) -> None:
     """Creates a run from the given settings, completed by their preset, and trains it."""
+    from trainer.config.presets import preset_values
     from trainer.dataset.sources import scan_all
     from trainer.headers.base_model import is_small
-    from trainer.presets import preset_values
     from trainer.runs.run import create
 
     preset = str(values.pop("preset"))

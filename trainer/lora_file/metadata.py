@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from trainer import SOFTWARE
 from trainer.config import TrainConfig, block_values
 from trainer.dataset.manifest import Manifest
 from trainer.lora_file.modules import LoraModule, with_one_alpha
-from trainer.version import SOFTWARE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
+from trainer import SOFTWARE
 from trainer.atomic_files import replacing
 from trainer.sampling.deepcache import DESCRIPTION
 from trainer.sampling_config import SamplingConfig, sampler_description
-from trainer.version import SOFTWARE
 
 _MARGIN, _HEADING = 6, 22  # px between the images of a strip; height of the line of strengths above them
 

@@ -26,13 +26,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from trainer import __version__
 from trainer.adapter.flat_parameters import join_state, split_state
 from trainer.adapter.lora import Adapter
 from trainer.atomic_files import replacing
 from trainer.errors import NotFiniteError
 from trainer.runs.run import Run
 from trainer.training.ema import EmaWeights
-from trainer.version import __version__
 
 _ADAPTER, _OPTIMIZER, _AVERAGE = "adapter.safetensors", "optimizer.safetensors", "average.safetensors"
 

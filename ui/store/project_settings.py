@@ -12,12 +12,12 @@ from typing import Any
 
 from trainer.atomic_files import write_atomically
 from trainer.config import PRESET_NAMES, TrainConfig, config_from
+from trainer.config.presets import preset_values
 from trainer.dataset.augmentations import mask_file
 from trainer.dataset.overrides import IMPASTO_FOLDER
 from trainer.dataset.quick_scan import quick_scan
 from trainer.errors import DatasetError
 from trainer.headers.base_model import is_small
-from trainer.presets import preset_values
 
 MIN_PICTURES = 3  # of one or two pictures, everything is learnt by heart: the subject can't be told from what is around it
 MAIN_FIELDS = (

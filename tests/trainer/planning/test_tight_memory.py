@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from tests.conftest import INK, MODELS, SMALLEST, trainer
 from trainer.adapter.lora import Adapter
 from trainer.config import config_from
+from trainer.config.presets import preset_values
 from trainer.dataset.scan import scan
 from trainer.errors import LoraFileError
 from trainer.headers.safetensors import read_header
-from trainer.presets import preset_values
 from trainer.runs import events, run
 from trainer.sampling.sampler import Sampler, rows_per_pass
 from trainer.sampling_config import SamplingConfig, SamplingLimits

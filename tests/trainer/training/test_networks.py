@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from tests.conftest import INK, MODELS, trainer
 from tests.trainer.adapter.test_lycoris import MIXED, config_of, in_unet, randomised
 from trainer.config import config_from
+from trainer.config.presets import preset_values
 from trainer.dataset.scan import scan
 from trainer.errors import LoraFileError
 from trainer.lora_file.attach import start_from
 from trainer.lora_file.describe import describe
 from trainer.lora_file.writer import save_lora
-from trainer.presets import preset_values
 from trainer.runs import events, run
 from trainer.sdxl.base import open_base
 from trainer.train import train

@@ -16,12 +16,12 @@ from PIL import Image
 
 from tests.conftest import INK, MODELS
 from trainer.config import TrainConfig
+from trainer.config.presets import preset_values
 from trainer.dataset.augmentations import Augmentation, mask_of, mask_weights
 from trainer.dataset.buckets import place
 from trainer.dataset.scan import scan
 from trainer.dataset.sources import with_class_and_validation
 from trainer.errors import ConfigError, DatasetError
-from trainer.presets import preset_values
 from trainer.sdxl.base import open_base
 from trainer.sdxl.schedulers import training_scheduler
 from trainer.training import noise

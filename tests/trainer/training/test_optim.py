@@ -15,8 +15,8 @@ from trainer.adapter.flat_parameters import join_state, split_state
 from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.adapter.targets import parameter_groups
 from trainer.config import OPTIMIZERS, SCHEDULES, TrainConfig, config_from
+from trainer.config.presets import preset_values
 from trainer.errors import ConfigError
-from trainer.presets import preset_values
 from trainer.training.checkpoint import _flat, _unflat
 from trainer.training.ema import EmaWeights
 from trainer.training.optim import build_optimizer, learning_rate_factor, parse_arguments
