@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from trainer import __version__
 from trainer.cli import base, dataset, lora
 from trainer.cli.info import device, print_settings
 from trainer.cli.preview import preview
@@ -23,7 +24,6 @@ from trainer.cli.train import resume, train
 from trainer.cli.workers import WORKERS
 from trainer.data_folders import data_folders
 from trainer.errors import TrainerError
-from trainer.version import __version__
 
 app = typer.Typer(
     help="Impasto's trainer: from pictures to a LoRA file.",

@@ -14,11 +14,12 @@ import typer
 from trainer.cli import MODELS, ModelsOption
 from trainer.cli.options import given, with_options
 from trainer.config import setting
+from trainer.headers.base_model import BUNDLED_BASE
 
 if TYPE_CHECKING:
     import torch
 
-    from trainer.lora_file.edit.resize import Kept
+    from trainer.lora_file.edit.resize import ResizedLayer
 
 app = typer.Typer(
     help="Inspect, check, convert, merge, resize, extract and bake LoRA files.", no_args_is_help=True
@@ -222,7 +223,7 @@ def extract(
     paths = _path(base, models), _path(tuned, models)
     with Console(stderr=True).status("reading") as status:  # minutes for SDXL
 
-        def show(layer: Kept) -> None:
+        def show(layer: ResizedLayer) -> None:
             status.update(f"{layer.part}.{layer.path}: {layer.share:.0%} of the difference kept")
 
         kept = extracted(
@@ -240,7 +241,7 @@ def bake(
     ],
     base: Annotated[
         str, typer.Option(help="Name under models/, or path of a diffusers folder or .safetensors.")
-    ] = "tiny-sdxl",
+    ] = BUNDLED_BASE,
     strength: Annotated[float, typer.Option(help="Strength of the LoRA.")] = 1.0,
     models: ModelsOption = MODELS,
 ) -> None:
@@ -282,7 +283,7 @@ def _print_notices(*files: Path) -> None:
             typer.echo(notice, err=True)
 
 
-def _print_kept(out: Path, kept: list[Kept]) -> None:
+def _print_kept(out: Path, kept: list[ResizedLayer]) -> None:
     """Prints how much of each part of the model a new file keeps."""
     from trainer.lora_file.modules import PART_LABELS
 

@@ -27,7 +27,7 @@ def test_a_rough_picture_has_the_colours_that_the_decoder_gives(warm: WarmBase):
     pen.ellipse((16, 16, 80, 80), fill="#d0302a")
     pen.rectangle((70, 60, 120, 120), fill="#2a50d0")
     latents = encode_image(warm.vae, to_pixels(art))[0] * warm.vae.config["scaling_factor"]
-    rough = warm.colours.picture(latents[0], 128)
+    rough = warm.latent_to_rgb.image(latents[0], 128)
     decoded = decode_images(warm.vae, latents)[0]
     assert rough.size == decoded.size
 
@@ -47,8 +47,10 @@ def test_whoever_follows_a_drawing_sees_it_come(warm: WarmBase, tmp_path: Path, 
 
     request = SamplingConfig(prompts=("a cat", "a house"), strengths=(0.0, 1.0), steps=2, sampler=sampler)
     drawn = generate_and_save(warm, [], request, tmp_path, look)
-    assert seen and seen[0] == (2 * 128, 2 * 128)
-    assert not (tmp_path / FRAME).exists() and len(drawn) == 5
+    assert seen
+    assert seen[0] == (2 * 128, 2 * 128)
+    assert not (tmp_path / FRAME).exists()
+    assert len(drawn) == 5
     quiet = generate_and_save(warm, [], request, tmp_path / "quiet")
     assert [path.read_bytes() for path in quiet] == [
         path.read_bytes() for path in drawn

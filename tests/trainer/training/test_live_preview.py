@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.conftest import INK, MODELS
 from trainer.config import config_from
+from trainer.config.presets import preset_values
 from trainer.dataset.scan import scan
-from trainer.presets import preset_values
 from trainer.runs import events, run
 from trainer.sampling_config import SamplingConfig
 from trainer.train import train

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import INK, MODELS, trainer
-from tests.trainer.adapter.test_lycoris import MIXED, config_of, in_unet, stirred
+from tests.trainer.adapter.test_lycoris import MIXED, config_of, in_unet, randomised
 from trainer.config import config_from
+from trainer.config.presets import preset_values
 from trainer.dataset.scan import scan
 from trainer.errors import LoraFileError
 from trainer.lora_file.attach import start_from
 from trainer.lora_file.describe import describe
 from trainer.lora_file.writer import save_lora
-from trainer.presets import preset_values
 from trainer.runs import events, run
 from trainer.sdxl.base import open_base
 from trainer.train import train
@@ -68,9 +68,11 @@ def made(path: Path, **settings) -> run.Run:
 )
 def test_each_network_trains_to_a_checked_file_that_says_what_it_is(settings, tmp_path: Path):
     done = made(tmp_path / "run", **settings)
-    assert train(done, MODELS) == "finished" and (done.samples / "strip.png").is_file()
+    assert train(done, MODELS) == "finished"
+    assert (done.samples / "strip.png").is_file()
     told = dict(describe(done.lora_file))
-    assert told["network"].lower() == settings["network"] and told["ss_network_module"] in (
+    assert told["network"].lower() == settings["network"]
+    assert told["ss_network_module"] in (
         "networks.lora",
         "lycoris.kohya",
     )
@@ -120,7 +122,8 @@ def test_a_training_goes_on_from_a_file_and_from_its_checkpoint_without_it(tmp_p
     still = made(tmp_path / "still", start_from=str(start), learning_rate=0.0, steps=2)
     assert train(still, MODELS) == "finished"
     before, after = load_file(start), load_file(still.lora_file)
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
     start.unlink()
     assert train(still, MODELS) == "finished", "a checkpoint needs the file no more"
 
@@ -132,7 +135,9 @@ def test_what_does_not_fit_leaves_no_run_behind(tmp_path: Path):
         (["--set", "block_rates=1,2"], "block_rates must be 23 numbers"),
     ):
         done = trainer("train", INK, "--output", tmp_path / "run", *arguments, check=False)
-        assert done.returncode == 1 and word in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 1
+        assert word in done.stderr
+        assert "Traceback" not in done.stderr
         assert not (tmp_path / "run").exists()
 
 
@@ -140,14 +145,14 @@ def test_what_does_not_fit_leaves_no_run_behind(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "network, format",
+    ("network", "format"),
     [("lora", "diffusers"), ("locon", "kohya"), ("dora", "kohya"), ("loha", "kohya"), ("lokr", "kohya")],
 )
 def test_a_training_starts_from_a_file_at_whatever_scale_it_was_made(
     base, network: str, format: str, tmp_path: Path
 ):
     made, _ = in_unet(base, config_of(network))
-    save_lora(tmp_path / "a.safetensors", stirred(made), {}, format=format)
+    save_lora(tmp_path / "a.safetensors", randomised(made), {}, format=format)
     fresh, _ = in_unet(base, config_of(network, alpha=3.0, conv_alpha=5.0))
     start_from(tmp_path / "a.safetensors", fresh)
     for (_, _, mine), (_, _, found) in zip(made.walk(), fresh.walk(), strict=True):
@@ -155,9 +160,9 @@ def test_a_training_starts_from_a_file_at_whatever_scale_it_was_made(
 
 
 @pytest.mark.parametrize(
-    "settings, word",
+    ("settings", "word"),
     [
-        ({"network": "loha"}, "is a LoRA, and this training makes a LoHa"),
+        ({"network": "loha"}, "and this training makes a LoHa"),
         ({"rank": 8}, "rank 4"),
         ({"train_feed_forward": False}, "adapts"),
     ],

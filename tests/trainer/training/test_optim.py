@@ -15,8 +15,8 @@ from trainer.adapter.flat_parameters import join_state, split_state
 from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.adapter.targets import parameter_groups
 from trainer.config import OPTIMIZERS, SCHEDULES, TrainConfig, config_from
+from trainer.config.presets import preset_values
 from trainer.errors import ConfigError
-from trainer.presets import preset_values
 from trainer.training.checkpoint import _flat, _unflat
 from trainer.training.ema import EmaWeights
 from trainer.training.optim import build_optimizer, learning_rate_factor, parse_arguments
@@ -107,9 +107,9 @@ def test_a_custom_class_takes_rate_decay_and_arguments():
 
 
 @pytest.mark.parametrize(
-    "settings, words",
+    ("settings", "words"),
     [
-        ({"optimizer": "adamw", "optimizer_args": ("colour=1",)}, "mend optimizer_args"),
+        ({"optimizer": "adamw", "optimizer_args": ("colour=1",)}, "correct optimizer_args"),
         ({"optimizer": "adamw", "optimizer_args": ("eps",)}, "name=value"),
         ({"optimizer": "adamw", "optimizer_args": ("lr=1",)}, "learning rates"),
         ({"optimizer": "custom", "optimizer_class": "nowhere.Optimizer"}, "install its package"),
@@ -125,10 +125,10 @@ def test_an_optimizer_that_can_not_be_built_says_what_to_do(settings: dict, word
 
 
 @pytest.mark.parametrize(
-    "settings, words",
+    ("settings", "words"),
     [
         ({"optimizer": "custom"}, "needs optimizer_class"),
-        ({"optimizer": "adamw", "optimizer_class": "torch.optim.SGD"}, "counts only with"),
+        ({"optimizer": "adamw", "optimizer_class": "torch.optim.SGD"}, "is used only with optimizer custom"),
         ({"optimizer": "schedulefree", "schedule": "cosine"}, "set schedule to constant"),
         ({"optimizer": "schedulefree", "schedule": "constant", "ema_decay": 0.9}, "set ema_decay to 0"),
     ],
@@ -167,7 +167,7 @@ def scheduled(make) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "settings, make",
+    ("settings", "make"),
     [
         ({"schedule": "linear"}, lambda o: transformers.get_linear_schedule_with_warmup(o, 20, 100)),
         ({"schedule": "cosine"}, lambda o: transformers.get_cosine_schedule_with_warmup(o, 20, 100)),
@@ -209,7 +209,8 @@ def test_rex_follows_the_paper():
 def test_every_schedule_warms_up_and_stays_between_its_minimum_and_one(schedule: str, least: float):
     found = factors(schedule=schedule, min_rate=least, restarts=1)
     assert found[:20] == pytest.approx([(step + 1) / 21 for step in range(20)])
-    assert found[20] == 1.0 and all(least <= factor <= 1 for factor in found[20:])
+    assert found[20] == 1.0
+    assert all(least <= factor <= 1 for factor in found[20:])
     assert found[20:] == sorted(found[20:], reverse=True)
 
 
@@ -261,11 +262,11 @@ def test_showing_the_average_leaves_the_trained_weights_as_they_were(kind: str):
     average = EmaWeights(adapter, optimizer, 0.9 if kind == "ema" else 0.0)
     trained(adapter, model, optimizer, average, 4)
     before = adapter.tensors()
-    with average.shown():
+    with average.swapped_in():
         within = adapter.tensors()
     assert all(torch.equal(before[name], tensor) for name, tensor in adapter.tensors().items())
     assert any(not torch.equal(before[name], tensor) for name, tensor in within.items())
-    average.settle()
+    average.apply()
     assert all(torch.equal(within[name], tensor) for name, tensor in adapter.tensors().items())
 
 
@@ -277,7 +278,7 @@ def test_schedulefree_shows_the_weights_that_its_evaluation_mode_recommends():
     average = EmaWeights(adapter, optimizer, 0.0)
     trained(adapter, model, optimizer, average, 5)
     y, z = adapter.parameters()[1].detach().clone(), optimizer.state[adapter.parameters()[1]]["z"]
-    with average.shown():
+    with average.swapped_in():
         x = adapter.parameters()[1].detach().clone()
     torch.testing.assert_close(y, 0.1 * z + 0.9 * x)  # Defazio et al. 2024, equation 1, beta = 0.9
     assert math.isfinite(float(x.sum()))
@@ -314,7 +315,8 @@ def test_a_vectors_state_is_kept_by_matrix_and_put_back_from_either(name: str):
         for key, value in optimizer.state[adapter.vectors()[0]].items()
         if getattr(value, "numel", lambda: 1)() > 1
     ]
-    assert longs and all(by_matrix.state[order[0]][key].shape[-2:] == order[0].shape[-2:] for key in longs)
+    assert longs
+    assert all(by_matrix.state[order[0]][key].shape[-2:] == order[0].shape[-2:] for key in longs)
     # And back again, to the bit.
     again = build_optimizer(config, [{"params": [vector], "lr": 1e-3} for vector in adapter.vectors()], CPU)
     again.load_state_dict(join_state(kept, again, adapter.flat_vectors))

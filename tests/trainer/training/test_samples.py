@@ -95,4 +95,6 @@ def test_a_prompt_file_with_a_mistake_leaves_no_run_behind(tmp_path):
         tmp_path / "prompts.txt",
         check=False,
     )
-    assert done.returncode == 1 and "multiples of" in done.stderr and not (tmp_path / "run").exists()
+    assert done.returncode == 1
+    assert "multiples of" in done.stderr
+    assert not (tmp_path / "run").exists()
