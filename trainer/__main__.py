@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from trainer import __version__
+from trainer import SOFTWARE
 from trainer.cli import base, dataset, lora
 from trainer.cli.info import device, print_settings
 from trainer.cli.preview import preview
@@ -45,7 +45,7 @@ app.add_typer(base.app, name="base")
 
 def _print_version(requested: bool) -> None:
     if requested:
-        typer.echo(f"impasto {__version__}")
+        typer.echo(SOFTWARE)
         raise typer.Exit
 
 
