@@ -1,4 +1,4 @@
-"""Makes `datasets/ink-emoji/`: 24 pictures of a style that the bundled base has never seen.
+"""Writes `datasets/ink-emoji/`: 24 images in a style that the bundled base was not trained on.
 
 python -m tools.make_sample_set --out datasets/ink-emoji
 """
@@ -41,6 +41,7 @@ NAMES = (
 
 
 def main() -> None:
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,15 +49,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/base"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    drawings = emoji_art.icons(emoji_art.SAMPLE_SET, options.work / "art")
+    texts = emoji_art.icons(emoji_art.SAMPLE_SET, options.work / "art")
     for name in NAMES:
         stem = options.out / name.replace(" ", "-")
-        Image.fromarray(emoji_art.render(drawings[name], 512)).save(stem.with_suffix(".png"), optimize=True)
+        Image.fromarray(emoji_art.render(texts[name], 512)).save(stem.with_suffix(".png"), optimize=True)
         stem.with_suffix(".txt").write_text(f"{emoji_art.article(name)}, ink style\n")
     sample = emoji_art.SAMPLE_SET
-    (options.out / "LICENSE").write_text(
-        f"Pictures: {sample.package} {sample.version} by {sample.author}, {sample.licence}\n{sample.source}\n\n{MIT}"
-    )
+    origin = f"Pictures: {sample.package} {sample.version} by {sample.author}, {sample.licence}"
+    (options.out / "LICENSE").write_text(f"{origin}\n{sample.source}\n\n{MIT}")
 
 
 MIT = """MIT License
