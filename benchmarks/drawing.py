@@ -31,17 +31,17 @@ def figures(folder: Path, *, base: Path = BUNDLED, quick: bool = False, repeat: 
     ]
     steps, repeat = (2, 1) if quick else (16, repeat)
     request = SamplingConfig(prompts=("a cat",), strengths=STRENGTHS, steps=steps)
-    warm.draw(files[0], request)  # reads the prompt
+    warm.generate(files[0], request)  # reads the prompt
 
     def one_by_one() -> None:
         for strength in STRENGTHS:
-            warm.draw(files[0], dataclasses.replace(request, strengths=(strength,)))
+            warm.generate(files[0], dataclasses.replace(request, strengths=(strength,)))
 
     strip, single, fast = timed(
         [
-            lambda: warm.draw(files[0], request),
+            lambda: warm.generate(files[0], request),
             one_by_one,
-            lambda: warm.draw(files[0], dataclasses.replace(request, fast=True)),
+            lambda: warm.generate(files[0], dataclasses.replace(request, fast=True)),
         ],
         repeat,
     )

@@ -27,7 +27,7 @@ from trainer.runs.commands import CommandInbox
 from trainer.runs.run import create
 from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import encode_image
-from trainer.training.caching import cache_latents
+from trainer.training.caching import FeatureExtractor
 from trainer.training.feature_cache import FeatureCache
 
 _PLAIN = (
@@ -139,15 +139,9 @@ def caching(folder: Path, pictures: int) -> list[Figure]:
     )
     run = create(folder / "run", TrainConfig(), scan(made))
     begun = time.perf_counter()
-    cache_latents(
-        run,
-        run.manifest.items,
-        run.config,
-        base,
-        FeatureCache(folder / "cache", base.fingerprint),
-        device,
-        CommandInbox(run),
-    )
+    cache = FeatureCache(folder / "cache", base.fingerprint)
+    extractor = FeatureExtractor(run, run.config, base, cache, device, CommandInbox(run))
+    extractor.latents(run.manifest.items)
     cached = pictures / (time.perf_counter() - begun)
     vae, picture = base.vae(device), torch.rand(1, 3, 128, 128) * 2 - 1
     begun = time.perf_counter()

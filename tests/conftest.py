@@ -1,4 +1,4 @@
-"""The bundled base and sample set, and one short training that many tests look at."""
+"""Fixtures of all tests: the bundled base, the sample set, and one short training that many tests share."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 from filelock import FileLock  # torch and huggingface_hub bring it
 from hypothesis import HealthCheck, settings
 
-# No test is timed: a busy machine is not a fault.
+# No deadlines for examples: a test must not fail on a busy machine.
 settings.register_profile(
     "studio", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("studio")
 
-# Two processes with a thread each do more than one with two; trainings that a test starts inherit it.
+# Two processes with one thread each are faster than one with two; child processes inherit the variable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -29,7 +29,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
 INK = ROOT / "datasets" / "ink-emoji"
-# Of a training that is only to happen: the least that still is one.
+# Options of the smallest possible training.
 SMALLEST = (
     "--batch",
     "2",
@@ -43,7 +43,11 @@ SMALLEST = (
 
 
 def trainer(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """`python -m trainer ...` as a user types it, in this process: each one of its own would load torch anew."""
+    """Runs `python -m trainer ...` in this process, since a process of its own would load torch again.
+
+    Args:
+        check: fails the test if the exit status is not 0.
+    """
     from accelerate.state import AcceleratorState
 
     from trainer.__main__ import main
@@ -58,7 +62,9 @@ def trainer(*arguments: str | Path, check: bool = True) -> subprocess.CompletedP
         sys.argv = previous
         for number, handle in handlers.items():
             signal.signal(number, handle)
-        AcceleratorState._reset_state(reset_partial_state=True)  # what a process forgets when it ends
+        AcceleratorState._reset_state(
+            reset_partial_state=True
+        )  # global state, which would otherwise end with the process
     done = subprocess.CompletedProcess(list(map(str, arguments)), status, out.getvalue(), err.getvalue())
     assert not check or done.returncode == 0, done.stderr
     return done
@@ -66,14 +72,14 @@ def trainer(*arguments: str | Path, check: bool = True) -> subprocess.CompletedP
 
 @pytest.fixture(scope="session")
 def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The one temporary folder that all processes of this run of the tests share."""
+    """Temporary folder shared by all worker processes of this test session."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
 def warm_cache(common_folder: Path) -> Path:
-    """One cache of latents, texts and plans for all tests: what one has prepared serves the others, as in a user's folder."""
+    """Cache of latents, text embeddings and plans, shared by all tests as the runs of a user share theirs."""
     folder = common_folder / "runs" / ".cache"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -81,13 +87,15 @@ def warm_cache(common_folder: Path) -> Path:
 
 @pytest.fixture
 def shared_cache(tmp_path: Path, warm_cache: Path) -> None:
-    """A training into `tmp_path / "run"` finds the warm cache beside it."""
+    """Puts the shared cache beside `tmp_path / "run"`."""
     (tmp_path / ".cache").symlink_to(warm_cache)
 
 
 @pytest.fixture(scope="session")
 def ink_run(common_folder: Path, warm_cache: Path) -> Path:
-    """A run of 12 steps on the sample set, by the command line; whichever process asks first makes it for all."""
+    """A run of 12 steps on the sample set through the command line, created by the first process that needs
+    it.
+    """
     output = warm_cache.parent / "ink"
     with FileLock(common_folder / "ink.lock"):
         if not (output / "ink.safetensors").exists():
@@ -97,38 +105,51 @@ def ink_run(common_folder: Path, warm_cache: Path) -> Path:
     return output
 
 
+# Test files that take longest, the longest first, relative to tests/.
 LONGEST = (
-    "test_golden.py",
-    "test_browser_everyone.py",
-    "test_train.py",
-    "test_browser_train.py",
-    "test_network_training.py",
-    "test_browser.py",
-    "test_style.py",
-    "test_browser_try_it.py",
-    "test_plan.py",
-    "test_browser_library.py",
-    "test_tight_memory.py",
-    "test_counted_work.py",
-    "test_browser_pictures.py",
-    "test_lora_file.py",
-    "test_bases.py",
-    "test_preview.py",
-    "test_validate.py",
-    "test_memory.py",
-    "test_compiled.py",
-    "test_between.py",
-    "test_benchmarks.py",
+    "ui/test_browser_everyone.py",
+    "trainer/test_train.py",
+    "ui/test_browser_train.py",
+    "trainer/training/test_networks.py",
+    "ui/test_browser.py",
+    "trainer/test_style.py",
+    "ui/test_browser_try_it.py",
+    "trainer/planning/test_plan.py",
+    "ui/test_browser_library.py",
+    "trainer/planning/test_tight_memory.py",
+    "trainer/test_counted_work.py",
+    "ui/test_browser_pictures.py",
+    "trainer/lora_file/test_writer.py",
+    "trainer/headers/test_base_model.py",
+    "trainer/sampling/test_sampler.py",
+    "trainer/training/test_validation.py",
+    "trainer/planning/test_memory.py",
+    "trainer/hardware/test_compile.py",
+    "trainer/training/test_live_preview.py",
+    "benchmarks/test_benchmarks.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take longest come first, so that all processes end together; those that wait for a browser beside those that compute."""
-    place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    """Moves the longest test files to the front, so that all worker processes end at about the same time.
+
+    In this order a process that waits for a browser runs beside one that computes. Raises UsageError for a
+    file that does not exist, since a renamed file would silently lose its place.
+    """
+    tests = ROOT / "tests"
+    stale = [name for name in LONGEST if not (tests / name).is_file()]
+    if stale:
+        raise pytest.UsageError(
+            f"LONGEST in tests/conftest.py names files that do not exist: {', '.join(stale)}"
+        )
+    rank = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 def pytest_collection_finish() -> None:
-    """What imports have made stays to the end, so that collecting garbage, thrice in each training, need not go through it."""
+    """Excludes the objects of imported modules from garbage collection.
+
+    Each training collects garbage three times, and traversing the modules' objects takes most of that time.
+    """
     gc.collect()
     gc.freeze()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, SMALLEST
-from trainer.version import SOFTWARE
+from trainer import SOFTWARE
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests.conftest import ROOT
-from trainer.version import SOFTWARE, __version__
+from trainer import SOFTWARE, __version__
 
 
 def test_run_checkpoint_lora_and_image_record_the_version(ink_run: Path):

@@ -25,7 +25,7 @@ from tools.progress import load_state, save_state
 from tools.train_diffusion import caption
 from tools.train_vae import psnr
 from trainer.sampling.pipeline import WarmBase
-from trainer.sampling.sampler import SamplingConfig
+from trainer.sampling_config import SamplingConfig
 from trainer.sdxl.base import open_base
 
 CONCEPTS = 100
@@ -143,8 +143,8 @@ def generate(
 ) -> dict[float, np.ndarray]:
     """Pictures by strength; without a LoRA, the base's own."""
     request = SamplingConfig(prompts=tuple(prompts), strengths=tuple(strengths), seed=seed, steps=20)
-    drawn = warm.draw(lora, request)
-    return {s: np.stack([np.asarray(d.picture) for d in drawn if d.strength == s]) for s in strengths}
+    drawn = warm.generate(lora, request)
+    return {s: np.stack([np.asarray(d.image) for d in drawn if d.strength == s]) for s in strengths}
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from trainer.config import TrainConfig
 from trainer.errors import ConfigError, TrainerError
 from ui.store.drawings import Drawings
 from ui.store.library import Library
-from ui.tabs import Shared
+from ui.tabs import PageContext
 from ui.views.html import picture_url
 from ui.views.settings_form import FILES, FOLDERS, TERMINAL_ONLY
 from ui.workspace import Workspace
@@ -30,9 +30,9 @@ PREVIEW_SECONDS = 1800  # until `preview` gives up
 _MAX_CHARACTERS = 2000  # of a name or a prompt
 
 
-def build(shared: Shared) -> None:
+def build(page: PageContext) -> None:
     """Adds the endpoints to the page. Their docstrings are shown to users of the API."""
-    studio = shared.studio
+    studio = page.studio
 
     def start_training(project: str, settings: dict[str, Any], request: gr.Request) -> dict[str, Any]:
         """Queues a training on a project's pictures; settings as in docs/settings.md."""

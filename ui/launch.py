@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from trainer import SOFTWARE
 from trainer.data_folders import data_folders
-from trainer.version import SOFTWARE
 
 GB = 1_000_000_000
 

@@ -13,7 +13,8 @@ def test_an_orthogonal_move_has_singular_values_near_one_and_the_same_directions
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     moved = orthogonal(matrix)
     values = torch.linalg.svdvals(moved)
-    assert float(values.min()) > 0.5 and float(values.max()) < 1.3
+    assert float(values.min()) > 0.5
+    assert float(values.max()) < 1.3
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     assert float((left.T @ moved @ right.T).diagonal().min()) > 0.5
 

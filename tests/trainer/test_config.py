@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from trainer.__main__ import app
 from trainer.config import TrainConfig, config_from, kind_of, settings_table, to_toml
+from trainer.config.presets import PRESETS, preset_values
 from trainer.errors import ConfigError
-from trainer.presets import PRESETS, preset_values
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 # Settings and command-line options of version 0.1 (commit 5e00336), recorded from its declarations.

@@ -1,4 +1,4 @@
-"""What a training step does, counted and not timed: no busy machine, and no fast one, can hide a regression."""
+"""The work of a training step, counted and not timed, so that no fast or busy machine hides a regression."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.counted import flops_of_step, launches_of_step
 from tests.conftest import INK, MODELS
 from trainer.config import TrainConfig, config_from
+from trainer.config.presets import preset_values
 from trainer.dataset.scan import scan
 from trainer.planning.memory import WorkloadShape, trace_step
-from trainer.presets import preset_values
 from trainer.runs import events, run
 from trainer.sdxl.base import ORIGINAL
 from trainer.train import train
@@ -54,7 +54,7 @@ def test_learning_costs_little_more_than_two_forward_passes():
 
 @pytest.mark.parametrize(("level", "most"), [("none", 4.5), ("all", 0.5)])
 def test_true_sdxl_keeps_no_more_than_its_floor(level: str, most: float):
-    """Bytes that a step at 1024 px, batch 1, bf16 passes through: what is kept for the backward pass, and what that makes."""
+    """Peak activation bytes of a step at 1024 px, batch 1, bf16, with its backward pass."""
     assert trace_step(ONE, SDXL, level).passing <= most * GIB
 
 
@@ -97,6 +97,7 @@ def test_the_loop_waits_for_the_device_only_to_tell_steps(tmp_path: Path, monkey
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with waits:
         assert train(made, MODELS) == "finished"
-    assert len(seen) == 3 and seen[0] == seen[2], seen
+    assert len(seen) == 3
+    assert seen[0] == seen[2], seen
     told = [event["step"] for event in events.read(made.events)[0] if event["kind"] == "step"]
     assert told == [1, 2, 3]

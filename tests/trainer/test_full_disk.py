@@ -1,4 +1,4 @@
-"""A disk that takes no more: one sentence, and nothing half-written is left."""
+"""Full disks: a tool or training fails with one sentence and leaves no partial file."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from tests.trainer.lora_file.lora_samples import ATTENTION, by_command_line, sha
 from trainer.config import config_from
 from trainer.runs.failures import failure_fields
 
+EVENTS = "/runs/ink/events.jsonl"
+
 
 @contextmanager
-def files_of_at_most(size_bytes: int) -> Iterator[None]:
-    """As a FAT disk or a quota does it."""
-    before, told = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+def file_size_limit(size_bytes: int) -> Iterator[None]:
+    """Makes larger writes fail with EFBIG, as a FAT disk or a quota does."""
+    previous_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The default action of SIGXFSZ ends the process; ignoring it turns the signal into an OSError.
+    previous_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, previous_limit[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, told)
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous_limit)
+        signal.signal(signal.SIGXFSZ, previous_handler)
 
 
 @pytest.mark.parametrize("command", ["convert", "merge", "resize", "bake", "label"])
-def test_a_tool_that_runs_out_of_disk_says_so_and_leaves_the_folder_as_it_was(
-    command: str, tmp_path: Path, monkeypatch, capsys
+def test_a_tool_on_a_full_disk_reports_it_and_leaves_the_folder_unchanged(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     file, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     write_lora(file, {("unet", ATTENTION): shape_of(ATTENTION)}, rank=lambda n: 16)
@@ -43,16 +47,15 @@ def test_a_tool_that_runs_out_of_disk_says_so_and_leaves_the_folder_as_it_was(
         "bake": [file, tmp_path / "base"],
         "label": [file, "--title", "x"],
     }[command]
-    with files_of_at_most(4096):
+    with file_size_limit(4096):
         status, _, err = by_command_line(["lora", command, *arguments], monkeypatch, capsys)
-    assert (
-        status == 1
-        and "File too large" in err
-        and err.count("\n") == 1
-        and len(err) < 400
-        and "unexpected error" not in err
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"] and file.read_bytes() == before
+    assert status == 1
+    assert "File too large" in err
+    assert "unexpected error" not in err
+    assert err.count("\n") == 1
+    assert len(err) < 400
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -63,15 +66,13 @@ def test_a_tool_that_runs_out_of_disk_says_so_and_leaves_the_folder_as_it_was(
         (
             errno.EROFS,
             "fault",
-            "a file can't be written or read (Read-only file system: /runs/ink/events.jsonl); repair that",
+            f"a file can't be written or read (Read-only file system: {EVENTS}); repair that",
         ),
-        (errno.EIO, "fault", "(Input/output error: /runs/ink/events.jsonl); repair that"),
+        (errno.EIO, "fault", f"(Input/output error: {EVENTS}); repair that"),
     ],
 )
-def test_a_training_that_its_disk_ends_says_what_to_do(number: int, cause: str, words: str):
-    told = failure_fields(OSError(number, os.strerror(number), "/runs/ink/events.jsonl"), config_from({}))
-    assert (
-        told["cause"] == cause
-        and words in told["message"]
-        and told["message"].endswith("the last checkpoint is kept")
-    )
+def test_a_training_that_fails_on_its_disk_says_what_to_do(number: int, cause: str, words: str):
+    fields = failure_fields(OSError(number, os.strerror(number), EVENTS), config_from({}))
+    assert fields["cause"] == cause
+    assert words in fields["message"]
+    assert fields["message"].endswith("the last checkpoint is kept")

@@ -1,9 +1,10 @@
-"""What may be asked to be drawn: every value checked in one place, and samplers that keep the base's kind of prediction."""
+"""Sampling parameters: validation, samplers with every prediction type, file names and PNG metadata."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,74 +32,86 @@ ANYTHING = st.one_of(
 
 
 @given(values=st.dictionaries(st.sampled_from([*SamplingConfig.__dataclass_fields__, "command"]), ANYTHING))
-def test_whatever_is_asked_is_a_request_within_its_bounds_or_a_sentence(values):
+def test_any_values_give_a_config_within_its_bounds_or_a_config_error(values: dict[str, Any]):
     try:
-        request = sampling_config_from(values)
-    except ConfigError as error:
-        assert str(error)
+        config = sampling_config_from(values)
+    except ConfigError:
         return
-    assert 1 <= len(request.prompts) <= 16 and all(-1 <= strength <= 2 for strength in request.strengths)
-    assert 1 <= request.steps <= 200 and math.isfinite(request.guidance) and request.sampler in SAMPLERS
-    assert all(side == 0 or 64 <= side <= 4096 for side in (request.width, request.height))
+    assert 1 <= len(config.prompts) <= 16
+    assert all(-1 <= strength <= 2 for strength in config.strengths)
+    assert 1 <= config.steps <= 200
+    assert math.isfinite(config.guidance)
+    assert config.sampler in SAMPLERS
+    assert all(side == 0 or 64 <= side <= 4096 for side in (config.width, config.height))
+
+
+def test_whole_numbers_are_accepted_as_strengths_and_guidance():
+    config = sampling_config_from({"prompts": ["a cat"], "strengths": [0, 1], "guidance": 7})
+    assert config.strengths == (0.0, 1.0)
+    assert config.guidance == 7.0
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_sampler_ends_at_the_picture_that_the_base_predicts(sampler: str, prediction_type: str):
-    """A base that always knows the answer: what it says is computed from x_0 by the definitions (Salimans & Ho 2022)."""
-    facts = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    euler = EulerDiscreteScheduler(prediction_type=prediction_type, **facts)
-    scheduler = scheduler_for(sampler, euler)
-    assert (
-        scheduler.config.prediction_type == prediction_type
-        and scheduler.config.beta_schedule == "scaled_linear"
+def test_a_sampler_converges_to_the_image_that_the_model_predicts(sampler: str, prediction_type: str):
+    """A perfect model replaces the UNet: it computes its output from x_0 (Salimans & Ho 2022, appendix D)."""
+    euler = EulerDiscreteScheduler(
+        prediction_type=prediction_type,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
     )
+    scheduler = scheduler_for(sampler, euler)
+    assert scheduler.config.prediction_type == prediction_type
+    assert scheduler.config.beta_schedule == "scaled_linear"
     scheduler.set_timesteps(20)
     clean = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
-    draws = torch.Generator().manual_seed(0)
-    sample = torch.randn(clean.shape, generator=draws) * scheduler.init_noise_sigma
-    noise = {"generator": [draws]} if SAMPLERS[sampler].draws_noise else {}
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(clean.shape, generator=generator) * scheduler.init_noise_sigma
+    step_options = {"generator": [generator]} if SAMPLERS[sampler].draws_noise else {}
     for timestep in scheduler.timesteps:
-        seen = scheduler.scale_model_input(sample, timestep)
-        kept = euler.alphas_cumprod[int(timestep)]
-        epsilon = (seen - kept.sqrt() * clean) / (1 - kept).sqrt()
-        said = epsilon if prediction_type == "epsilon" else kept.sqrt() * epsilon - (1 - kept).sqrt() * clean
-        sample = scheduler.step(said, timestep, sample, **noise).prev_sample
+        model_input = scheduler.scale_model_input(sample, timestep)
+        alpha_bar = euler.alphas_cumprod[int(timestep)]
+        epsilon = (model_input - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
+        velocity = alpha_bar.sqrt() * epsilon - (1 - alpha_bar).sqrt() * clean
+        output = epsilon if prediction_type == "epsilon" else velocity
+        sample = scheduler.step(output, timestep, sample, **step_options).prev_sample
     assert float((sample - clean).abs().max()) < 0.1
 
 
-def test_rows_of_a_prompt_draw_the_same_noise_also_in_later_steps():
+def test_all_strengths_of_a_prompt_get_the_same_noise_in_every_step():
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
-    request = SamplingConfig(
-        prompts=("a cat",), strengths=(0.0, 1.0), sampler="euler_a", steps=2
-    )  # without a LoRA a strength means nothing
-    first, second = (cell.picture for cell in warm.draw(None, request))
-    assert first.tobytes() == second.tobytes()
-    assert (
-        first.tobytes()
-        != warm.draw(None, SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), steps=2))[
-            0
-        ].picture.tobytes()
-    )
+    # Without a LoRA, the strength has no effect: the rows differ only if their noise does.
+    ancestral = SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), sampler="euler_a", steps=2)
+    first, second = (cell.image.tobytes() for cell in warm.generate(None, ancestral))
+    assert first == second
+    plain = SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), steps=2)
+    assert first != warm.generate(None, plain)[0].image.tobytes()
 
 
-def test_a_picture_names_its_sampler_and_every_lora_as_a1111_does(tmp_path: Path):
-    request = SamplingConfig(
+def test_a_png_names_its_sampler_and_every_lora_in_the_format_of_a1111(tmp_path: Path):
+    config = SamplingConfig(
         prompts=("a cat",), negative="blurry", sampler="dpmpp_2m_karras", steps=7, guidance=4.5, seed=3
     )
-    cell = GeneratedImage(prompt_index=0, strength=0.5, picture=Image.new("RGB", (64, 64)))
-    save_image(
-        cell, request, tmp_path / "a.png", base="tiny", loras=[("ink", 1.0), ("wash", 0.5), ("none", 0.0)]
-    )
-    assert Image.open(tmp_path / "a.png").text["parameters"] == (
+    cell = GeneratedImage(prompt_index=0, strength=0.5, image=Image.new("RGB", (64, 64)))
+    loras = [("ink", 1.0), ("wash", 0.5), ("none", 0.0)]
+    save_image(cell, config, tmp_path / "a.png", base="tiny", loras=loras)
+    assert Image.open(tmp_path / "a.png").info["parameters"] == (
         "a cat <lora:ink:0.5> <lora:wash:0.25>\nNegative prompt: blurry\n"
-        "Steps: 7, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4.5, Seed: 3, Size: 64x64, Model: tiny"
+        "Steps: 7, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4.5, Seed: 3, "
+        "Size: 64x64, Model: tiny"
     )
 
 
 @given(st.lists(st.floats(-1, 2), min_size=2, max_size=8, unique=True))
 @example([0.001, 0.002])
-def test_two_strengths_never_share_a_file(strengths: list[float]):
+def test_two_strengths_never_share_a_file_name(strengths: list[float]):
     names = [picture_name(0, strength) for strength in strengths]
-    assert len(set(names)) == len(names) and [float(name[5:-4]) for name in names] == strengths
-    assert picture_name(3, 0.25) == "p03_s0.25.png" and picture_name(0, 1) == "p00_s1.00.png"
+    assert len(set(names)) == len(names)
+    assert [float(name[5:-4]) for name in names] == strengths
+
+
+def test_a_file_name_holds_the_prompt_index_and_the_strength():
+    assert picture_name(3, 0.25) == "p03_s0.25.png"
+    assert picture_name(0, 1) == "p00_s1.00.png"

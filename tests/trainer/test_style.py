@@ -1,4 +1,4 @@
-"""The promise on the first page: a style arrives with the slider, and what is drawn stays what it is called."""
+"""The README's promise: the style grows with the strength, and images still show their prompt's subject."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The artist's whole way in a real browser: drop, train, reload, slide, draw, download."""
+"""All steps of an artist in a real browser: upload, train, reload, compare, generate, download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors import safe_open
 from tests.ui.conftest import BROWSER
 
 pytestmark = BROWSER
-DISCS = 60  # a training of minutes: it must still go on when the page has been reloaded and Stop is pressed
+DISCS = 60  # pictures: the training must still run when the page has been reloaded and Stop is pressed
 
 
 def drawings(folder: Path) -> list[Path]:
@@ -27,16 +27,16 @@ def drawings(folder: Path) -> list[Path]:
     return [*paths, folder / "disc0.txt", folder / "broken.png"]
 
 
-def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
+def test_an_artist_trains_and_downloads_a_lora(studio, browser, tmp_path: Path):
     address, home, terminal = studio
     page = browser.new_context(accept_downloads=True).new_page()
-    page.set_default_timeout(120_000)  # a busy machine is not a fault
-    foreign, faults = [], []
+    page.set_default_timeout(120_000)  # the machine may be busy
+    foreign, errors = [], []
     page.on(
         "request",
         lambda r: foreign.append(r.url) if not r.url.startswith((address, "data:", "blob:")) else None,
     )
-    page.on("pageerror", lambda e: faults.append(str(e)))
+    page.on("pageerror", lambda e: errors.append(str(e)))
     page.goto(address)
     page.wait_for_selector("#cards .picture")
     assert page.locator("#cards .picture").count() == 24
@@ -53,9 +53,8 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     field = page.locator('#caption-list textarea[data-place="discs/disc1.png"]')
     field.fill("a <b>disc</b>")
     field.blur()
-    page.wait_for_function(
-        "document.querySelector('#caption-list textarea[data-place=\"discs/disc1.png\"]').closest('li').querySelector('.saved').textContent === 'Saved'"
-    )
+    item = page.locator("#caption-list li").filter(has=field)
+    item.locator(".saved").get_by_text("Saved", exact=True).wait_for()
     assert (home / "datasets" / "discs" / "disc1.txt").read_text() == "a <b>disc</b>\n"
 
     page.locator("#tab-train-button").click()
@@ -79,9 +78,8 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     before = pictures.first.get_attribute("src")
     slider.focus()
     page.keyboard.press("Home")
-    assert "p00_s0.00.png" in (
-        pictures.first.get_attribute("src") or ""
-    ) and before != pictures.first.get_attribute("src")
+    assert "p00_s0.00.png" in (pictures.first.get_attribute("src") or "")
+    assert before != pictures.first.get_attribute("src")
     assert slider.get_attribute("aria-valuetext") == "0: base model without the LoRA"
     page.wait_for_function(
         "[...document.querySelectorAll('#strip img')].every(i => i.complete && i.naturalWidth === 128)"
@@ -98,11 +96,12 @@ def test_an_artist_goes_the_whole_way(studio, browser, tmp_path: Path):
     assert re.fullmatch(r"discs-\d+\.safetensors", downloading.value.suggested_filename)
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata()["modelspec.trigger_phrase"] == "inkdisc"
-    # A field of Advanced that was left by pressing Train counted.
+    # The value of a field that was left by pressing Train is used.
     assert any(
         "sample_steps = 2\n" in config.read_text() for config in (home / "outputs").glob("discs*/config.toml")
     )
-    assert not foreign and not faults
+    assert not foreign
+    assert not errors
     assert address in terminal.read_text()
 
 
@@ -113,13 +112,14 @@ def test_the_page_fits_a_phone(studio, browser):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_wrong_input_is_told_on_the_page(studio, browser):
+def test_wrong_input_is_reported_on_the_page(studio, browser):
     page = browser.new_context().new_page()
-    page.set_default_timeout(120_000)  # a busy machine is not a fault
+    page.set_default_timeout(120_000)  # the machine may be busy
     page.goto(studio[0])
     page.locator("#tab-train-button").click()
     page.wait_for_function("document.querySelector('#name input, #name textarea')?.value")
     page.locator("#name input, #name textarea").fill("a/b")
     page.locator("#train").click()
     page.wait_for_function("document.body.innerText.includes('name must be a file name')", timeout=60_000)
-    assert str(studio[1]) not in page.content() and "Traceback" not in page.content()
+    assert str(studio[1]) not in page.content()
+    assert "Traceback" not in page.content()

@@ -1,4 +1,4 @@
-"""The Library in a real browser: labelling, a file from elsewhere, and deleting for good."""
+"""The Library in a real browser: file details, import and deletion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.headers.lora import recognise
 pytestmark = BROWSER
 
 
-def test_a_lora_is_labelled_taken_in_and_deleted(ready: Started, browser, ink_run: Path, tmp_path: Path):
+def test_a_lora_is_labelled_imported_and_deleted(ready: Started, browser, ink_run: Path, tmp_path: Path):
     page = browser.new_context(accept_downloads=True).new_page()
     page.set_default_timeout(120_000)
     page.goto(ready.address)
@@ -30,27 +30,23 @@ def test_a_lora_is_labelled_taken_in_and_deleted(ready: Started, browser, ink_ru
     page.wait_for_function(
         "document.querySelector('#shelf')?.innerText.includes('Ink <img src=x onerror=alert(1)>')"
     )
-    facts = recognise(ready.home / "outputs" / "ink" / "ink.safetensors").metadata
-    assert (
-        facts["modelspec.license"] == "CC0-1.0"
-        and facts["modelspec.lora_default_weight"] == "0.8"
-        and facts["impasto.own_work"] == "true"
-    )
+    metadata = recognise(ready.home / "outputs" / "ink" / "ink.safetensors").metadata
+    assert metadata["modelspec.license"] == "CC0-1.0"
+    assert metadata["modelspec.lora_default_weight"] == "0.8"
+    assert metadata["impasto.own_work"] == "true"
 
-    # A file from elsewhere, and one that is none.
+    # A LoRA file is imported; a file of another kind is rejected.
     shutil.copyfile(ink_run / "ink.safetensors", tmp_path / "brush.safetensors")
     (tmp_path / "evil.safetensors").write_bytes(b"\x80\x04" + b"cos\nsystem\n" * 50)
     page.locator("#import input[type=file]").first.set_input_files(
         [str(tmp_path / "brush.safetensors"), str(tmp_path / "evil.safetensors")]
     )
     page.wait_for_selector("#library-told [role=alert]")
-    assert (
-        "pickle" in page.locator("#library-told [role=alert]").inner_text()
-        and str(ready.home) not in page.content()
-    )
+    assert "pickle" in page.locator("#library-told [role=alert]").inner_text()
+    assert str(ready.home) not in page.content()
     page.wait_for_function("document.querySelectorAll('#shelf .lora').length === 2")
 
-    # Deleting asks first, and then leaves nothing.
+    # Deletion needs a confirmation and leaves no file.
     page.locator("#lora input").click()
     page.get_by_role("option", name="brush").click()
     page.locator("#delete-lora-box > button").click()

@@ -1,4 +1,4 @@
-"""Try it in a real browser: strengths by keyboard, before and after, own pictures, and the checkpoint that is the one."""
+"""Try it in a real browser: strengths by keyboard, before and after, own prompts, choice of a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,26 +14,24 @@ pytestmark = BROWSER
 
 def opened(browser, address: str):
     page = browser.new_context(accept_downloads=True).new_page()
-    page.set_default_timeout(120_000)  # a busy machine is not a fault
+    page.set_default_timeout(120_000)  # the machine may be busy
     page.goto(f"{address}/?tab=try_it")
     page.get_by_role("tab", name="Try it").click()
     page.wait_for_selector("#strip .tryout")
     return page
 
 
-def test_strengths_pictures_and_checkpoints_are_tried_and_one_is_chosen(ready: Started, browser):
+def test_strengths_prompts_and_checkpoints_are_compared_and_one_is_chosen(ready: Started, browser):
     page = opened(browser, ready.address)
     slider, first = page.locator("#strip input[type=range]"), page.locator("#strip .strip img").first
     slider.focus()
     page.keyboard.press("Home")
-    assert slider.get_attribute(
-        "aria-valuetext"
-    ) == "0: base model without the LoRA" and "p00_s0.00.png" in first.get_attribute("src")
+    assert slider.get_attribute("aria-valuetext") == "0: base model without the LoRA"
+    assert "p00_s0.00.png" in first.get_attribute("src")
     page.keyboard.press("ArrowRight")
-    assert slider.get_attribute(
-        "aria-valuetext"
-    ) == "Strength 0.25" and "p00_s0.25.png" in first.get_attribute("src")
-    # The next picture is in memory before it is asked for: no request is made for it any more.
+    assert slider.get_attribute("aria-valuetext") == "Strength 0.25"
+    assert "p00_s0.25.png" in first.get_attribute("src")
+    # The next image is preloaded, so that the slider needs no request.
     page.wait_for_function(
         "performance.getEntriesByType('resource').filter(e => e.name.includes('p00_s0.75.png')).length > 0"
     )
@@ -53,7 +51,7 @@ def test_strengths_pictures_and_checkpoints_are_tried_and_one_is_chosen(ready: S
     page.locator("#compare select.after").select_option("2")
     assert "p00_s0.50.png" in page.locator("#compare .over").get_attribute("src")
 
-    # Own pictures: progress, then a strip with the sampler that was asked for.
+    # Own prompts: progress, then a strip.
     page.locator("#prompt textarea").fill("a cat\na house")
     page.locator("#steps input").fill("3")
     page.locator("#draw").click()
@@ -62,11 +60,11 @@ def test_strengths_pictures_and_checkpoints_are_tried_and_one_is_chosen(ready: S
     page.wait_for_function(
         "[...document.querySelectorAll('#own .strip img')].every(i => i.complete && i.naturalWidth === 128)"
     )
-    page.reload()  # what was drawn is found again
+    page.reload()  # shows the generated images again
     page.get_by_role("tab", name="Try it").click()
     page.wait_for_selector("#own .tryout")
 
-    # A grid of checkpoints, and the one.
+    # A grid of checkpoints, one of which is chosen.
     page.get_by_role("button", name="Compare checkpoints").click()
     page.locator("#steps input").fill("2")
     page.locator("#prompt textarea").fill("a cat")
@@ -79,25 +77,22 @@ def test_strengths_pictures_and_checkpoints_are_tried_and_one_is_chosen(ready: S
         page.locator("#download a").click()
     assert downloading.value.suggested_filename == "ink-10.safetensors"
     with safe_open(downloading.value.path(), framework="pt") as file:
-        facts = file.metadata()
-    assert (
-        facts["modelspec.lora_default_weight"] == "0.75"
-        and facts["modelspec.trigger_phrase"] == "ink"
-        and facts["ss_steps"] == "10"
-    )
+        metadata = file.metadata()
+    assert metadata["modelspec.lora_default_weight"] == "0.75"
+    assert metadata["modelspec.trigger_phrase"] == "ink"
+    assert metadata["ss_steps"] == "10"
     page.context.close()
 
 
-def test_a_training_that_ends_is_at_hand_though_no_other_tab_was_opened(
-    studio: Started, browser, ink_run: Path
-):
+def test_a_finished_training_appears_although_no_other_tab_was_shown(studio: Started, browser, ink_run: Path):
     page = browser.new_context().new_page()
     page.set_default_timeout(60_000)
-    with page.expect_response(lambda answer: "/pulse" in answer.url):
+    with page.expect_response(lambda response: "/pulse" in response.url):
         page.goto(f"{studio.address}/?tab=try_it")
     page.get_by_role("button", name="Generate", exact=True).wait_for()
-    page.wait_for_timeout(2000)  # the page has asked what is new, and there is nothing
-    assert not page.locator("#strip .tryout").count() and not page.locator(".toast-body").count()
+    page.wait_for_timeout(2000)  # more than a poll
+    assert not page.locator("#strip .tryout").count()
+    assert not page.locator(".toast-body").count()
     shutil.copytree(ink_run, studio.home / "outputs" / ".coming" / "ink")
     (studio.home / "outputs" / ".coming" / "ink" / "project.json").write_text('{"project": "ink-emoji"}')
     (studio.home / "outputs" / ".coming" / "ink").rename(studio.home / "outputs" / "ink")

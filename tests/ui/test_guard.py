@@ -81,8 +81,8 @@ def test_what_is_turned_away_is_told_in_the_visitors_language(client: TestClient
     told = {tag: answer.json()["message"] for tag, answer in answers.items()}
     assert told == {
         "en": "Not found.",
-        "de": "Das gibt es hier nicht.",
-        "ja": "ここにはありません。",
+        "de": "Nicht gefunden.",
+        "ja": "見つかりません。",
         "xx": "Not found.",
     }
 

@@ -1,4 +1,4 @@
-"""The sentences of the page: all there in every language, with the same blanks to fill."""
+"""The sentences of the page: complete in every language, with the same placeholders."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from ui.views.settings_form import declared_sentences
 HERE = Path(ui.text.__file__).parent
 
 
-def blanks(text: str) -> set[str]:
+def placeholders(text: str) -> set[str]:
     return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
-def test_no_sentence_is_missing_and_none_is_left_over(language: str):
+def test_every_language_has_all_sentences_and_no_others(language: str):
     english, translated = sentences("en") | declared_sentences(), sentences(language)
-    assert set(english) - set(translated) == set(), "to be translated"
-    assert set(translated) - set(english) == set(), "of no use any more"
-    wrong = {key: text for key, text in translated.items() if blanks(text) != blanks(english[key])}
+    assert set(english) - set(translated) == set(), "not translated"
+    assert set(translated) - set(english) == set(), "not used"
+    wrong = {
+        key: text for key, text in translated.items() if placeholders(text) != placeholders(english[key])
+    }
     assert not wrong
     assert not [key for key, text in translated.items() if not text.strip()]
 
 
-def test_english_settings_are_said_by_the_config_alone():
-    assert declared_sentences() and not [key for key in sentences("en") if key.startswith("settings.")]
+def test_english_settings_are_declared_by_the_config_alone():
+    assert declared_sentences()
+    assert not [key for key in sentences("en") if key.startswith("settings.")]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -43,7 +46,7 @@ def test_every_file_of_sentences_is_flat(language: str):
 
 
 @pytest.mark.parametrize(
-    ("wish", "language"),
+    ("accept_language", "language"),
     [
         ("ja", "ja"),
         ("de-CH,de;q=0.9,en;q=0.8", "de"),
@@ -54,11 +57,11 @@ def test_every_file_of_sentences_is_flat(language: str):
         ("FR", "fr"),
     ],
 )
-def test_the_browsers_wish_is_followed(wish: str, language: str):
-    assert preferred(wish) == language
+def test_the_browsers_preferred_language_is_chosen(accept_language: str, language: str):
+    assert preferred(accept_language) == language
 
 
-def test_what_a_language_lacks_comes_in_english():
+def test_a_missing_translation_is_shown_in_english():
     assert Words("xx")("page.train") == sentences("en")["page.train"]
 
 

@@ -1,9 +1,10 @@
-"""The UNet's attention as an adapted model computes it: q, k and v in groups, and no step that changes nothing.
+"""Attention of an adapted UNet: q, k and v as groups of linear layers, without steps that change nothing.
 
-Against diffusers' own (`AttnProcessor2_0`): layers that read the same input are one group; the division by an output
-factor of 1 and the look at the processor's signature at each call are left out. Without a LoRA the numbers are the same.
+Compared with diffusers' `AttnProcessor2_0`: layers that read the same input are one group; the division by an
+output factor of 1 and the inspection of the processor's signature at each call are omitted. Without a LoRA
+the numbers are the same.
 
-Shapes: N pictures, T tokens, S tokens of the source, C channels, H heads, D channels of a head.
+Shapes: N images, T tokens, S tokens of the source, C channels, H heads, D channels of a head.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import torch.nn.functional as F
 
 from trainer.adapter.fused_linear import LinearGroup
 
-_FEW = 256 * 256  # tokens times tokens of the source (benchmarks/NOTES.md)
+_SMALL_ATTENTION = 256 * 256  # T x S; below it, fp32 is faster than bf16 on a CPU (benchmarks/NOTES.md)
 
 
 def is_standard(attention: Any) -> bool:
-    """Whether an attention module is of the kind that SDXL's transformer blocks have."""
+    """Returns whether an attention module is of the kind that SDXL's transformer blocks have."""
     extra = (
         attention.spatial_norm,
         attention.group_norm,
@@ -31,28 +32,33 @@ def is_standard(attention: Any) -> bool:
 
 
 class Projections:
-    """x, source -> q, k, v; the layers that read the same tensor together."""
+    """The projections q, k and v of an attention module; adapted layers with the same input are one group."""
 
     def __init__(self, attention: Any) -> None:
         self.attention = attention
-        self.groups: dict[
-            tuple[str, ...], tuple[Any, LinearGroup | None]
-        ] = {}  # with the slots that they were made for
+        # By names of the layers; beside each group the slots of its first layer, which are replaced when
+        # master weights move to another vector and then show that the group is outdated. None where the
+        # layers don't fit a group.
+        self.groups: dict[tuple[str, ...], tuple[Any, LinearGroup | None]] = {}
 
     def of(self, names: tuple[str, ...], x: torch.Tensor) -> list[torch.Tensor]:
+        """Returns the outputs (N, T, C) of the named layers, which read the same x."""
         layers = [getattr(self.attention, name) for name in names]
         adapted = [layer for layer in layers if getattr(layer, "network", None) == "lora"]
         if len(adapted) > 1 and adapted[0].can_run_grouped:
-            known = self.groups.get(names)
-            if known is None or known[0] is not adapted[0].slots:
-                known = self.groups[names] = (
-                    adapted[0].slots,
-                    LinearGroup(tuple(adapted)) if LinearGroup.fits(adapted) else None,
-                )
-            if known[1] is not None:
-                answers = iter(known[1](x))
-                return [next(answers) if layer in adapted else layer(x) for layer in layers]
+            group = self._group(names, adapted)
+            if group is not None:
+                outputs = iter(group(x))
+                return [next(outputs) if layer in adapted else layer(x) for layer in layers]
         return [layer(x) for layer in layers]
+
+    def _group(self, names: tuple[str, ...], adapted: list[Any]) -> LinearGroup | None:
+        slots = adapted[0].slots
+        known = self.groups.get(names)
+        if known is None or known[0] is not slots:
+            group = LinearGroup(tuple(adapted)) if LinearGroup.fits(adapted) else None
+            known = self.groups[names] = slots, group
+        return known[1]
 
 
 def attend(
@@ -63,7 +69,7 @@ def attend(
     attention_mask: torch.Tensor | None = None,
     **more: Any,
 ) -> torch.Tensor:
-    """(N, T, C), as diffusers calls it."""
+    """Returns the output (N, T, C) of an attention module, as `Attention.forward` of diffusers."""
     if attention_mask is not None or hidden_states.dim() != 3:
         return type(attention).forward(
             attention, hidden_states, encoder_hidden_states, attention_mask, **more
@@ -85,6 +91,14 @@ def attend(
 
 
 def attention_dtype(x: torch.Tensor, source: torch.Tensor) -> torch.dtype:
-    """Of q, k and v, made of x (N, T, ...) and source (N, S, ...): bf16 on a CPU takes twice as long as fp32 where tokens are few."""
-    is_small = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[1] * source.shape[1] <= _FEW
-    return torch.float32 if is_small else x.dtype
+    """Returns the precision of q, k and v.
+
+    On a CPU, bf16 attention over few tokens takes twice as long as fp32, which is used there.
+
+    Args:
+        x: (N, T, C), from which queries are made.
+        source: (N, S, C), from which keys and values are made.
+    """
+    is_small = x.shape[1] * source.shape[1] <= _SMALL_ATTENTION
+    is_bf16_on_cpu = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    return torch.float32 if is_bf16_on_cpu and is_small else x.dtype

@@ -1,13 +1,46 @@
-"""A transformer block of the UNet as three nodes of autograd with attention between them, their backward passes written out.
+"""A transformer block of the UNet as three autograd nodes and two attentions, backward passes written out.
 
-    begin    q, k, v = of norm_1(x)
-    middle   a = x + out_1(attended);  q = of norm_2(a);  k, v = of the text
-    end      b = a + out_2(attended);  y = b + down(value * gelu(gate)),  value, gate = up(norm_3(b))
+    node                forward
+    _SelfAttentionIn    u = norm_1(x);                           q, k, v = u W_q^T, u W_k^T, u W_v^T
+    (attention)         s = softmax(q k^T / sqrt(D)) v
+    _CrossAttentionIn   a = x + s W_o1^T;  u = norm_2(a);  q = u W_q2^T;  k, v = text W_k2^T, text W_v2^T
+    (attention)         c = softmax(q k^T / sqrt(D)) v
+    _FeedForward        b = a + c W_o2^T;  u = norm_3(b);        value, gate = halves of u W_up^T
+                        y = b + (value * gelu(gate)) W_down^T
 
-diffusers' own block is some sixty nodes without LoRA. Of its feed-forward layer only what `up` gave is kept here, and the rest computed
-again; gradients of the stream x, a, b are added in place.
+Each W stands for a frozen layer with its bias and, where it is adapted, its LoRA: the products and their
+gradients are those of a `LinearGroup` or `FrozenGroup` (`trainer.adapter.fused_linear`).
 
-Shapes: N pictures, T rows: the tokens of all pictures together, C channels, H heads, D channels of a head.
+Why: diffusers' block is about sixty autograd nodes without LoRA and far more with it. Each node launches
+    kernels, saves
+tensors and returns gradients in tensors of its own, which autograd then adds. Written out, the block has five
+nodes, saves of its feed-forward layer only the product with W_up (T, 8C) and recomputes gelu and gating, and
+adds gradients of the residual stream in place (measured in benchmarks/NOTES.md). Without this file training
+works in the same way, slower and with more memory: `trainer.adapter.patching` calls diffusers' block whenever
+this one does not cover a call.
+
+The blocks are split at the two attentions, so that PyTorch chooses the attention kernel and computes its
+gradient.
+
+Notation of the backward passes: dy is the gradient of y, and norm' is the backward pass of LayerNorm. A
+*stream* is the gradient of the residual stream: of y, b, a and at last x. The residual connection hands it
+through unchanged, and each branch adds its own part:
+
+    _FeedForward        d(gated) = dy W_down                                     (T, 4C)
+                        dvalue = d(gated) * gelu(gate)                           (T, 4C)
+                        dgate  = d(gated) * value * gelu'(gate)                  (T, 4C)
+                        du = [dvalue dgate] W_up                                 (T, C)
+                        db = dy + norm_3'(du)                                    (T, C)
+                        dc = db W_o2;  da = db
+    _CrossAttentionIn   dtext = dk W_k2 + dv W_v2                                (rows of the text, its width)
+                        da' = da + norm_2'(dq W_q2)                              (T, C)
+                        ds = da' W_o1;  dx = da'
+    _SelfAttentionIn    dx' = norm_1'(dq W_q + dk W_k + dv W_v)                  (T, C)
+
+Autograd adds dx and dx', because x is an input of both the first and the second node. Gradients of A and B
+are added to their slots inside these products.
+
+Shapes: N images, T rows: the tokens of all images together, C channels, H heads, D channels of a head.
 """
 
 from __future__ import annotations
@@ -24,7 +57,11 @@ from trainer.adapter.fused_linear import PLAIN, FrozenGroup, LinearGroup
 
 
 class FusedBlock:
-    """The layers of a block, those that read the same input together."""
+    """The layers of a transformer block, grouped by their input.
+
+    Args:
+        module: a `BasicTransformerBlock` of diffusers for which `is_standard` holds.
+    """
 
     def __init__(self, module: Any) -> None:
         own, text, (up, _, down) = module.attn1, module.attn2, module.ff.net
@@ -40,14 +77,18 @@ class FusedBlock:
             (down,),
         ]
         self.adapted = [layer for group in layers for layer in group if _is_lora(layer)]
+        # A layer gets a new dictionary of slots when its master weights move to another vector.
         self._made_for = self.adapted[0].slots if self.adapted else None
-        products: Any = [_together_in(group) for group in layers]
-        self.fits = all(products)
-        self.own, self.own_out, self.query, self.text, self.text_out, self.up, self.down = products
+        groups: Any = [_group_of(group) for group in layers]
+        self.fits = all(groups)
+        self.own, self.own_out, self.query, self.text, self.text_out, self.up, self.down = groups
 
     @staticmethod
     def is_standard(module: Any) -> bool:
-        """Whether a block is of the kind that SDXL is made of."""
+        """Returns whether a block has the structure of SDXL's.
+
+        Two attentions, GEGLU, layer norms, no dropout.
+        """
         return (
             module.norm_type == "layer_norm"
             and module.attn2 is not None
@@ -61,114 +102,127 @@ class FusedBlock:
 
     @property
     def can_run(self) -> bool:
-        """Whether this call can be computed here."""
-        runs = all(layer.can_run_grouped for layer in self.adapted[:1])
-        return self.fits and runs and not torch.compiler.is_compiling()
+        """Whether the present call can be computed here.
+
+        No dropout, one strength for all rows, no compiler.
+        """
+        is_grouped = all(layer.can_run_grouped for layer in self.adapted[:1])
+        return self.fits and is_grouped and not torch.compiler.is_compiling()
 
     @property
     def is_outdated(self) -> bool:
-        """Whether masters lie in other slots than when this was made."""
+        """Whether master weights have moved to other vectors since this object was made."""
         return bool(self.adapted) and self.adapted[0].slots is not self._made_for
 
     def __call__(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """(N, tokens, C)"""
+        """Returns the block's output (N, tokens, C).
+
+        Args:
+            x: (N, tokens, C).
+            text: (N, tokens of the text, its width).
+        """
         strength = float(self.adapted[0].strength.value) if self.adapted else 0.0
-        learned = [
-            _learned(self.own),
-            _learned(self.own_out, self.query, self.text),
-            _learned(self.text_out, self.up, self.down),
-        ]
-        query, key, value = _Begin.apply(x, learned[0], self, strength)  # pyright: ignore
+        # Each node has a trained vector as an input, so that autograd runs its backward pass even where x and
+        # text require no gradient (see `LinearGroup.trained_vector`).
+        begin = _trained_vector(self.own)
+        middle = _trained_vector(self.own_out, self.query, self.text)
+        end = _trained_vector(self.text_out, self.up, self.down)
+        first: Any = _SelfAttentionIn.apply(x, begin, self, strength)
+        attended = F.scaled_dot_product_attention(*first)
+        second: Any = _CrossAttentionIn.apply(attended, x, text, middle, self, strength)
+        x, query, key, value = second
         attended = F.scaled_dot_product_attention(query, key, value)
-        x, query, key, value = _Middle.apply(attended, x, text, learned[1], self, strength)  # pyright: ignore
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return _End.apply(attended, x, learned[2], self, strength)  # pyright: ignore
+        output: Any = _FeedForward.apply(attended, x, end, self, strength)
+        return output
 
 
 def _is_lora(layer: Any) -> bool:
     return getattr(layer, "network", None) == "lora"
 
 
-def _together_in(layers: tuple[Any, ...]) -> LinearGroup | FrozenGroup | None:
-    """None where only some of the layers learn, or in another way."""
+def _group_of(layers: tuple[Any, ...]) -> LinearGroup | FrozenGroup | None:
+    """Returns the group of layers with the same input; None if only some are adapted, or not by LoRA."""
     if all(type(layer) in PLAIN for layer in layers):
         return FrozenGroup(layers)
     return LinearGroup(layers) if all(map(_is_lora, layers)) and LinearGroup.fits(layers) else None
 
 
-def _learned(*products: LinearGroup | FrozenGroup) -> torch.Tensor | None:
-    return next((product.learned for product in products if isinstance(product, LinearGroup)), None)
+def _trained_vector(*groups: LinearGroup | FrozenGroup) -> torch.Tensor | None:
+    return next((group.trained_vector for group in groups if isinstance(group, LinearGroup)), None)
 
 
-class _Begin(torch.autograd.Function):
+class _SelfAttentionIn(torch.autograd.Function):
+    """x -> q, k, v of the self-attention, each (N, H, tokens, D)."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, _: Any, block: FusedBlock, strength: float
-    ) -> tuple[torch.Tensor, ...]:  # pyright: ignore
+        ctx: Any, x: torch.Tensor, _: torch.Tensor | None, block: FusedBlock, strength: float
+    ) -> tuple[torch.Tensor, ...]:
         x_TC = x.flatten(0, 1)
-        normed, *norm = _norm(block.norms[0], x_TC)
-        made = block.own.outputs(normed, strength, attention_dtype(x, x))
-        ctx.save_for_backward(x_TC, *norm, normed if block.own.reads_input else None)
+        normed_TC, *statistics = _norm(block.norms[0], x_TC)
+        projections = block.own.outputs(normed_TC, strength, attention_dtype(x, x))
+        # A frozen group does not read its input in the backward pass, and norm' reads x itself: nothing else
+        # is saved.
+        ctx.save_for_backward(x_TC, *statistics, normed_TC if block.own.reads_input else None)
         ctx.block, ctx.strength, ctx.shape = block, strength, x.shape
-        return tuple(_by_head(tensor, len(x), block.heads[0]) for tensor in made)
+        return tuple(_by_head(tensor, len(x), block.heads[0]) for tensor in projections)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:  # pyright: ignore
-        x_TC, mean, rstd, normed = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        x_TC, mean, rstd, normed_TC = ctx.saved_tensors
+        # The first block's x comes from frozen layers that are not adapted, so its gradient is never used.
         dtype = x_TC.dtype if ctx.needs_input_grad[0] else None
-        stream = ctx.block.own.backward(
-            normed, [_rows(gradient) for gradient in gradients], ctx.strength, dtype=dtype
-        )
+        rows = [_rows(gradient) for gradient in gradients]
+        stream = ctx.block.own.backward(normed_TC, rows, ctx.strength, dtype=dtype)
         if stream is not None:
             stream = _norm_backward(ctx.block.norms[0], stream, x_TC, mean, rstd).view(ctx.shape)
         return stream, None, None, None
 
 
-class _Middle(torch.autograd.Function):
+class _CrossAttentionIn(torch.autograd.Function):
+    """Result of the self-attention, x, text -> a (N, tokens, C) and q, k, v of the cross-attention."""
+
     @staticmethod
     def forward(
         ctx: Any,
         attended: torch.Tensor,
         x: torch.Tensor,
         text: torch.Tensor,
-        _: Any,
+        _: torch.Tensor | None,
         block: FusedBlock,
         strength: float,
-    ) -> Any:  # pyright: ignore
+    ) -> tuple[torch.Tensor, ...]:
         attended_TC, text_TC, dtype = _rows(attended), text.flatten(0, 1), attention_dtype(x, text)
         (a_TC,) = block.own_out.outputs(attended_TC, strength)
-        a_TC.add_(x.reshape(a_TC.shape))
-        normed, *norm = _norm(block.norms[1], a_TC)
-        made = [*block.query.outputs(normed, strength, dtype), *block.text.outputs(text_TC, strength, dtype)]
-        kept = (
-            attended_TC if block.own_out.reads_input else None,
-            normed if block.query.reads_input else None,
+        a_TC.add_(x.reshape(a_TC.shape))  # the residual connection, in the memory of the product
+        normed_TC, *statistics = _norm(block.norms[1], a_TC)
+        query = block.query.outputs(normed_TC, strength, dtype)
+        key_value = block.text.outputs(text_TC, strength, dtype)
+        saved_attended = attended_TC if block.own_out.reads_input else None
+        saved_normed = normed_TC if block.query.reads_input else None
+        ctx.save_for_backward(a_TC, *statistics, saved_attended, saved_normed, text_TC)
+        ctx.block, ctx.strength, ctx.attention_dtype = block, strength, attended.dtype
+        ctx.shape, ctx.text_shape = x.shape, text.shape
+        return a_TC.view(x.shape), *(
+            _by_head(tensor, len(x), block.heads[1]) for tensor in (*query, *key_value)
         )
-        ctx.save_for_backward(a_TC, *norm, *kept, text_TC)
-        ctx.block, ctx.strength, ctx.shape, ctx.text_shape, ctx.attends_in = (
-            block,
-            strength,
-            x.shape,
-            text.shape,
-            attended.dtype,
-        )
-        return a_TC.view(x.shape), *(_by_head(tensor, len(x), block.heads[1]) for tensor in made)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, stream: torch.Tensor, *gradients: torch.Tensor) -> Any:  # pyright: ignore
-        a_TC, mean, rstd, attended_TC, normed, text_TC = ctx.saved_tensors
+    def backward(ctx: Any, stream: torch.Tensor, *gradients: torch.Tensor) -> Any:
+        a_TC, mean, rstd, attended_TC, normed_TC, text_TC = ctx.saved_tensors
         block, strength, (to_attended, to_x, to_text, *_) = ctx.block, ctx.strength, ctx.needs_input_grad
         query, key, value = (_rows(gradient) for gradient in gradients)
-        text = block.text.backward(text_TC, [key, value], strength, dtype=text_TC.dtype if to_text else None)
-        normed_gradient = block.query.backward(normed, [query], strength, dtype=a_TC.dtype)
-        stream_TC = _norm_backward(block.norms[1], normed_gradient, a_TC, mean, rstd).add_(
-            stream.reshape(a_TC.shape)
-        )
-        attended = block.own_out.backward(
-            attended_TC, [stream_TC], strength, dtype=ctx.attends_in if to_attended else None
-        )
+        text_dtype = text_TC.dtype if to_text else None  # the text requires a gradient if an encoder trains
+        text = block.text.backward(text_TC, [key, value], strength, dtype=text_dtype)
+        normed_gradient = block.query.backward(normed_TC, [query], strength, dtype=a_TC.dtype)
+        # da' = da + norm_2'(...), added in the memory that norm' returned. `stream` itself belongs to
+        # autograd and may be shared with another node, so it is never changed in place.
+        stream_TC = _norm_backward(block.norms[1], normed_gradient, a_TC, mean, rstd)
+        stream_TC.add_(stream.reshape(a_TC.shape))
+        attended_dtype = ctx.attention_dtype if to_attended else None
+        attended = block.own_out.backward(attended_TC, [stream_TC], strength, dtype=attended_dtype)
         return (
             None if attended is None else _by_head(attended, ctx.shape[0], block.heads[0]),
             stream_TC.view(ctx.shape) if to_x else None,
@@ -179,35 +233,43 @@ class _Middle(torch.autograd.Function):
         )
 
 
-class _End(torch.autograd.Function):
+class _FeedForward(torch.autograd.Function):
+    """Result of the cross-attention, a -> y (N, tokens, C)."""
+
     @staticmethod
     def forward(
-        ctx: Any, attended: torch.Tensor, a: torch.Tensor, _: Any, block: FusedBlock, strength: float
-    ) -> torch.Tensor:  # pyright: ignore
+        ctx: Any,
+        attended: torch.Tensor,
+        a: torch.Tensor,
+        _: torch.Tensor | None,
+        block: FusedBlock,
+        strength: float,
+    ) -> torch.Tensor:
         attended_TC = _rows(attended)
         (b_TC,) = block.text_out.outputs(attended_TC, strength)
         b_TC.add_(a.reshape(b_TC.shape))
-        normed, *norm = _norm(block.norms[2], b_TC)
-        (wide,) = block.up.outputs(normed, strength)
+        normed_TC, *statistics = _norm(block.norms[2], b_TC)
+        (wide,) = block.up.outputs(normed_TC, strength)  # (T, 8C): value and gate side by side
         value, gate = wide.chunk(2, dim=1)
         (y_TC,) = block.down.outputs(F.gelu(gate).mul_(value), strength)
-        kept = (attended_TC if block.text_out.reads_input else None, normed if block.up.reads_input else None)
-        ctx.save_for_backward(b_TC, *norm, *kept, wide)
-        ctx.block, ctx.strength, ctx.shape, ctx.attends_in = block, strength, a.shape, attended.dtype
+        saved_attended = attended_TC if block.text_out.reads_input else None
+        saved_normed = normed_TC if block.up.reads_input else None
+        # gelu(gate) and its product with value, (T, 4C) each, are recomputed in the backward pass.
+        ctx.save_for_backward(b_TC, *statistics, saved_attended, saved_normed, wide)
+        ctx.block, ctx.strength, ctx.shape, ctx.attention_dtype = block, strength, a.shape, attended.dtype
         return y_TC.add_(b_TC).view(a.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, stream: torch.Tensor) -> Any:  # pyright: ignore
-        b_TC, mean, rstd, attended_TC, normed, wide = ctx.saved_tensors
+    def backward(ctx: Any, stream: torch.Tensor) -> Any:
+        b_TC, mean, rstd, attended_TC, normed_TC, wide = ctx.saved_tensors
         block, strength, (to_attended, to_a, *_) = ctx.block, ctx.strength, ctx.needs_input_grad
         stream = stream.reshape(b_TC.shape)
         wide_gradient = _gated_backward(block, wide, stream, strength)
-        normed_gradient = block.up.backward(normed, [wide_gradient], strength, dtype=b_TC.dtype)
+        normed_gradient = block.up.backward(normed_TC, [wide_gradient], strength, dtype=b_TC.dtype)
         stream_TC = _norm_backward(block.norms[2], normed_gradient, b_TC, mean, rstd).add_(stream)
-        attended = block.text_out.backward(
-            attended_TC, [stream_TC], strength, dtype=ctx.attends_in if to_attended else None
-        )
+        attended_dtype = ctx.attention_dtype if to_attended else None
+        attended = block.text_out.backward(attended_TC, [stream_TC], strength, dtype=attended_dtype)
         attended = None if attended is None else _by_head(attended, ctx.shape[0], block.heads[1])
         return attended, stream_TC.view(ctx.shape) if to_a else None, None, None, None
 
@@ -215,37 +277,43 @@ class _End(torch.autograd.Function):
 def _gated_backward(
     block: FusedBlock, wide: torch.Tensor, stream: torch.Tensor, strength: float
 ) -> torch.Tensor:
-    """The gradient of value and gate (T, 8C), of down(value * gelu(gate))."""
+    """Returns the gradient of value and gate, (T, 8C), for the branch (value * gelu(gate)) W_down^T.
+
+    Both halves are written into one tensor, since W_up reads them side by side. `gated` is a temporary of
+    this function, so its memory serves for d(gated) * value; `gelu_backward` multiplies this by gelu'(gate).
+    """
     value, gate = wide.chunk(2, dim=1)
-    curved = F.gelu(gate)
-    hidden = curved * value if block.down.reads_input else None
+    activated = F.gelu(gate)
+    hidden = activated * value if block.down.reads_input else None
     gated = block.down.backward(hidden, [stream], strength, dtype=wide.dtype)
     assert gated is not None
-    made = torch.empty_like(wide)
-    value_gradient, gate_gradient = made.chunk(2, dim=1)
-    torch.mul(gated, curved, out=value_gradient)
+    result = torch.empty_like(wide)
+    value_gradient, gate_gradient = result.chunk(2, dim=1)
+    torch.mul(gated, activated, out=value_gradient)
     torch.ops.aten.gelu_backward.grad_input(gated.mul_(value), gate, grad_input=gate_gradient)
-    return made
+    return result
 
 
 def _norm(layer: nn.LayerNorm, x_TC: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """(normed, mean, 1 / deviation)"""
+    """Returns (normed, mean, 1 / standard deviation); `F.layer_norm` does not return the statistics."""
     return torch.native_layer_norm(x_TC, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
 
 
 def _norm_backward(
     layer: nn.LayerNorm, gradient: torch.Tensor, x_TC: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor
 ) -> torch.Tensor:
-    facts = (layer.normalized_shape, mean, rstd, layer.weight, layer.bias)
-    return torch.ops.aten.native_layer_norm_backward.default(gradient, x_TC, *facts, [True, False, False])[0]
+    """Returns the gradient of x, (T, C); those of the frozen weight and bias are not computed."""
+    statistics = (layer.normalized_shape, mean, rstd, layer.weight, layer.bias)
+    outputs = [True, False, False]  # x, weight, bias
+    return torch.ops.aten.native_layer_norm_backward.default(gradient, x_TC, *statistics, outputs)[0]
 
 
-def _by_head(x_TC: torch.Tensor, pictures: int, heads: int) -> torch.Tensor:
-    """(N, H, tokens, D)"""
-    return x_TC.view(pictures, -1, heads, x_TC.shape[-1] // heads).transpose(1, 2)
+def _by_head(x_TC: torch.Tensor, images: int, heads: int) -> torch.Tensor:
+    """Returns rows as (N, H, tokens, D), a view."""
+    return x_TC.view(images, -1, heads, x_TC.shape[-1] // heads).transpose(1, 2)
 
 
 def _rows(x_NHTD: torch.Tensor) -> torch.Tensor:
-    """(T, C); a view where attention gave it token by token."""
-    pictures, heads, tokens, channels = x_NHTD.shape
-    return x_NHTD.transpose(1, 2).reshape(pictures * tokens, heads * channels)
+    """Returns the result of an attention as rows (T, C), a view where its memory is ordered by token."""
+    images, heads, tokens, channels = x_NHTD.shape
+    return x_NHTD.transpose(1, 2).reshape(images * tokens, heads * channels)

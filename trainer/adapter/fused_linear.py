@@ -1,20 +1,37 @@
-"""LoRA's linear layers that read the same input, as one step of the forward and one of the backward pass.
+"""LoRA's linear layers that read the same input, as one node of autograd.
 
-    h = x [A_q; A_k; A_v]^T                  one product for all downs
-    q = W_q x + s h_q B_q^T                  added where the frozen product lies, the scale folded into the product
+    h = x [A_q; A_k; A_v]^T                  (T, R)   one product for the down matrices of all members
+    q = x W_q^T + b_q + s_q h_q B_q^T        (T, O)   added in place, scaled inside the product
 
-The backward pass computes h again: x is kept once for all of them, and nothing else. It adds gradients of A and B to
-the place where they belong, so that no sum of gradients is launched.
+with s = strength * alpha / rank. A and B are the down and up matrices, W and b the frozen layer's.
 
-Products with A and B are thin. On a CPU they are made in fp32 of the masters themselves, whatever the base's precision:
-one of bf16 takes oneDNN longer to begin than the whole product takes in fp32 (benchmarks/NOTES.md).
+Backward pass. With dq (T, O) the gradient of q, h_q (T, R_q) the columns of h that belong to q, and R the
+ranks of all members together:
 
-Shapes: T rows of all pictures together, I inputs, O outputs, R ranks of all members together.
+    dh_q = s_q dq B_q                        (T, R_q)   since q depends on h_q by the factor s_q B_q^T
+    dB_q = s_q dq^T h_q                      (O, R_q)
+    dA   = dh^T x                            (R, I)     one product for all members, dh = [dh_q dh_k dh_v]
+    dx   = sum over members of dq W_q, + dh A    (T, I)
+
+h is computed again rather than saved: it costs one thin product, and saving it for all layers takes 20 MiB.
+Only x is saved, once for all members. dA and dB are added by the products themselves to the slots of a
+`FlatVector`, so that autograd launches no separate sum for each of 1,120 matrices. Gradients of W and b do
+not exist: the base is frozen.
+
+Why not plain autograd: a LoRA layer is several nodes there, each with its launches, saved tensors and a sum
+of gradients. On SDXL's 560 layers and on small bases that overhead is a large part of a step
+(benchmarks/NOTES.md).
+
+Products with A and B are thin. On a CPU they are computed in fp32 from the master weights, whatever the
+base's precision: oneDNN's setup of one bf16 product takes longer than the whole product in fp32
+(benchmarks/NOTES.md).
+
+Shapes: T rows (tokens of all images together), I inputs, O outputs, R ranks of all members together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -26,11 +43,11 @@ from trainer.adapter.flat_parameters import FlatVector
 from trainer.adapter.layer import Layer
 from trainer.sdxl.quantised import QuantisedLinear
 
-PLAIN = (nn.Linear, QuantisedLinear)  # frozen layers whose products are made here
+PLAIN = (nn.Linear, QuantisedLinear)  # frozen layers whose products are computed here
 
 
 class _Matrices(NamedTuple):
-    """A of all members, and each one's B; each as it is and transposed. Or their gradients."""
+    """A of all members and B of each, with their transposes; or the gradients of these."""
 
     down_RI: torch.Tensor
     down_IR: torch.Tensor
@@ -39,9 +56,13 @@ class _Matrices(NamedTuple):
 
 
 class LinearGroup:
-    """Members share an input; each is LoRA over a frozen linear layer of this project or torch, and their downs lie side by side."""
+    """LoRA layers over frozen linear layers that read the same input.
 
-    reads_input = True  # in its backward pass
+    Args:
+        members: layers whose down matrices lie side by side in a `FlatVector`; see `fits`.
+    """
+
+    reads_input = True  # the backward pass needs x, for dA
 
     def __init__(self, members: tuple[Layer, ...]) -> None:
         self.members = members
@@ -51,133 +72,155 @@ class LinearGroup:
         self.scales = [member.scale for member in members]
         self.ranks = [member.rank for member in members]
         self._views: dict[str, tuple[Any, torch.Tensor, _Matrices]] = {}
-        self._flat_vectors: tuple[Any, FlatVector, list[FlatVector]] | None = (
-            None  # of the downs, and of the ups
-        )
+        # The slots that the vectors were looked up for, the vector of the downs, the vectors of the ups.
+        self._vectors: tuple[Any, FlatVector, list[FlatVector]] | None = None
 
     @staticmethod
     def fits(members: Sequence[Any]) -> bool:
-        """Whether these layers can be one group."""
+        """Returns whether layers can be one group.
+
+        Frozen layers of known types, down matrices side by side.
+        """
         if not all(type(member.base) in PLAIN and member.slots for member in members):
             return False
-        slots = [member.slots["down"] for member in members]
-        follows = pairwise(slots)
-        return all(b.flat is a.flat and b.start == a.start + a.shape.numel() for a, b in follows)
+        downs = [member.slots["down"] for member in members]
+        return all(
+            following.flat is slot.flat and following.start == slot.start + slot.shape.numel()
+            for slot, following in pairwise(downs)
+        )
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Each member's output (..., O)."""
+        """Returns each member's output (..., O) for x (..., I)."""
         x_TI, strength = x.reshape(-1, x.shape[-1]), self.strength.value
-        is_learning = torch.is_grad_enabled()
-        made = (
-            _Grouped.apply(x_TI, self.learned, self, float(strength))
-            if is_learning
-            else self.outputs(x_TI, strength)
-        )  # pyright: ignore
-        return tuple(output.view(*x.shape[:-1], -1) for output in made)
+        if torch.is_grad_enabled():
+            outputs: Any = _GroupFunction.apply(x_TI, self.trained_vector, self, float(strength))
+        else:
+            outputs = self.outputs(x_TI, strength)
+        return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
     @property
-    def flat_vectors(self) -> tuple[FlatVector, list[FlatVector]]:
-        """Where all downs lie, and where the ups do."""
+    def vectors(self) -> tuple[FlatVector, list[FlatVector]]:
+        """The vector that contains all down matrices, and those that contain the up matrices.
+
+        With LoRA+ the ups train at another learning rate and are in another vector. A layer gets a new
+        dictionary of slots when its master weights move, so the identity of that dictionary shows whether the
+        result is current.
+        """
         slots = self.members[0].slots
-        if self._flat_vectors is None or self._flat_vectors[0] is not slots:
-            self._flat_vectors = (
-                slots,
-                slots["down"].flat,
-                list({member.slots["up"].flat: None for member in self.members}),
-            )
-        return self._flat_vectors[1:]
+        if self._vectors is None or self._vectors[0] is not slots:
+            ups = dict.fromkeys(member.slots["up"].flat for member in self.members)
+            self._vectors = slots, slots["down"].flat, list(ups)
+        return self._vectors[1:]
 
     @property
-    def learned(self) -> torch.Tensor:
-        """The vector of the downs: an input of every node of autograd that computes with this group, so that a gradient is asked for."""
-        return self.flat_vectors[0].value
+    def trained_vector(self) -> torch.Tensor:
+        """The vector of the downs, an input of every autograd node that computes with this group.
+
+        Autograd runs the backward pass of a node only if one of its inputs requires a gradient. The frozen
+        layers and, in the first layers of the UNet, x require none, so that the vector must be an input
+        although its gradient is not returned through autograd.
+        """
+        return self.vectors[0].value
 
     def _matrices(self, dtype: torch.dtype) -> _Matrices:
-        down, ups = self.flat_vectors
+        """Returns the matrices in `dtype`."""
+        down, ups = self.vectors
         vector = down.working(dtype)
         for flat in ups:
             if flat is not down:
-                flat.working(dtype)
+                flat.working(dtype)  # renews the copy that the cached views show
         return self._viewed("values", vector, lambda flat: flat.working(dtype))
 
     def _gradients(self, dtype: torch.dtype) -> _Matrices:
-        """Where the gradients of `_matrices` are added."""
-        vector = self.flat_vectors[0].gradient(dtype)
+        """Returns the tensors to which gradients of the matrices are added; only inside a backward pass."""
+        vector = self.vectors[0].gradient(dtype)
         return self._viewed("gradients", vector, lambda flat: flat.gradient(dtype))
 
-    def _viewed(self, kind: str, vector: torch.Tensor, of: Any) -> _Matrices:
+    def _viewed(
+        self, kind: str, vector: torch.Tensor, vector_of: Callable[[FlatVector], torch.Tensor]
+    ) -> _Matrices:
+        """Returns views of the vectors, cached while slots and vector are the same objects."""
         slots = self.members[0].slots
         known = self._views.get(kind)
         if known is None or known[0] is not slots or known[1] is not vector:
             first = slots["down"]
             inputs, rank = first.shape[1], sum(self.ranks)
+            # The members' downs are neighbours, so that one view shows all of them as a matrix (R, I).
             down = vector[first.start : first.start + rank * inputs].view(rank, inputs)
-            ups = [member.slots["up"].of(of(member.slots["up"].flat)) for member in self.members]
-            known = self._views[kind] = (
-                slots,
-                vector,
-                _Matrices(down, down.t(), ups, [up.t() for up in ups]),
-            )
+            ups = [member.slots["up"].of(vector_of(member.slots["up"].flat)) for member in self.members]
+            matrices = _Matrices(down, down.t(), ups, [up.t() for up in ups])
+            known = self._views[kind] = slots, vector, matrices
         return known[2]
 
     def _parts(self, wide_TR: torch.Tensor) -> Sequence[torch.Tensor]:
-        """The columns of each member."""
+        """Returns the columns of each member."""
         return (wide_TR,) if len(self.members) == 1 else wide_TR.split(self.ranks, 1)
 
     def outputs(
         self, x_TI: torch.Tensor, strength: float | torch.Tensor, dtype: torch.dtype | None = None
     ) -> list[torch.Tensor]:
-        """Each member's output (T, O).
+        """Returns each member's output (T, O).
 
         Args:
-            strength: for all rows, or one for each picture (N,).
-            dtype: of the outputs; the base's without.
+            strength: for all rows, or one for each image (N,).
+            dtype: of the outputs; by default the base's.
         """
-        made = frozen_outputs(self.bases, x_TI.to(self.dtype), dtype or self.dtype)
+        outputs = frozen_outputs(self.bases, x_TI.to(self.dtype), dtype or self.dtype)
         if isinstance(strength, float | int) and strength == 0:
-            return made
+            return outputs
         x_TI = _in_lora_precision(x_TI)
         matrices, factor = self._matrices(x_TI.dtype), 1.0
         hidden_TR = x_TI @ matrices.down_IR
         if isinstance(strength, torch.Tensor):
+            # An image is a run of rows: (N, tokens x R) times (N, 1).
             hidden_TR.view(len(strength), -1).mul_(strength.to(x_TI.dtype)[:, None])
         else:
             factor = strength
+        hidden_parts = self._parts(hidden_TR)
         for output, hidden, up, scale in zip(
-            made, self._parts(hidden_TR), matrices.ups_RO, self.scales, strict=True
+            outputs, hidden_parts, matrices.ups_RO, self.scales, strict=True
         ):
             _add_product(output, hidden, up, scale * factor)
-        return made
+        return outputs
 
     def backward(
         self,
-        x_TI: torch.Tensor,
+        x_TI: Any,
         gradients_TO: Sequence[torch.Tensor],
         strength: float,
         *,
         dtype: torch.dtype | None,
     ) -> torch.Tensor | None:
-        """The gradient of x (T, I) in `dtype`, None where that is None; adds those of A and B where they lie."""
+        """Adds the gradients of A and B to their slots and returns that of x (formulas: top of the file).
+
+        Args:
+            gradients_TO: of each member's output.
+            dtype: of the returned gradient (T, I); None omits its computation and returns None.
+        """
         x_TI = _in_lora_precision(x_TI)
         matrices, gradients = self._matrices(x_TI.dtype), self._gradients(x_TI.dtype)
-        hidden_TR, hidden_gradient = x_TI @ matrices.down_IR, x_TI.new_empty(len(x_TI), sum(self.ranks))
-        members = zip(self._parts(hidden_TR), self._parts(hidden_gradient), strict=True)
-        for number, (hidden, into) in enumerate(members):
+        hidden_TR = x_TI @ matrices.down_IR
+        hidden_gradient_TR = x_TI.new_empty(len(x_TI), sum(self.ranks))
+        members = zip(self._parts(hidden_TR), self._parts(hidden_gradient_TR), strict=True)
+        for number, (hidden, hidden_gradient) in enumerate(members):
             gradient, factor = gradients_TO[number].to(x_TI.dtype), self.scales[number] * strength
-            torch.addmm(into, gradient, matrices.ups_OR[number], beta=0, alpha=factor, out=into)
-            gradients.ups_OR[number].addmm_(gradient.t(), hidden, alpha=factor)
-        gradients.down_RI.addmm_(hidden_gradient.t(), x_TI)
+            # dh_q = s_q dq B_q. `beta=0` makes addmm ignore what the memory contains, so that it need not be
+            # zeroed.
+            up = matrices.ups_OR[number]
+            torch.addmm(hidden_gradient, gradient, up, beta=0, alpha=factor, out=hidden_gradient)
+            gradients.ups_OR[number].addmm_(gradient.t(), hidden, alpha=factor)  # dB_q += s_q dq^T h_q
+        gradients.down_RI.addmm_(hidden_gradient_TR.t(), x_TI)  # dA += dh^T x
         if dtype is None:
             return None
         input_gradient = frozen_input_gradient(self.bases, gradients_TO, self.dtype).to(dtype)
-        _add_product(input_gradient, hidden_gradient, matrices.down_RI)
+        _add_product(input_gradient, hidden_gradient_TR, matrices.down_RI)  # dx += dh A
         return input_gradient
 
 
 class FrozenGroup:
-    """Linear layers that read the same input and learn nothing, with the face of a `LinearGroup`."""
+    """Linear layers without an adapter that read the same input, with the interface of `LinearGroup`."""
 
-    reads_input = False
+    reads_input = False  # without dA, the backward pass needs no x
 
     def __init__(self, bases: Sequence[Any]) -> None:
         self.bases, self.dtype = bases, working_dtype(bases[0])
@@ -185,47 +228,54 @@ class FrozenGroup:
     def outputs(
         self, x_TI: torch.Tensor, strength: float, dtype: torch.dtype | None = None
     ) -> list[torch.Tensor]:
+        """Returns each layer's output (T, O); the strength is ignored."""
         return frozen_outputs(self.bases, x_TI.to(self.dtype), dtype or self.dtype)
 
     def backward(
         self, x_TI: Any, gradients_TO: Sequence[torch.Tensor], strength: float, *, dtype: torch.dtype | None
     ) -> torch.Tensor | None:
-        return (
-            None if dtype is None else frozen_input_gradient(self.bases, gradients_TO, self.dtype).to(dtype)
-        )
+        """Returns the gradient of x (T, I), or None if `dtype` is None."""
+        if dtype is None:
+            return None
+        return frozen_input_gradient(self.bases, gradients_TO, self.dtype).to(dtype)
 
 
-class _Grouped(torch.autograd.Function):
-    """The learned vector is an input so that a gradient is asked for; it goes to `LinearGroup._gradients`, not through autograd."""
+class _GroupFunction(torch.autograd.Function):
+    """The autograd node of a `LinearGroup`.
+
+    The trained vector is an input only so that the node requires a gradient.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x_TI: torch.Tensor, learned: torch.Tensor, group: LinearGroup, strength: float
-    ) -> tuple[torch.Tensor, ...]:  # pyright: ignore
+        ctx: Any, x_TI: torch.Tensor, trained_vector: torch.Tensor, group: LinearGroup, strength: float
+    ) -> tuple[torch.Tensor, ...]:
         ctx.save_for_backward(x_TI)
         ctx.group, ctx.strength = group, strength
         return tuple(group.outputs(x_TI, strength))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *outputs: torch.Tensor) -> Any:  # pyright: ignore
+    def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
         (x_TI,) = ctx.saved_tensors
         dtype = x_TI.dtype if ctx.needs_input_grad[0] else None
         return ctx.group.backward(x_TI, outputs, ctx.strength, dtype=dtype), None, None, None
 
 
 def working_dtype(base: Any) -> torch.dtype:
+    """Returns the precision of a frozen layer's products."""
     return base.dtype if isinstance(base, QuantisedLinear) else base.weight.dtype
 
 
 def frozen_outputs(bases: Sequence[Any], x_TI: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Returns the output (T, O) of each frozen layer."""
     return [F.linear(x_TI, base.weight, base.bias).to(dtype) for base in bases]
 
 
 def frozen_input_gradient(
     bases: Sequence[Any], gradients_TO: Sequence[torch.Tensor], dtype: torch.dtype
 ) -> torch.Tensor:
-    """(T, I) of all layers together, in the precision of their weights."""
+    """Returns the gradient of the layers' input (T, I), sum of dq W_q, in the precision of the weights."""
     total = gradients_TO[0].to(dtype) @ bases[0].weight
     for gradient, base in zip(gradients_TO[1:], bases[1:], strict=True):
         total.addmm_(gradient.to(dtype), base.weight)
@@ -233,12 +283,13 @@ def frozen_input_gradient(
 
 
 def _in_lora_precision(x_TI: torch.Tensor) -> torch.Tensor:
-    """In the precision of products with A and B."""
+    """Returns x in the precision of products with A and B: fp32 on a CPU, that of the base elsewhere."""
     return x_TI.float() if x_TI.device.type == "cpu" and x_TI.itemsize < 4 else x_TI
 
 
-def _add_product(to: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factor: float = 1.0) -> None:
-    if to.dtype == left.dtype:
-        to.addmm_(left, right, alpha=factor)
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factor: float = 1.0) -> None:
+    """Adds factor * left @ right in place; without a temporary matrix where the precisions are equal."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, alpha=factor)
     else:
-        to.add_(left @ right, alpha=factor)
+        total.add_(left @ right, alpha=factor)

@@ -1,4 +1,4 @@
-"""Which layers are adapted, at what rank and learning rate."""
+"""The layers that are adapted, their ranks and learning rates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ _TEXT_ATTENTION = re.compile(r"(.*\.self_attn)\.(q|k|v|out)_proj")
 
 
 def linear_paths(part: str, model: Module, *, feed_forward: bool = False) -> list[str]:
-    """Module paths of the linear layers to adapt in `unet`, `text_encoder` or `text_encoder_2`."""
+    """Returns the paths of the linear layers to adapt.
+
+    Args:
+        part: `unet`, `text_encoder` or `text_encoder_2`.
+        feed_forward: adds the UNet's feed-forward layers and the projections around its transformers.
+    """
     patterns = (
         [_UNET_ATTENTION, *([_UNET_MORE] if feed_forward else [])] if part == "unet" else [_TEXT_ATTENTION]
     )
@@ -34,7 +39,7 @@ def linear_paths(part: str, model: Module, *, feed_forward: bool = False) -> lis
 
 
 def conv_paths(part: str, model: Module) -> list[str]:
-    """Module paths of the convolutions that LoCon adapts: in the UNet's residual blocks, down- and upsamplers."""
+    """Returns the paths of the convolutions that LoCon adapts, in the UNet's residual blocks and samplers."""
     if part != "unet":
         return []
     return [
@@ -45,39 +50,41 @@ def conv_paths(part: str, model: Module) -> list[str]:
 
 
 def part_specs(config: TrainConfig) -> dict[str, LayerSpec]:
-    """Rank and alpha of each part that trains, as set."""
-    sizes = {"unet": LayerSpec(rank=config.rank, alpha=config.alpha)}
+    """Returns rank and alpha of each part that trains, from the settings."""
+    specs = {"unet": LayerSpec(rank=config.rank, alpha=config.alpha)}
     if config.train_text_encoder_1:
-        sizes["text_encoder"] = LayerSpec(rank=config.text_encoder_1_rank, alpha=config.text_encoder_1_alpha)
+        specs["text_encoder"] = LayerSpec(rank=config.text_encoder_1_rank, alpha=config.text_encoder_1_alpha)
     if config.train_text_encoder_2:
-        sizes["text_encoder_2"] = LayerSpec(
+        specs["text_encoder_2"] = LayerSpec(
             rank=config.text_encoder_2_rank, alpha=config.text_encoder_2_alpha
         )
-    return sizes
+    return specs
 
 
 def layer_specs(config: TrainConfig, models: Mapping[str, Module]) -> dict[str, dict[str, LayerSpec]]:
-    """What each adapted layer is made of (part -> path -> size), in the parts that train and are in `models`.
+    """Returns the spec of each adapted layer (part -> path -> spec) of the parts that train in `models`.
 
-    Raises ConfigError when a pattern matches nothing, no layer is left (both only known when all parts that train are
-    there), or a text encoder's attention is only half chosen.
+    Raises:
+        ConfigError: if a pattern matches no layer or all layers are excluded (checked only if `models` has
+            all parts that train), or if only some projections of a text encoder's attention are adapted.
     """
     parts, unmatched = part_specs(config), [*config.include_layers, *config.exclude_layers]
-    sizes: dict[str, dict[str, LayerSpec]] = {}
+    specs: dict[str, dict[str, LayerSpec]] = {}
     for part in [part for part in parts if part in models]:
         paths, matched = _chosen_paths(config, part, models[part])
         unmatched = [pattern for pattern in unmatched if pattern not in matched]
         made = {
-            path: _size(config, part, path, models[part].get_submodule(path), parts[part]) for path in paths
+            path: _layer_spec(config, part, path, models[part].get_submodule(path), parts[part])
+            for path in paths
         }
-        sizes[part] = {path: size for path, size in made.items() if size}
-    if set(sizes) == set(parts):
-        _check_choice(config, sizes, unmatched)
-    _check_attention_is_whole(sizes)
-    return sizes
+        specs[part] = {path: spec for path, spec in made.items() if spec}
+    if set(specs) == set(parts):
+        _check_choice(config, specs, unmatched)
+    _check_attention_is_whole(specs)
+    return specs
 
 
-def _check_choice(config: TrainConfig, sizes: dict[str, dict[str, LayerSpec]], unmatched: list[str]) -> None:
+def _check_choice(config: TrainConfig, specs: dict[str, dict[str, LayerSpec]], unmatched: list[str]) -> None:
     if unmatched:
         kinds = "linear layer" if config.network == "lora" else "linear layer or convolution"
         raise ConfigError(
@@ -86,78 +93,73 @@ def _check_choice(config: TrainConfig, sizes: dict[str, dict[str, LayerSpec]], u
                 for pattern in unmatched
             ]
         )
-    if not any(sizes.values()):
+    if not any(specs.values()):
         raise ConfigError(
             ["include_layers, exclude_layers and block_ranks leave no layer to adapt; widen them"]
         )
 
 
 def _chosen_paths(config: TrainConfig, part: str, model: Module) -> tuple[list[str], set[str]]:
-    """Paths to adapt, and the patterns that matched something here."""
+    """Returns (paths to adapt, patterns that matched a layer of this part)."""
     kinds = nn.Linear if config.network == "lora" else (nn.Linear, nn.Conv2d)
-    # Not every tool reads a changed text_projection.
-    eligible = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, kinds) and path != "text_projection"
-    ]
+    # text_projection is excluded, since not all tools read a LoRA of it.
+    eligible = [path for path, module in model.named_modules() if isinstance(module, kinds)]
+    eligible = [path for path in eligible if path != "text_projection"]
     paths = linear_paths(part, model, feed_forward=config.train_feed_forward)
     if config.network == "locon":
         paths += conv_paths(part, model)
     matched: set[str] = set()
 
     def matching(patterns: tuple[str, ...]) -> set[str]:
-        found = {
+        hits_of = {
             p: {path for path in eligible if fnmatchcase(path, p) or fnmatchcase(f"{part}.{path}", p)}
             for p in patterns
         }
-        matched.update(pattern for pattern, hits in found.items() if hits)
-        return set().union(*found.values())
+        matched.update(pattern for pattern, hits in hits_of.items() if hits)
+        return set().union(*hits_of.values())
 
     included, excluded = matching(config.include_layers), matching(config.exclude_layers)
     chosen = included if config.include_layers else set(paths)
     return [path for path in eligible if path in chosen - excluded], matched
 
 
-def _size(config: TrainConfig, part: str, path: str, module: nn.Module, size: LayerSpec) -> LayerSpec | None:
-    """Of one layer; None where its block is left out."""
+def _layer_spec(
+    config: TrainConfig, part: str, path: str, module: nn.Module, spec: LayerSpec
+) -> LayerSpec | None:
+    """Returns the spec of one layer, or None if its block is excluded by rank or rate 0."""
     if isinstance(module, nn.Conv2d):
-        size = LayerSpec(rank=config.conv_rank, alpha=config.conv_alpha)
+        spec = LayerSpec(rank=config.conv_rank, alpha=config.conv_alpha)
     if part == "unet" and config.block_ranks:
         rank = int(block_values(config.block_ranks)[block_of(path)])
         if rank == 0:
             return None
         if not isinstance(module, nn.Conv2d):
-            size = LayerSpec(
-                rank=rank, alpha=size.alpha * rank / size.rank if not config.rank_stabilised else size.alpha
-            )
+            alpha = spec.alpha if config.rank_stabilised else spec.alpha * rank / spec.rank
+            spec = LayerSpec(rank=rank, alpha=alpha)
     if part == "unet" and config.block_rates and block_values(config.block_rates)[block_of(path)] == 0:
         return None
-    if (
-        config.rank_stabilised
-    ):  # alpha / sqrt(rank), written so that alpha / rank gives it (Kalajdzievski 2023)
-        size = replace(size, alpha=size.alpha * math.sqrt(size.rank))
-    return replace(
-        size, network="lora" if config.network == "locon" else config.network, factor=config.lokr_factor
-    )
+    # rsLoRA scales by alpha / sqrt(rank) (Kalajdzievski 2023); files store an alpha for alpha / rank.
+    if config.rank_stabilised:
+        spec = replace(spec, alpha=spec.alpha * math.sqrt(spec.rank))
+    network = "lora" if config.network == "locon" else config.network
+    return replace(spec, network=network, factor=config.lokr_factor)
 
 
-def _check_attention_is_whole(sizes: dict[str, dict[str, LayerSpec]]) -> None:
-    """Other tools read a text encoder's q, k, v and out only together."""
-    for part in set(sizes) - {"unet"}:
-        found: dict[str, set[str]] = {}
-        for path in sizes[part]:
+def _check_attention_is_whole(specs: dict[str, dict[str, LayerSpec]]) -> None:
+    """Raises ConfigError unless q, k, v and out of a text encoder are adapted together."""
+    for part in set(specs) - {"unet"}:
+        projections: dict[str, set[str]] = {}
+        for path in specs[part]:
             if match := _TEXT_ATTENTION.fullmatch(path):
-                found.setdefault(match[1], set()).add(match[2])
-        broken = [path for path, kinds in found.items() if kinds != {"q", "k", "v", "out"}]
+                projections.setdefault(match[1], set()).add(match[2])
+        broken = [path for path, kinds in projections.items() if kinds != {"q", "k", "v", "out"}]
         if broken:
-            raise ConfigError(
-                [f"{part}.{broken[0]}: adapt q, k, v and out_proj together, since other tools read no less"]
-            )
+            advice = "adapt q, k, v and out_proj together, since other tools can't read some of them"
+            raise ConfigError([f"{part}.{broken[0]}: {advice}"])
 
 
 def block_of(path: str) -> int:
-    """Kohya's number of the UNet block that a layer is in, 0 to 22.
+    """Returns kohya's number of the UNet block that contains a layer, 0 to 22.
 
     0 time and label embedding, 1-9 input (down), 10-12 middle, 13-21 output (up), 22 the last convolution.
     """
@@ -167,7 +169,7 @@ def block_of(path: str) -> int:
 
 
 def part_rates(config: TrainConfig) -> dict[str, float]:
-    """Learning rate of each part."""
+    """Returns the learning rate of each part."""
     return {
         "unet": config.learning_rate,
         "text_encoder": config.text_encoder_1_learning_rate,
@@ -175,15 +177,16 @@ def part_rates(config: TrainConfig) -> dict[str, float]:
     }
 
 
-# Optimizers that treat every number alike or all together, whatever matrix it is of.
+# Optimizers whose update of a number does not depend on the matrix that contains it.
 _ELEMENTWISE = ("adamw", "lion", "prodigy", "schedulefree")
 
 
 def parameter_groups(config: TrainConfig, adapter: Adapter) -> list[dict[str, Any]]:
-    """Groups of `params` and `lr` for the optimizer: one for each part, block rate and, with LoRA+, side of the product.
+    """Returns the optimizer's groups of `params` and `lr`, one for each part, block rate and side (LoRA+).
 
-    LoRA+: the matrix that starts at zero learns faster than the others (Hayou et al. 2024, section 4). The adapter's
-    masters of a group become one vector, which is the group's only parameter where the optimizer does not look at matrices.
+    LoRA+ trains the matrix that is initialised to zero at a higher rate than the others (Hayou et al. 2024,
+    section 4). The master weights of a group become one vector, which is the group's only parameter if the
+    optimizer's updates are elementwise; optimizers that factor or orthogonalise matrices get the matrices.
     """
     rates, blocks = part_rates(config), block_values(config.block_rates)
     groups: dict[tuple[str, float], list[tuple[Layer, str]]] = {}
@@ -204,19 +207,20 @@ def parameter_groups(config: TrainConfig, adapter: Adapter) -> list[dict[str, An
 
 
 def text_parameters(adapter: Adapter, groups: list[dict[str, Any]]) -> list[nn.Parameter]:
-    """Those parameters of an optimizer's groups that belong to text encoders."""
-    masters = [
-        master
+    """Returns the parameters of an optimizer's groups that belong to text encoders."""
+    weights = [
+        parameter
         for part in ("text_encoder", "text_encoder_2")
         if part in adapter.layers
-        for master in adapter.parameters(part)
+        for parameter in adapter.parameters(part)
     ]
     vectors = [
         flat.value for flat in adapter.flat_vectors if flat.members[0][0].name.startswith("text_encoder")
     ]
-    own = {id(parameter) for parameter in (*masters, *vectors)}
+    own = {id(parameter) for parameter in (*weights, *vectors)}
     return [parameter for group in groups for parameter in group["params"] if id(parameter) in own]
 
 
 def dropout_settings(config: TrainConfig) -> Dropout:
+    """Returns the adapter's dropout from the settings."""
     return Dropout(network=config.network_dropout, rank=config.rank_dropout, module=config.module_dropout)

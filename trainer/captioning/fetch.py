@@ -1,4 +1,4 @@
-"""A captioning model downloaded from the hub into `models/captioners`, when asked: its settings first, so that a wrong one costs nothing."""
+"""Download of a captioning model from the Hugging Face hub into `models/captioners`."""
 
 from __future__ import annotations
 
@@ -6,43 +6,56 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.errors import CaptionerError
-from trainer.headers.captioner import ONNX, TAGS, captioner_kind, folder_of, kind_from_config
+from trainer.headers.captioner import ONNX, TAGS, captioner_kind, captioners_folder, kind_from_config
 
 _SETTINGS = (".json", "vocab.txt", "merges.txt")
 
 
-def fetch(repository: str, models: Path, tell: Callable[[str], None]) -> Path:
-    """The folder with the model. HF_HUB_OFFLINE must have been off when huggingface_hub was loaded. Raises CaptionerError."""
+def fetch(repository: str, models: Path, report: Callable[[str], None]) -> Path:
+    """Downloads a model and returns its folder.
+
+    The settings are downloaded and checked before the weights, so that an unsupported model costs no large
+    download. HF_HUB_OFFLINE must be off when huggingface_hub is imported for the first time.
+
+    Args:
+        repository: id on the hub, OWNER/NAME.
+        report: receives a sentence with the size of the weights before they are downloaded.
+
+    Raises:
+        CaptionerError: the repository can't be downloaded or holds no supported model.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
-    folder = folder_of(models) / repository.replace("/", "--")
+    folder = captioners_folder(models) / repository.replace("/", "--")
+    place = f"{models.name}/captioners/{folder.name}"
     try:
-        listed = HfApi().model_info(repository, files_metadata=True).siblings or []
-        sizes = {file.rfilename: file.size or 0 for file in listed}
-        settings, weights = wanted(list(sizes), repository)
+        files = HfApi().model_info(repository, files_metadata=True).siblings or []
+        sizes = {file.rfilename: file.size or 0 for file in files}
+        settings, weights = select_files(list(sizes), repository)
         if settings:
             snapshot_download(repository, allow_patterns=settings, local_dir=folder)
             kind_from_config(folder, repository)
-        tell(
-            f"{repository}: {sum(sizes[name] for name in weights) / 1e9:.2f} GB, into {models.name}/captioners/{folder.name}"
-        )
+        report(f"{repository}: {sum(sizes[name] for name in weights) / 1e9:.2f} GB, into {place}")
         snapshot_download(repository, allow_patterns=weights, local_dir=folder)
     except CaptionerError:
         raise
-    except Exception as error:  # the hub's own errors are many, and all mean the same to the user
+    except Exception as error:  # the hub's client has many errors, which all mean the same to the user
         raise CaptionerError(
-            f"{repository} can't be fetched from the hub ({type(error).__name__}); check the name and the network, "
-            f"or put its files into {models.name}/captioners/{folder.name}"
+            f"{repository} can't be downloaded from the hub ({type(error).__name__}); "
+            f"check the name and the network, or put its files into {place}"
         ) from None
     captioner_kind(folder, repository)
     return folder
 
 
-def wanted(files: list[str], repository: str) -> tuple[list[str], list[str]]:
-    """(settings, weights) that captioning reads of a repository's files. Raises CaptionerError when there are none."""
-    if ONNX in files and TAGS in files:
+def select_files(names: list[str], repository: str) -> tuple[list[str], list[str]]:
+    """Returns (settings, weights) that captioning needs of a repository's files.
+
+    Raises CaptionerError if there are no supported weights.
+    """
+    if ONNX in names and TAGS in names:
         return [], [ONNX, TAGS]
-    top = [name for name in files if "/" not in name]
+    top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors")]
     if not weights:
         raise CaptionerError(

@@ -1,4 +1,7 @@
-"""Sentences by BLIP, BLIP-2 or Florence-2, from the classes of transformers: a model's own programs are never run."""
+"""Captions in sentences by BLIP, BLIP-2 or Florence-2, with the model classes of transformers.
+
+Code that is part of a model's repository is never executed (`trust_remote_code=False`).
+"""
 
 from __future__ import annotations
 
@@ -12,56 +15,52 @@ from trainer.errors import CaptionerError
 from trainer.hardware.device import find_device, resolve_dtype
 from trainer.headers.captioner import BLIP, BLIP_2, FLORENCE_2, Captioner
 
-_TASKS: dict[str, str] = dict(
+_TASKS = dict(
     zip(DETAILS, ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>"), strict=True)
-)
-_BEAMS = 3  # what Florence-2's own settings say
+)  # prompts of Florence-2
+_BEAMS = 3  # as in Florence-2's generation settings
 
 
 def load_describer(captioner: Captioner, options: CaptionOptions) -> Describe:
-    """Pictures to sentences; the same pictures give the same ones. Raises CaptionerError."""
+    """Returns a function from pictures to sentences; equal pictures give equal sentences. Raises
+    CaptionerError.
+    """
     device = find_device()
-    model, processor = _loaded(captioner, resolve_dtype("auto", device))
+    model, processor = _load(captioner, resolve_dtype("auto", device))
     model.to(device).eval()
-    # BLIP has 512 places for tokens, the others more than can be asked for.
-    longest = min(
-        options.max_length,
-        getattr(model.config.text_config, "max_position_embeddings", options.max_length + 1) - 1,
-    )
+    # BLIP's text decoder has 512 positions; the other models have more than any allowed `max_length`.
+    positions = getattr(model.config.text_config, "max_position_embeddings", options.max_length + 1)
+    max_tokens = min(options.max_length, positions - 1)
     prompt = _TASKS[options.detail] if captioner.kind == FLORENCE_2 else None
 
     def describe(pictures: list[Image.Image]) -> list[str]:
-        asked = {"text": [prompt] * len(pictures)} if prompt else {}
+        prompts = {"text": [prompt] * len(pictures)} if prompt else {}
         try:
-            inputs = processor(images=pictures, return_tensors="pt", **asked).to(device, model.dtype)
+            inputs = processor(images=pictures, return_tensors="pt", **prompts).to(device, model.dtype)
             with torch.inference_mode():
-                written = model.generate(
+                tokens = model.generate(
                     **inputs,
-                    max_new_tokens=longest,
+                    max_new_tokens=max_tokens,
                     num_beams=_BEAMS,
                     no_repeat_ngram_size=3,
                     do_sample=False,
                 )
         except torch.OutOfMemoryError:
-            raise CaptionerError(
-                "the device's memory does not suffice; take a smaller batch, such as 1"
-            ) from None
-        texts = processor.batch_decode(written, skip_special_tokens=True)
+            raise CaptionerError("not enough memory on the device; use a smaller batch, such as 1") from None
+        texts = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
         padding = processor.tokenizer.pad_token_id
-        full = [len(row) >= longest and int(row[-1]) != padding for row in written]
-        return [
-            whole_sentences(text.strip()) if is_full else text.strip()
-            for text, is_full in zip(texts, full, strict=True)
-        ]
+        is_cut = [len(row) >= max_tokens and int(row[-1]) != padding for row in tokens]
+        return [whole_sentences(text) if cut else text for text, cut in zip(texts, is_cut, strict=True)]
 
     return describe
 
 
-def _loaded(captioner: Captioner, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(model, processor), on the CPU. Raises CaptionerError."""
+def _load(captioner: Captioner, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Returns (model, processor) on the CPU. Raises CaptionerError."""
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # of the weights; it would run through ours
+    # The progress bar of loading weights would be printed into the progress bar of captioning.
+    transformers.utils.logging.disable_progress_bar()
     classes = {
         BLIP: (transformers.BlipForConditionalGeneration, transformers.BlipProcessor),
         BLIP_2: (transformers.Blip2ForConditionalGeneration, transformers.Blip2Processor),
@@ -82,22 +81,22 @@ def _loaded(captioner: Captioner, dtype: torch.dtype) -> tuple[Any, Any]:
             output_loading_info=True,
         )
     except torch.OutOfMemoryError:
-        raise CaptionerError(f"memory does not suffice to load {name}; take a smaller model") from None
-    except Exception as error:  # damaged or odd files raise nearly anything
+        raise CaptionerError(f"not enough memory to load {name}; choose a smaller model") from None
+    except Exception as error:  # transformers raises nearly anything for damaged or unusual files
         raise CaptionerError(
             f"{name} can't be loaded as {captioner.kind} ({type(error).__name__}); download it again"
         ) from error
-    # Buffers and tied names may be missing from old files; weights may not.
+    # Old files can lack buffers and tied names, which are created; a missing parameter would be random.
     missing = {weight for weight, _ in model.named_parameters()} & set(info["missing_keys"])
     if missing:
         raise CaptionerError(
-            f"{name} lacks {len(missing)} weights of a {captioner.kind}; get it in the form of transformers"
+            f"{name} lacks {len(missing)} weights of a {captioner.kind}; get the version for transformers"
         )
     return model, processor
 
 
 def whole_sentences(text: str) -> str:
-    """A text that was cut at its longest length, up to its last whole sentence; all of it when there is none."""
+    """Returns a text without its incomplete last sentence; the whole text if no sentence is complete."""
     if text.endswith((".", "!", "?")):
         return text
     end = max(text.rfind(mark) for mark in (". ", "! ", "? "))

@@ -14,7 +14,7 @@ import typer
 from trainer.cli import MODELS, ModelsOption
 from trainer.cli.options import given, with_options
 from trainer.config import PRESET_NAMES, TrainConfig, config_from, read_toml
-from trainer.errors import ConfigError, RunError, TrainerError
+from trainer.errors import ConfigError, TrainerError
 from trainer.runs import events
 
 if TYPE_CHECKING:
@@ -75,14 +75,12 @@ def train(
 
     Settings come from, in rising priority: preset, TOML file, options, --set.
     """
+    from trainer.runs.run import check_is_unused
+
     if _rank() > 0:
         _join(output, models)
         return
-    if (output / "config.toml").exists():
-        raise RunError(
-            f"{output} already contains a run; choose another --output, or continue it: "
-            f"python -m trainer resume {output}"
-        )
+    check_is_unused(output)
     own = given(options)
     if sample_prompt_file:
         own["sample_prompts"] = [*own.get("sample_prompts", ()), *_prompt_lines(sample_prompt_file)]
@@ -98,7 +96,7 @@ def resume(
     models: ModelsOption = MODELS,
     commands_offset: Annotated[
         int | None,
-        # --heard is the name in queues that earlier versions wrote to disk.
+        # The second name occurs in queues that earlier versions wrote to disk.
         typer.Option(
             "--commands-offset",
             "--heard",
@@ -118,9 +116,9 @@ def resume(
 
 def _train_new(folders: list[Path], output: Path, values: dict[str, Any], models: Path) -> None:
     """Creates a run from the given settings, completed by their preset, and trains it."""
+    from trainer.config.presets import preset_values
     from trainer.dataset.sources import scan_all
     from trainer.headers.base_model import is_small
-    from trainer.presets import preset_values
     from trainer.runs.run import create
 
     preset = str(values.pop("preset"))

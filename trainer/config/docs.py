@@ -19,11 +19,11 @@ def settings_table() -> str:
 
 
 def _row(declared: dataclasses.Field[Any]) -> str:
-    metadata, default = declared.metadata, declared.default
+    metadata = declared.metadata
     allowed = ", ".join(metadata["choices"])
     if metadata["low"] is not None:
         allowed = f"{format_number(metadata['low'])} – {format_number(metadata['high'])}"
-    text = tomlkit.item(list(default) if isinstance(default, tuple) else default).as_string()
+    default: Any = list(declared.default) if isinstance(declared.default, tuple) else declared.default
     unit = f" {metadata['unit']}" if metadata["unit"] else ""
     help_text = metadata["help"].replace("|", "\\|")
-    return f"| `{declared.name}` | `{text}`{unit} | {allowed} | {help_text} |"
+    return f"| `{declared.name}` | `{tomlkit.item(default).as_string()}`{unit} | {allowed} | {help_text} |"

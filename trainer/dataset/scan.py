@@ -4,7 +4,7 @@ FOLDER/
   owl.png  owl.txt       a picture and its caption (also .caption)
   metadata.jsonl         captions of pictures without a caption file
   owl.mask.png           a mask (trainer/dataset/augmentations.py), which is no picture
-  10_sks cat/            kohya's layout: 10 repeats of each picture, and "sks cat" for pictures without caption
+  10_sks cat/            kohya's layout: 10 repeats of each picture, "sks cat" where a caption is missing
   .impasto/              settings of single pictures (trainer/dataset/overrides.py); never scanned
 """
 

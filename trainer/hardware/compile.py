@@ -1,7 +1,8 @@
-"""The UNet's transformer blocks translated by torch.compile: one translation for each shape, shared by all blocks of it.
+"""Compilation of the UNet's transformer blocks by torch.compile, once for each shape.
 
-Inside a translated block LoRA is its plain formula, which the compiler fuses; `trainer.adapter.fused_linear` is the form
-without a compiler. What was translated is kept on disk, so that the next training of the same shapes starts at once.
+In a compiled block, LoRA is its plain formula, which the compiler fuses; `trainer.adapter.fused_linear` is
+the form without a compiler. Compiled code is kept on disk, so that the next training of the same shapes
+starts at once.
 """
 
 from __future__ import annotations
@@ -16,40 +17,48 @@ import torch
 from trainer.adapter.patching import restore_forwards
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
+from trainer.sdxl.protocols import UNet
 
-_WIDE = 320  # channels of SDXL's first level: narrower UNets take less time than the compiler
-_STEPS = 300  # a shorter training is over before the translation has paid
-_SHAPES = 256  # buckets, rows and modes of a training, each with its own translation
+_MIN_WIDTH = (
+    320  # channels of SDXL's first level; steps of narrower UNets are too short to gain from compilation
+)
+_MIN_STEPS = 300  # a shorter training ends before it has saved the time of the compilation
+_MAX_SHAPES = 256  # buckets, rows and modes of a training, each compiled on its own
 
 
-def should_compile(config: TrainConfig, unet: Any) -> bool:
-    """Whether this training is compiled. Raises ConfigError where it is asked for and can't be."""
+def should_compile(config: TrainConfig, unet: UNet) -> bool:
+    """Returns whether a training is compiled.
+
+    Raises:
+        ConfigError: if `compile` is on and can't be done.
+    """
     if config.compile == "off":
         return False
-    on_card = unet.device.type == "cuda"
     if config.compile == "auto":
-        whole = config.gradient_checkpointing in ("none", "all")
-        large = unet.config.block_out_channels[0] >= _WIDE and config.steps >= _STEPS
-        return on_card and has_compiler(unet.device) and whole and large
+        is_supported = config.gradient_checkpointing in ("none", "all")
+        pays = unet.config["block_out_channels"][0] >= _MIN_WIDTH and config.steps >= _MIN_STEPS
+        return unet.device.type == "cuda" and has_compiler(unet.device) and is_supported and pays
     check_compiler(config, unet.device)
     if config.gradient_checkpointing not in ("none", "all"):
+        level = config.gradient_checkpointing
         raise ConfigError(
-            [
-                f"compile on goes with gradient_checkpointing none or all, not {config.gradient_checkpointing}; set one of them"
-            ]
+            [f"compile on needs gradient_checkpointing none or all, not {level}; change one of them"]
         )
     return True
 
 
 def check_compiler(config: TrainConfig, device: torch.device) -> None:
-    """Raises ConfigError where compiling is asked for and the compiler's own compiler is missing."""
+    """Raises ConfigError if `compile` is on and the compiler that torch.compile calls is missing."""
     if config.compile == "on" and not has_compiler(device):
-        what = "Triton (pip install triton)" if device.type == "cuda" else "a C++ compiler such as g++"
-        raise ConfigError([f"compile on needs {what}; install it, or set compile to auto"])
+        missing = "Triton (pip install triton)" if device.type == "cuda" else "a C++ compiler such as g++"
+        raise ConfigError([f"compile on needs {missing}; install it, or set compile to auto"])
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether the compiler's own compiler is there: Triton for a card, C++ for a CPU."""
+    """Returns whether the compiler that torch.compile calls is installed.
+
+    Triton for a card, C++ for a CPU.
+    """
     if device.type == "cuda":
         return importlib.util.find_spec("triton") is not None
     if device.type != "cpu":
@@ -62,19 +71,28 @@ def has_compiler(device: torch.device) -> bool:
         return False
 
 
-def compile_blocks(unet: Any, kept: Path | None = None, **options: Any) -> None:
-    """To be called after the adapter is attached; the first step of each shape takes the translation's time.
+def compile_blocks(unet: UNet, cache_folder: Path | None = None, **options: Any) -> None:
+    """Compiles the transformer blocks; call it after the adapter is attached.
+
+    The first step of each shape takes longer by the time of compilation.
 
     Args:
-        kept: a folder for what is translated.
-        options: more for torch.compile, such as its mode.
+        cache_folder: keeps compiled code.
+        options: further arguments of torch.compile, such as its mode.
     """
-    if kept:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept.resolve()))
+    if cache_folder:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder.resolve()))
     import torch._dynamo as dynamo
 
-    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _SHAPES)
-    dynamo.config.accumulated_recompile_limit = max(dynamo.config.accumulated_recompile_limit, 4 * _SHAPES)
-    dynamo.config.suppress_errors = True  # a block that can't be translated runs as it is
-    restore_forwards(unet)  # one code for all blocks: each has its own where attention is taken over
+    # Beyond these limits a block would run uncompiled: a training of many buckets has more shapes than the
+    # default of 8.
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _MAX_SHAPES)
+    dynamo.config.accumulated_recompile_limit = max(
+        dynamo.config.accumulated_recompile_limit, 4 * _MAX_SHAPES
+    )
+    dynamo.config.suppress_errors = True  # a block that can't be compiled runs as it is
+    # Must come before the compilation. `patch_forwards` has given each attention and block a forward of its
+    # own; dynamo caches compiled code by function, so that each of SDXL's 70 blocks would be compiled
+    # separately. With the methods of diffusers' classes, all blocks share one compilation for each shape.
+    restore_forwards(unet)
     unet.compile_repeated_blocks(dynamic=False, **options)

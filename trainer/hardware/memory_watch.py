@@ -1,4 +1,4 @@
-"""Steps that become slow for want of memory are noticed."""
+"""Detection of training steps that slow down because memory is full."""
 
 from __future__ import annotations
 
@@ -7,32 +7,38 @@ import torch
 
 
 class SpillWatch:
-    """Notices when a step suddenly takes many times longer while memory is full: the system has begun to move it elsewhere.
+    """Warns once when steps suddenly take several times as long while memory is full.
 
-    Peers' users lose days to this: 30 to 150 times slower, without a word.
+    The operating system or the driver then moves memory to disk or to main memory. Training continues without
+    an error, 30 to 150 times slower, and a user may notice it only after days.
     """
 
-    TIMES = 6.0
+    FACTOR = 6.0  # of the usual duration, from which a step counts as slow
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.usual, self.slow, self.told = device, [], 0, False
+        self.device = device
+        self.usual_seconds: list[float] = []  # of the first five steps
+        self.slow_steps = 0  # in a row
+        self.has_warned = False
 
     def check(self, seconds: float) -> str | None:
-        """A sentence, once, when steps have become slow for want of memory."""
-        if len(self.usual) < 5:
-            self.usual.append(seconds)
+        """Records the duration of a step; returns a warning after the third slow step in a row, once."""
+        if len(self.usual_seconds) < 5:
+            self.usual_seconds.append(seconds)
             return None
-        self.slow = self.slow + 1 if seconds > self.TIMES * sorted(self.usual)[2] else 0
-        if self.told or self.slow < 3 or not memory_is_full(self.device):
+        median = sorted(self.usual_seconds)[2]
+        self.slow_steps = self.slow_steps + 1 if seconds > self.FACTOR * median else 0
+        if self.has_warned or self.slow_steps < 3 or not memory_is_full(self.device):
             return None
-        self.told = True
+        self.has_warned = True
         return (
-            f"steps have become {seconds / sorted(self.usual)[2]:.0f} times slower because memory is full; "
-            "stop, close other programs, and go on with a smaller batch or resolution"
+            f"steps have become {seconds / median:.0f} times slower because memory is full; "
+            "stop the training, close other programs, and continue with a smaller batch or resolution"
         )
 
 
 def memory_is_full(device: torch.device) -> bool:
+    """Returns whether less than 3 % of a card's memory, or 5 % of main memory, is free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return free < 0.03 * total

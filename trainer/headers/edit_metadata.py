@@ -1,7 +1,8 @@
-"""What a .safetensors says of itself, written anew: other metadata over the same tensors, to the byte. Without torch.
+"""Editing of the metadata of a .safetensors LoRA: the bytes of the tensors stay as they are. Without torch.
 
-Hashes as kohya computes them, over a file with only the `ss_*` metadata (trainer/lora_file/metadata.py): that of the
-tensors stays; `sshs_legacy_hash` looks at 64 KiB from 1 MiB on, and so moves with the length of the header.
+kohya computes hashes over a file with the `ss_*` metadata alone (trainer/lora_file/metadata.py). The hash of
+the tensors does not change here. `sshs_legacy_hash` is that of the 64 KiB from 1 MiB on, so it changes with
+the length of the header.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from pathlib import Path
 from trainer.atomic_files import replacing
 from trainer.config import is_text
 from trainer.errors import LoraFileError
-from trainer.headers.lora import recognise
+from trainer.headers.lora import lora_path, recognise
 from trainer.headers.safetensors import Header
 
 _CHUNK = 1 << 20
-MAX_TEXT = 2000  # characters of what is said of one thing
-_PLACES = {
+MAX_TEXT = 2000  # characters of one entry
+_ENTRIES = {
     "title": "modelspec.title",
     "author": "modelspec.author",
     "licence": "modelspec.license",
@@ -31,12 +32,18 @@ _PLACES = {
     "tags": "modelspec.tags",
     "trigger": "modelspec.trigger_phrase",
 }
-_WEIGHT, _OWN_WORK = "modelspec.lora_default_weight", "impasto.own_work"  # the first is read by SwarmUI
+_WEIGHT = "modelspec.lora_default_weight"  # SwarmUI reads it
+_OWN_WORK = "impasto.own_work"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """What people are told of a LoRA, apart from how it was trained."""
+    """Entries for the people who use a LoRA, apart from how it was trained.
+
+    Attributes:
+        weight: the strength that its maker prefers.
+        own_work: True if it was trained on the maker's own pictures alone.
+    """
 
     title: str = ""
     author: str = ""
@@ -44,27 +51,32 @@ class Label:
     description: str = ""
     tags: str = ""
     trigger: str = ""
-    weight: float | None = None  # the strength that its maker prefers
-    own_work: bool = False  # made from the maker's own pictures alone
+    weight: float | None = None
+    own_work: bool = False
 
     @staticmethod
     def of(metadata: Mapping[str, str]) -> Label:
-        texts = {name: metadata.get(key, "") for name, key in _PLACES.items()}
+        """The label in the metadata of a file; entries of another form are ignored."""
+        texts = {name: metadata.get(key, "") for name, key in _ENTRIES.items()}
         try:
             weight = round(float(metadata[_WEIGHT]), 4) if _WEIGHT in metadata else None
         except ValueError:
             weight = None
-        fine = weight is not None and math.isfinite(weight)
-        return Label(**texts, weight=weight if fine else None, own_work=metadata.get(_OWN_WORK) == "true")
+        if weight is not None and not math.isfinite(weight):
+            weight = None
+        return Label(**texts, weight=weight, own_work=metadata.get(_OWN_WORK) == "true")
 
     def changes(self) -> dict[str, str | None]:
-        """For `relabel`. The usage hint says trigger and weight in words, for tools that show only that."""
+        """The label as changes of metadata for `relabel`.
+
+        The usage hint has the trigger and the weight in words, for tools that show nothing else.
+        """
         hints = [
             f"Put {self.trigger!r} in the prompt." if self.trigger else "",
             f"Strength {self.weight:g}." if self.weight is not None else "",
         ]
-        said: dict[str, str | None] = {key: getattr(self, name) or None for name, key in _PLACES.items()}
-        return said | {
+        texts: dict[str, str | None] = {key: getattr(self, name) or None for name, key in _ENTRIES.items()}
+        return texts | {
             _WEIGHT: None if self.weight is None else f"{self.weight:g}",
             _OWN_WORK: "true" if self.own_work else None,
             "modelspec.usage_hint": " ".join(filter(None, hints)) or None,
@@ -72,8 +84,12 @@ class Label:
 
 
 def checked(label: Label) -> Label:
-    """The label, without spaces around its words. Raises LoraFileError for one that no file should carry."""
-    texts = {name: getattr(label, name).strip() for name in _PLACES}
+    """The label without spaces around its texts.
+
+    Raises:
+        LoraFileError: a text is too long or can't be printed, or the weight is out of range.
+    """
+    texts = {name: getattr(label, name).strip() for name in _ENTRIES}
     for name, text in texts.items():
         if len(text) > MAX_TEXT:
             raise LoraFileError(f"{name} has at most {MAX_TEXT} characters; shorten it")
@@ -85,32 +101,33 @@ def checked(label: Label) -> Label:
 
 
 def relabel(path: Path, changes: Mapping[str, str | None]) -> dict[str, str]:
-    """Changes metadata of a LoRA file, whole or not at all; all that it then says.
+    """Changes metadata of a LoRA file, completely or not at all; returns all metadata of the new file.
 
     Args:
-        changes: None takes an entry out.
+        changes: new values by key; None removes an entry.
 
     Raises:
-        LoraFileError: the file is no LoRA, or the disk does not take the new one.
+        LoraFileError: the file is no LoRA, or the new file can't be written.
     """
+    path = lora_path(path)
     header = recognise(path)
-    facts = {**header.metadata, **changes}
-    kept = {key: value for key, value in facts.items() if value is not None}
+    entries = {**header.metadata, **changes}
+    metadata = {key: value for key, value in entries.items() if value is not None}
     if "sshs_legacy_hash" in header.metadata:
-        kept["sshs_legacy_hash"] = _legacy_hash(path, header, kept)
+        metadata["sshs_legacy_hash"] = _legacy_hash(path, header, metadata)
     try:
         with replacing(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
-            new.write(_header_bytes(header, kept))
+            new.write(_header_bytes(header, metadata))
             old.seek(header.start)
             while data := old.read(_CHUNK):
                 new.write(data)
     except OSError as error:
-        raise LoraFileError(f"{path.name} could not be written ({error.strerror}); it is as it was") from None
-    return kept
+        raise LoraFileError(f"{path.name} could not be written ({error.strerror}); it is unchanged") from None
+    return metadata
 
 
 def _header_bytes(header: Header, metadata: Mapping[str, str]) -> bytes:
-    """As the safetensors library writes it: tensors in order of their bytes, padded to 8."""
+    """The header as the safetensors library writes it: tensors in order of their bytes, padded to 8 bytes."""
     tensors = sorted(header.tensors.items(), key=lambda item: (item[1].start, item[1].end))
     text: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     for name, tensor in tensors:
@@ -121,9 +138,10 @@ def _header_bytes(header: Header, metadata: Mapping[str, str]) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _legacy_hash(path: Path, header: Header, facts: Mapping[str, str]) -> str:
+def _legacy_hash(path: Path, header: Header, metadata: Mapping[str, str]) -> str:
+    """kohya's short hash of the file as it would be with the `ss_*` metadata alone."""
     first, length = 0x100000, 0x10000
-    head = _header_bytes(header, {key: value for key, value in facts.items() if key.startswith("ss_")})
+    head = _header_bytes(header, {key: value for key, value in metadata.items() if key.startswith("ss_")})
     with path.open("rb") as file:
         file.seek(header.start + max(0, first - len(head)))
         rest = file.read(length)

@@ -1,6 +1,6 @@
-"""What a file that is given as a LoRA is, told from its header alone and without torch; the page asks it of every upload.
+"""Recognition of LoRA files for SDXL from their header, without torch; the page calls it for every upload.
 
-Only .safetensors is opened: a pickle (.ckpt, .pt, .bin) runs whatever code its maker put into it.
+Only .safetensors files are opened: a pickle (.ckpt, .pt, .bin) runs any code that its maker put into it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from pathlib import Path
 from trainer.errors import LoraFileError
 from trainer.headers.safetensors import BITS, Header, read_header
 
-MAX_HEADER = 16 << 20  # bytes; with a thumbnail and captions, a LoRA of every layer of SDXL has a twentieth
-MAX_TENSORS = 20_000  # a LoKr of every layer of SDXL has a third
-_STARTS = (  # what other files begin with
+MAX_HEADER = (
+    16 << 20
+)  # bytes; a LoRA of every layer of SDXL, with a thumbnail and captions, has a twentieth of it
+MAX_TENSORS = 20_000  # a LoKr of every layer of SDXL has a third of it
+_STARTS = (  # first bytes of other kinds of files
     (b"PK\x03\x04", "a zip archive (PyTorch's .pt and .ckpt are zips too)"),
     (b"\x80", "a Python pickle (.ckpt, .pt, .bin), which could run code of its maker"),
     (b"version https://git-lfs", "a Git LFS pointer, a note of where the real file lies"),
@@ -27,11 +29,15 @@ _STARTS = (  # what other files begin with
 )
 
 PEFT_WEIGHTS = "adapter_model.safetensors"  # in a folder that PEFT saves, beside adapter_config.json
-BUNDLED = "bundle_emb."  # bundle_emb.NAME.clip_l: an embedding that OneTrainer puts into the file for A1111 (its pull request 13568)
+# OneTrainer puts embeddings into the file, bundle_emb.NAME.clip_l, for A1111 (its pull request 13568).
+BUNDLED = "bundle_emb."
 MATRIX = re.compile(
-    r".*(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up)|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_blocks).*"
+    r".*(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up)"
+    r"|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_blocks).*"
 )
-_CONTEXT = re.compile(r".*attn2[._](processor[._])?to_[kv].*(lora_down|lora_A|lora\.down|hada_w1_b).*")
+# Two expressions, because one with `.*` between them takes quadratic time on a long key of a hostile file.
+_CROSS_ATTENTION = re.compile(r"attn2[._](processor[._])?to_[kv]")
+_DOWN_MATRIX = re.compile(r"lora_down|lora_A|lora\.down|hada_w1_b")
 
 
 def lora_path(path: Path) -> Path:
@@ -45,12 +51,17 @@ def lora_path(path: Path) -> Path:
     if (path / PEFT_WEIGHTS).is_file():
         return path / PEFT_WEIGHTS
     raise LoraFileError(
-        f"{path} is a folder without {PEFT_WEIGHTS}; give the path of a .safetensors file, or of a folder that PEFT saved"
+        f"{path} is a folder without {PEFT_WEIGHTS}; give the path of a .safetensors file, or of a folder "
+        "that PEFT saved"
     )
 
 
 def recognise(path: Path) -> Header:
-    """The header of an SDXL LoRA; nothing else of the file is read. Raises LoraFileError, which says what else it is."""
+    """The header of an SDXL LoRA; nothing else of the file is read.
+
+    Raises:
+        LoraFileError: the file is something else; the message names what it is.
+    """
     path = lora_path(path)
     try:
         header = read_header(path, LoraFileError, most=MAX_HEADER)
@@ -60,12 +71,14 @@ def recognise(path: Path) -> Header:
         raise
     if len(header.tensors) > MAX_TENSORS:
         raise LoraFileError(
-            f"{path.name} holds {len(header.tensors):,} tensors, more than any LoRA for SDXL; give a LoRA file"
+            f"{path.name} holds {len(header.tensors):,} tensors, more than any LoRA for SDXL; give a LoRA "
+            "file"
         )
     for key, tensor in header.tensors.items():
         if tensor.dtype not in BITS:
             raise LoraFileError(
-                f"{path.name} holds {key[:80]} in the type {tensor.dtype[:20]}, which is not read; save it as fp16"
+                f"{path.name} holds {key[:80]} in the type {tensor.dtype[:20]}, which is not read; save it "
+                "as fp16"
             )
     if kind := kind_of({key: tensor.shape for key, tensor in header.tensors.items()}):
         raise LoraFileError(f"{path.name} {kind}; give a LoRA file for SDXL")
@@ -73,20 +86,24 @@ def recognise(path: Path) -> Header:
 
 
 def bundled_notice(path: Path, keys: Iterable[str]) -> str:
-    """A sentence for a LoRA that brings embeddings along; "" for others."""
+    """A sentence for a LoRA whose file also holds embeddings; "" for others."""
     names = list(dict.fromkeys(key.split(".")[1][:80] for key in keys if key.startswith(BUNDLED)))
     if not names:
         return ""
-    told = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"{path.name} also holds an embedding ({told}), which is left out here; A1111 reads it where its name is in the prompt"
+    listed = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"{path.name} also holds an embedding ({listed}), which is left out here; A1111 reads it where its "
+        "name is in the prompt"
+    )
 
 
 def _kind_of_bytes(path: Path) -> str | None:
+    """The kind of a file from its first bytes, after "is" in a sentence; None for an unknown one."""
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
         return "empty"
-    if start[4:9] == b"\0\0\0\0{":  # as .safetensors files begin; the length before it may look like anything
+    if start[4:9] == b"\0\0\0\0{":  # a .safetensors: its length comes first
         length = int.from_bytes(start[:8], "little")
         return "only the beginning of a .safetensors file" if path.stat().st_size < 8 + length else None
     for signature, kind in _STARTS:
@@ -100,7 +117,7 @@ def _kind_of_bytes(path: Path) -> str | None:
 
 
 def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What a file with these tensors is, after its name in a sentence; None for a LoRA that may be for SDXL."""
+    """The kind of a file with these tensors, as the rest of a sentence; None if it may be a LoRA for SDXL."""
     if not shapes:
         return "holds no tensors"
     if any(MATRIX.fullmatch(key) or key.endswith((".w_norm", ".b_norm")) for key in shapes):
@@ -131,13 +148,14 @@ def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def _other_lora(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The model that a LoRA is for, as the rest of a sentence about it; None where that may be SDXL."""
     if any("lora_controlnet" in key or "input_hint" in key for key in shapes):
         return "is a ControlNet of LoRA form"
     if any(re.search(r"double_blocks|single_blocks|single_transformer_blocks", key) for key in shapes):
         return "is a LoRA for Flux"
     if any(key.startswith("transformer.") or "joint_blocks" in key for key in shapes):
         return "is a LoRA for a model with a transformer (such as Stable Diffusion 3), not for SDXL's UNet"
-    contexts = {shape[1] for key, shape in shapes.items() if _CONTEXT.fullmatch(key) and len(shape) >= 2}
+    contexts = {shape[1] for key, shape in shapes.items() if len(shape) >= 2 and _reads_prompt(key)}
     if contexts and contexts <= {768}:
         return "is a LoRA for Stable Diffusion 1.5 (prompts of 768 channels)"
     if contexts and contexts <= {1024}:
@@ -147,3 +165,9 @@ def _other_lora(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     ):
         return "is a LoRA for Stable Diffusion 1.5 or 2 (its UNet has other blocks)"
     return None
+
+
+def _reads_prompt(key: str) -> bool:
+    """True for the first matrix of a cross-attention layer, whose inputs are the channels of the prompt."""
+    match = _CROSS_ATTENTION.search(key)
+    return bool(match and _DOWN_MATRIX.search(key, match.end()))

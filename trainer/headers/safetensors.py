@@ -1,7 +1,7 @@
 """The header of a .safetensors file, read without trusting it and without torch.
 
-8 bytes: length of the header, little-endian; then JSON {name: {dtype, shape, data_offsets}, "__metadata__": {...}}; then
-the tensors' bytes, without gaps.
+8 bytes: length of the header, little-endian; then JSON {name: {dtype, shape, data_offsets}, "__metadata__":
+{...}}; then the tensors' bytes, without gaps.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BITS = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies: bytes `start` to `end` of the file."""
+    """Type, shape and place of a tensor: bytes `start` to `end` of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,16 +47,19 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
+    """Header of a file; the bytes of the tensors begin at `start`."""
+
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
-    start: int  # of the tensors' bytes in the file
+    start: int
 
 
 def read_header(path: Path, error: type[TrainerError], *, most: int = MAX_HEADER) -> Header:
-    """What a file says it holds, checked against its size. Raises `error` with a sentence for the user.
+    """Reads the header of a file and compares it with the size of the file.
 
     Args:
-        most: bytes of the header.
+        error: raised with a sentence for the user where the file is damaged or is no .safetensors.
+        most: largest accepted header in bytes.
     """
     try:
         size = path.stat().st_size
@@ -64,10 +67,11 @@ def read_header(path: Path, error: type[TrainerError], *, most: int = MAX_HEADER
             first = file.read(8)
             length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
             if not 2 <= length <= min(most, size - 8):
-                raise error(_what_it_is(path, first))
+                raise error(_rejection(path, first))
             text = file.read(length)
             parsed = json.loads(text)
-            if b"\\ud" in text.lower():  # half characters, which nothing could print or write again
+            # Half of a surrogate pair is valid JSON, but can't be printed or written again.
+            if b"\\ud" in text.lower():
                 json.dumps(parsed, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise error(f"{path} does not exist; give the path of a .safetensors file") from None
@@ -85,36 +89,39 @@ def read_header(path: Path, error: type[TrainerError], *, most: int = MAX_HEADER
             f"{path.name} has a damaged header (tensors overlap or leave gaps); download or save it again"
         )
     if end != size:
-        fault = f"{end - size:,} bytes are missing" if end > size else f"{size - end:,} bytes too many"
-        raise error(f"{path.name} is not whole: {fault}; download it again")
+        difference = f"{end - size:,} bytes are missing" if end > size else f"{size - end:,} bytes too many"
+        raise error(f"{path.name} is not complete: {difference}; download it again")
     return Header(tensors, metadata, start)
 
 
-def _what_it_is(path: Path, first: bytes) -> str:
+def _rejection(path: Path, first: bytes) -> str:
+    """A sentence for a file that does not begin as a .safetensors does."""
     if first.startswith((b"PK\3\4", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")):
-        return f"{path.name} is a pickle or zip file: a pickle can run programs when opened, so it is not; get the .safetensors version"
+        return (
+            f"{path.name} is a pickle or zip file. A pickle can run programs when it is opened, so it is "
+            "not; get the .safetensors version"
+        )
     if first.startswith(b"GGUF"):
         return f"{path.name} is a GGUF file, which is not opened; get the .safetensors version"
     return f"{path.name} is not a .safetensors file, or only the beginning of one; download it again"
 
 
 def _parsed(parsed: Any, start: int) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+    """(tensors, metadata) of a parsed header; (None, {}) for a damaged one."""
     if not isinstance(parsed, dict):
         return None, {}
     metadata = parsed.pop("__metadata__", {})
     if not isinstance(metadata, dict):
         return None, {}
     tensors = {}
-    for name, facts in parsed.items():
+    for name, entry in parsed.items():
         try:
-            dtype, shape, (low, high) = facts["dtype"], tuple(facts["shape"]), facts["data_offsets"]
-            whole = all(type(n) is int and n >= 0 for n in (*shape, low, high))
-            # Four-bit and other packed types pass by unchecked; nothing here reads them.
-            if (
-                not whole
-                or low > high
-                or (dtype in BITS and math.prod(shape) * BITS[dtype] != 8 * (high - low))
-            ):
+            dtype, shape, (low, high) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            is_whole = all(type(number) is int and number >= 0 for number in (*shape, low, high))
+            if not is_whole or low > high:
+                return None, {}
+            # Sizes of four-bit and other packed types are not compared; nothing here reads them.
+            if dtype in BITS and math.prod(shape) * BITS[dtype] != 8 * (high - low):
                 return None, {}
         except (KeyError, TypeError, ValueError):
             return None, {}
@@ -123,7 +130,7 @@ def _parsed(parsed: Any, start: int) -> tuple[dict[str, Tensor] | None, dict[str
 
 
 def _end(tensors: dict[str, Tensor], start: int) -> int | None:
-    """Where the last tensor ends; None when they overlap or leave gaps."""
+    """The end of the last tensor in bytes of the file; None when tensors overlap or leave gaps."""
     at = start
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end)):
         if tensor.start != at:

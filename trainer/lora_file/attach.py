@@ -1,8 +1,8 @@
-"""Adapters made from LoRA files: attached to models for generating images, or filled in as the start of a training."""
+"""Adapters from LoRA files: attached to models to generate images, or copied into a training as its start."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,26 +14,27 @@ from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.adapter.lycoris import is_whole
 from trainer.errors import LoraFileError
 from trainer.headers.lora import recognise
-from trainer.lora_file.modules import NETWORK_LABELS, LoraFile, Module, side_by_side
+from trainer.lora_file.modules import NETWORK_LABELS, LoraFile, LoraModule, side_by_side
 from trainer.lora_file.reader import read_modules
 from trainer.lora_file.scales import file_notice
 from trainer.lora_file.sdxl_modules import find_module
 from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, UP, split_key
+from trainer.sdxl.protocols import Module
 
 LayerBase = nn.Linear | nn.Conv2d
 
 
-def attach_lora(path: Path, models: dict[str, nn.Module]) -> Adapter:
+def attach_lora(path: Path, models: Mapping[str, Module]) -> Adapter:
     """Attaches a LoRA file to `models` (part -> model). Raises LoraFileError, as `attach_mix` does."""
     return attach_mix([(path, 1.0)], models)
 
 
-def attach_mix(files: Sequence[tuple[Path, float]], models: dict[str, nn.Module]) -> Adapter:
+def attach_mix(files: Sequence[tuple[Path, float]], models: Mapping[str, Module]) -> Adapter:
     """Attaches the weighted sum of several LoRA files as one adapter; each file may change other layers.
 
     Raises:
-        LoraFileError: a file can't be read, or has a module that the models lack: a LoRA that is applied in part
-            generates wrong images without any other sign. The models are then as before.
+        LoraFileError: a file can't be read, or has a module that the models lack: a LoRA that is applied in
+            part generates wrong images without any other sign. The models are then as before.
     """
     mix = _Mix(files)
     adapter = Adapter()
@@ -49,7 +50,7 @@ def attach_mix(files: Sequence[tuple[Path, float]], models: dict[str, nn.Module]
     return adapter
 
 
-def _attach_part(mix: _Mix, adapter: Adapter, part: str, model: nn.Module) -> set[tuple[str, str]]:
+def _attach_part(mix: _Mix, adapter: Adapter, part: str, model: Module) -> set[tuple[str, str]]:
     """Attaches the modules of one part; returns the layers that they change."""
     modules = {
         path: module
@@ -66,10 +67,11 @@ def _attach_part(mix: _Mix, adapter: Adapter, part: str, model: nn.Module) -> se
 def try_swap_weights(files: Sequence[tuple[Path, float]], adapter: Adapter) -> bool:
     """Replaces the matrices of an adapter from `attach_mix` by those of other files.
 
-    Returns False, and changes nothing, unless the files have the same networks, shapes and alphas in the same layers.
+    Returns False, and changes nothing, unless the files have the same networks, shapes and alphas in the same
+    layers.
     """
     mix = _Mix(files)
-    swaps: list[tuple[Module, Layer]] = []
+    swaps: list[tuple[LoraModule, Layer]] = []
     try:
         for part, path, layer in adapter.walk():
             module = mix.module(part, path, layer.base)
@@ -90,8 +92,8 @@ class _Mix:
     def __init__(self, files: Sequence[tuple[Path, float]]) -> None:
         self.files = [(read_modules(path), weight) for path, weight in files]
 
-    def module(self, part: str, path: str, base: LayerBase) -> Module | None:
-        """The weighted sum of the files' modules for one layer, in the shapes of its weight; None without any."""
+    def module(self, part: str, path: str, base: LayerBase) -> LoraModule | None:
+        """The weighted sum of the files' modules for a layer, in the shapes of its weight, or None."""
         place = part, _file_path(path)
         terms = [
             (weight, fitted(file.by_layer[place], base, file))
@@ -112,7 +114,7 @@ class _Mix:
                 )
 
 
-def fitted(module: Module, base: LayerBase, file: LoraFile) -> Module:
+def fitted(module: LoraModule, base: LayerBase, file: LoraFile) -> LoraModule:
     """The module in fp32 with its matrices in the shapes that a layer of the adapter has.
 
     Raises:
@@ -123,7 +125,8 @@ def fitted(module: Module, base: LayerBase, file: LoraFile) -> Module:
         raise LoraFileError(f"{file.path.name}: {module.unsupported()}")
     if module.sides != (shape[0], torch.Size(shape[1:]).numel()):
         raise LoraFileError(
-            f"{file.path.name} was trained on a base of another shape ({module.part}.{module.path}); choose that base"
+            f"{file.path.name} was trained on a base of another shape ({module.part}.{module.path}); choose "
+            "that base"
         )
     tensors = {role: tensor.float() for role, tensor in module.tensors.items()}
     ones = [1] * len(shape[2:])
@@ -139,11 +142,11 @@ def fitted(module: Module, base: LayerBase, file: LoraFile) -> Module:
     return replace(module, tensors=tensors)
 
 
-def _weighted_sum(terms: Sequence[tuple[float, Module]], base: LayerBase) -> Module:
+def _weighted_sum(terms: Sequence[tuple[float, LoraModule]], base: LayerBase) -> LoraModule:
     """The sum of w_i times the change of each module, all `fitted` to one layer.
 
-    LoRAs are put side by side: exact, and their ranks add up. The change of a DoRA, LoHa or LoKr is no product that
-    could be joined with others, so the sum is then one whole matrix.
+    LoRAs are put side by side: exact, and their ranks add up. The change of a DoRA, LoHa or LoKr is no
+    product that could be joined with others, so the sum is then one whole matrix.
     """
     first = terms[0][1]
     if all(module.network == "lora" for _, module in terms):
@@ -159,7 +162,7 @@ def _weighted_sum(terms: Sequence[tuple[float, Module]], base: LayerBase) -> Mod
     return replace(first, tensors={"diff": whole})
 
 
-def _layer_spec(module: Module) -> LayerSpec:
+def _layer_spec(module: LoraModule) -> LayerSpec:
     """The description of a layer for a fitted module."""
     rank = module.rank or 1
     alpha = module.alpha if module.rank and module.alpha is not None else float(rank)
@@ -167,7 +170,7 @@ def _layer_spec(module: Module) -> LayerSpec:
     return LayerSpec(rank=rank, alpha=alpha, network=module.network or "", shapes=shapes)
 
 
-def _is_alike(module: Module, layer: Layer) -> bool:
+def _is_alike(module: LoraModule, layer: Layer) -> bool:
     """True where the matrices of a fitted module can replace those of a layer."""
     spec = _layer_spec(module)
     shapes = {role: tuple(tensor.shape) for role, tensor in layer.tensors().items()}
@@ -175,13 +178,14 @@ def _is_alike(module: Module, layer: Layer) -> bool:
 
 
 @torch.no_grad()
-def _copy(module: Module, parameters: dict[str, nn.Parameter]) -> None:
+def _copy(module: LoraModule, parameters: dict[str, nn.Parameter]) -> None:
+    """Copies the matrices of a fitted module into the parameters of a layer, by role."""
     for role, parameter in parameters.items():
         parameter.copy_(module.tensors[role])
 
 
 def _file_path(path: str) -> str:
-    """A module path of a model as LoRA files count it; some versions of transformers have `text_model.` in it."""
+    """A module path of a model without `text_model.`, which only some versions of transformers have in it."""
     return path.removeprefix("text_model.")
 
 
@@ -205,18 +209,20 @@ def start_from(path: Path, adapter: Adapter) -> str:
     if remaining:
         part, layer_path = next(iter(remaining))
         raise LoraFileError(
-            f"{file.path.name} adapts {len(remaining)} layers that this training does not, such as {part}.{layer_path}; "
-            "adapt them too (network, train_feed_forward, train_text_encoder_1 and 2, include_layers)"
+            f"{file.path.name} adapts {len(remaining)} layers that this training does not, such as "
+            f"{part}.{layer_path}; adapt them too (network, train_feed_forward, train_text_encoder_1 and 2, "
+            "include_layers)"
         )
     return file_notice(file.path)
 
 
-def _start_layer(layer: Layer, module: Module, file: LoraFile) -> None:
+def _start_layer(layer: Layer, module: LoraModule, file: LoraFile) -> None:
     """Copies a fitted module into a layer. Raises LoraFileError where network, rank or shapes differ."""
     own, name, where = layer.tensors(), file.path.name, f"{module.part}.{module.path}"
     if module.network != layer.network:
         raise LoraFileError(
-            f"{name} is a {module.kind} ({where}), and this training makes a {NETWORK_LABELS[layer.network]}; set network"
+            f"{name} is a {module.kind} ({where}), and this training makes a "
+            f"{NETWORK_LABELS[layer.network]}; set network"
         )
     if module.rank != layer.rank and not is_whole(own):
         raise LoraFileError(

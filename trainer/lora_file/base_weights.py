@@ -1,4 +1,7 @@
-"""The weights of a base on disk, one tensor at a time, by part and module path: of a diffusers folder, or of a single file."""
+"""Weights of a base on disk, a diffusers folder or a single file, read one tensor at a time.
+
+Weights are addressed by part and module path.
+"""
 
 from __future__ import annotations
 
@@ -19,53 +22,61 @@ PARTS = ("unet", "text_encoder", "text_encoder_2")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a weight lies: its shape, an open file, and what of which tensor there."""
+    """The place of a weight on disk.
+
+    Attributes:
+        source: the tensor in the file, and the part of it that is the weight.
+        shape: shape of the weight, which may be a part or the transpose of the tensor.
+        handle: from `safetensors.safe_open`, which maps the file and reads single tensors.
+    """
 
     file: Path
     source: Source
     shape: Shape
-    handle: Any  # of safetensors' safe_open, which maps the file and reads a tensor when asked for
+    handle: Any
 
 
 @dataclass(frozen=True)
 class PartWeights:
-    """The `.weight` of every module of one part; paths without `text_model.`."""
+    """The `.weight` tensors of the modules of one part; paths are without `text_model.`."""
 
     places: Mapping[str, Place]
 
     def shape(self, path: str) -> Shape | None:
+        """The shape of a module's weight, or None where the part has no such module."""
         return self.places[path].shape if path in self.places else None
 
     def tensor(self, path: str) -> torch.Tensor:
-        """In the dtype of the file."""
+        """The weight of a module in the dtype of the file."""
         place = self.places[path]
         return place.source.extract(place.handle.get_tensor(place.source.key), torch.Size(place.shape))
 
 
 def base_weights(path: Path) -> dict[str, PartWeights]:
-    """`unet`, `text_encoder` and `text_encoder_2` of a base, opened but not read. Raises BaseError."""
+    """Opens the three parts of a base that LoRAs change, without reading tensors. Raises BaseError."""
     try:
         if path.is_file():
-            return dict(_of_file(path))
-        return {part: PartWeights(dict(_of_folder(path / part))) for part in PARTS}
+            return dict(_file_parts(path))
+        return {part: PartWeights(dict(_folder_places(path / part))) for part in PARTS}
     except (OSError, SafetensorError) as error:
         raise BaseError(f"{path.name} can't be read ({error}); copy the base again") from None
 
 
 def layout_of(path: Path) -> Layout:
-    """The shapes of a base on disk. Raises BaseError."""
+    """The shapes of the weights of a base on disk. Raises BaseError."""
     parts = base_weights(path)
     return Layout(
         path.name,
         {
-            part: {where: place.shape for where, place in found.places.items()}
-            for part, found in parts.items()
+            part: {where: place.shape for where, place in weights.places.items()}
+            for part, weights in parts.items()
         },
     )
 
 
-def _of_folder(folder: Path) -> Iterator[tuple[str, Place]]:
-    from trainer.sdxl.weights import weight_files  # with diffusers behind it
+def _folder_places(folder: Path) -> Iterator[tuple[str, Place]]:
+    """(path, place) of the weights of one part of a diffusers folder."""
+    from trainer.sdxl.weights import weight_files  # imports diffusers, which takes seconds
 
     files = weight_files(folder)
     if not files:
@@ -80,15 +91,15 @@ def _of_folder(folder: Path) -> Iterator[tuple[str, Place]]:
                 )
 
 
-def _of_file(path: Path) -> Iterator[tuple[str, PartWeights]]:
-    """A checkpoint of the original layout; one of a smaller base has some of SDXL's modules."""
+def _file_parts(path: Path) -> Iterator[tuple[str, PartWeights]]:
+    """(part, weights) of a checkpoint in the original layout; a smaller base has some of SDXL's modules."""
     handle: Any = safe_open(path, framework="pt")
-    there = set(handle.keys())
+    keys = set(handle.keys())
     for part, shapes in sdxl().shapes.items():
         places = {}
         for where in shapes:
             source = ldm_source(part, f"{where}.weight")
-            if source.key in there:
+            if source.key in keys:
                 rows, *rest = _shape(handle, source.key)
                 shape = (rows // 3 if source.third is not None else rows, *rest)
                 places[where] = Place(path, source, shape[::-1] if source.transposed else shape, handle)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from trainer.headers.lora import lora_path
-from trainer.lora_file.modules import PART_LABELS, LoraFile, Module
+from trainer.lora_file.modules import PART_LABELS, LoraFile, LoraModule
 from trainer.lora_file.reader import read_modules
 from trainer.lora_file.scales import file_notice
 from trainer.lora_file.tensor_names import ALPHA
@@ -49,7 +49,7 @@ def _networks(file: LoraFile) -> str:
     return ", ".join(counts) if len(kinds) > 1 else next(iter(kinds))
 
 
-def _summary(modules: list[Module]) -> str:
+def _summary(modules: list[LoraModule]) -> str:
     """Number of modules, ranks and alphas of a part."""
     ranked = [module for module in modules if module.rank]
     text = f"{len(modules)} modules"

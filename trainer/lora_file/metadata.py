@@ -1,6 +1,6 @@
-"""What the file says of itself: kohya's `ss_*`, the ModelSpec 1.0.1 `modelspec.*`, and hashes of the final bytes.
+"""Metadata of LoRA files: kohya's `ss_*`, `modelspec.*` of ModelSpec 1.0.1, and hashes of the tensors.
 
-Captions and folder names stay out unless asked for: anyone who gets the file can read them.
+Captions and folder names are written only where the settings say so: anyone who gets the file can read them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,25 +20,34 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from trainer import SOFTWARE
 from trainer.config import TrainConfig, block_values
 from trainer.dataset.manifest import Manifest
-from trainer.lora_file.modules import Module, with_one_alpha
-from trainer.version import SOFTWARE
+from trainer.lora_file.modules import LoraModule, with_one_alpha
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is only known once a training has run."""
+    """Results of a training that its settings don't contain.
+
+    Attributes:
+        precision: dtype of the base during the training, as kohya names it.
+        gradient_checkpointing: True if any activations were recomputed.
+        steps: optimizer steps that were done; a stopped training has fewer than its settings ask for.
+        pictures: training images read, repeats counted.
+        started: seconds since 1970, as is `finished`.
+        bucket_counts: images by bucket, such as `832x1216`.
+    """
 
     base_name: str
     prediction_type: str
     zero_terminal_snr: bool
     resolution: int
-    precision: str  # of the base while it trained
-    gradient_checkpointing: bool = False  # whether anything was computed again
-    steps: int  # done, which a stopped training has fewer of than asked
-    pictures: int  # that were read, repeats counted
-    started: float  # seconds since 1970
+    precision: str
+    gradient_checkpointing: bool = False
+    steps: int
+    pictures: int
+    started: float
     finished: float
     epochs: int
     batches_per_epoch: int
@@ -46,8 +55,8 @@ class Training:
 
 
 def metadata(config: TrainConfig, manifest: Manifest, training: Training) -> dict[str, str]:
-    """All but the hashes, which need the tensors."""
-    facts = {**_kohya(config, manifest, training), **_modelspec(config, training)}
+    """All metadata of a trained file except its hashes, which need the tensors."""
+    entries = {**_kohya(config, manifest, training), **_modelspec(config, training)}
     if config.save_captions:
         folder = Path(manifest.folder).name
         tags = Counter(
@@ -57,28 +66,39 @@ def metadata(config: TrainConfig, manifest: Manifest, training: Training) -> dic
             for tag in item.caption.split(",")
             if tag.strip()
         )
-        facts["ss_tag_frequency"] = json.dumps({folder: dict(tags)}, ensure_ascii=False)
-        facts["ss_dataset_dirs"] = json.dumps({folder: {"n_repeats": 1, "img_count": len(manifest.items)}})
-    return facts
+        entries["ss_tag_frequency"] = json.dumps({folder: dict(tags)}, ensure_ascii=False)
+        entries["ss_dataset_dirs"] = json.dumps({folder: {"n_repeats": 1, "img_count": len(manifest.items)}})
+    return entries
 
 
 def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[str, str]:
-    """ss_*: A1111 hides a file whose metadata lacks ss_base_model_version."""
-    text_rates = [
-        rate
-        for trains, rate in (
-            (config.train_text_encoder_1, config.text_encoder_1_learning_rate),
-            (config.train_text_encoder_2, config.text_encoder_2_learning_rate),
-        )
-        if trains
-    ]
-    side = training.resolution
+    """kohya's `ss_*` entries, with the names and values that sd-scripts writes."""
     values: dict[str, Any] = {
+        # A1111 hides a file with metadata but without this entry while an SDXL model is loaded.
         "base_model_version": "sdxl_base_v1-0",
         "v2": False,
         "output_name": config.name,
         "sd_model_name": training.base_name,
         **training_network(config),
+        **_optimisation(config, training),
+        **_objective(config, training),
+        **_dataset(config, manifest, training),
+        "training_started_at": training.started,
+        "training_finished_at": training.finished,
+        "session_id": int(training.started * 1000) % 2**32,
+        "training_comment": f"trigger: {config.trigger}" if config.trigger else None,
+    }
+    return {f"ss_{name}": str(value) for name, value in values.items()}
+
+
+def _optimisation(config: TrainConfig, training: Training) -> dict[str, Any]:
+    """Optimizer, schedule, steps and precision."""
+    text_rates = []
+    if config.train_text_encoder_1:
+        text_rates.append(config.text_encoder_1_learning_rate)
+    if config.train_text_encoder_2:
+        text_rates.append(config.text_encoder_2_learning_rate)
+    return {
         "learning_rate": config.learning_rate,
         "unet_lr": config.learning_rate,
         "text_encoder_lr": text_rates or None,
@@ -90,9 +110,6 @@ def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[
         "steps": training.steps,
         "epoch": training.epochs,
         "num_epochs": training.epochs,
-        "num_batches_per_epoch": training.batches_per_epoch,
-        "num_train_images": training.pictures,
-        "num_reg_images": sum(item.repeats for item in manifest.items if item.role == "class"),
         "gradient_checkpointing": training.gradient_checkpointing,
         "gradient_accumulation_steps": config.accumulation,
         "mixed_precision": training.precision,
@@ -101,14 +118,20 @@ def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[
         "seed": config.seed,
         "batch_size_per_device": config.batch,
         "total_batch_size": config.batch * config.accumulation,
-        "min_snr_gamma": config.min_snr_gamma or None if config.snr_weighting == "min_snr" else None,
+    }
+
+
+def _objective(config: TrainConfig, training: Training) -> dict[str, Any]:
+    """Loss, noise and conditioning; None for a setting that is off."""
+    gamma = config.min_snr_gamma if config.snr_weighting == "min_snr" else None
+    iterations = config.multires_noise_iterations
+    return {
+        "min_snr_gamma": gamma or None,
         "debiased_estimation": config.snr_weighting == "debiased",
         "noise_offset": config.noise_offset or None,
         "noise_offset_random_strength": config.noise_offset_random,
-        "multires_noise_iterations": config.multires_noise_iterations or None,
-        "multires_noise_discount": config.multires_noise_discount
-        if config.multires_noise_iterations
-        else None,
+        "multires_noise_iterations": iterations or None,
+        "multires_noise_discount": config.multires_noise_discount if iterations else None,
         "ip_noise_gamma": config.input_perturbation or None,
         "loss_type": "l2" if config.loss == "mse" else config.loss,
         "huber_schedule": config.huber_schedule,
@@ -116,56 +139,56 @@ def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[
         "zero_terminal_snr": training.zero_terminal_snr,
         "prior_loss_weight": config.prior_weight,
         "caption_dropout_rate": config.caption_dropout,
-        "resolution": f"({side}, {side})",
-        "enable_bucket": True,
-        "bucket_no_upscale": config.no_upscale,
-        "bucket_info": json.dumps(
-            {
-                "buckets": {
-                    str(n): {"resolution": b.split("x"), "count": c}
-                    for n, (b, c) in enumerate(training.bucket_counts.items())
-                }
-            }
-        ),
-        "cache_latents": True,
         "max_token_length": 75 * config.caption_windows,
         "clip_skip": config.clip_skip if config.clip_skip != 2 else None,
-        "training_started_at": training.started,
-        "training_finished_at": training.finished,
-        "session_id": int(training.started * 1000) % 2**32,
-        "training_comment": f"trigger: {config.trigger}" if config.trigger else None,
     }
-    return {f"ss_{name}": str(value) for name, value in values.items()}
+
+
+def _dataset(config: TrainConfig, manifest: Manifest, training: Training) -> dict[str, Any]:
+    """Number and sizes of the training images."""
+    buckets = {
+        str(number): {"resolution": bucket.split("x"), "count": count}
+        for number, (bucket, count) in enumerate(training.bucket_counts.items())
+    }
+    return {
+        "num_batches_per_epoch": training.batches_per_epoch,
+        "num_train_images": training.pictures,
+        "num_reg_images": sum(item.repeats for item in manifest.items if item.role == "class"),
+        "resolution": f"({training.resolution}, {training.resolution})",
+        "enable_bucket": True,
+        "bucket_no_upscale": config.no_upscale,
+        "bucket_info": json.dumps({"buckets": buckets}),
+        "cache_latents": True,
+    }
 
 
 def training_network(config: TrainConfig) -> dict[str, Any]:
-    """`network_module`, `network_dim`, `network_alpha`, `network_dropout` and `network_args` of kohya's metadata."""
+    """The entries of kohya's metadata that begin with `network_`, from the settings of a training."""
+    # Readers divide by the rank; the scale of a rank-stabilised LoRA is alpha / sqrt(rank) (Kalajdzievski
+    # 2023).
     stabiliser = config.rank**0.5 if config.rank_stabilised else 1
+    arguments = {name: str(value) for name, value in _network_arguments(config).items() if value}
     return {
         "network_module": "networks.lora" if config.network in ("lora", "locon") else "lycoris.kohya",
         "network_dim": config.rank,
         "network_alpha": config.alpha * stabiliser,
         "network_dropout": config.network_dropout or None,
-        "network_args": json.dumps(
-            {name: str(value) for name, value in _network_arguments(config).items() if value}
-        ),
+        "network_args": json.dumps(arguments),
     }
 
 
 def _network_arguments(config: TrainConfig) -> dict[str, Any]:
-    """The values of kohya's `--network_args` for these settings; false values are left out by the caller."""
+    """The values of kohya's `--network_args` for these settings; the caller leaves false values out."""
     algorithm: dict[str, Any] = {
         "dora": {"algo": "lora", "dora_wd": True, "wd_on_output": "False"},
         "loha": {"algo": "loha"},
         "lokr": {"algo": "lokr", "factor": config.lokr_factor or -1},
     }.get(config.network, {})
+    is_locon = config.network == "locon"
     return {
         **algorithm,
-        **(
-            {"conv_dim": config.conv_rank, "conv_alpha": config.conv_alpha}
-            if config.network == "locon"
-            else {}
-        ),
+        "conv_dim": config.conv_rank if is_locon else None,
+        "conv_alpha": config.conv_alpha if is_locon else None,
         "block_dims": ",".join(f"{value:g}" for value in block_values(config.block_ranks)),
         "rank_dropout": config.rank_dropout,
         "module_dropout": config.module_dropout,
@@ -174,10 +197,11 @@ def _network_arguments(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def network_metadata(modules: Iterable[Module], previous: Mapping[str, str]) -> dict[str, str]:
+def network_metadata(modules: Iterable[LoraModule], previous: Mapping[str, str]) -> dict[str, str]:
     """Rank and alpha of modules as sd-scripts writes them, and the entries without which A1111 hides a file.
 
-    Ranks and alphas that differ are `Dynamic`. They are those of the UNet's linear layers where there are any.
+    Ranks and alphas that differ are `Dynamic`. They are those of the UNet's linear layers where there are
+    any.
 
     Args:
         previous: metadata of the file that the modules come from; its module and version entries are kept.
@@ -187,15 +211,14 @@ def network_metadata(modules: Iterable[Module], previous: Mapping[str, str]) -> 
     linear = [module for module in of_unet if not module.kernel]
     ranks = {module.rank for module in linear or of_unet}
     alphas = {module.alpha for module in linear if module.alpha is not None} or {m.alpha for m in of_unet}
-    is_plain = all(module.network == "lora" for module in modules)
+    network_module = (
+        "networks.lora" if all(module.network == "lora" for module in modules) else "lycoris.kohya"
+    )
     return {
         "format": "pt",
-        # A file with metadata but without this is hidden by A1111 as one for Stable Diffusion 1.
         "ss_base_model_version": previous.get("ss_base_model_version", "sdxl_base_v1-0"),
         "ss_v2": previous.get("ss_v2", "False"),
-        "ss_network_module": previous.get(
-            "ss_network_module", "networks.lora" if is_plain else "lycoris.kohya"
-        ),
+        "ss_network_module": previous.get("ss_network_module", network_module),
         "ss_network_dim": _one_or_dynamic(ranks),
         "ss_network_alpha": _one_or_dynamic(alphas),
         "modelspec.sai_model_spec": previous.get("modelspec.sai_model_spec", "1.0.1"),
@@ -203,14 +226,16 @@ def network_metadata(modules: Iterable[Module], previous: Mapping[str, str]) -> 
     }
 
 
-def _one_or_dynamic(values: set[int | None] | set[float | None]) -> str:
+def _one_or_dynamic(values: Collection[float | None]) -> str:
+    """The value as text, or sd-scripts' word for several values."""
     value = next(iter(values))
     return "Dynamic" if len(values) > 1 or value is None else f"{value:g}"
 
 
 def _modelspec(config: TrainConfig, training: Training) -> dict[str, str]:
+    """ModelSpec 1.0.1; entries without a value are left out."""
     side = training.resolution
-    facts = {
+    values = {
         "sai_model_spec": "1.0.1",
         "architecture": "stable-diffusion-xl-v1-base/lora",
         "implementation": SOFTWARE,
@@ -225,29 +250,29 @@ def _modelspec(config: TrainConfig, training: Training) -> dict[str, str]:
         "tags": config.tags or config.preset,
         "usage_hint": f"Put {config.trigger!r} in the prompt." if config.trigger else "",
     }
-    return {f"modelspec.{name}": value for name, value in facts.items() if value}
+    return {f"modelspec.{name}": value for name, value in values.items() if value}
 
 
-def thumbnail(picture: Image.Image) -> str:
-    """A JPEG of at most 256 px as a data URL; small, since ComfyUI reads headers of at most 1 MiB."""
-    small = picture.convert("RGB")
+def thumbnail(image: Image.Image) -> str:
+    """A JPEG of at most 256 px as a data URL; small, because ComfyUI reads headers of at most 1 MiB."""
+    small = image.convert("RGB")
     small.thumbnail((256, 256))
     data = io.BytesIO()
     small.save(data, format="JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def with_hashes(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> dict[str, str]:
-    """The metadata with its hashes, as kohya computes them: over a file with only the `ss_*` metadata.
+def with_hashes(tensors: dict[str, torch.Tensor], entries: dict[str, str]) -> dict[str, str]:
+    """Metadata with its hashes, as kohya computes them: over a file with the `ss_*` entries alone.
 
-    sshs_model_hash  SHA-256 of all bytes after the header: names and values of the tensors, whatever the metadata.
-    sshs_legacy_hash SHA-256 of 64 KiB at 1 MiB, its first eight digits.
+    sshs_model_hash  SHA-256 of all bytes after the header; it does not depend on the metadata.
+    sshs_legacy_hash SHA-256 of the 64 KiB at 1 MiB, its first eight digits.
     """
-    blob = save(tensors, {key: value for key, value in facts.items() if key.startswith("ss_")})
+    blob = save(tensors, {key: value for key, value in entries.items() if key.startswith("ss_")})
     tensor_hash = hashlib.sha256(blob[8 + int.from_bytes(blob[:8], "little") :]).hexdigest()
     legacy = hashlib.sha256(blob[0x100000:0x110000]).hexdigest()[:8]
     return {
-        **facts,
+        **entries,
         "sshs_model_hash": tensor_hash,
         "sshs_legacy_hash": legacy,
         "modelspec.hash_sha256": f"0x{tensor_hash}",

@@ -1,7 +1,7 @@
 """Modules of a LoRA file: the tensors for one layer of the base, and the change of its weight that they make.
 
-Roles, shapes and formulas of the networks are those of `trainer.adapter.lycoris`: O outputs, I inputs (times the area of
-the kernel for a convolution), R rank. `trainer.lora_file.reader` makes modules of a file.
+Roles, shapes and formulas of the networks are those of `trainer.adapter.lycoris`: O outputs, I inputs (times
+the area of the kernel for a convolution), R rank. `trainer.lora_file.reader` makes modules of a file.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _NETWORKS = (  # roles of a network, without alpha and dora_scale
 
 
 @dataclass(frozen=True)
-class Module:
+class LoraModule:
     """Tensors of a LoRA file for one layer of the base.
 
     Attributes:
         part: `unet`, `text_encoder` or `text_encoder_2`.
         path: module path in the part, without `text_model.`.
-        tensors: matrices, `alpha` and `dora_scale` by role. The reader adds an `alpha` where a file keeps the scale in
-            another place.
+        tensors: matrices, `alpha` and `dora_scale` by role. The reader adds an `alpha` where a file keeps the
+            scale in another place.
     """
 
     part: str
@@ -57,7 +57,7 @@ class Module:
 
     @property
     def network(self) -> str | None:
-        """`lora`, `dora`, `loha`, `lokr`, `tucker` or `diff`; None for tensors that are only renamed and checked."""
+        """`lora`, `dora`, `loha`, `lokr`, `tucker` or `diff`; None if only names and values are checked."""
         roles = set(self.tensors) - {ALPHA, DORA}
         network = next((name for name, expected in _NETWORKS if roles == expected), None)
         return "dora" if network == "lora" and self.is_decomposed else network
@@ -110,7 +110,7 @@ class Module:
 
     @functools.cached_property
     def sides(self) -> tuple[int, int] | None:
-        """(O, I) of the change; None where the matrices don't fit each other, or are of no network that is computed with.
+        """(O, I) of the change; None without a network, or where the matrices don't fit each other.
 
         Computed on the meta device, so that shapes of a hostile file allocate nothing.
         """
@@ -145,16 +145,18 @@ class Module:
         )
 
     def change(self, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """The change of the base's weight at strength 1 in fp32: (O, I), or in the shape of `weight` where it is given.
+        """The change of the base's weight at strength 1, fp32; (O, I), or in the shape of a given `weight`.
 
-        With a `dora_scale` m it is m V / |V| - W with V = W + alpha / R * up down (Liu et al. 2024, eq. 5). The norm is
-        that of each row where m is (O, 1), and that of each column (input channel) where m is (1, I).
+        With a `dora_scale` m it is m V / |V| - W with V = W + alpha / R * up down (Liu et al. 2024, eq. 5).
+        The norm is that of each row where m is (O, 1), and that of each column (input channel) where m is (1,
+        I).
 
         Args:
             weight: W, the weight of the base in its shape; only a DoRA needs it.
 
         Raises:
-            LoraFileError: the tensors are of no network that is computed with, or of a DoRA and `weight` is missing.
+            LoraFileError: the tensors are of no network that is computed with, or of a DoRA and `weight` is
+                missing.
         """
         if weight is None:
             if self.is_decomposed and self.network:
@@ -198,7 +200,7 @@ def _is_odd(item: tuple[str, torch.Tensor]) -> bool:
 
 
 def _tucker_product(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Product (O, I, k, k) of a convolution in Tucker form: a core (R, R, k, k) between the two matrices, as in LyCORIS.
+    """Product (O, I, k, k) of a convolution in LyCORIS' Tucker form: a core (R, R, k, k) and two matrices.
 
     Raises:
         KeyError, RuntimeError: matrices are missing or don't fit.
@@ -222,10 +224,10 @@ class LoraFile:
 
     path: Path
     metadata: Mapping[str, str]
-    modules: tuple[Module, ...]
+    modules: tuple[LoraModule, ...]
 
     @functools.cached_property
-    def by_layer(self) -> Mapping[tuple[str, str], Module]:
+    def by_layer(self) -> Mapping[tuple[str, str], LoraModule]:
         """Modules by (part, path)."""
         return {(module.part, module.path): module for module in self.modules}
 
@@ -245,8 +247,8 @@ class LoraFile:
         return widest
 
 
-def side_by_side(terms: Sequence[tuple[float, Module]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(up (O, R), down (R, I)) in fp32 of the weighted sum of LoRA modules, where R is the sum of their ranks.
+def side_by_side(terms: Sequence[tuple[float, LoraModule]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(up (O, R), down (R, I)) in fp32 of the weighted sum of LoRA modules; R is the sum of their ranks.
 
     up = [w_1 s_1 up_1, w_2 s_2 up_2] and down = [down_1; down_2] with scales s_i: exact, and of scale 1.
     """
@@ -257,13 +259,13 @@ def side_by_side(terms: Sequence[tuple[float, Module]]) -> tuple[torch.Tensor, t
 
 def lora_module(
     part: str, path: str, up: torch.Tensor, down: torch.Tensor, *, alpha: float, dtype: torch.dtype
-) -> Module:
+) -> LoraModule:
     """A LoRA module of up (O, R) and down (R, I), in the shapes of its layer."""
-    kernel = Module(part, path, {DOWN: down}).kernel
+    kernel = LoraModule(part, path, {DOWN: down}).kernel
     if kernel:
         inputs = down.shape[1] // (kernel[0] * kernel[1])
         up, down = up[:, :, None, None], down.reshape(-1, inputs, *kernel)
-    return Module(
+    return LoraModule(
         part,
         path,
         {UP: up.to(dtype).contiguous(), DOWN: down.to(dtype).contiguous(), ALPHA: alpha_tensor(alpha)},
@@ -276,11 +278,11 @@ def alpha_tensor(alpha: float) -> torch.Tensor:
     return half if float(half) == alpha else torch.tensor(alpha, dtype=torch.float32)
 
 
-def with_one_alpha(modules: Iterable[Module]) -> list[Module]:
+def with_one_alpha(modules: Iterable[LoraModule]) -> list[LoraModule]:
     """The same changes with one alpha throughout each part; the rest of the scale goes into the up matrices.
 
-    diffusers 0.42 scales a part with several alphas wrongly and only emits a RuntimeWarning. Every tool reads one alpha
-    with several ranks right.
+    diffusers 0.42 scales a part with several alphas wrongly and only emits a RuntimeWarning. Every tool reads
+    one alpha with several ranks right.
     """
     modules = list(modules)
     chosen: dict[str, float] = {}
@@ -296,7 +298,7 @@ def with_one_alpha(modules: Iterable[Module]) -> list[Module]:
     ]
 
 
-def _with_alpha(module: Module, alpha: float) -> Module:
+def _with_alpha(module: LoraModule, alpha: float) -> LoraModule:
     assert module.rank is not None
     own, up = module.scale * module.rank, module.tensors[UP]
     if own != alpha:

@@ -1,7 +1,7 @@
 """The reader of LoRA files: from a path to modules in any spelling, with every tensor accounted for.
 
-Every command and the page read through it, so they agree on each file. A path is that of a .safetensors file, or of a
-folder as PEFT saves it (`adapter_model.safetensors` and `adapter_config.json`).
+Every command and the page read through it, so they agree on each file. A path is that of a .safetensors file,
+or of a folder as PEFT saves it (`adapter_model.safetensors` and `adapter_config.json`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from trainer.errors import LoraFileError
 from trainer.headers.lora import BUNDLED, MATRIX, lora_path, recognise
 from trainer.headers.safetensors import Header
-from trainer.lora_file.modules import LoraFile, Module
+from trainer.lora_file.modules import LoraFile, LoraModule
 from trainer.lora_file.scales import Scales, read_scales
 from trainer.lora_file.sdxl_modules import find_module
 from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, LOHA, UP, split_key
@@ -36,13 +36,14 @@ class Tensors:
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Reads all tensors of a LoRA file. Raises LoraFileError, which names what the file is when it is no LoRA."""
+    """Reads all tensors of a LoRA file. Raises LoraFileError, which names what another file is."""
     path = lora_path(path)
     header = recognise(path)
     for key, tensor in header.tensors.items():
         if tensor.dtype not in _FLOATS and MATRIX.fullmatch(key):
             raise LoraFileError(
-                f"{path.name} holds {key} as {tensor.dtype}, not as fractions; take the LoRA before it was quantized"
+                f"{path.name} holds {key} as {tensor.dtype}, not as fractions; take the LoRA before it was "
+                "quantized"
             )
     try:
         tensors = load_file(path)
@@ -55,10 +56,11 @@ def read_modules(path: Path) -> LoraFile:
     """Reads the modules of a LoRA file; embeddings that the file bundles are left out.
 
     Raises:
-        LoraFileError: the file is no LoRA for SDXL, has a tensor of no module, or matrices that don't fit each other.
+        LoraFileError: the file is no LoRA for SDXL, has a tensor of no module, or matrices that don't fit
+            each other.
     """
     file = read_tensors(path)
-    modules: dict[tuple[str, str], Module] = {}
+    modules: dict[tuple[str, str], LoraModule] = {}
     for name, module in modules_by_name(file, read_scales(file.path, file.header)).items():
         if (module.part, module.path) in modules:
             raise LoraFileError(
@@ -71,7 +73,7 @@ def read_modules(path: Path) -> LoraFile:
     return LoraFile(file.path, file.header.metadata, tuple(modules[place] for place in sorted(modules)))
 
 
-def modules_by_name(file: Tensors, scales: Scales | None, *, strict: bool = True) -> dict[str, Module]:
+def modules_by_name(file: Tensors, scales: Scales | None, *, strict: bool = True) -> dict[str, LoraModule]:
     """Modules by their name as the file spells it, their scale among the tensors.
 
     Args:
@@ -87,7 +89,8 @@ def modules_by_name(file: Tensors, scales: Scales | None, *, strict: bool = True
             if not strict:
                 continue
             raise LoraFileError(
-                f"{file.path.name} holds {key!r}, which belongs to no module of SDXL; look at it with: lora check"
+                f"{file.path.name} holds {key!r}, which belongs to no module of SDXL; look at it with: lora "
+                "check"
             )
         name, role, suffix = split
         if role in roles.setdefault(name, {}) and strict:
@@ -99,12 +102,12 @@ def modules_by_name(file: Tensors, scales: Scales | None, *, strict: bool = True
     for name, tensors in roles.items():
         place = find_module(name)
         assert place
-        module = Module(*place, tensors)
+        module = LoraModule(*place, tensors)
         modules[name] = scales.applied(module, name) if scales else module
     return modules
 
 
-def _expect_sound(module: Module, path: Path) -> None:
+def _expect_sound(module: LoraModule, path: Path) -> None:
     """Raises LoraFileError unless the matrices of a module are complete, fit each other and are finite."""
     where, tensors = f"{path.name}: {module.part}.{module.path}", module.tensors
     if missing := _missing(set(tensors)):
@@ -135,8 +138,8 @@ def _missing(roles: set[str]) -> str | None:
     return None
 
 
-def _expect_fit(module: Module, where: str) -> None:
-    """Raises LoraFileError unless the matrices of a network can be multiplied, and a `dora_scale` fits their product."""
+def _expect_fit(module: LoraModule, where: str) -> None:
+    """Raises LoraFileError unless the matrices can be multiplied and a `dora_scale` fits their product."""
     sides = module.sides
     if sides is None or sides[0] * sides[1] > _MOST_ELEMENTS:
         matrices = [tensor for role, tensor in module.tensors.items() if role not in (ALPHA, DORA)]
@@ -148,5 +151,6 @@ def _expect_fit(module: Module, where: str) -> None:
         expected = {(sides[0], 1), (1, inputs)}
         if tuple(length.shape[:2]) not in expected or length.numel() != max(length.shape[:2]):
             raise LoraFileError(
-                f"{where} has a dora_scale of shape {tuple(length.shape)}, not one of {sorted(expected)}; save it again"
+                f"{where} has a dora_scale of shape {tuple(length.shape)}, not one of {sorted(expected)}; "
+                "save it again"
             )

@@ -1,16 +1,17 @@
 """The scale alpha / R of a LoRA file, which programs keep in four places.
 
-    place                          written by                    applies to
-    1 `.alpha` beside the matrices kohya, LyCORIS, OneTrainer    its module
-    2 `lora_adapter_metadata`      diffusers, SimpleTuner        modules without `.alpha` of the parts that it names
-    3 `ss_network_alpha`           kohya                         modules with kohya's names, in a file without any `.alpha`
-    4 `adapter_config.json`        PEFT, beside the file         modules of PEFT's own file (`base_model.model.` names)
+    place                           written by                  applies to
+    1 `.alpha` beside the matrices  kohya, LyCORIS, OneTrainer  its module
+    2 `lora_adapter_metadata`       diffusers, SimpleTuner      modules of the parts that it names
+    3 `ss_network_alpha`            kohya                       modules with kohya's names, if no module has 1
+    4 `adapter_config.json`         PEFT, beside the file       a file of PEFT (`base_model.model.` names)
 
-The first place that applies to a module wins; without any, alpha = R (scale 1). 2 and 3 are in the header of the file.
+The first place that applies to a module wins; without any, alpha = R (scale 1). 2 and 3 are in the header of
+the file.
 
-3 is limited in two ways. Beside `.alpha` it only repeats what the training used, and is wrong after a resize. Files with
-PEFT's names have no alpha by definition: their writers, `lora convert --to diffusers` among them, multiply the scale
-into lora_B and keep kohya's metadata as a record of the training.
+3 is limited in two ways. Beside `.alpha` it only repeats what the training used, and is wrong after a resize.
+Files with PEFT's names have no alpha by definition: their writers, `lora convert --to diffusers` among them,
+multiply the scale into lora_B and keep kohya's metadata as a record of the training.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 from trainer.errors import LoraFileError
 from trainer.headers.lora import PEFT_WEIGHTS, bundled_notice, lora_path, recognise
 from trainer.headers.safetensors import Header
-from trainer.lora_file.modules import PART_LABELS, Module, alpha_tensor
+from trainer.lora_file.modules import PART_LABELS, LoraModule, alpha_tensor
 from trainer.lora_file.tensor_names import ALPHA, DOWN
 
 METADATA_KEY = "lora_adapter_metadata"
@@ -46,7 +47,7 @@ class _PeftScale:
     rank: int | None = None  # stated rank; None: not compared with the file
     ranks: _Patterns | None = None
 
-    def alpha_of(self, module: Module) -> float:
+    def alpha_of(self, module: LoraModule) -> float:
         """The alpha that gives the scale of the configuration as alpha / R."""
         assert module.rank
         alpha = self.alphas.value(module.path, self.alpha)
@@ -64,8 +65,8 @@ class Scales:
     from_config: _PeftScale | None
     misses_config: bool  # PEFT's own file without the configuration beside it
 
-    def source(self, module: Module, name: str) -> str | None:
-        """The place where the alpha of a module that has no `.alpha` is kept, or None for scale 1.
+    def source(self, module: LoraModule, name: str) -> str | None:
+        """The place where the alpha of a module that has no `.alpha` is stored, or None for scale 1.
 
         Args:
             name: the module's name as the file spells it.
@@ -78,8 +79,12 @@ class Scales:
             return "ss_network_alpha"
         return PEFT_CONFIG if self.from_config else None
 
-    def applied(self, module: Module, name: str) -> Module:
-        """The module with its alpha among the tensors. Raises LoraFileError where the configuration is of another file."""
+    def applied(self, module: LoraModule, name: str) -> LoraModule:
+        """The module with its alpha among the tensors.
+
+        Raises:
+            LoraFileError: the configuration states another rank than that of the matrices.
+        """
         source = None if ALPHA in module.tensors else self.source(module, name)
         if source is None:
             return module
@@ -96,15 +101,15 @@ class Scales:
         assert alpha is not None
         return replace(module, tensors={**module.tensors, ALPHA: alpha_tensor(alpha)})
 
-    def _expect_rank(self, module: Module, config: _PeftScale) -> None:
+    def _expect_rank(self, module: LoraModule, config: _PeftScale) -> None:
         """Raises LoraFileError unless the rank of the matrices is the one that the configuration states."""
         if config.rank is None or config.ranks is None:
             return
         stated = config.ranks.value(module.path, config.rank)
         if stated != module.rank:
             raise LoraFileError(
-                f"{PEFT_CONFIG} beside {self.file.name} states rank {stated:g} for {module.path}, and its matrices have "
-                f"rank {module.rank}; put the {PEFT_CONFIG} of this file beside it"
+                f"{PEFT_CONFIG} beside {self.file.name} states rank {stated:g} for {module.path}, and its "
+                f"matrices have rank {module.rank}; put the {PEFT_CONFIG} of this file beside it"
             )
 
 
@@ -131,7 +136,7 @@ def read_scales(file: Path, header: Header) -> Scales:
 
 
 def scale_notice(file: Path, header: Header) -> str:
-    """A sentence for a file of PEFT whose configuration, and with it the scale, is missing; "" for other files."""
+    """A sentence for a file of PEFT without its configuration, which has the scale; "" for other files."""
     if not read_scales(file, header).misses_config:
         return ""
     return (
@@ -141,7 +146,7 @@ def scale_notice(file: Path, header: Header) -> str:
 
 
 def file_notice(file: Path) -> str:
-    """What a user of the file should know before using it, in sentences: see `bundled_notice` and `scale_notice`."""
+    """The sentences of `bundled_notice` and `scale_notice` for a file, or ""."""
     file = lora_path(file)
     header = recognise(file)
     notices = bundled_notice(file, header.tensors), scale_notice(file, header)
@@ -151,8 +156,8 @@ def file_notice(file: Path) -> str:
 def _from_metadata(file: Path, metadata: Mapping[str, str]) -> dict[str, _PeftScale]:
     """PEFT configurations by part.
 
-    diffusers writes those of a pipeline into one header entry with a prefix for each part, and that of a UNet alone
-    (`save_lora_adapter`) without a prefix.
+    diffusers writes those of a pipeline into one header entry with a prefix for each part, and that of a UNet
+    alone (`save_lora_adapter`) without a prefix.
     """
     text = metadata.get(METADATA_KEY)
     if text is None:
@@ -208,8 +213,8 @@ def _from_config(file: Path, path: Path) -> _PeftScale:
     kind = config.get("peft_type", "LORA") if isinstance(config, dict) else "LORA"
     if kind != "LORA":
         raise LoraFileError(
-            f"{PEFT_CONFIG} beside {file.name} describes an adapter of type {str(kind)[:40]}, and of PEFT only LORA is "
-            "read; convert it to kohya's format in the program that made it"
+            f"{PEFT_CONFIG} beside {file.name} describes an adapter of type {str(kind)[:40]}, and of PEFT "
+            "only LORA is read; convert it to kohya's format in the program that made it"
         )
     try:
         rank = config.get("r")
@@ -234,15 +239,18 @@ def _number(value: Any) -> float:
 
 @dataclass(frozen=True)
 class _Patterns:
-    """A table of PEFT from regular expressions, which match the end of a module path, to values; the first match wins.
+    """A table of PEFT from regular expressions for the end of a module path to values; the first match wins.
 
-    The file is not trusted: an expression such as `(a+)+b` takes hours on one path. Plain names, which is what PEFT and
-    diffusers write, are looked up without matching; other expressions must be of a form that ends soon.
+    The file is not trusted: an expression such as `(a+)+b` takes hours on one path. Plain names, which is
+    what PEFT and diffusers write, are looked up without matching; other expressions must be of a form that
+    ends soon.
+
+    Attributes:
+        names: (position in the table, value) by name; `^` begins a name that is the complete path.
+        expressions: (position in the table, expression, value) of the others.
     """
 
-    names: Mapping[
-        str, tuple[int, float]
-    ]  # (position in the table, value); `^` begins a name that is a whole path
+    names: Mapping[str, tuple[int, float]]
     expressions: tuple[tuple[int, re.Pattern[str], float], ...]
 
     @staticmethod
@@ -262,7 +270,7 @@ class _Patterns:
         return _Patterns(names, tuple(expressions))
 
     def value(self, path: str, default: float) -> float:
-        """The value of the first pattern that matches `path`; text encoders match with and without `text_model.`."""
+        """The value of the first pattern that matches `path`, with or without `text_model.` before it."""
         parts = path.split(".")
         ends = [f"^{path}", *(".".join(parts[start:]) for start in range(len(parts)))]
         matches = [self.names[end] for end in ends if end in self.names]
@@ -275,6 +283,6 @@ class _Patterns:
 
 
 def _ends_soon(pattern: str) -> bool:
-    """True for an expression without repeated groups and with few repetitions: matching is then of low polynomial cost."""
+    """True for an expression without repeated groups and with few repetitions, so that matching is cheap."""
     repeats = len(re.findall(r"[*+{?]", pattern))
     return len(pattern) <= 300 and repeats <= 2 and not re.search(r"\)[*+{?]|\\\d", pattern)

@@ -1,7 +1,9 @@
-"""The modules of an SDXL base with the shapes of their weights, and the search for a module by its name in a LoRA file.
+"""Modules of SDXL with the shapes of their weights, and the search for a module by its name in a LoRA file.
 
 unet            down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q    (640, 640)
-text_encoder    encoder.layers.0.self_attn.q_proj                             (768, 768)      paths without `text_model.`
+text_encoder    encoder.layers.0.self_attn.q_proj                             (768, 768)
+
+Paths of text encoders are without `text_model.`.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def sdxl() -> Layout:
 
 
 def find_module(name: str) -> tuple[str, str] | None:
-    """(part, path) of a module by its name in a file, in any spelling; None for a name of no module of SDXL."""
+    """(part, path) of a module by its name in a file, in any spelling; None where SDXL has no such module."""
     plain = name.replace(".processor.", ".")  # attention processors of diffusers before 0.22
     plain = plain.removeprefix("base_model.model.")  # PEFT's own files
     if plain.endswith((".to_out", "_to_out")):  # old names without the 0 of `to_out.0`
@@ -58,7 +60,7 @@ def find_module(name: str) -> tuple[str, str] | None:
 
 @functools.cache
 def _modules_by_name() -> Mapping[str, tuple[str, str]]:
-    """(part, path) by every name of every module of SDXL; smaller bases of its family have some of its modules."""
+    """(part, path) by every name of every module of SDXL; smaller bases of its family have some of them."""
     places: dict[str, tuple[str, str]] = {}
     for part, shapes in sdxl().shapes.items():
         for path in shapes:

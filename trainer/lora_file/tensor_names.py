@@ -40,7 +40,8 @@ _SUFFIXES = {
     ),
 }
 _NAMED_BY_ROLE = (*LOHA, "hada_t1", "hada_t2", *LOKR, "lokr_t2", "diff")
-# Tensors that LyCORIS and others write beside the networks read here. They are renamed and checked, but not computed with.
+# Tensors that LyCORIS and others write beside the networks read here. They are renamed and checked, but not
+# computed with.
 _OTHERS = (
     "diff_b",
     "w_norm",

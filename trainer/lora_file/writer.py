@@ -1,4 +1,4 @@
-"""From an adapter to a file, and the check that the file on disk is the adapter in memory."""
+"""Writing of an adapter into a LoRA file, with a comparison of the file on disk with the adapter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from trainer.lora_file.tensor_names import ALPHA, DORA, suffix_of
 def kohya_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     """The matrices of every layer in fp16, its 0-dim alpha, and DoRA's magnitudes in fp32.
 
-    Within a part all layers with A and B get one alpha, the rest of their scale going into B: diffusers reads mixed alphas wrongly.
+    Within a part all layers with A and B get one alpha, the rest of their scale going into B: diffusers reads
+        mixed alphas wrongly.
     """
     tensors, alphas = {}, _part_alphas(adapter)
     for part, path, layer in adapter.walk():
@@ -38,7 +39,7 @@ def kohya_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 
 def _part_alphas(adapter: Adapter) -> dict[str, float]:
-    """The commonest alpha of each part's layers."""
+    """The most common alpha of the layers of each part."""
     counts: dict[str, Counter[float]] = {}
     for part, _, layer in adapter.walk():
         counts.setdefault(part, Counter())[layer.alpha] += 1
@@ -46,17 +47,18 @@ def _part_alphas(adapter: Adapter) -> dict[str, float]:
 
 
 def diffusers_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """`lora_A` and `lora_B` as `load_lora_weights` takes them. Raises ConfigError for other networks.
+    """`lora_A` and `lora_B` of every layer in fp16, as diffusers' `load_lora_weights` reads them.
 
-    This form has no alpha, and its readers take alpha = rank: the scale is folded into B.
+    This format has no alpha, and its readers use alpha = rank: B is multiplied by the scale.
+
+    Raises:
+        ConfigError: the network is not LoRA.
     """
     tensors = {}
     for part, path, layer in adapter.walk():
         if layer.network != "lora":
             raise ConfigError(
-                [
-                    f"the diffusers format can't hold {layer.network} as it was trained; save it in the kohya format"
-                ]
+                [f"the diffusers format can't hold the network {layer.network}; save it in the kohya format"]
             )
         name, matrices = diffusers_name(part, path), layer.tensors()
         tensors[f"{name}.lora_A.weight"] = _half(matrices["down"])
@@ -65,18 +67,29 @@ def diffusers_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in fp16 on the CPU."""
     return tensor.detach().cpu().to(torch.float16).contiguous()
 
 
-def save_lora(path: Path, adapter: Adapter, facts: dict[str, str], *, format: str = "kohya") -> None:
-    """Writes the file whole or not at all, reads it back and accounts for every tensor. Raises LoraFileError."""
+def save_lora(path: Path, adapter: Adapter, metadata: dict[str, str], *, format: str = "kohya") -> None:
+    """Writes the file completely or not at all, reads it back and compares every tensor.
+
+    Args:
+        metadata: without hashes, which are added.
+        format: `kohya` or `diffusers`.
+
+    Raises:
+        ConfigError: the format can't hold the network.
+        LoraFileError: a value does not fit fp16, or the file on disk differs from the tensors.
+    """
     tensors = kohya_tensors(adapter) if format == "kohya" else diffusers_tensors(adapter)
     broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise LoraFileError(
-            f"{len(broken)} matrices do not fit fp16 ({broken[0]}), so {path.name} was not written; lower the learning rate"
+            f"{len(broken)} matrices do not fit fp16 ({broken[0]}), so {path.name} was not written; lower "
+            "the learning rate"
         )
-    header = with_hashes(tensors, {"format": "pt", **facts})
+    header = with_hashes(tensors, {"format": "pt", **metadata})
     write_atomically(path, save(tensors, header))
     verify(path, tensors)
 
@@ -84,11 +97,11 @@ def save_lora(path: Path, adapter: Adapter, facts: dict[str, str], *, format: st
 def verify(path: Path, expected: dict[str, torch.Tensor]) -> None:
     """Raises LoraFileError unless the file holds exactly `expected`."""
     with safe_open(path, framework="pt") as file:
-        found = set(file.keys())
-        wrong = sorted(found ^ set(expected))
+        keys = set(file.keys())
+        wrong = sorted(keys ^ set(expected))
         wrong += [
             name
-            for name in sorted(found & set(expected))
+            for name in sorted(keys & set(expected))
             if not torch.equal(file.get_tensor(name), expected[name])
         ]
     if wrong:

@@ -101,6 +101,15 @@ class Run:
         return _is_running(read_owner(self.path))
 
 
+def check_is_unused(path: Path) -> None:
+    """Raises RunError if a directory holds a run already."""
+    if (path / "config.toml").exists():
+        raise RunError(
+            f"{path} already holds a run; choose another --output, or resume it: "
+            f"python -m trainer resume {path}"
+        )
+
+
 def create(path: Path, config: TrainConfig, manifest: Manifest | list[Path]) -> Run:
     """Creates a run directory.
 
@@ -113,12 +122,8 @@ def create(path: Path, config: TrainConfig, manifest: Manifest | list[Path]) -> 
         RunError: the directory holds a run already.
         DatasetError: the folders that the settings name can't be read.
     """
+    check_is_unused(path)
     run = Run(path)
-    if (path / "config.toml").exists():
-        raise RunError(
-            f"{path} already holds a run; choose another --output, or resume it: "
-            f"python -m trainer resume {path}"
-        )
     problems: tuple[str, ...] = ()
     if isinstance(manifest, Manifest):
         complete = with_class_and_validation(manifest, config)  # can raise, so nothing has been written yet

@@ -8,74 +8,90 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
+from trainer import SOFTWARE
 from trainer.atomic_files import replacing
-from trainer.sampling.deepcache import WORDS
+from trainer.sampling.deepcache import DESCRIPTION
 from trainer.sampling_config import SamplingConfig, sampler_description
-from trainer.version import SOFTWARE
+
+_MARGIN, _HEADING = 6, 22  # px between the images of a strip; height of the line of strengths above them
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImage:
+    """An image of one prompt of a `SamplingConfig` at one strength."""
+
     prompt_index: int
     strength: float
-    picture: Image.Image
+    image: Image.Image
 
 
 def save_image(
-    drawn: GeneratedImage,
-    request: SamplingConfig,
+    generated: GeneratedImage,
+    config: SamplingConfig,
     path: Path,
     *,
     base: str,
     loras: Sequence[tuple[str, float]],
 ) -> None:
-    """A PNG that carries its parameters as A1111 writes them.
+    """Writes a PNG whose text chunk `parameters` has A1111's format. The file appears complete or not at all.
 
     Args:
-        loras: names, and how much of each the whole strength means.
+        base: name of the base model.
+        loras: names of the LoRA files, each with its weight at strength 1.
     """
-    prompt = request.prompts[drawn.prompt_index]
-    width, height = drawn.picture.size
-    facts = PngImagePlugin.PngInfo()
-    facts.add_text("Software", SOFTWARE)
-    negative = f"\nNegative prompt: {request.negative}" if request.negative else ""
-    call = "".join(
-        f" <lora:{name}:{drawn.strength * weight:g}>" for name, weight in loras if drawn.strength * weight
-    )
-    facts.add_itxt(
-        "parameters",
-        f"{prompt}{call}{negative}\nSteps: {request.steps}, {sampler_description(request.sampler)}, CFG scale: {request.guidance:g}, "
-        f"Seed: {request.seed + drawn.prompt_index}, Size: {width}x{height}, Model: {base}{f', {WORDS}' if request.fast else ''}",
-    )
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Software", SOFTWARE)
+    text.add_itxt("parameters", _parameters(generated, config, base, loras))
     with replacing(path, sync=False) as temporary:
-        drawn.picture.save(temporary, format="PNG", pnginfo=facts)
+        generated.image.save(temporary, format="PNG", pnginfo=text)
 
 
-def save_strip(drawn: list[GeneratedImage], request: SamplingConfig, folder: Path) -> Path:
-    """`strip.png`, whole or not at all."""
+def _parameters(
+    generated: GeneratedImage, config: SamplingConfig, base: str, loras: Sequence[tuple[str, float]]
+) -> str:
+    weights = [(name, generated.strength * weight) for name, weight in loras]
+    calls = "".join(f" <lora:{name}:{weight:g}>" for name, weight in weights if weight)
+    negative = f"\nNegative prompt: {config.negative}" if config.negative else ""
+    width, height = generated.image.size
+    settings = [
+        f"Steps: {config.steps}",
+        sampler_description(config.sampler),
+        f"CFG scale: {config.guidance:g}",
+        f"Seed: {config.seed + generated.prompt_index}",
+        f"Size: {width}x{height}",
+        f"Model: {base}",
+    ]
+    if config.fast:
+        settings.append(DESCRIPTION)
+    return f"{config.prompts[generated.prompt_index]}{calls}{negative}\n{', '.join(settings)}"
+
+
+def save_strip(images: list[GeneratedImage], config: SamplingConfig, folder: Path) -> Path:
+    """Writes `strip.png`, complete or not at all, and returns its path."""
     target = folder / "strip.png"
     with replacing(target, sync=False) as temporary:
-        strip(drawn, request).save(temporary, format="PNG")
+        strip(images, config).save(temporary, format="PNG")
     return target
 
 
-def strip(drawn: list[GeneratedImage], request: SamplingConfig) -> Image.Image:
-    """One row a prompt, one column a strength, the strengths written above."""
-    width, height = drawn[0].picture.size
-    columns, margin, top = len(request.strengths), 6, 22
-    rows = len(drawn) // columns
-    sheet = Image.new("RGB", (columns * (width + margin) + margin, rows * (height + margin) + top), "white")
+def strip(images: list[GeneratedImage], config: SamplingConfig) -> Image.Image:
+    """Returns a sheet with a row for each prompt and a column for each strength, with the strengths above.
+
+    Images of another size than the first are fitted into its size on white.
+    """
+    width, height = images[0].image.size
+    columns = len(config.strengths)
+    rows = len(images) // columns
+    sheet_size = (columns * (width + _MARGIN) + _MARGIN, rows * (height + _MARGIN) + _HEADING)
+    sheet = Image.new("RGB", sheet_size, "white")
     pen = ImageDraw.Draw(sheet)
-    for column, strength in enumerate(request.strengths):
-        pen.text(
-            (margin + column * (width + margin) + width // 2, 5), f"{strength:g}", fill="black", anchor="mt"
-        )
-    for index, cell in enumerate(drawn):
+    for column, strength in enumerate(config.strengths):
+        centre = _MARGIN + column * (width + _MARGIN) + width // 2
+        pen.text((centre, 5), f"{strength:g}", fill="black", anchor="mt")
+    for index, generated in enumerate(images):
         row, column = divmod(index, columns)
-        fitted = (
-            cell.picture
-            if cell.picture.size == (width, height)
-            else ImageOps.pad(cell.picture, (width, height), color="white")
-        )
-        sheet.paste(fitted, (margin + column * (width + margin), top + row * (height + margin)))
+        image = generated.image
+        if image.size != (width, height):
+            image = ImageOps.pad(image, (width, height), color="white")
+        sheet.paste(image, (_MARGIN + column * (width + _MARGIN), _HEADING + row * (height + _MARGIN)))
     return sheet

@@ -1,6 +1,7 @@
-"""Rough pictures of latents while they are denoised: each latent point's colour by a linear map, without the VAE's decoder.
+"""Previews during denoising: a linear map from latents to RGB instead of the VAE's decoder.
 
-The map is fitted to what the base's own VAE makes of patches of known colour, so that it serves any base.
+The map is fitted to the latents that the base's own VAE gives for patches of known colours, so it works for
+any base.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,57 +18,62 @@ from PIL import Image
 from trainer.atomic_files import replacing
 from trainer.runs.draw_protocol import FRAME
 from trainer.sdxl.latents import encode_image
+from trainer.sdxl.protocols import Vae
 
-_SIDE, _PATCHES = 256, 8  # px of the picture that the map is fitted on, and its patches along a side
+_SIDE, _PATCHES = 256, 8  # px of the image that the map is fitted on, and its patches along a side
+_FRAME_SIDE = 128  # px
 _SECONDS = 0.5  # between two frames
 
 
 @dataclass(frozen=True)
 class LatentToRgb:
-    """Scaled latents to RGB in [-1, 1]."""
+    """A linear map from scaled latents to RGB in [-1, 1]."""
 
     weights_C3: torch.Tensor
     offset_3: torch.Tensor
 
-    def picture(self, latents_CHW: torch.Tensor, side: int) -> Image.Image:
-        """With its longer side `side` px, if that is larger than the latents."""
+    def image(self, latents_CHW: torch.Tensor, side: int) -> Image.Image:
+        """Returns an image one pixel a latent cell, enlarged by a whole factor to at most `side` px."""
         rgb_HW3 = torch.einsum("chw,cr->hwr", latents_CHW.float().cpu(), self.weights_C3) + self.offset_3
-        shown = Image.fromarray(((rgb_HW3.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy())
-        grown = max(1, side // max(shown.size))
-        return shown.resize((shown.width * grown, shown.height * grown), Image.Resampling.BICUBIC)
+        image = Image.fromarray(((rgb_HW3.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy())
+        factor = max(1, side // max(image.size))
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
 
 
 @torch.inference_mode()
-def fit_latent_to_rgb(vae: Any) -> LatentToRgb:
-    """By least squares over the points of one encoded picture."""
-    draws = np.random.default_rng(0).integers(0, 256, (_PATCHES, _PATCHES, 3), dtype=np.uint8)
-    picture = Image.fromarray(draws).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+def fit_latent_to_rgb(vae: Vae) -> LatentToRgb:
+    """Fits the map by least squares over the latent cells of one encoded image of random colours."""
+    colours = np.random.default_rng(0).integers(0, 256, (_PATCHES, _PATCHES, 3), dtype=np.uint8)
+    image = Image.fromarray(colours).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
     latents = encode_image(vae, pixels)[0][0] * vae.config["scaling_factor"]
-    colours = torch.nn.functional.adaptive_avg_pool2d(pixels, latents.shape[-2:])[0]
-    known = torch.cat([latents.flatten(1).T, torch.ones(latents[0].numel(), 1)], dim=1)
-    found = torch.linalg.lstsq(known, colours.flatten(1).T).solution
-    return LatentToRgb(found[:-1].clone(), found[-1].clone())
+    rgb = torch.nn.functional.adaptive_avg_pool2d(pixels, latents.shape[-2:])[0]
+    inputs = torch.cat([latents.flatten(1).T, torch.ones(latents[0].numel(), 1)], dim=1)
+    solution = torch.linalg.lstsq(inputs, rgb.flatten(1).T).solution
+    return LatentToRgb(solution[:-1].clone(), solution[-1].clone())
 
 
 def frame_writer(
-    colours: LatentToRgb, folder: Path, now: Callable[[], float] = time.monotonic
+    latent_to_rgb: LatentToRgb, folder: Path, now: Callable[[], float] = time.monotonic
 ) -> Callable[[torch.Tensor, int], None]:
-    """What shows a pass's rows (N, C, H, W), `columns` to a line, as `frame.png`; now and then only."""
+    """Returns a function that writes the rows of a pass (N, C, H, W) as `frame.png`, `columns` in a line.
+
+    Calls within half a second of the last frame write nothing. The file appears complete or not at all.
+    """
     last = -1e9
 
-    def show(latents_NCHW: torch.Tensor, columns: int) -> None:
+    def write(latents_NCHW: torch.Tensor, columns: int) -> None:
         nonlocal last
         if now() - last < _SECONDS:
             return
         last = now()
-        shown = [colours.picture(row, 128) for row in latents_NCHW]
-        width, height = shown[0].size
-        sheet = Image.new("RGB", (width * columns, height * -(-len(shown) // columns)), "white")
-        for number, picture in enumerate(shown):
-            sheet.paste(picture, (number % columns * width, number // columns * height))
+        images = [latent_to_rgb.image(row, _FRAME_SIDE) for row in latents_NCHW]
+        width, height = images[0].size
+        sheet = Image.new("RGB", (width * columns, height * -(-len(images) // columns)), "white")
+        for number, image in enumerate(images):
+            sheet.paste(image, (number % columns * width, number // columns * height))
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / FRAME, sync=False) as temporary:
             sheet.save(temporary, format="PNG")
 
-    return show
+    return write

@@ -1,35 +1,40 @@
-"""A LoRA file, prompts and strengths to pictures on disk, with the base kept warm between requests."""
+"""LoRA files, prompts and strengths to image files, with a base model that stays loaded between requests."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trainer.adapter.lora import Adapter
-from trainer.errors import ConfigError
 from trainer.hardware.device import find_device
 from trainer.hardware.precision import precision_for
 from trainer.headers.lora import recognise
 from trainer.lora_file.attach import attach_mix, changed_parts, try_swap_weights
 from trainer.planning.plan import sampling_limits_beside_models
-from trainer.runs.draw_protocol import FRAME
-from trainer.sampling.images import save_image, save_strip
+from trainer.runs.draw_protocol import FRAME, OnStep
+from trainer.sampling.images import GeneratedImage, save_image, save_strip
 from trainer.sampling.latent_preview import LatentToRgb, fit_latent_to_rgb, frame_writer
-from trainer.sampling.sampler import SamplingConfig, conditioner, draw, rows_per_pass
-from trainer.sampling_config import SamplingLimits, picture_name
+from trainer.sampling.sampler import (
+    OnFrame,
+    Sampler,
+    image_size,
+    prompt_encoding,
+    rows_per_pass,
+)
+from trainer.sampling_config import SamplingConfig, SamplingLimits, picture_name
 from trainer.sdxl.base import Base, open_base
+from trainer.sdxl.protocols import NoiseScheduler
 from trainer.sdxl.schedulers import scheduler_of_lora_files
-from trainer.sdxl.text import Conditioning, PromptEncoding, count_windows, encode
+from trainer.sdxl.text import Conditioning, PromptEncoding, encode
 
-Mix = Sequence[tuple[Path, float]]  # files, and how much of each the whole strength means
+Mix = Sequence[tuple[Path, float]]  # LoRA files, each with its weight at strength 1
 
 
 class WarmBase:
-    """A base whose parts stay loaded, with the conditioning of every prompt seen."""
+    """A base model whose parts stay loaded, with the conditioning of every prompt so far."""
 
     def __init__(self, base: Base, precision: str = "auto") -> None:
         self.base, self.device = base, find_device()
@@ -37,127 +42,124 @@ class WarmBase:
             memory_format=torch.channels_last
         )
         self.vae = base.vae(self.device)
-        self.scheduler: Any = base.scheduler()
+        self.scheduler = base.scheduler()
         self.encoders = base.text_encoders(self.device, torch.float32)
         self.tokenizers = base.tokenizers()
-        self.known: dict[PromptEncoding, dict[str, Conditioning]] = {}
-        self.rooms: dict[tuple[tuple[int, int], int], SamplingLimits] = {}
+        self.cached: dict[PromptEncoding, dict[str, Conditioning]] = {}
+        self._limits: dict[tuple[tuple[int, int], int], SamplingLimits] = {}
         self._adapter = Adapter()
 
     @functools.cached_property
-    def colours(self) -> LatentToRgb:
+    def latent_to_rgb(self) -> LatentToRgb:
+        """The map of this base's latents to RGB, fitted at first use."""
         return fit_latent_to_rgb(self.vae)
 
-    def draw(
-        self, lora: Path | Mix | None, request: SamplingConfig, on_step: Any = None, on_frame: Any = None
-    ) -> list[Any]:
-        """Pictures of a LoRA file or of several, each at its weight; without one the base's own, which stays as it is."""
+    def generate(
+        self,
+        lora: Path | Mix | None,
+        config: SamplingConfig,
+        on_step: OnStep | None = None,
+        on_frame: OnFrame | None = None,
+    ) -> list[GeneratedImage]:
+        """Returns images with a LoRA file, or with several at their weights, or with the base model alone.
+
+        Raises:
+            ConfigError: the width or height does not fit the base.
+            LoraFileError: a file can't be read or does not fit the base; then none is attached.
+        """
         files = _files(lora)
-        changed: set[str] = {part for file, _ in files for part in changed_parts(file)}
+        changed = {part for file, _ in files for part in changed_parts(file)}
         adapter = self.adapter_of(files)
-        windows = max(
-            count_windows(prompt, self.tokenizers[0], weighted=True)
-            for prompt in (*request.prompts, request.negative)
-        )
-        reading = PromptEncoding(windows=windows, clip_skip=request.clip_skip, weighted=True)
+        encoding = prompt_encoding(config, self.tokenizers[0])
 
         def encode_one(prompt: str) -> Conditioning:
             with torch.inference_mode():
-                return encode([prompt], self.tokenizers, self.encoders, reading)
+                return encode([prompt], self.tokenizers, self.encoders, encoding)
 
-        wanted = conditioner(
-            self.known.setdefault(reading, {}),
-            encode_one,
-            adapter,
-            changes_text=bool(changed - {"unet"}),
-            zeros_for_empty=self.base.zeros_for_empty_prompt,
-        )
-        native, factor = self.base.native_size, self.base.latent_factor
-        size = (request.width or native, request.height or native)
-        if any(side % (4 * factor) for side in size):
-            raise ConfigError(
-                [f"width and height must be multiples of {4 * factor}, not {size[0]} x {size[1]}"]
-            )
-        return draw(
-            request,
+        sampler = Sampler(
+            base=self.base,
             unet=self.unet,
             vae=self.vae,
             scheduler=self._scheduler(files),
             adapter=adapter,
-            conditioning=wanted,
-            size=size,
-            latent_factor=factor,
-            room=self._room(request, size),
-            on_step=on_step,
-            on_frame=on_frame,
+            changes_text=bool(changed - {"unet"}),
+            limits=self._limits_of(config),
         )
+        encoder = sampler.prompt_encoder(self.cached.setdefault(encoding, {}), encode_one)
+        return sampler.generate(config, encoder, on_step, on_frame)
 
     def adapter_of(self, files: Mix) -> Adapter:
-        """An adapter of the files in the models, which keep it until others are asked for.
+        """Returns an adapter of the files, attached to the models until other files are requested.
 
-        Matrices of the same shapes are only put in the place of the last ones. Raises LoraFileError; then none is attached.
+        Where the matrices have the same shapes as the last ones, only their values are replaced.
+
+        Raises:
+            LoraFileError: a file can't be read or does not fit the base; then none is attached.
         """
         models = {"unet": self.unet, "text_encoder": self.encoders[0], "text_encoder_2": self.encoders[1]}
         if files and self._adapter.layers and try_swap_weights(files, self._adapter):
             return self._adapter
-        kept, self._adapter = self._adapter, Adapter()
-        detach_all(kept, models)
-        changed = {part for file, _ in files for part in changed_parts(file)}
+        previous, self._adapter = self._adapter, Adapter()
+        for part in list(previous.layers):
+            previous.detach(part, models[part])
         if files:
-            self._adapter = attach_mix(
-                files, {part: model for part, model in models.items() if part in changed or part == "unet"}
-            )
+            changed = {part for file, _ in files for part in changed_parts(file)} | {"unet"}
+            self._adapter = attach_mix(files, {part: models[part] for part in models if part in changed})
         return self._adapter
 
-    def _room(self, request: SamplingConfig, size: tuple[int, int]) -> SamplingLimits:
-        """What memory allows, worked out once for each size of a drawing."""
-        rows = rows_per_pass(len(request.prompts), len(request.strengths), size)
-        if (size, rows) not in self.rooms:
-            self.rooms[size, rows] = sampling_limits_beside_models(
+    def _limits_of(self, config: SamplingConfig) -> SamplingLimits:
+        """Returns what memory allows, computed once for each image size and number of rows."""
+        size = image_size(config, self.base)
+        rows = rows_per_pass(len(config.prompts), len(config.strengths), size)
+        if (size, rows) not in self._limits:
+            self._limits[size, rows] = sampling_limits_beside_models(
                 self.base.configs, self.unet.dtype, size, rows, self.device
             )
-        return self.rooms[size, rows]
+        return self._limits[size, rows]
 
-    def _scheduler(self, files: Mix) -> Any:
-        """As the files were trained, when they say so: a training may override what the base says of itself."""
-        facts = [recognise(file).metadata for file, _ in files]
-        return scheduler_of_lora_files(facts, self.base)
+    def _scheduler(self, files: Mix) -> NoiseScheduler:
+        """Returns the scheduler of the files' training, since a training may override the base's."""
+        headers = [recognise(file).metadata for file, _ in files]
+        return scheduler_of_lora_files(headers, self.base)
 
 
 def _files(lora: Path | Mix | None) -> Mix:
     return [(lora, 1.0)] if isinstance(lora, Path) else lora or []
 
 
-def detach_all(adapter: Adapter, models: dict[str, Any]) -> None:
-    for part in list(adapter.layers):
-        adapter.detach(part, models[part])
-
-
 def generate_from_file(
-    lora: Path | Mix, request: SamplingConfig, out_dir: Path, *, base: str, models: Path
+    lora: Path | Mix, config: SamplingConfig, out_dir: Path, *, base: str, models: Path
 ) -> list[Path]:
-    """Draws and saves `p00_s0.00.png` ... and `strip.png`; their paths. Raises TrainerError before the base is loaded."""
+    """Writes `p00_s0.00.png` and so on and `strip.png`, and returns their paths.
+
+    Raises:
+        TrainerError: before the base is loaded where a LoRA file is the reason.
+    """
     for file, _ in _files(lora):
         changed_parts(file)
-    return generate_and_save(WarmBase(open_base(base, models)), lora, request, out_dir)
+    return generate_and_save(WarmBase(open_base(base, models)), lora, config, out_dir)
 
 
 def generate_and_save(
     warm: WarmBase,
     lora: Path | Mix,
-    request: SamplingConfig,
+    config: SamplingConfig,
     out_dir: Path,
-    on_step: Any = None,
+    on_step: OnStep | None = None,
     prefix: str = "",
 ) -> list[Path]:
-    """Draws and saves; while somebody follows, rough pictures of what is coming lie in `out_dir`."""
+    """Writes the images and `strip.png`, and returns their paths, the strip's last.
+
+    With `on_step`, rough previews of the images are written to `out_dir` while they are denoised.
+    """
     try:
-        drawn = warm.draw(lora, request, on_step, frame_writer(warm.colours, out_dir) if on_step else None)
+        on_frame = frame_writer(warm.latent_to_rgb, out_dir) if on_step else None
+        images = warm.generate(lora, config, on_step, on_frame)
     finally:
         (out_dir / FRAME).unlink(missing_ok=True)
     out_dir.mkdir(parents=True, exist_ok=True)
     loras = [(file.stem, weight) for file, weight in _files(lora)]
-    paths = [out_dir / f"{prefix}{picture_name(cell.prompt_index, cell.strength)}" for cell in drawn]
-    for cell, path in zip(drawn, paths, strict=True):
-        save_image(cell, request, path, base=warm.base.name, loras=loras)
-    return [*paths, save_strip(drawn, request, out_dir)]
+    paths = [out_dir / f"{prefix}{picture_name(image.prompt_index, image.strength)}" for image in images]
+    for image, path in zip(images, paths, strict=True):
+        save_image(image, config, path, base=warm.base.name, loras=loras)
+    return [*paths, save_strip(images, config, out_dir)]

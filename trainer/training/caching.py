@@ -1,12 +1,17 @@
-"""What the recipe looks at: each picture's posterior in its bucket, each caption's conditioning, from the cache on disk."""
+"""Precomputation of latents and text embeddings, from the cache on disk where it has them.
+
+The VAE and the text encoders are loaded only when something is missing, and leave memory with the end of each
+call.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import hashlib
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -14,164 +19,254 @@ from PIL import Image
 from trainer.config import TrainConfig
 from trainer.dataset.augmentations import Augmentation, augmentations_of, mask_of, mask_weights
 from trainer.dataset.buckets import Placement, crop_notice
-from trainer.dataset.manifest import Item, Manifest
+from trainer.dataset.caption_rules import CaptionRules
+from trainer.dataset.manifest import Item
 from trainer.dataset.pictures import open_picture
 from trainer.errors import DatasetError
 from trainer.runs.commands import CommandInbox
 from trainer.runs.run import Run
 from trainer.sdxl.base import Base
 from trainer.sdxl.latents import encode_image, to_pixels
+from trainer.sdxl.protocols import Vae
 from trainer.sdxl.text import Conditioning, PromptEncoding, count_truncated_tokens, encode
+from trainer.training.batches import Batches
 from trainer.training.examples import LatentDataset, TrainingExample, placements
 from trainer.training.feature_cache import FeatureCache, Latents
 from trainer.training.prefetch import BackgroundWriter, prefetch
 from trainer.training.preflight import check_masks
+from trainer.training.samples import NumberedConfigs, sample_prompts_of
+from trainer.training.text_conditioning import (
+    MAX_CACHED_PROMPTS,
+    TextConditioner,
+    TextModels,
+    caption_encoding,
+    sample_encoding,
+    training_captions,
+)
+
+_ENCODERS_STAY = (
+    f"the captions have more than {MAX_CACHED_PROMPTS} variants, so the text encoders stay in memory "
+    "and encode them step by step"
+)
 
 
-def cache_latents(
-    run: Run,
-    items: tuple[Item, ...],
-    config: TrainConfig,
-    base: Base,
-    cache: FeatureCache,
-    device: torch.device,
-    stop: CommandInbox,
-) -> LatentDataset:
-    """Posteriors of all pictures in all their forms; the VAE is loaded only when some are missing.
+@dataclass(frozen=True)
+class _Prepared:
+    """An image's mask and augmentations, each with its cached latents or else the image to encode."""
 
-    Raises DatasetError when no picture is left, or none has a mask and masks are asked for.
-    """
-    check_masks(config, items)
-    encoder = _Encoder(base, device, cache.tile)
-    planned = placements(config, base, items)
-    notice = crop_notice([item.name for item in items], [placement for _, placement in planned[: len(items)]])
-    if notice:
-        run.emit("problem", message=notice)
-    found: list[tuple[Item, tuple[TrainingExample, ...]]] = []
-    reading = prefetch(lambda pair: _looked_at(config, cache, *pair), planned)
-    with contextlib.closing(reading) as looked, BackgroundWriter() as behind:
-        for number, ((item, _), future) in enumerate(looked, start=1):
-            if stop.stop_requested():
+    mask: Image.Image | None
+    variants: list[tuple[Augmentation, Latents | Image.Image]]
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """Precomputes features for one training; a stop command ends it early, with the features so far."""
+
+    run: Run
+    config: TrainConfig
+    base: Base
+    cache: FeatureCache
+    device: torch.device
+    inbox: CommandInbox
+
+    def latents(self, items: tuple[Item, ...]) -> LatentDataset:
+        """Returns the posteriors of all images in all their augmentations.
+
+        Images that can't be read are left out, with a `problem` event each.
+
+        Raises:
+            DatasetError: no image is left, or none has a mask where masks are set.
+        """
+        check_masks(self.config, items)
+        encoder = _LatentEncoder(self.base, self.device, self.cache.tile)
+        planned = placements(self.config, self.base, items)
+        placed = [placement for _, placement in planned[: len(items)]]
+        notice = crop_notice([item.name for item in items], placed)
+        if notice:
+            self.run.emit("problem", message=notice)
+        result: list[tuple[Item, tuple[TrainingExample, ...]]] = []
+        prepared = prefetch(lambda pair: self._prepare(*pair), planned)
+        with contextlib.closing(prepared), BackgroundWriter() as writer:
+            for number, ((item, _), future) in enumerate(prepared, start=1):
+                if self.inbox.stop_requested():
+                    break
+                examples = self._examples(item, future, encoder, writer)
+                if examples is None:
+                    continue
+                result.append((item, examples))
+                self.run.emit("stage", stage="caching pictures", done=number, total=len(planned))
+        if not result and not self.inbox.stop_requested():
+            raise DatasetError("none of the pictures can be read any more; put them back and start again")
+        readable = tuple(item for item, _ in result)
+        return LatentDataset(readable, tuple(examples for _, examples in result), self.base.latent_scaling)
+
+    def validation_latents(self, items: tuple[Item, ...]) -> LatentDataset:
+        """Returns the posteriors of the validation images, each once and without augmentation."""
+        if not items:
+            return LatentDataset((), (), self.base.latent_scaling)
+        plain = dataclasses.replace(
+            self.config,
+            mask="none",
+            flip=False,
+            random_crop=False,
+            colour_jitter=0.0,
+            resolutions=self.config.resolutions[:1],
+        )
+        return dataclasses.replace(self, config=plain).latents(items)
+
+    def text(self, prompts: set[str], encoding: PromptEncoding) -> dict[str, Conditioning]:
+        """Returns the conditioning of each prompt, with a `problem` event for each that is too long."""
+        models = TextModels(self.base, self.device)
+
+        def compute(prompt: str) -> Conditioning:
+            cut = count_truncated_tokens(prompt, models.tokenizers[0], encoding)
+            if cut:
+                self.run.emit("problem", message=_too_long(prompt, cut, encoding))
+            with torch.inference_mode():
+                return encode([prompt], models.tokenizers, models.encoders, encoding)
+
+        result = {}
+        for number, prompt in enumerate(sorted(prompts), start=1):
+            if self.inbox.stop_requested():
                 break
-            try:
-                mask, seen = future.result()
-            except (DatasetError, OSError) as error:
-                run.emit(
-                    "problem",
-                    message=str(error)
-                    if isinstance(error, DatasetError)
-                    else f"{item.name} is gone, so it is left out",
-                )
+            result[prompt] = self.cache.text(prompt, encoding, lambda prompt=prompt: compute(prompt))
+            self.run.emit("stage", stage="caching captions", done=number, total=len(prompts))
+        return result
+
+    def _prepare(self, item: Item, placement: Placement) -> _Prepared:
+        """Reads what the cache has of an image, and the image itself where something is missing.
+
+        Raises:
+            DatasetError: the image has changed or can't be read.
+            OSError: the image is missing.
+        """
+        image, variants = None, []
+        mask = mask_of(self.config, item)
+        for augmentation in augmentations_of(self.config, item, placement):
+            latents = self.cache.load_latents(item, augmentation)
+            if latents is not None:
+                variants.append((augmentation, latents))
                 continue
-            forms = []
-            for variant, known in seen:
-                latents = encoder.encode_image(known) if isinstance(known, Image.Image) else known
-                if latents is not known:
-                    behind.do(cache.store_latents, item, variant, latents)
-                forms.append(
-                    TrainingExample(
-                        item, variant, latents[0], latents[1], _mask_tensor(mask, variant, base, config)
-                    )
-                )
-            found.append((item, tuple(forms)))
-            run.emit("stage", stage="caching pictures", done=number, total=len(planned))
-    if not found and not stop.stop_requested():
-        raise DatasetError("none of the pictures can be read any more; put them back and start again")
-    return LatentDataset(
-        tuple(item for item, _ in found), tuple(forms for _, forms in found), base.latent_scaling
-    )
+            if image is None:
+                image = _open_unchanged(item)
+            variants.append((augmentation, augmentation.apply(image)))
+        return _Prepared(mask, variants)
+
+    def _examples(
+        self, item: Item, future: Future[_Prepared], encoder: _LatentEncoder, writer: BackgroundWriter
+    ) -> tuple[TrainingExample, ...] | None:
+        """Returns the examples of an image, or None, with a `problem` event, when it can't be read."""
+        try:
+            prepared = future.result()
+        except DatasetError as error:
+            self.run.emit("problem", message=str(error))
+            return None
+        except OSError:
+            self.run.emit("problem", message=f"{item.name} is missing, so it is left out")
+            return None
+        examples = []
+        for augmentation, source in prepared.variants:
+            latents = encoder.posterior(source) if isinstance(source, Image.Image) else source
+            if latents is not source:
+                writer.submit(self.cache.store_latents, item, augmentation, latents)
+            mask = self._mask_tensor(prepared.mask, augmentation)
+            examples.append(TrainingExample(item, augmentation, *latents, mask))
+        return tuple(examples)
+
+    def _mask_tensor(self, mask: Image.Image | None, augmentation: Augmentation) -> torch.Tensor | None:
+        """Returns (1, 1, H/8, W/8) in [0, 1]."""
+        if mask is None:
+            return None
+        factor, outside = self.base.latent_factor, self.config.mask_outside
+        weights = mask_weights(mask, augmentation, cell=factor, outside=outside)
+        return torch.from_numpy(weights)[None, None]
 
 
-def cache_validation_latents(
-    run: Run,
-    manifest: Manifest,
-    config: TrainConfig,
-    base: Base,
-    cache: FeatureCache,
-    device: torch.device,
-    stop: CommandInbox,
-) -> LatentDataset:
-    """The pictures set aside, each in one plain form; none when the run sets none aside."""
-    plain = dataclasses.replace(
-        config,
-        mask="none",
-        flip=False,
-        random_crop=False,
-        colour_jitter=0.0,
-        resolutions=config.resolutions[:1],
-    )
-    if not manifest.validation_items:
-        return LatentDataset((), (), base.latent_scaling)
-    return cache_latents(run, manifest.validation_items, plain, base, cache, device, stop)
-
-
-def _looked_at(
-    config: TrainConfig, cache: FeatureCache, item: Item, placement: Placement
-) -> tuple[Image.Image | None, list[tuple[Augmentation, Latents | Image.Image]]]:
-    """A picture's mask, and each of its forms: what the cache has of it, or else how it is shown. Raises DatasetError or OSError."""
-    mask, picture, seen = mask_of(config, item), None, []
-    for variant in augmentations_of(config, item, placement):
-        known = cache.latents(item, variant)
-        if known is None and picture is None:
-            if hashlib.sha256(Path(item.path).read_bytes()).hexdigest() != item.digest:
-                raise DatasetError(
-                    f"{item.name} has changed since the training was set up, so it is left out; start a new training"
-                )
-            picture = open_picture(Path(item.path))
-        seen.append((variant, variant.apply(picture) if known is None and picture else known))
-    return mask, seen
-
-
-class _Encoder:
-    """The VAE, loaded when the first picture is missing from the cache."""
+class _LatentEncoder:
+    """The VAE's encoder, loaded when the first image is missing from the cache."""
 
     def __init__(self, base: Base, device: torch.device, tile: int) -> None:
-        self.base, self.device, self.tile, self.vae = base, device, tile, None
+        self.base, self.device, self.tile = base, device, tile
+        self.vae: Vae | None = None
 
-    def encode_image(self, picture: Image.Image) -> Latents:
+    def posterior(self, image: Image.Image) -> Latents:
+        """Returns mean and log-variance of an image."""
         if self.vae is None:
             self.vae = self.base.vae(self.device)
-        return encode_image(self.vae, to_pixels(picture), self.tile)
+        return encode_image(self.vae, to_pixels(image), self.tile)
 
 
-def _mask_tensor(
-    mask: Image.Image | None, variant: Augmentation, base: Base, config: TrainConfig
-) -> torch.Tensor | None:
-    if mask is None:
-        return None
-    return torch.from_numpy(
-        mask_weights(mask, variant, cell=base.latent_factor, outside=config.mask_outside)
-    )[None, None]
+def _open_unchanged(item: Item) -> Image.Image:
+    """Opens an image. Raises DatasetError when its bytes are not those of the manifest."""
+    if hashlib.sha256(Path(item.path).read_bytes()).hexdigest() != item.digest:
+        raise DatasetError(
+            f"{item.name} has changed since the training was set up, so it is left out; start a new training"
+        )
+    return open_picture(Path(item.path))
 
 
-def cache_text(
-    run: Run,
-    prompts: set[str],
-    reading: PromptEncoding,
-    base: Base,
-    cache: FeatureCache,
-    device: torch.device,
-    stop: CommandInbox,
-) -> dict[str, Conditioning]:
-    """Conditioning of each prompt; the encoders are loaded only when some are missing."""
-    loaded: dict[str, Any] = {}
+def _too_long(prompt: str, cut: int, encoding: PromptEncoding) -> str:
+    return (
+        f"a caption is {cut} tokens too long and its end is not read "
+        f"(caption_windows {encoding.windows + 1} would): {prompt[:60]}…"
+    )
 
-    def compute(prompt: str) -> Conditioning:
-        if not loaded:
-            loaded.update(encoders=base.text_encoders(device, torch.float32), tokenizers=base.tokenizers())
-        cut = count_truncated_tokens(prompt, loaded["tokenizers"][0], reading)
-        if cut:
-            run.emit(
-                "problem",
-                message=f"a caption is {cut} tokens too long and its end is not read (caption_windows {reading.windows + 1} would): {prompt[:60]}…",
-            )
-        with torch.inference_mode():
-            return encode([prompt], loaded["tokenizers"], loaded["encoders"], reading)
 
-    found = {}
-    for number, prompt in enumerate(sorted(prompts), start=1):
-        if stop.stop_requested():
-            break
-        found[prompt] = cache.text(prompt, reading, lambda prompt=prompt: compute(prompt))
-        run.emit("stage", stage="caching captions", done=number, total=len(prompts))
-    return found
+def feature_extractor(
+    run: Run, base: Base, device: torch.device, inbox: CommandInbox, tile: int
+) -> FeatureExtractor:
+    """Returns an extractor with the cache beside a run.
+
+    Args:
+        tile: px, side of the tiles in which larger images are encoded; 0 encodes them whole.
+    """
+    cache = FeatureCache(run.path.parent / ".cache", base.fingerprint, tile)
+    return FeatureExtractor(run, run.config, base, cache, device, inbox)
+
+
+@dataclass(frozen=True)
+class UsedCaptions:
+    """The captions that a training needs: of its first `positions` batches, and of its validation images."""
+
+    rules: CaptionRules
+    batches: Batches
+    positions: int
+    validation: LatentDataset
+
+    def training(self) -> set[str] | None:
+        """Returns the captions of the batches, or None when there are more than MAX_CACHED_PROMPTS."""
+        return training_captions(self.rules, self.batches, self.positions)
+
+    def fixed(self) -> set[str]:
+        """Returns the captions of the validation images, and the empty one of caption dropout."""
+        return {"", *(self.rules.fixed(item) for item in self.validation.items)}
+
+
+def prepare_text(
+    extractor: FeatureExtractor, captions: UsedCaptions, samplings: NumberedConfigs
+) -> tuple[TextConditioner, TextConditioner]:
+    """Returns the text conditioners of the training's captions and of its sample prompts.
+
+    Without trained text encoders, all prompts are precomputed where they are few enough, and the encoders
+    leave memory.
+    """
+    config, base = extractor.config, extractor.base
+    sample_prompts = sample_prompts_of(samplings)
+    encoding = caption_encoding(config)
+    encoding_of_samples = sample_encoding(config, sample_prompts, base.tokenizers()[0])
+    is_trained = config.train_text_encoder_1 or config.train_text_encoder_2
+    cached: dict[str, Conditioning] = {}
+    cached_samples: dict[str, Conditioning] = {}
+    needs_encoders = is_trained
+    if not is_trained and captions.batches.items:
+        used = captions.training()
+        needs_encoders = used is None
+        cached = extractor.text(captions.fixed() | (used or set()), encoding)
+        cached_samples = extractor.text(sample_prompts, encoding_of_samples)
+        if used is None:
+            extractor.run.emit("problem", message=_ENCODERS_STAY)
+    models = TextModels(base, extractor.device) if needs_encoders else None
+    return (
+        TextConditioner(cached, models, encoding, is_trained=is_trained),
+        TextConditioner(cached_samples, models, encoding_of_samples, is_trained=is_trained),
+    )

@@ -1,19 +1,22 @@
-"""What a resumed run goes on from: adapter, optimizer and step. Random numbers need no saving: each step draws its own.
+"""Checkpoints: adapter, optimizer and step, from which a resumed run continues to the same bytes.
 
     checkpoints/step-100/
-      adapter.safetensors      fp32 masters
+      adapter.safetensors      fp32 master weights
       optimizer.safetensors    moments
-      average.safetensors      the weights that the file takes, when they are an average
-      state.json               step, the optimizer's numbers, fp16's loss scale, SHA-256 of all files
+      average.safetensors      the weights of the file, where they are an average (trainer/training/ema.py)
+      state.json               step, the optimizer's numbers, fp16's loss scale, version, SHA-256 of all files
 
-A checkpoint is written under a temporary name, synced, renamed, and only then are older ones removed.
+Random generators are not stored, since each step seeds its own from the run's seed and the step's number. A
+checkpoint is written under a temporary name, synced and renamed; only then are older ones removed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,138 +26,186 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from trainer import __version__
 from trainer.adapter.flat_parameters import join_state, split_state
 from trainer.adapter.lora import Adapter
 from trainer.atomic_files import replacing
+from trainer.errors import NotFiniteError
 from trainer.runs.run import Run
 from trainer.training.ema import EmaWeights
-from trainer.version import __version__
 
-Scaler = torch.amp.GradScaler
+_ADAPTER, _OPTIMIZER, _AVERAGE = "adapter.safetensors", "optimizer.safetensors", "average.safetensors"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a checkpoint keeps, copied into the CPU's memory: training may go on while it is written."""
+    """The content of a checkpoint as a copy in the CPU's memory: training goes on while it is written."""
 
     step: int
-    tensors: dict[str, dict[str, torch.Tensor]]  # of each file
-    optimizer: dict[str, Any]  # what of the optimizer is no tensor
-    scaler: dict[str, Any]  # the loss scale and how long it has held; empty without one
+    tensors: dict[str, dict[str, torch.Tensor]]  # by file
+    optimizer: dict[str, Any]  # the optimizer's state without its tensors
+    scaler: dict[str, Any]  # the loss scale and its age in steps; empty without a scaler
 
 
-def snapshot(
-    step: int,
-    adapter: Adapter,
-    optimizer: torch.optim.Optimizer,
-    average: EmaWeights | None = None,
-    scaler: Scaler | None = None,
-) -> Snapshot:
-    tensors, numbers = _flat(split_state(optimizer, adapter.flat_vectors))
-    files = {"adapter.safetensors": adapter.tensors(), "optimizer.safetensors": tensors}
-    averaged = average.tensors() if average else None
-    files = files if averaged is None else {**files, "average.safetensors": averaged}
-    return Snapshot(step, files, numbers, scaler.state_dict() if scaler else {})
+@dataclass
+class TrainingState:
+    """Everything that the next step depends on.
+
+    Attributes:
+        optimizer: the optimizer itself, not accelerate's wrapper.
+        scaler: fp16's loss scaler.
+        first_step: steps done before this process.
+    """
+
+    adapter: Adapter
+    optimizer: torch.optim.Optimizer
+    ema: EmaWeights | None = None
+    scaler: torch.amp.GradScaler | None = None
+    first_step: int = 0
+
+    def snapshot(self, step: int) -> Snapshot:
+        """Returns a copy of the state after `step` steps."""
+        tensors, numbers = _flat(split_state(self.optimizer, self.adapter.flat_vectors))
+        files = {_ADAPTER: self.adapter.tensors(), _OPTIMIZER: tensors}
+        averaged = self.ema.tensors() if self.ema else None
+        if averaged is not None:
+            files[_AVERAGE] = averaged
+        return Snapshot(step, files, numbers, self.scaler.state_dict() if self.scaler else {})
+
+    def load_newest(self, run: Run) -> tuple[int, list[str]]:
+        """Restores the newest undamaged checkpoint; returns (step, 0 for none; names of damaged ones)."""
+        damaged = []
+        for path in checkpoints(run):
+            try:
+                state, files = _read(path)
+            except (OSError, ValueError, KeyError, SafetensorError):
+                damaged.append(path.name)
+                continue
+            self.adapter.load(load(files[_ADAPTER]))
+            optimizer_state = _unflat(load(files[_OPTIMIZER]), state["optimizer"])
+            self.optimizer.load_state_dict(
+                join_state(optimizer_state, self.optimizer, self.adapter.flat_vectors)
+            )
+            if self.ema and _AVERAGE in files:
+                self.ema.load(load(files[_AVERAGE]), state["step"])
+            if self.scaler and state.get("scaler"):  # checkpoints of version 0.1 have none
+                self.scaler.load_state_dict(state["scaler"])
+            self.first_step = state["step"]
+            break
+        return self.first_step, damaged
+
+    def is_finite(self) -> bool:
+        """Returns True when no weight of the adapter is NaN or infinite."""
+        return all(bool(torch.isfinite(vector).all()) for vector in self.adapter.vectors())
+
+
+def resume(run: Run, state: TrainingState) -> int:
+    """Restores the newest undamaged checkpoint; returns its step, 0 for none. Emits damaged ones."""
+    step, damaged = state.load_newest(run)
+    for name in damaged:
+        run.emit("problem", message=f"checkpoint {name} is damaged and was skipped")
+    if step:
+        run.emit("stage", stage="resuming", done=step, total=run.config.steps)
+    return step
 
 
 class CheckpointWriter:
-    """Writes checkpoints beside the training, one at a time; what went wrong in one is raised by the next call.
+    """Writes checkpoints in a thread beside the training, one at a time.
 
-    A checkpoint is there whole or not at all, so a kill while one is written costs the steps since the one before.
+    An error in the thread is raised by the next call. A checkpoint appears complete or not at all, so a kill
+    while one is written costs the steps since the one before.
     """
 
-    def __init__(self, run: Run, keep: int) -> None:
-        self.run, self.keep = run, keep
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[Path] | None = None
+    def __init__(self, run: Run, state: TrainingState, keep: int) -> None:
+        """Creates the thread.
 
-    def write(self, kept: Snapshot, spare: int | None = None) -> None:
-        """Begins to write, once the checkpoint before is safe."""
-        self.settle()
-        self._writing = self._writer.submit(_write, self.run, kept, keep=self.keep, spare=spare)
+        Args:
+            keep: the number of newest checkpoints that are not removed.
+        """
+        self.run, self.state, self.keep = run, state, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
 
-    def settle(self) -> None:
-        """Returns when all is on the disk. Raises what the writing raised."""
-        writing, self._writing = self._writing, None
-        if writing:
-            writing.result()
+    def write(self, step: int, always_keep: int | None = None) -> None:
+        """Copies the state after `step` steps and begins to write it, once the last checkpoint is written.
+
+        Args:
+            always_keep: a step whose checkpoint is not removed, however old it is.
+        """
+        snapshot = self.state.snapshot(step)
+        self.wait()
+        self._pending = self._thread.submit(_write, self.run, snapshot, self.keep, always_keep)
+
+    @contextlib.contextmanager
+    def saved_on_divergence(self, step: int, always_keep: int | None) -> Iterator[None]:
+        """Writes a checkpoint of step `step` when the block raises NotFiniteError, which is raised again.
+
+        It is written only where this process has trained a step and all weights are finite. Without it, the
+        user would lose the steps since the last checkpoint.
+        """
+        try:
+            yield
+        except NotFiniteError:
+            if self.run.is_main_process and step > self.state.first_step and self.state.is_finite():
+                self.write(step, always_keep)
+            self.wait()
+            raise
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is on the disk; raises the error of its writing."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
 
     def close(self) -> None:
-        self.settle()
-        self._writer.shutdown()
+        """Waits, and ends the thread."""
+        self.wait()
+        self._thread.shutdown()
 
 
-def _write(run: Run, kept: Snapshot, *, keep: int, spare: int | None) -> Path:
-    """Writes `step-N` and removes all but the newest `keep` and step `spare`."""
-    step = kept.step
-    files = {name: save(tensors) for name, tensors in kept.tensors.items()}
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    files["state.json"] = json.dumps(
-        {
-            "version": __version__,
-            "step": step,
-            "optimizer": kept.optimizer,
-            "scaler": kept.scaler,
-            "sha256": digests,
-        }
-    ).encode()
-    target = run.checkpoints / f"step-{step}"
+def _write(run: Run, snapshot: Snapshot, keep: int, always_keep: int | None) -> Path:
+    """Writes `step-N` and removes all others but the newest `keep` and step `always_keep`."""
+    files = {name: save(tensors) for name, tensors in snapshot.tensors.items()}
+    state = {
+        "version": __version__,
+        "step": snapshot.step,
+        "optimizer": snapshot.optimizer,
+        "scaler": snapshot.scaler,
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    files["state.json"] = json.dumps(state).encode()
+    target = run.checkpoints / f"step-{snapshot.step}"
     with replacing(target) as temporary:
         temporary.mkdir(parents=True)
         for name, data in files.items():
             (temporary / name).write_bytes(data)
-        if target.exists():  # a damaged one that resume passed over
+        if target.exists():  # a damaged one that `load_newest` skipped
             shutil.rmtree(target)
     for old in checkpoints(run)[keep:]:
-        if spare is not None and old.name == f"step-{spare}":
-            continue
-        shutil.rmtree(old, ignore_errors=True)
+        if old.name != f"step-{always_keep}":
+            shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def checkpoints(run: Run) -> list[Path]:
-    """Newest first."""
-    named = [path for path in run.checkpoints.glob("step-*") if path.name[5:].isdigit()]
-    return sorted(named, key=lambda path: int(path.name[5:]), reverse=True)
+    """Returns the folders of a run's checkpoints, the newest first."""
+    folders = [path for path in run.checkpoints.glob("step-*") if path.name[5:].isdigit()]
+    return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
 
 
-def load_newest(
-    run: Run,
-    adapter: Adapter,
-    optimizer: torch.optim.Optimizer,
-    average: EmaWeights | None = None,
-    scaler: Scaler | None = None,
-) -> tuple[int, list[str]]:
-    """Puts the newest whole checkpoint back: (step, names of damaged ones passed over); (0, ...) when there is none."""
-    damaged = []
-    for path in checkpoints(run):
-        try:
-            state, files = _read(path)
-        except (OSError, ValueError, KeyError, SafetensorError):
-            damaged.append(path.name)
-            continue
-        adapter.load(load(files["adapter.safetensors"]))
-        kept = _unflat(load(files["optimizer.safetensors"]), state["optimizer"])
-        optimizer.load_state_dict(join_state(kept, optimizer, adapter.flat_vectors))
-        if average and "average.safetensors" in files:
-            average.load(load(files["average.safetensors"]), state["step"])
-        if scaler and state.get("scaler"):  # an earlier version kept none
-            scaler.load_state_dict(state["scaler"])
-        return state["step"], damaged
-    return 0, damaged
+def load_adapter(path: Path, adapter: Adapter) -> None:
+    """Loads only the weights of a checkpoint, the averaged ones where the file would have them."""
+    adapter.load(read_adapter(path))
 
 
-def load_adapter(path: Path, adapter: Adapter) -> int:
-    """Only the weights of one checkpoint, averaged when the file would take them so; its step."""
-    step, tensors = read_adapter(path)
-    adapter.load(tensors)
-    return step
+def read_adapter(path: Path) -> dict[str, torch.Tensor]:
+    """Returns a checkpoint's fp32 matrices by `part/path.role`, averaged where the file would have them so.
 
-
-def read_adapter(path: Path) -> tuple[int, dict[str, torch.Tensor]]:
-    """(step, `part/path.role` -> fp32 matrix) of one checkpoint, as the file would take them. OSError or ValueError when damaged."""
-    state, files = _read(path)
-    return state["step"], load(files.get("average.safetensors", files["adapter.safetensors"]))
+    Raises:
+        OSError, ValueError, KeyError, SafetensorError: the checkpoint is missing or damaged.
+    """
+    _, files = _read(path)
+    return load(files.get(_AVERAGE, files[_ADAPTER]))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -167,31 +218,35 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def _flat(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors (`3.exp_avg`) and what JSON can hold."""
+    """Splits an optimizer's state into tensors (`3.exp_avg`, `group0.k`) and the rest, for JSON."""
     tensors: dict[str, torch.Tensor] = {}
-    numbers: dict[str, Any] = {"state": {}, "param_groups": []}
-    for index, entries in state["state"].items():
-        numbers["state"][str(index)] = {}
-        for name, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
-            else:
-                numbers["state"][str(index)][name] = value
-    for number, group in enumerate(state["param_groups"]):
+
+    def without_tensors(owner: str, values: dict[str, Any]) -> dict[str, Any]:
         plain = {}
-        for name, value in group.items():
+        for name, value in values.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"group{number}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
+                tensors[f"{owner}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
             else:
                 plain[name] = value
-        numbers["param_groups"].append(plain)
+        return plain
+
+    numbers = {
+        "state": {
+            str(index): without_tensors(str(index), values) for index, values in state["state"].items()
+        },
+        "param_groups": [
+            without_tensors(f"group{number}", group) for number, group in enumerate(state["param_groups"])
+        ],
+    }
     return tensors, numbers
 
 
 def _unflat(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
+    """Joins what `_flat` has split."""
     state: dict[int, dict[str, Any]] = {
-        int(index): dict(entries) for index, entries in numbers["state"].items()
+        int(index): dict(values) for index, values in numbers["state"].items()
     }
+    # JSON turns tuples into lists; some optimizers unpack or compare `betas` as a tuple.
     groups = [
         {**group, **({"betas": tuple(group["betas"])} if "betas" in group else {})}
         for group in numbers["param_groups"]

@@ -1,4 +1,4 @@
-"""The weights that a file and its pictures take: the trained ones, or an average of them."""
+"""EMA weights: the average of the trained weights that the file and the sample images use."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from trainer.training.optim import is_schedule_free
 
 
 class EmaWeights:
-    """An exponential moving average of the adapter, or the one that a schedule-free optimizer keeps, or none.
+    """An exponential moving average of the adapter, or a schedule-free optimizer's average, or none.
 
-    The decay rises from 0 to `decay` over the first steps, (1 + n) / (10 + n), so that the start is forgotten.
+    The decay rises from 0 to `decay` over the first steps, (1 + n) / (10 + n), so that the initial weights
+    lose their influence quickly.
     """
 
     def __init__(self, adapter: Adapter, optimizer: torch.optim.Optimizer, decay: float) -> None:
@@ -25,18 +26,19 @@ class EmaWeights:
         self.ema = EMAModel(adapter.vectors(), decay=decay) if decay else None
 
     @property
-    def is_kept(self) -> bool:
+    def is_on(self) -> bool:
+        """True if the averaged weights differ from the trained ones."""
         return self.ema is not None or self.optimizer is not None
 
     def step(self) -> None:
-        """Called after each step of the optimizer."""
+        """Updates the average; must be called after each step of the optimizer."""
         if self.ema:
             self.ema.step(self.adapter.vectors())
 
     @contextlib.contextmanager
-    def shown(self) -> Iterator[None]:
-        """The adapter holds the averaged weights meanwhile; afterwards the trained ones, to the bit."""
-        if not self.is_kept:
+    def swapped_in(self) -> Iterator[None]:
+        """Puts the averaged weights into the adapter for a block; then the trained ones, bit for bit."""
+        if not self.is_on:
             yield
             return
         vectors = self.adapter.vectors()
@@ -51,12 +53,13 @@ class EmaWeights:
         finally:
             if self.optimizer:
                 self.optimizer.train()
-            with torch.no_grad():  # train() interpolates back, which rounds
-                for vector, kept in zip(vectors, trained, strict=True):
-                    vector.copy_(kept)
+            # A schedule-free optimizer's train() interpolates the weights back, which rounds.
+            with torch.no_grad():
+                for vector, original in zip(vectors, trained, strict=True):
+                    vector.copy_(original)
 
-    def settle(self) -> None:
-        """The adapter takes the averaged weights for good; nothing can be trained afterwards."""
+    def apply(self) -> None:
+        """Puts the averaged weights into the adapter for good; no further step can be trained."""
         if self.ema:
             self.ema.copy_to(self.adapter.vectors())
         elif self.optimizer:
@@ -65,14 +68,14 @@ class EmaWeights:
         self.ema = self.optimizer = None
 
     def tensors(self) -> dict[str, torch.Tensor] | None:
-        """What a checkpoint keeps beside the trained weights; None when nothing is averaged."""
-        if not self.is_kept:
+        """Returns the averaged weights for a checkpoint, or None when nothing is averaged."""
+        if not self.is_on:
             return None
-        with self.shown():
+        with self.swapped_in():
             return self.adapter.tensors()
 
     def load(self, tensors: dict[str, torch.Tensor], step: int) -> None:
-        """Puts back what `tensors()` gave at `step`. A schedule-free optimizer has its own in its state."""
+        """Restores the result of `tensors()` at `step`; a schedule-free optimizer has it in its own state."""
         if not self.ema:
             return
         trained = self.adapter.tensors()

@@ -1,7 +1,7 @@
-"""What the frozen VAE and text encoders say, on disk: computed once, found again by content.
+"""Latents and text embeddings on disk: the outputs of the frozen VAE and text encoders, found by content.
 
-outputs/.cache/latents/<key>.safetensors    mean, logvar      key: picture bytes, variant, base, tile where it took several
-outputs/.cache/text/<key>.safetensors       text, pooled      key: caption, base
+outputs/.cache/latents/<key>.safetensors    mean, logvar    key: image bytes, augmentation, base, tile if any
+outputs/.cache/text/<key>.safetensors       text, pooled    key: caption, base, encoding if not default
 """
 
 from __future__ import annotations
@@ -21,63 +21,71 @@ from trainer.dataset.augmentations import Augmentation
 from trainer.dataset.manifest import Item
 from trainer.sdxl.text import DEFAULT_ENCODING, Conditioning, PromptEncoding
 
-Latents = tuple[torch.Tensor, torch.Tensor]  # of one picture: mean and log-variance
+Latents = tuple[torch.Tensor, torch.Tensor]  # of one image: mean and log-variance, each (1, C, H/8, W/8)
 
 
 @dataclass(frozen=True)
 class FeatureCache:
+    """The cache of one base model.
+
+    Attributes:
+        base: the base's fingerprint.
+        tile: px, side of the tiles in which larger images are encoded; 0 encodes them whole.
+    """
+
     folder: Path
-    base: str  # the base's fingerprint
-    tile: int = 0  # px, of the tiles that larger pictures are encoded in; 0 takes them whole
+    base: str
+    tile: int = 0
 
-    def latents(self, item: Item, variant: Augmentation) -> Latents | None:
-        """Mean and log-variance (1, C, H/8, W/8); None where they are not kept, or damaged.
+    def load_latents(self, item: Item, augmentation: Augmentation) -> Latents | None:
+        """Returns mean and log-variance, or None where they are missing or damaged.
 
-        Where they would be made in tiles, those of the whole picture serve too; never the other way round.
+        Latents of the whole image also serve a training that encodes in tiles, since they are the more exact
+        ones. Latents of tiles never serve a training that encodes whole images.
         """
-        for key in self._latents_keys(item, variant):
-            found = self._found("latents", key, ("mean", "logvar"))
-            if found:
-                return found["mean"], found["logvar"]
+        for key in self._latent_keys(item, augmentation):
+            tensors = self._load("latents", key, ("mean", "logvar"))
+            if tensors:
+                return tensors["mean"], tensors["logvar"]
         return None
 
-    def store_latents(self, item: Item, variant: Augmentation, latents: Latents) -> None:
-        key = self._latents_keys(item, variant)[0]
-        self._kept("latents", key, dict(zip(("mean", "logvar"), latents, strict=True)))
+    def store_latents(self, item: Item, augmentation: Augmentation, latents: Latents) -> None:
+        """Writes mean and log-variance of an image."""
+        key = self._latent_keys(item, augmentation)[0]
+        self._store("latents", key, dict(zip(("mean", "logvar"), latents, strict=True)))
 
-    def _latents_keys(self, item: Item, variant: Augmentation) -> list[str]:
-        """Under which they are kept, first, and others that serve."""
-        more = () if variant.is_plain else (repr(variant.is_mirrored), repr(variant.colours))
-        facts = ("latents", self.base, item.digest, repr(variant.placement), *more)
-        whole = _key(*facts)
-        return (
-            [_key(*facts, f"tiles of {self.tile}"), whole]
-            if 0 < self.tile < max(variant.placement.bucket)
-            else [whole]
-        )
+    def _latent_keys(self, item: Item, augmentation: Augmentation) -> list[str]:
+        """Returns the key under which latents are stored, and after it other keys that may be loaded."""
+        extra = () if augmentation.is_plain else (repr(augmentation.is_mirrored), repr(augmentation.colours))
+        parts = ("latents", self.base, item.digest, repr(augmentation.placement), *extra)
+        whole = _key(*parts)
+        if 0 < self.tile < max(augmentation.placement.bucket):
+            return [_key(*parts, f"tiles of {self.tile}"), whole]
+        return [whole]
 
-    def text(self, prompt: str, reading: PromptEncoding, compute: Callable[[], Conditioning]) -> Conditioning:
-        """Conditioning of one prompt as it is read, fp32 on the CPU."""
-        key = _key("text", self.base, prompt, *([] if reading == DEFAULT_ENCODING else [reading.cache_key]))
-        found = self._found("text", key, ("text", "pooled"))
-        if found is None:
-            made = compute()
-            parts = {"text": made.text_NTD.float().cpu(), "pooled": made.pooled_NP.float().cpu()}
-            found = self._kept("text", key, parts)
-        return Conditioning(found["text"], found["pooled"])
+    def text(
+        self, prompt: str, encoding: PromptEncoding, compute: Callable[[], Conditioning]
+    ) -> Conditioning:
+        """Returns a prompt's conditioning, fp32 on the CPU; computes and stores it where it is missing."""
+        key = _key("text", self.base, prompt, *([] if encoding == DEFAULT_ENCODING else [encoding.cache_key]))
+        tensors = self._load("text", key, ("text", "pooled"))
+        if tensors is None:
+            computed = compute()
+            tensors = {"text": computed.text_NTD.float().cpu(), "pooled": computed.pooled_NP.float().cpu()}
+            tensors = self._store("text", key, tensors)
+        return Conditioning(tensors["text"], tensors["pooled"])
 
     def _path(self, kind: str, key: str) -> Path:
         return self.folder / kind / f"{key}.safetensors"
 
-    def _found(self, kind: str, key: str, names: tuple[str, ...]) -> dict[str, torch.Tensor] | None:
-        path = self._path(kind, key)
+    def _load(self, kind: str, key: str, names: tuple[str, ...]) -> dict[str, torch.Tensor] | None:
         try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError):  # absent or damaged: computed anew
+            tensors = load_file(self._path(kind, key))
+        except (OSError, SafetensorError):  # missing or damaged: computed again
             return None
         return tensors if all(name in tensors for name in names) else None
 
-    def _kept(self, kind: str, key: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _store(self, kind: str, key: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         path = self._path(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -85,5 +93,5 @@ class FeatureCache:
         return tensors
 
 
-def _key(*facts: str) -> str:
-    return hashlib.sha256(os.fsencode("\0".join(facts))).hexdigest()
+def _key(*parts: str) -> str:
+    return hashlib.sha256(os.fsencode("\0".join(parts))).hexdigest()

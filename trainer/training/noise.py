@@ -1,4 +1,7 @@
-"""Noise, noising, target and weight of a noise level. N rows of latents (C, H, W); a_t is `alphas_cumprod[t]`."""
+"""Noise, noising, target and loss weight of a noise level.
+
+Shapes: N rows of latents (C, H, W). a_t is `alphas_cumprod[t]`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ def add_noise(
     timestep_N: torch.Tensor,
     alphas_cumprod: torch.Tensor,
 ) -> torch.Tensor:
-    """Latents at a noise level: sqrt(a_t) x_0 + sqrt(1 - a_t) e   (Ho et al. 2020, eq. 4).
+    """Returns latents at a noise level: sqrt(a_t) x_0 + sqrt(1 - a_t) e   (Ho et al. 2020, eq. 4).
 
     Args:
         latents_NCHW: VAE latents times vae.config.scaling_factor, fp32.
@@ -31,7 +34,11 @@ def target(
     timestep_N: torch.Tensor,
     alphas_cumprod: torch.Tensor,
 ) -> torch.Tensor:
-    """What the UNet should say: the noise, or v = sqrt(a_t) e - sqrt(1 - a_t) x_0 (Salimans & Ho 2022, appendix D)."""
+    """Returns the UNet's target.
+
+    epsilon       e, the noise
+    v_prediction  v = sqrt(a_t) e - sqrt(1 - a_t) x_0    Salimans & Ho 2022, appendix D
+    """
     if prediction_type == "epsilon":
         return noise_NCHW
     a = alphas_cumprod[timestep_N].view(-1, 1, 1, 1)
@@ -45,7 +52,9 @@ def loss_weight(
     gamma: float,
     weighting: str = "min_snr",
 ) -> torch.Tensor:
-    """Weight (N,) of each row's squared error, given as the weight w of the error in x_0: w / snr for epsilon, w / (snr + 1) for v.
+    """Returns the weight (N,) of each row's squared error.
+
+    From the weight w of the error in x_0 it is w / snr for epsilon and w / (snr + 1) for v.
 
     min_snr       w = min(snr, gamma)                  Hang et al. 2023, section 3.4
     soft_min_snr  w = snr gamma / (snr + gamma)        Crowson et al. 2024, section 4.4
@@ -56,7 +65,8 @@ def loss_weight(
         return torch.ones_like(timestep_N, dtype=torch.float32)
     a = alphas_cumprod[timestep_N]
     snr = a / (1 - a)
-    # With zero terminal SNR the last level has none: epsilon can't be learned there, v can.
+    # With zero terminal SNR the last level has snr 0: the weight of epsilon would be 0 / 0, the one of v is
+    # finite.
     floor = snr.clamp(min=1e-8)
     match weighting:
         case "min_snr":
@@ -71,7 +81,7 @@ def loss_weight(
 def draw_noise(
     shape: torch.Size, offset: float, generator: torch.Generator, *, random_offset: bool = False
 ) -> torch.Tensor:
-    """Unit noise; `offset` shifts each channel as a whole, so that very dark and bright pictures can be learned.
+    """Draws unit noise; `offset` shifts whole channels, so that very dark and bright images are learned.
 
     Args:
         random_offset: draws each row's offset from [0, offset).
@@ -86,9 +96,10 @@ def draw_noise(
 def multires_noise(
     noise_NCHW: torch.Tensor, iterations: int, discount: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Multi-resolution noise of unit deviation: each level 2 to 4 times coarser, at `discount` of the one before.
+    """Returns multi-resolution noise: each level is 2 to 4 times coarser and weighs `discount` times less.
 
-    Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training". Each row is brought back to unit deviation by itself.
+    Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training". Each row is scaled to unit deviation
+    by itself.
     """
     height, width = noise_NCHW.shape[-2:]
     total, coarse_height, coarse_width = noise_NCHW.clone(), float(height), float(width)
@@ -116,21 +127,29 @@ def draw_timesteps(
     location: float = 0,
     scale: float = 1,
 ) -> torch.Tensor:
-    """`count` integers from `low` to `high`, both included.
+    """Draws `count` integers from `low` to `high`, both included.
 
-    With u uniform in [0, 1) and n normal, the place between low and high is
-    uniform u; logit_normal 1 / (1 + exp(-(location + scale n))) (Esser et al. 2024, section 3.1); cubic_low u^3; cubic_high 1 - u^3.
+    With u uniform in [0, 1) and n normal, the position between low and high is
+
+    uniform        u
+    logit_normal   1 / (1 + exp(-(location + scale n)))    Esser et al. 2024, section 3.1
+    cubic_low      u^3
+    cubic_high     1 - u^3
     """
     if distribution == "uniform":
         return torch.randint(low, high + 1, (count,), generator=generator)
     if distribution == "logit_normal":
-        place = torch.sigmoid(location + scale * torch.randn(count, generator=generator))
+        share = torch.sigmoid(location + scale * torch.randn(count, generator=generator))
     else:
-        place = torch.rand(count, generator=generator) ** 3
-        place = 1 - place if distribution == "cubic_high" else place
-    return (low + (place * (high - low + 1)).long()).clamp(max=high)
+        share = torch.rand(count, generator=generator) ** 3
+        share = 1 - share if distribution == "cubic_high" else share
+    return (low + (share * (high - low + 1)).long()).clamp(max=high)
 
 
 def position_seed(seed: int, position: int) -> int:
-    """A seed for the batch at a position: torch's CPU generator reads 32 bits of it, too few for both side by side."""
+    """Returns the seed of the batch at a position in the training.
+
+    Seed and position are hashed together, since torch's CPU generator reads only 32 bits of its seed: `seed
+    << 32` plus the position would lose the seed.
+    """
     return int.from_bytes(hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=4).digest(), "little")

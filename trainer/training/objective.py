@@ -1,10 +1,12 @@
-"""The objective that a config asks for: which noise levels, which noise, what the UNet should say and how an error counts."""
+"""The training objective of a config: timesteps, noise, target, loss and loss weight.
+
+Shapes: N rows of latents (C, H, W).
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -16,7 +18,7 @@ from trainer.training import noise
 
 @dataclass(frozen=True)
 class Objective:
-    """A noise schedule, the kind of prediction, and the config's choices. Everything random comes from the generators given."""
+    """A noise schedule, the prediction type and the config; the given generators are the only randomness."""
 
     config: TrainConfig
     prediction_type: str
@@ -24,6 +26,7 @@ class Objective:
     alphas_cumprod: torch.Tensor  # (1000,) on the CPU
 
     def timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Draws `count` timesteps (N,), integers in [0, 1000)."""
         config = self.config
         return noise.draw_timesteps(
             count,
@@ -36,15 +39,13 @@ class Objective:
         )
 
     def noise(self, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+        """Draws the noise that the UNet learns to predict, of the given shape (N, C, H, W)."""
         config = self.config
-        drawn = noise.draw_noise(
+        noise_NCHW = noise.draw_noise(
             shape, config.noise_offset, generator, random_offset=config.noise_offset_random
         )
-        if config.multires_noise_iterations:
-            drawn = noise.multires_noise(
-                drawn, config.multires_noise_iterations, config.multires_noise_discount, generator
-            )
-        return drawn
+        iterations, discount = config.multires_noise_iterations, config.multires_noise_discount
+        return noise.multires_noise(noise_NCHW, iterations, discount, generator) if iterations else noise_NCHW
 
     def noisy(
         self,
@@ -53,20 +54,23 @@ class Objective:
         timestep_N: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """What the UNet sees; with input perturbation by more noise than the target knows of (Ning et al. 2023, section 4)."""
-        if self.config.input_perturbation:
-            noise_NCHW = noise_NCHW + self.config.input_perturbation * torch.randn(
-                noise_NCHW.shape, generator=generator
-            )
+        """Returns the noisy latents (N, C, H, W) that are the UNet's input.
+
+        Input perturbation adds noise here that the target does not contain (Ning et al. 2023, section 4).
+        """
+        perturbation = self.config.input_perturbation
+        if perturbation:
+            noise_NCHW = noise_NCHW + perturbation * torch.randn(noise_NCHW.shape, generator=generator)
         return noise.add_noise(latents_NCHW, noise_NCHW, timestep_N, self.alphas_cumprod)
 
     def target(
         self, latents_NCHW: torch.Tensor, noise_NCHW: torch.Tensor, timestep_N: torch.Tensor
     ) -> torch.Tensor:
+        """Returns the UNet's target (N, C, H, W)."""
         return noise.target(self.prediction_type, latents_NCHW, noise_NCHW, timestep_N, self.alphas_cumprod)
 
     def weight(self, timestep_N: torch.Tensor) -> torch.Tensor:
-        """Weight (N,) of each row's loss by its noise level."""
+        """Returns the weight (N,) of each row's loss by its timestep."""
         config = self.config
         return noise.loss_weight(
             self.prediction_type, timestep_N, self.alphas_cumprod, config.min_snr_gamma, config.snr_weighting
@@ -75,19 +79,20 @@ class Objective:
     def error(
         self,
         predicted_NCHW: torch.Tensor,
-        answer_NCHW: torch.Tensor,
+        target_NCHW: torch.Tensor,
         timestep_N: torch.Tensor,
         mask_N1HW: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Loss (N,) of each row; `mask_N1HW` in [0, 1] says how much each place counts.
+        """Returns the loss (N,) of each row; `mask_N1HW` in [0, 1] is the weight of each latent cell.
 
-        With c = delta at the row's noise level: mse d^2; huber 2 c (sqrt(d^2 + c^2) - c), which is d^2 for small d;
-        smooth_l1 2 (sqrt(d^2 + c^2) - c), which is 2 |d| for large d (Khrapov et al. 2024, section 4).
+        With c = delta at the row's noise level: mse d^2; huber 2 c (sqrt(d^2 + c^2) - c), which is d^2 for
+        small d; smooth_l1 2 (sqrt(d^2 + c^2) - c), which is 2 |d| for large d (Khrapov et al. 2024, section
+        4).
         """
-        squared = (predicted_NCHW - answer_NCHW).square()
+        squared = (predicted_NCHW - target_NCHW).square()
         if self.config.loss != "mse":
             delta = self.delta(timestep_N).view(-1, 1, 1, 1).to(squared)
-            # sqrt(x + c^2) - c loses all digits for small x
+            # Written as a quotient: sqrt(x + c^2) - c loses all digits for small x.
             squared = 2 * squared / ((squared + delta.square()).sqrt() + delta)
             if self.config.loss == "huber":
                 squared = squared * delta
@@ -96,9 +101,13 @@ class Objective:
         return squared.mean(dim=(1, 2, 3))
 
     def delta(self, timestep_N: torch.Tensor) -> torch.Tensor:
-        """Size (N,) of an error from which the loss grows linearly (Khrapov et al. 2024, section 4.2).
+        """Returns the error (N,) above which the loss grows linearly (Khrapov et al. 2024, section 4.2).
 
-        exponential: 1 at t = 0, `huber_delta` at t = 1000. snr: (1 - d) / (1 + s)^2 + d with s = sqrt((1 - a_t) / a_t).
+        With d = `huber_delta`:
+
+        constant      d
+        exponential   1 at t = 0, d at t = 1000
+        snr           (1 - d) / (1 + s)^2 + d with s = sqrt((1 - a_t) / a_t)
         """
         least = self.config.huber_delta
         match self.config.huber_schedule:
@@ -112,9 +121,8 @@ class Objective:
 
 
 def objective_of(config: TrainConfig, base: Base) -> Objective:
-    """Raises ConfigError when the base's prediction does not go with the settings."""
-    scheduler: Any = training_scheduler(config, base)
-    chosen = scheduler.config
-    return Objective(
-        config, chosen.prediction_type, bool(chosen.rescale_betas_zero_snr), scheduler.alphas_cumprod
-    )
+    """Returns the objective of a config. Raises ConfigError when the base's prediction type does not fit."""
+    scheduler = training_scheduler(config, base)
+    prediction_type = scheduler.config["prediction_type"]
+    zero_terminal_snr = bool(scheduler.config["rescale_betas_zero_snr"])
+    return Objective(config, prediction_type, zero_terminal_snr, scheduler.alphas_cumprod)

@@ -1,4 +1,4 @@
-"""Reading before it is asked for, writing after it was: a thread beside the one that computes."""
+"""Background prefetching and write-behind, one thread each."""
 
 from __future__ import annotations
 
@@ -8,43 +8,48 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
-_Thing = TypeVar("_Thing")
-_Made = TypeVar("_Made")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def prefetch(
-    work: Callable[[_Thing], _Made], things: Iterable[_Thing], depth: int = 1
-) -> Generator[tuple[_Thing, Future[_Made]]]:
-    """Each thing with `work(thing)`, in order; one thread is at most `depth` things ahead of whoever takes them.
+    work: Callable[[_Item], _Result], items: Iterable[_Item], depth: int = 1
+) -> Generator[tuple[_Item, Future[_Result]]]:
+    """Yields each item with the future of `work(item)`; one thread computes at most `depth` items ahead.
 
-    What `work` raises, the future's `result()` raises. Nothing more is begun once the iterator is closed.
+    `result()` of a future raises what `work` has raised. Once the generator is closed, no further item is
+    begun.
     """
-    waiting: deque[tuple[_Thing, Future[_Made]]] = deque()
-    thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    pending: deque[tuple[_Item, Future[_Result]]] = deque()
+    thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     try:
-        for thing in things:
-            waiting.append((thing, thread.submit(work, thing)))
-            if len(waiting) > depth:
-                yield waiting.popleft()
-        yield from waiting
+        for item in items:
+            pending.append((item, thread.submit(work, item)))
+            if len(pending) > depth:
+                yield pending.popleft()
+        yield from pending
     finally:
         thread.shutdown(wait=True, cancel_futures=True)
 
 
 class BackgroundWriter:
-    """`with Behind() as behind`: calls done in order by one thread, at most `depth` of them waiting; all are done at the end.
+    """Runs calls in order in one thread, at most `depth` of them pending; the block's end waits for all.
 
-    What a call raises, the next `do` or the end of the block raises.
+        with BackgroundWriter() as writer:
+            writer.submit(path.write_bytes, data)
+
+    The next `submit` or the end of the block raises what a call has raised.
     """
 
     def __init__(self, depth: int = 2) -> None:
-        self._depth, self._waiting = depth, deque[Future[None]]()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="behind")
+        self._depth, self._pending = depth, deque[Future[None]]()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
 
-    def do(self, call: Callable[..., None], *values: Any) -> None:
-        self._waiting.append(self._thread.submit(call, *values))
-        while len(self._waiting) > self._depth:
-            self._waiting.popleft().result()
+    def submit(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Queues a call, and waits while more than `depth` are pending."""
+        self._pending.append(self._thread.submit(call, *arguments))
+        while len(self._pending) > self._depth:
+            self._pending.popleft().result()
 
     def __enter__(self) -> BackgroundWriter:
         return self
@@ -54,5 +59,5 @@ class BackgroundWriter:
     ) -> None:
         self._thread.shutdown(wait=True)
         if error is None:
-            for call in self._waiting:
+            for call in self._pending:
                 call.result()

@@ -1,7 +1,8 @@
-"""The adapter on a base's shapes alone: what would end a training at its start, found before anything is written."""
+"""Checks before a run is written: errors that would end the training at once, and the memory plan."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -31,14 +32,15 @@ from trainer.training.trackers import check_tracker
 
 
 def check_layers(config: TrainConfig, base: Base) -> None:
-    """Raises the ConfigError or LoraFileError of a choice of layers or a start that doesn't fit the base."""
-    if not (
-        config.include_layers
-        or config.exclude_layers
-        or config.block_ranks
-        or config.block_rates
-        or config.start_from
-    ):
+    """Attaches the adapter to models without weights, where settings choose layers or a start file.
+
+    Raises:
+        ConfigError: the choice of layers does not fit the base.
+        LoraFileError: the file of `start_from` can't be read or does not fit.
+    """
+    chooses_layers = config.include_layers or config.exclude_layers
+    chooses_blocks = config.block_ranks or config.block_rates
+    if not (chooses_layers or chooses_blocks or config.start_from):
         return
     models, adapter = {part: build(part, base.configs) for part in part_specs(config)}, Adapter()
     for part, sizes in layer_specs(config, models).items():
@@ -48,46 +50,45 @@ def check_layers(config: TrainConfig, base: Base) -> None:
 
 
 def plan_training(
-    config: TrainConfig, manifest: Manifest, base: Base, device: torch.device, kept: Path
+    config: TrainConfig, manifest: Manifest, base: Base, device: torch.device, cache_folder: Path
 ) -> Plan:
-    """What this training will take. Raises ConfigError when the device has not enough memory for it."""
+    """Returns the memory plan of a training.
+
+    Raises:
+        ConfigError: the device has too little memory for it.
+    """
     placed = placements(config, base, manifest.items)
-    width, height = max(
-        (placement.bucket for _, placement in placed), key=lambda bucket: bucket[0] * bucket[1]
-    )
-    learnt = [(item, placement.bucket) for item, placement in placed if item.role != "validation"]
-    batches = Batches(
-        tuple(item for item, _ in learnt), tuple(bucket for _, bucket in learnt), config.batch, config.seed
-    )
+    width, height = max((placement.bucket for _, placement in placed), key=math.prod)
+    trained = [(item, placement.bucket) for item, placement in placed if item.role != "validation"]
+    items, buckets = tuple(item for item, _ in trained), tuple(bucket for _, bucket in trained)
+    batches = Batches(items, buckets, config.batch, config.seed)
     trains_text = config.train_text_encoder_1 or config.train_text_encoder_2
-    drawable = (
-        set()
-        if trains_text
-        else training_captions(CaptionRules(config), batches, config.steps * config.accumulation)
-    )
-    drawn, rows = largest_sample(sample_configs(config, manifest, base), base)
+    captions: set[str] | None = set()
+    if not trains_text:
+        captions = training_captions(CaptionRules(config), batches, config.steps * config.accumulation)
+    sample_size, sample_rows = largest_sample(sample_configs(config, manifest, base), base)
     shape = WorkloadShape(
         configs=base.configs,
-        dtype=precision_for(config.precision, device, base.configs, kept),
+        dtype=precision_for(config.precision, device, base.configs, cache_folder),
         width=width,
         height=height,
         windows=config.caption_windows,
-        reads_text=trains_text or drawable is None,
-        drawn=drawn,
-        drawn_rows=rows,
+        reads_text=trains_text or captions is None,
+        drawn=sample_size,
+        drawn_rows=sample_rows,
     )
-    cached = MAX_CACHED_PROMPTS * caption_bytes(shape) if drawable is None else 0
-    if device.type == "cpu":  # what comes from disk stays in main memory
-        forms = sum(len(augmentations_of(config, item, placement)) for item, placement in placed)
-        cached += len(drawable or ()) * caption_bytes(shape) + forms * latent_bytes(shape)
-    return plan(config, shape, device, kept, cached=cached)
+    cached = MAX_CACHED_PROMPTS * caption_bytes(shape) if captions is None else 0
+    if device.type == "cpu":  # features from the disk cache stay in the same memory as the models
+        examples = sum(len(augmentations_of(config, item, placement)) for item, placement in placed)
+        cached += len(captions or ()) * caption_bytes(shape) + examples * latent_bytes(shape)
+    return plan(config, shape, device, cache_folder, cached=cached)
 
 
-def preflight(config: TrainConfig, manifest: Manifest, models: Path, kept: Path) -> Plan:
-    """What the training will take. Raises the TrainerError that would end it at once, before the run is written.
+def preflight(config: TrainConfig, manifest: Manifest, models: Path, cache_folder: Path) -> Plan:
+    """Returns the memory plan of a training that has not been written yet.
 
-    Args:
-        kept: the folder of caches.
+    Raises:
+        TrainerError: the training would end with this error at its start.
     """
     base = open_base(config.base, models)
     device = find_device()
@@ -100,27 +101,24 @@ def preflight(config: TrainConfig, manifest: Manifest, models: Path, kept: Path)
     check_compiler(config, device)
     check_layers(config, base)
     rates = part_rates(config)
-    build_optimizer(
-        config,
-        [{"params": [torch.zeros(1, requires_grad=True)], "lr": rates[part]} for part in part_specs(config)],
-        device,
-    )
-    return plan_training(config, manifest, base, device, kept)
+    groups = [
+        {"params": [torch.zeros(1, requires_grad=True)], "lr": rates[part]} for part in part_specs(config)
+    ]
+    build_optimizer(config, groups, device)
+    return plan_training(config, manifest, base, device, cache_folder)
 
 
 def check_masks(config: TrainConfig, items: tuple[Item, ...]) -> None:
-    """Raises DatasetError when masks are asked for and no picture has one."""
-    if config.mask != "none" and not any(_has_mask(config, item) for item in items):
-        where = (
-            "a file like art.mask.png beside art.png"
-            if config.mask == "file"
-            else "a picture with transparency"
-        )
-        raise DatasetError(f"no picture has a mask; give {where}, or set mask to none")
+    """Raises DatasetError when masks are set and no image has one."""
+    if config.mask == "none" or any(_has_mask(config, item) for item in items):
+        return
+    by_file = config.mask == "file"
+    remedy = "a file like art.mask.png beside art.png" if by_file else "a picture with transparency"
+    raise DatasetError(f"no picture has a mask; give {remedy}, or set mask to none")
 
 
 def _has_mask(config: TrainConfig, item: Item) -> bool:
     try:
         return mask_of(config, item) is not None
-    except DatasetError:  # told when the picture itself is read
+    except DatasetError:  # reported when the image itself is read
         return False

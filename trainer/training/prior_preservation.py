@@ -1,40 +1,49 @@
-"""Prior preservation without class pictures: in some rows the adapter learns to leave the base's own answer as it is."""
+"""Prior preservation without class images: some rows have the base's own prediction as target."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from trainer.adapter.lora import Adapter
+from trainer.sdxl.protocols import UNet
 from trainer.sdxl.unet import predict
 from trainer.training.text_conditioning import TextConditioner
 
 
+@dataclass(frozen=True)
+class NoisyBatch:
+    """Inputs of one UNet call, with the prompts in place of their encoding; on the UNet's device."""
+
+    noisy_latents_NCHW: torch.Tensor
+    timesteps_N: torch.Tensor
+    time_ids_N6: torch.Tensor
+    prompts: list[str]
+
+
 @torch.no_grad()
 def replace_targets_with_base(
-    answer_NCHW: torch.Tensor,
-    keeps_base: list[bool],
-    prompts: list[str],
-    *,
-    unet: Any,
+    target_NCHW: torch.Tensor,
+    is_base_prior: list[bool],
+    batch: NoisyBatch,
+    unet: UNet,
     adapter: Adapter,
-    texts: TextConditioner,
-    noisy_NCHW: torch.Tensor,
-    timestep_N: torch.Tensor,
-    time_ids: torch.Tensor,
+    conditioner: TextConditioner,
 ) -> torch.Tensor:
-    """The target with the rows of `keeps_base` replaced by what the base says to them with the adapter switched off.
+    """Replaces the target of the selected rows by the frozen base's own prediction (adapter strength 0).
 
-    The prior term of Ruiz et al. 2023 (DreamBooth, section 3.3), with the base's answer in place of a picture that it drew.
+    The prior term of Ruiz et al. 2023 (DreamBooth, section 3.3), with the base's prediction instead of images
+    that it generated. The prompts are encoded again, since the adapter may also change the text encoders.
     """
-    rows = [row for row, keeps in enumerate(keeps_base) if keeps]
+    rows = [row for row, is_selected in enumerate(is_base_prior) if is_selected]
     if not rows:
-        return answer_NCHW
+        return target_NCHW
+    latents = batch.noisy_latents_NCHW[rows]
     with adapter.at(0.0):
-        text = texts.of([prompts[row] for row in rows]).to(noisy_NCHW.device, noisy_NCHW.dtype)
-        timesteps = timestep_N[rows].to(noisy_NCHW.device)
-        said = predict(unet, noisy_NCHW[rows], timesteps, text, time_ids[rows])
-    answer = answer_NCHW.clone()
-    answer[rows] = said.to(answer.dtype)
-    return answer
+        conditioning = conditioner.encode([batch.prompts[row] for row in rows])
+        conditioning = conditioning.to(latents.device, latents.dtype)
+        prediction = predict(unet, latents, batch.timesteps_N[rows], conditioning, batch.time_ids_N6[rows])
+    target = target_NCHW.clone()
+    target[rows] = prediction.to(target.dtype)
+    return target

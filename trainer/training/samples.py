@@ -1,4 +1,4 @@
-"""Pictures that a training draws on its way and at its end, from prompts that may carry kohya's flags.
+"""Sample images during and after a training, from prompts that may carry kohya's flags.
 
     a cat in the rain --n blurry --w 832 --h 1216 --d 7 --l 6.5 --s 24
 
@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from trainer.adapter.lora import Adapter
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
 from trainer.errors import ConfigError, lacks_memory
 from trainer.runs.run import Run
 from trainer.sampling.images import GeneratedImage, save_image, save_strip
-from trainer.sampling.sampler import SamplingConfig, conditioner, draw, rows_per_pass
+from trainer.sampling.sampler import Sampler, rows_per_pass
 from trainer.sampling_config import (
     NO_LIMITS,
     PROMPTS,
     STRENGTHS,
+    SamplingConfig,
     SamplingLimits,
     parse_prompt_line,
     picture_name,
@@ -32,155 +33,162 @@ from trainer.sampling_config import (
 from trainer.sdxl.base import Base
 from trainer.sdxl.schedulers import training_scheduler
 from trainer.sdxl.unet import eval_mode
+from trainer.training.setup import Setup
 from trainer.training.text_conditioning import TextConditioner
 
+NumberedConfigs = list[tuple[int, SamplingConfig]]  # each with the number of its first prompt in the training
 
-def sample_configs(config: TrainConfig, manifest: Manifest, base: Base) -> list[tuple[int, SamplingConfig]]:
-    """What to draw, as (number of its first prompt, request): the user's prompts, or four captions spread over the set.
 
-    Neighbours that differ only in their prompt are drawn together. Raises ConfigError for a flag that is not understood.
+def sample_configs(config: TrainConfig, manifest: Manifest, base: Base) -> NumberedConfigs:
+    """Returns the sampling of the user's prompts, or of four captions spread over the dataset.
+
+    Neighbouring prompts with the same settings are joined, so that they are sampled in one pass.
+
+    Raises:
+        ConfigError: a prompt has an unknown flag, or a size that the UNet can't generate.
     """
     captions = list(dict.fromkeys(item.caption for item in manifest.items if item.role == "train"))
     lines = config.sample_prompts or captions[:: max(1, len(captions) // PROMPTS)][:PROMPTS]
-    requests: list[tuple[int, SamplingConfig]] = []
+    configs: NumberedConfigs = []
     for number, line in enumerate(lines):
-        # A prompt's own seed is `seed + its place`, so that prompts without a flag differ in their noise.
         text, flags = parse_prompt_line(line) if config.sample_prompts else (line, {})
-        request = SamplingConfig(
+        # The seed of a prompt is `seed + its number`, so that prompts without --d differ in their noise.
+        sampling = SamplingConfig(
             prompts=(text,), steps=config.sample_steps, seed=config.seed + number, strengths=(1.0,)
         )
-        request = dataclasses.replace(request, **flags)
-        _check_size(request, base)
-        if requests and "seed" not in flags:
-            first, before = requests[-1]
-            joined = dataclasses.replace(before, prompts=(*before.prompts, text))
-            if (
-                dataclasses.replace(request, prompts=joined.prompts, seed=before.seed) == joined
-                and before.seed == config.seed + first
-            ):
-                requests[-1] = (first, joined)
+        sampling = dataclasses.replace(sampling, **flags)
+        _check_size(sampling, base)
+        if configs and "seed" not in flags:
+            first, previous = configs[-1]
+            joined = dataclasses.replace(previous, prompts=(*previous.prompts, text))
+            is_same = dataclasses.replace(sampling, prompts=joined.prompts, seed=previous.seed) == joined
+            if is_same and previous.seed == config.seed + first:
+                configs[-1] = (first, joined)
                 continue
-        requests.append((number, request))
-    return requests
+        configs.append((number, sampling))
+    return configs
 
 
-def sample_prompts_of(requests: list[tuple[int, SamplingConfig]]) -> set[str]:
-    """Every prompt and negative prompt."""
-    return {text for _, request in requests for text in (*request.prompts, request.negative)}
+def sample_prompts_of(configs: NumberedConfigs) -> set[str]:
+    """Returns every prompt and negative prompt."""
+    return {text for _, config in configs for text in (*config.prompts, config.negative)}
 
 
-def largest_sample(requests: list[tuple[int, SamplingConfig]], base: Base) -> tuple[tuple[int, int], int]:
-    """(px of the largest picture, how many of that size the largest pass of the strip amounts to)."""
+def largest_sample(configs: NumberedConfigs, base: Base) -> tuple[tuple[int, int], int]:
+    """Returns (width and height of the largest image, size of the largest pass in such images)."""
     native, areas, passes = base.native_size, {}, []
-    for _, request in requests:
-        size = (request.width or native, request.height or native)
+    for _, config in configs:
+        size = (config.width or native, config.height or native)
         areas[size] = size[0] * size[1]
-        passes.append(areas[size] * rows_per_pass(len(request.prompts), len(STRENGTHS), size))
+        passes.append(areas[size] * rows_per_pass(len(config.prompts), len(STRENGTHS), size))
     largest = max(areas, key=lambda size: areas[size])
     return largest, -(-max(passes) // areas[largest])
 
 
-def _check_size(request: SamplingConfig, base: Base) -> None:
-    step = 4 * base.latent_factor
-    if request.width % step or request.height % step:
-        raise ConfigError(
-            [
-                f"--w and --h of a sample prompt must be multiples of {step}, not {request.width} x {request.height}"
-            ]
-        )
+def _check_size(config: SamplingConfig, base: Base) -> None:
+    stride = 4 * base.latent_factor
+    if config.width % stride or config.height % stride:
+        size = f"{config.width} x {config.height}"
+        raise ConfigError([f"--w and --h of a sample prompt must be multiples of {stride}, not {size}"])
 
 
 def sample_is_due(config: TrainConfig, step: int, epochs_before: int, epochs: int) -> bool:
-    """Whether pictures are drawn after `step` steps, with so many whole epochs done before it and by now."""
+    """Returns True when images are generated after `step` steps.
+
+    Args:
+        epochs_before: whole epochs completed before the last step.
+        epochs: whole epochs completed now.
+    """
     by_steps = config.sample_every and step % config.sample_every == 0
-    by_epochs = (
-        config.sample_every_epochs
-        and epochs // config.sample_every_epochs > epochs_before // config.sample_every_epochs
-    )
+    every = config.sample_every_epochs
+    by_epochs = every and epochs // every > epochs_before // every
     return bool(by_steps or by_epochs)
 
 
 @dataclass(frozen=True)
 class TrainingSamples:
-    """Draws a training's pictures with the models that train."""
+    """Generates the sample images of a training with the models that are trained."""
 
     run: Run
-    config: TrainConfig
-    base: Base
-    requests: list[tuple[int, SamplingConfig]]
-    unet: Any
-    adapter: Adapter
-    texts: TextConditioner
-    room: SamplingLimits = NO_LIMITS
+    setup: Setup
+    configs: NumberedConfigs
+    conditioner: TextConditioner
+    limits: SamplingLimits = NO_LIMITS
+
+    def is_due(self, step: int, batches_per_step: int) -> bool:
+        """Returns True when images are generated after `step` steps, the last step excepted."""
+        config, per_epoch = self.setup.config, self.setup.batches.per_epoch
+        before, now = ((done * batches_per_step) // per_epoch for done in (step - 1, step))
+        return step < config.steps and sample_is_due(config, step, before, now)
 
     def at_step(self, step: int) -> None:
-        """Pictures at strength 1, told as they are made."""
+        """Saves images at strength 1 and emits a `sample` event for each."""
         self.run.emit("stage", stage="drawing")
-        for facts in self._safely(lambda: self._drawn((1.0,), f"step-{step:06d}_"), f"at step {step}"):
-            self.run.emit("sample", step=step, **facts)
-
-    def one(self) -> Image.Image:
-        """The first prompt's picture at strength 1."""
-        request = self.requests[0][1]
-        first = dataclasses.replace(request, prompts=request.prompts[:1], strengths=(1.0,))
-        with eval_mode(self.unet):
-            return self._draw(first, self.base.vae(self.unet.device))[0].picture
+        saved = self._unless_short(lambda: self._save_all((1.0,), f"step-{step:06d}_"), f"at step {step}")
+        for fields in saved:
+            self.run.emit("sample", step=step, **fields)
 
     def at_end(self) -> list[dict[str, Any]]:
-        """Pictures at all strengths and `strip.png`; their facts for the page."""
+        """Saves images at all strengths and `strip.png`; returns the event fields of each image."""
         self.run.emit("stage", stage="drawing")
-        return self._safely(lambda: self._drawn(STRENGTHS, ""), "of the end")
+        return self._unless_short(lambda: self._save_all(STRENGTHS, ""), "at the end")
 
-    def _safely(self, drawn: Any, when: str) -> list[dict[str, Any]]:
-        """Pictures never cost the training: when memory or disk does not suffice for them, that is told and it goes on."""
+    def first_image(self) -> Image.Image:
+        """Returns the first prompt's image at strength 1."""
+        config = self.configs[0][1]
+        first = dataclasses.replace(config, prompts=config.prompts[:1], strengths=(1.0,))
+        with eval_mode(self.setup.unet):
+            return self._generate(self.sampler(), first)[0].image
+
+    def sampler(self) -> Sampler:
+        """Returns a sampler with the models that are trained and a newly loaded VAE."""
+        return Sampler(
+            base=self.setup.base,
+            unet=self.setup.unet,
+            vae=self.setup.base.vae(self.setup.unet.device),
+            scheduler=training_scheduler(self.setup.config, self.setup.base),
+            adapter=self.setup.adapter,
+            changes_text=self.conditioner.is_trained,
+            limits=self.limits,
+        )
+
+    def _unless_short(self, save_all: Callable[[], list[dict[str, Any]]], when: str) -> list[dict[str, Any]]:
+        """Calls `save_all`; too little memory or disk space is a problem, but does not end the training."""
         try:
-            with eval_mode(self.unet):
-                return drawn()
+            with eval_mode(self.setup.unet):
+                return save_all()
         except (OSError, MemoryError, RuntimeError) as error:
             if not isinstance(error, OSError) and not lacks_memory(error):
                 raise
-            lacked = "disk" if isinstance(error, OSError) else "memory"
-            self.run.emit("problem", message=f"the {lacked} did not suffice to draw pictures {when}")
+            lacking = "disk space" if isinstance(error, OSError) else "memory"
+            self.run.emit("problem", message=f"not enough {lacking} for the sample images {when}")
             return []
 
-    def _drawn(self, strengths: tuple[float, ...], prefix: str) -> list[dict[str, Any]]:
-        vae, facts, cells = self.base.vae(self.unet.device), [], []
-        prompts = tuple(prompt for _, request in self.requests for prompt in request.prompts)
-        for first, asked in self.requests:
-            request = dataclasses.replace(asked, strengths=strengths)
-            for cell in self._draw(request, vae):
-                numbered = dataclasses.replace(cell, prompt_index=first + cell.prompt_index)
-                path = self.run.samples / f"{prefix}{picture_name(numbered.prompt_index, cell.strength)}"
-                save_image(cell, request, path, base=self.base.name, loras=[(self.config.name, 1.0)])
-                prompt = prompts[numbered.prompt_index]
-                told = {
-                    "file": path.name,
-                    "prompt": prompt,
-                    "strength": cell.strength,
-                    "seed": asked.seed + cell.prompt_index,
-                }
-                facts.append({**told, "made": time.time_ns()})
-                cells.append(numbered)
+    def _save_all(self, strengths: tuple[float, ...], prefix: str) -> list[dict[str, Any]]:
+        sampler, fields, images = self.sampler(), [], []
+        prompts = tuple(prompt for _, config in self.configs for prompt in config.prompts)
+        for first, config in self.configs:
+            sampling = dataclasses.replace(config, strengths=strengths)
+            for image in self._generate(sampler, sampling):
+                numbered = dataclasses.replace(image, prompt_index=first + image.prompt_index)
+                path = self.run.samples / f"{prefix}{picture_name(numbered.prompt_index, image.strength)}"
+                save_image(
+                    image, sampling, path, base=self.setup.base.name, loras=[(self.setup.config.name, 1.0)]
+                )
+                images.append(numbered)
+                fields.append(
+                    {
+                        "file": path.name,
+                        "prompt": prompts[numbered.prompt_index],
+                        "strength": image.strength,
+                        "seed": config.seed + image.prompt_index,
+                        "made": time.time_ns(),
+                    }
+                )
         if len(strengths) > 1:
-            save_strip(cells, SamplingConfig(prompts=prompts, strengths=strengths), self.run.samples)
-        return facts
+            save_strip(images, SamplingConfig(prompts=prompts, strengths=strengths), self.run.samples)
+        return fields
 
-    def _draw(self, request: SamplingConfig, vae: Any) -> list[GeneratedImage]:
-        native = self.base.native_size
-        return draw(
-            request,
-            unet=self.unet,
-            vae=vae,
-            scheduler=training_scheduler(self.config, self.base),
-            adapter=self.adapter,
-            conditioning=conditioner(
-                self.texts.known,
-                self.texts.one,
-                self.adapter,
-                changes_text=self.texts.are_trained,
-                zeros_for_empty=self.base.zeros_for_empty_prompt,
-            ),
-            size=(request.width or native, request.height or native),
-            latent_factor=self.base.latent_factor,
-            room=self.room,
-        )
+    def _generate(self, sampler: Sampler, config: SamplingConfig) -> list[GeneratedImage]:
+        encode = sampler.prompt_encoder(self.conditioner.cached, self.conditioner.encode_one)
+        return sampler.generate(config, encode)

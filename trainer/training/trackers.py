@@ -1,9 +1,10 @@
-"""Curves for TensorBoard or Weights & Biases, by accelerate's trackers."""
+"""Loss curves for TensorBoard or Weights & Biases, by accelerate's trackers."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -25,15 +26,12 @@ def check_tracker(config: TrainConfig) -> None:
     try:
         importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(
-            [
-                f"the package {name} is broken ({error}): pip install --force-reinstall {name}, or set log_with to none"
-            ]
-        ) from None
+        remedy = f"pip install --force-reinstall {name}, or set log_with to none"
+        raise ConfigError([f"the package {name} is broken ({error}): {remedy}"]) from None
 
 
-def tracker_options(config: TrainConfig, folder: Any) -> dict[str, Any]:
-    """What an Accelerator is given so that `start_tracker` finds its tracker."""
+def tracker_options(config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """Returns the arguments of an Accelerator with which `start_tracker` finds its tracker."""
     return {} if config.log_with == "none" else {"log_with": config.log_with, "project_dir": folder}
 
 
@@ -48,10 +46,8 @@ def start_tracker(accelerator: Accelerator, config: TrainConfig) -> None:
         options = {"wandb": {"name": config.name, "dir": str(accelerator.logging_dir)}}
         try:
             accelerator.init_trackers("impasto", config=settings, init_kwargs=options)
-        except Exception as error:  # the packages raise what they like
+        except Exception as error:  # the packages raise errors of many kinds, plain Exception too
+            reason = " ".join(str(error).split())
             how = "wandb login, or set WANDB_MODE=offline, or " if config.log_with == "wandb" else ""
-            raise ConfigError(
-                [
-                    f"{config.log_with} does not start ({' '.join(str(error).split())}); {how}set log_with to none"
-                ]
-            ) from error
+            message = f"{config.log_with} does not start ({reason}); {how}set log_with to none"
+            raise ConfigError([message]) from error

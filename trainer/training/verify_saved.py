@@ -1,4 +1,4 @@
-"""After saving: would other tools take the whole file, and does the file draw what the adapter in memory draws?"""
+"""Checks after saving: other tools load the whole file, and it gives the same image as memory."""
 
 from __future__ import annotations
 
@@ -18,63 +18,58 @@ from trainer.lora_file.compatibility.check import check_file
 from trainer.runs.run import Run
 from trainer.training.samples import TrainingSamples
 
-# Mean difference of two pictures in steps of 255: fp16 rounds the matrices, which moves pixels by less.
-MOST = 4.0
+# Mean difference of two images in steps of 255. Rounding the matrices to fp16 moves pixels by less.
+MAX_DIFFERENCE = 4.0
 
 
-def verify_saved(run: Run, sampler: TrainingSamples, models: dict[str, nn.Module]) -> dict[str, Any]:
-    """Facts for the `checked` event; problems are said on the way.
+def verify_saved(run: Run, samples: TrainingSamples, models: dict[str, nn.Module]) -> dict[str, Any]:
+    """Returns the fields of the `checked` event; emits a `problem` event for each check that fails.
 
     Args:
-        models: the parts that the adapter is attached to, by name.
+        models: the parts that the adapter is attached to: `unet`, `text_encoder`, `text_encoder_2`.
     """
-    base = sampler.base
+    base = samples.setup.base
     report = check_file(run.lora_file, base=base.path if base.path.is_dir() else None, bases=base.path.parent)
-    takes = [verdict.tool for verdict in report.verdicts if verdict.whole]
+    fields: dict[str, Any] = {"takes": [verdict.tool for verdict in report.verdicts if verdict.is_complete]}
     if not report.ok and run.config.format == "kohya":
-        run.emit(
-            "problem",
-            message=f"not every tool takes the whole file: python -m trainer lora check {run.lora_file.name} says which",
-        )
+        command = f"python -m trainer lora check {run.lora_file.name}"
+        run.emit("problem", message=f"some tools do not load the whole file; {command} lists them")
     try:
-        differs = difference(sampler.one(), _drawn_from_file(run, sampler, models))
+        difference = image_difference(samples.first_image(), _image_from_file(run, samples, models))
     except LoraFileError as error:
         run.emit("problem", message=f"the file can't be read back: {error}")
-        return {"takes": takes}
+        return fields
     except (OSError, MemoryError, RuntimeError) as error:
         if not isinstance(error, OSError) and not lacks_memory(error):
             raise
-        run.emit(
-            "problem",
-            message="memory or disk did not suffice to compare the file's picture with the training's",
-        )
-        return {"takes": takes}
-    if differs > MOST:
-        run.emit(
-            "problem",
-            message=f"the file draws another picture than the training did (they differ by {differs:.1f} of 255)",
-        )
-    return {"takes": takes, "difference": round(differs, 3)}
+        message = "not enough memory or disk space to compare the file's image with the training's"
+        run.emit("problem", message=message)
+        return fields
+    if difference > MAX_DIFFERENCE:
+        message = f"the file gives another image than the training (they differ by {difference:.1f} of 255)"
+        run.emit("problem", message=message)
+    return {**fields, "difference": round(difference, 3)}
 
 
-def _drawn_from_file(run: Run, sampler: TrainingSamples, models: dict[str, nn.Module]) -> Image.Image:
-    with detached(sampler.adapter, models):
+def _image_from_file(run: Run, samples: TrainingSamples, models: dict[str, nn.Module]) -> Image.Image:
+    with detached(samples.setup.adapter, models):
         loaded = attach_lora(run.lora_file, models)
         try:
-            return dataclasses.replace(sampler, adapter=loaded).one()
+            setup = dataclasses.replace(samples.setup, adapter=loaded)
+            return dataclasses.replace(samples, setup=setup).first_image()
         finally:
             for part in list(loaded.layers):
                 loaded.detach(part, models[part])
 
 
-def difference(one: Image.Image, other: Image.Image) -> float:
-    """Mean absolute difference of two pictures, in steps of 255."""
+def image_difference(one: Image.Image, other: Image.Image) -> float:
+    """Returns the mean absolute difference of two images, in steps of 255."""
     return float(np.abs(np.asarray(one, dtype=np.float32) - np.asarray(other, dtype=np.float32)).mean())
 
 
 @contextlib.contextmanager
 def detached(adapter: Adapter, models: dict[str, nn.Module]) -> Iterator[None]:
-    """The models have their own layers back, and the adapter's again afterwards."""
+    """Gives the models their own layers back for a block, and afterwards the adapter's layers again."""
     for part, layers in adapter.layers.items():
         for path, layer in layers.items():
             models[part].set_submodule(path, layer.base)

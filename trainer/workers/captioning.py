@@ -1,4 +1,4 @@
-"""`python -m trainer caption-job DIR`: captions the pictures of a job directory (trainer/runs/captioning_job.py)."""
+"""`python -m trainer caption-job DIR`: captions the pictures of a job (trainer/runs/captioning_job.py)."""
 
 from __future__ import annotations
 

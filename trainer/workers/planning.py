@@ -1,10 +1,12 @@
-"""What trainings would take, told before they begin: a process that stays warm while somebody changes settings.
+"""Estimates of trainings before they begin: a process that stays alive while a user changes settings.
 
-{"kind": "plan", "id": "...", "folder": "/.../pictures", "settings": {...}}                             it is told
-{"kind": "planned", "id", "seconds", "peak", "budget", "file"}                                          it says
-{"kind": "refused", "id", "message", "cause", "remedy"}
+Its directory has the protocol of a run, one JSON object in a line:
 
-Of several questions about a folder that wait, only the newest is answered: whoever asks changes a setting and asks again.
+    commands.jsonl   {"kind": "plan", "id": "1", "folder": "/pictures", "settings": {"steps": 500}}
+    events.jsonl     {"kind": "planned", "id": "1", "seconds": 840, "peak": 62e8, "budget": 8e9, "file": 4e7}
+                     {"kind": "refused", "id": "1", "message": "", "cause": "memory", "remedy": {"batch": 2}}
+
+If several requests for one folder wait, only the newest gets an estimate: each replaces the earlier ones.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 from trainer.config import config_from
 from trainer.dataset.quick_scan import quick_scan
 from trainer.dataset.sources import with_class_and_validation
-from trainer.errors import DatasetError, TrainerError
+from trainer.errors import DatasetError
 from trainer.runs import events
 from trainer.runs.failures import failure_fields
 from trainer.runs.run import Run, claim
@@ -28,54 +30,46 @@ IDLE_SECONDS = 60.0
 
 
 def serve(folder: Path, models: Path, *, idle_seconds: float = IDLE_SECONDS) -> None:
-    """Answers the questions of a directory; returns after `idle_seconds` without one."""
-    asked = Run(folder)
+    """Writes an estimate for each request in a directory; returns after `idle_seconds` without a request."""
+    directory = Run(folder)
     with contextlib.suppress(OSError, AttributeError):
-        os.nice(10)  # a training comes first
-    with claim(asked):
-        answered = {event.get("id") for event in events.read(asked.events)[0]}
+        os.nice(10)  # lower priority than a training
+    with claim(directory):
+        finished = {event.get("id") for event in events.read(directory.events)[0]}
         offset, last = 0, time.monotonic()
         while time.monotonic() - last < idle_seconds:
-            commands, offset = events.read(asked.commands, offset)
+            commands, offset = events.read(directory.commands, offset)
             waiting = [
                 command
                 for command in commands
-                if command["kind"] == "plan" and command.get("id") not in answered
+                if command["kind"] == "plan" and command.get("id") not in finished
             ]
-            for question in {command["folder"]: command for command in waiting}.values():
-                asked.emit(**answer(question, models, folder.parent))
-                answered.add(question["id"])
+            for request in {command["folder"]: command for command in waiting}.values():
+                directory.emit(**estimate(request, models, folder.parent))
+                finished.add(request["id"])
                 last = time.monotonic()
             time.sleep(0.1)
 
 
-def answer(question: dict[str, Any], models: Path, kept: Path) -> dict[str, Any]:
-    """The event that answers a question.
-
-    Args:
-        kept: the folder of caches, where what was counted is kept.
-    """
+def estimate(request: dict[str, Any], models: Path, cache_folder: Path) -> dict[str, Any]:
+    """Returns the event for a request: `planned`, or `refused` if the training can't start."""
     config = None
     try:
+        settings = request["settings"]
         config = config_from(
-            {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in question["settings"].items()
-            }
+            {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
         )
-        manifest = quick_scan(Path(question["folder"]), trigger=config.trigger)
+        manifest = quick_scan(Path(request["folder"]), trigger=config.trigger)
         if not manifest.items:
             raise DatasetError("there is no picture to train on; add some under Artwork")
-        found = preflight(config, with_class_and_validation(manifest, config), models, kept)
-    except TrainerError as error:
-        return {"kind": "refused", "id": question["id"], **failure_fields(error, config)}
-    except Exception as error:  # one question must not end the others
-        return {"kind": "refused", "id": question["id"], **failure_fields(error, config)}
+        plan = preflight(config, with_class_and_validation(manifest, config), models, cache_folder)
+    except Exception as error:  # an unforeseen error in one request must not end the process for all others
+        return {"kind": "refused", "id": request["id"], **failure_fields(error, config)}
     return {
         "kind": "planned",
-        "id": question["id"],
-        "seconds": round(found.seconds, 1),
-        "peak": found.peak,
-        "budget": found.budget,
-        "file": found.file_bytes,
+        "id": request["id"],
+        "seconds": round(plan.seconds, 1),
+        "peak": plan.peak,
+        "budget": plan.budget,
+        "file": plan.file_bytes,
     }

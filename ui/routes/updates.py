@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from trainer.errors import TrainerError
 from ui.updates import page_state
-from ui.views.training import keep_advanced
+from ui.views.training import save_advanced
 from ui.workspace import Studio
 
 
@@ -30,7 +30,7 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
             fields = await request.json()
             if not isinstance(fields, dict):
                 raise TrainerError("the settings must be a JSON object; reload the page")
-            await run_in_threadpool(keep_advanced, workspace, project, fields)
+            await run_in_threadpool(save_advanced, workspace, project, fields)
         except TrainerError as error:
             return JSONResponse({"message": str(error)}, status_code=400)
         except (ValueError, RecursionError):

@@ -1,38 +1,56 @@
-// Cards: remove and restore, repeats, the crop as a slider, and the mask brush.
-const changed = () => document.querySelector('#artwork-changed')?.click();
+// The Artwork tab: cards are removed and restored, their repeats set, their crop moved like a slider, and
+// their mask painted.
+
+const CROP_SAVE_MS = 500; // after the last move
+const FOCUS_MS = 8000; // in which Gradio replaces the cards
+const MASK_COLOUR = [154, 52, 18];
+const MASK_OPACITY = 0.75;
+const MASK_STYLE = `rgb(${MASK_COLOUR.join(' ')} / ${100 * MASK_OPACITY}%)`;
+
+const reportChange = () => document.querySelector('#artwork-changed')?.click();
 
 async function send(method, address, body) {
-  const answer = await fetch(address, {method, body});
-  const said = await answer.json();
-  if (!answer.ok) throw new Error(said.message);
-  return said;
+  const response = await fetch(address, { method, body });
+  const result = await response.json();
+  if (!response.ok) throw new Error(result.message);
+  return result;
 }
 
-function tell(card, words) {
-  const line = card?.querySelector('.said');
-  if (line) line.textContent = words;
+function showMessage(card, text) {
+  const line = card?.querySelector('.message');
+  if (line) line.textContent = text;
+}
+
+// `fetch` throws a TypeError where the server can't be reached; the list of cards holds the sentence for
+// that.
+function messageOf(error) {
+  if (!(error instanceof TypeError)) return error.message;
+  return document.querySelector('[data-failed]')?.dataset.failed ?? '';
 }
 
 async function change(card, method, address, body) {
   try {
-    tell(card, (await send(method, address, body)).message);
+    showMessage(card, (await send(method, address, body)).message);
     return true;
   } catch (error) {
-    tell(card, error instanceof TypeError ? card.closest('[data-failed]')?.dataset.failed ?? '' : error.message);
+    showMessage(card, messageOf(error));
     return false;
   }
 }
 
-// Gradio draws the cards anew after a change; whoever uses the keyboard goes on where they were.
-function focusAfterDrawing(root, find) {
+// Gradio replaces the cards after a change. Focuses the element that `find` returns once it exists, so that
+// work by keyboard continues at the same place.
+function focusAfterRefresh(root, find) {
   const place = document.querySelector(root);
   if (!place) return;
-  const watch = new MutationObserver(() => {
+  const observer = new MutationObserver(() => {
     const next = find();
-    if (next) { next.focus({preventScroll: true}); watch.disconnect(); }
+    if (!next) return;
+    next.focus({ preventScroll: true });
+    observer.disconnect();
   });
-  watch.observe(place, {childList: true, subtree: true});
-  setTimeout(() => watch.disconnect(), 8000);
+  observer.observe(place, { childList: true, subtree: true });
+  setTimeout(() => observer.disconnect(), FOCUS_MS);
 }
 
 document.addEventListener('click', async (event) => {
@@ -42,59 +60,82 @@ document.addEventListener('click', async (event) => {
   if (button.matches('.mask')) return openMask(card, button);
   const address = (button.matches('.remove') ? '/remove/' : '/restore/') + card.dataset.place;
   button.disabled = true;
-  if (!await change(card, 'POST', address)) { button.disabled = false; return; }
+  if (!(await change(card, 'POST', address))) {
+    button.disabled = false;
+    return;
+  }
   const next = card.nextElementSibling ?? card.previousElementSibling;
   const place = next?.dataset.place;
-  focusAfterDrawing(button.matches('.remove') ? '#cards' : '#removed', () =>
-    place && document.querySelector(`li[data-place="${CSS.escape(place)}"] button.${button.className}`));
+  focusAfterRefresh(
+    button.matches('.remove') ? '#cards' : '#removed',
+    () => place && document.querySelector(`li[data-place="${CSS.escape(place)}"] button.${button.className}`),
+  );
   card.remove();
-  changed();
+  reportChange();
 });
 
 document.addEventListener('change', async (event) => {
   const field = event.target;
   if (!field.matches?.('#cards input.repeats')) return;
-  const card = field.closest('li'), place = card.dataset.place;
+  const card = field.closest('li');
   const value = Math.min(100, Math.max(1, Math.round(Number(field.value)) || 1));
   field.value = value;
-  if (await change(card, 'PUT', '/choice/' + place, JSON.stringify({repeats: value}))) changed();
+  const body = JSON.stringify({ repeats: value });
+  if (await change(card, 'PUT', `/choice/${card.dataset.place}`, body)) reportChange();
 });
 
-// The crop: a share of the spare room along one axis.
-const waiting = new WeakMap();
+// The crop is a share of the spare pixels along one axis: 0 is left or top, 1 is right or bottom.
+const cropTimers = new WeakMap();
 
 function moveCrop(crop, share) {
   share = Math.min(1, Math.max(0, share));
-  const [,, width, height] = crop.getAttribute('viewBox').split(' ').map(Number);
+  const [, , width, height] = crop.getAttribute('viewBox').split(' ').map(Number);
   const box = crop.dataset.box.split(' ').map(Number);
-  if (crop.dataset.axis === 'x') box[0] = (width - box[2]) * share; else box[1] = (height - box[3]) * share;
+  if (crop.dataset.axis === 'x') {
+    box[0] = (width - box[2]) * share;
+  } else {
+    box[1] = (height - box[3]) * share;
+  }
   crop.dataset.box = box.join(' ');
   crop.dataset.share = share;
   crop.setAttribute('aria-valuenow', Math.round(100 * share));
-  const kept = crop.querySelector('.kept');
-  kept.setAttribute('x', box[0]);
-  kept.setAttribute('y', box[1]);
-  crop.querySelector('.cut').setAttribute('d',
-    `M0 0H${width}V${height}H0ZM${box[0]} ${box[1]}h${box[2]}v${box[3]}h${-box[2]}Z`);
-  clearTimeout(waiting.get(crop));
-  waiting.set(crop, setTimeout(() => saveCrop(crop), 500));
+  const frame = crop.querySelector('.kept');
+  frame.setAttribute('x', box[0]);
+  frame.setAttribute('y', box[1]);
+  crop
+    .querySelector('.cut')
+    .setAttribute('d', `M0 0H${width}V${height}H0ZM${box[0]} ${box[1]}h${box[2]}v${box[3]}h${-box[2]}Z`);
+  clearTimeout(cropTimers.get(crop));
+  cropTimers.set(
+    crop,
+    setTimeout(() => saveCrop(crop), CROP_SAVE_MS),
+  );
 }
 
 function saveCrop(crop) {
   const share = Math.round(1000 * Number(crop.dataset.share)) / 1000;
-  const body = JSON.stringify({crop: crop.dataset.axis === 'x' ? [share, 0.5] : [0.5, share]});
-  return change(crop.closest('li'), 'PUT', '/choice/' + crop.dataset.place, body);
+  const body = JSON.stringify({ crop: crop.dataset.axis === 'x' ? [share, 0.5] : [0.5, share] });
+  return change(crop.closest('li'), 'PUT', `/choice/${crop.dataset.place}`, body);
 }
 
 document.addEventListener('keydown', (event) => {
   const crop = event.target;
   if (!crop.matches?.('svg.crop')) return;
-  const step = event.shiftKey ? 0.1 : 0.02, share = Number(crop.dataset.share);
-  const to = {ArrowLeft: share - step, ArrowUp: share - step, ArrowRight: share + step, ArrowDown: share + step,
-    PageUp: share - 0.1, PageDown: share + 0.1, Home: 0, End: 1}[event.key];
-  if (to === undefined) return;
+  const step = event.shiftKey ? 0.1 : 0.02;
+  const share = Number(crop.dataset.share);
+  const target = {
+    ArrowLeft: share - step,
+    ArrowUp: share - step,
+    ArrowRight: share + step,
+    ArrowDown: share + step,
+    PageUp: share - 0.1,
+    PageDown: share + 0.1,
+    Home: 0,
+    End: 1,
+  }[event.key];
+  if (target === undefined) return;
   event.preventDefault();
-  moveCrop(crop, to);
+  moveCrop(crop, target);
 });
 
 document.addEventListener('pointerdown', (event) => {
@@ -103,11 +144,17 @@ document.addEventListener('pointerdown', (event) => {
   event.preventDefault();
   crop.focus();
   crop.setPointerCapture(event.pointerId);
-  const x = crop.dataset.axis === 'x', start = x ? event.clientX : event.clientY, share = Number(crop.dataset.share);
-  const [,, width, height] = crop.getAttribute('viewBox').split(' ').map(Number);
-  const box = crop.dataset.box.split(' ').map(Number), shown = crop.getBoundingClientRect();
-  const spare = x ? (width - box[2]) * shown.width / width : (height - box[3]) * shown.height / height;
-  const drag = (move) => moveCrop(crop, share + ((x ? move.clientX : move.clientY) - start) / Math.max(1, spare));
+  const isHorizontal = crop.dataset.axis === 'x';
+  const position = (move) => (isHorizontal ? move.clientX : move.clientY);
+  const start = position(event);
+  const share = Number(crop.dataset.share);
+  const [, , width, height] = crop.getAttribute('viewBox').split(' ').map(Number);
+  const box = crop.dataset.box.split(' ').map(Number);
+  const shown = crop.getBoundingClientRect();
+  const spare = isHorizontal
+    ? ((width - box[2]) * shown.width) / width
+    : ((height - box[3]) * shown.height) / height;
+  const drag = (move) => moveCrop(crop, share + (position(move) - start) / Math.max(1, spare));
   const end = () => {
     crop.removeEventListener('pointermove', drag);
     crop.removeEventListener('pointerup', end);
@@ -118,26 +165,39 @@ document.addEventListener('pointerdown', (event) => {
   crop.addEventListener('pointercancel', end);
 });
 
-// The mask brush. What counts is white on `mask`; the canvas shows what does not, over the picture.
-let mask = null, masked = null;
+// The mask brush. On `mask` the learned area is white and the hidden area black; the canvas over the picture
+// shows the hidden area in colour.
+let mask = null;
+let masked = null; // {place, button} of the picture whose mask is open
 
 async function openMask(card, button) {
   const dialog = document.querySelector('#mask-dialog');
-  const picture = dialog.querySelector('img'), canvas = dialog.querySelector('canvas');
+  const picture = dialog.querySelector('img');
+  const canvas = dialog.querySelector('canvas');
   dialog.querySelector('#mask-title').textContent = dialog.dataset.title.replace('{name}', card.dataset.name);
-  dialog.querySelector('.said').textContent = '';
+  showMessage(dialog, '');
   picture.alt = card.dataset.name;
   picture.src = '/large/' + card.dataset.place;
-  masked = {place: card.dataset.place, button};
-  try { await picture.decode(); } catch { return tell(card, card.closest('[data-failed]').dataset.failed); }
+  masked = { place: card.dataset.place, button };
+  try {
+    await picture.decode();
+  } catch {
+    showMessage(card, card.closest('[data-failed]').dataset.failed);
+    return;
+  }
   canvas.width = picture.naturalWidth;
   canvas.height = picture.naturalHeight;
   mask = new OffscreenCanvas(canvas.width, canvas.height);
   fill('white');
   if (button.dataset.mask !== '0') {
-    const kept = new Image();
-    kept.src = '/mask/' + card.dataset.place + '?v=' + button.dataset.mask;
-    try { await kept.decode(); mask.getContext('2d').drawImage(kept, 0, 0, canvas.width, canvas.height); } catch { /* drawn anew */ }
+    const saved = new Image();
+    saved.src = `/mask/${card.dataset.place}?v=${button.dataset.mask}`;
+    try {
+      await saved.decode();
+      mask.getContext('2d').drawImage(saved, 0, 0, canvas.width, canvas.height);
+    } catch {
+      // The mask has been removed meanwhile: painting starts with an empty one.
+    }
   }
   showMask();
   dialog.showModal();
@@ -145,34 +205,46 @@ async function openMask(card, button) {
 }
 
 function fill(colour) {
-  const pen = mask.getContext('2d', {willReadFrequently: true});
+  const pen = mask.getContext('2d', { willReadFrequently: true });
   pen.fillStyle = colour;
   pen.fillRect(0, 0, mask.width, mask.height);
 }
 
 function showMask() {
-  const canvas = document.querySelector('#mask-dialog canvas'), pen = canvas.getContext('2d');
-  const values = mask.getContext('2d', {willReadFrequently: true}).getImageData(0, 0, mask.width, mask.height);
+  const pen = document.querySelector('#mask-dialog canvas').getContext('2d');
+  const values = mask
+    .getContext('2d', { willReadFrequently: true })
+    .getImageData(0, 0, mask.width, mask.height);
   for (let at = 0; at < values.data.length; at += 4) {
-    const out = 255 - values.data[at];
-    values.data[at] = 154; values.data[at + 1] = 52; values.data[at + 2] = 18; values.data[at + 3] = out * 0.75;
+    const hidden = 255 - values.data[at];
+    [values.data[at], values.data[at + 1], values.data[at + 2]] = MASK_COLOUR;
+    values.data[at + 3] = hidden * MASK_OPACITY;
   }
   pen.putImageData(values, 0, 0);
 }
 
 function paintMask(event, canvas, from) {
-  const shown = canvas.getBoundingClientRect(), scale = canvas.width / shown.width, dialog = canvas.closest('dialog');
-  const radius = Number(dialog.querySelector('.mask-brush').value) / 100 * Math.max(canvas.width, canvas.height) / 2 + 2;
+  const shown = canvas.getBoundingClientRect();
+  const scale = canvas.width / shown.width;
+  const dialog = canvas.closest('dialog');
+  const brush = Number(dialog.querySelector('.mask-brush').value) / 100;
+  const diameter = brush * Math.max(canvas.width, canvas.height) + 4;
   const hides = dialog.querySelector('[name=mask-way]:checked').value === 'hide';
   const at = [(event.clientX - shown.left) * scale, (event.clientY - shown.top) * scale];
-  const pens = [[mask.getContext('2d'), hides ? 'black' : 'white', 'source-over'],
-    [canvas.getContext('2d'), 'rgb(154 52 18 / 75%)', hides ? 'source-over' : 'destination-out']];
-  for (const [pen, colour, way] of pens) {
-    if (pen.canvas === canvas && !hides) pen.fillStyle = 'black'; else pen.fillStyle = colour;
-    pen.globalCompositeOperation = way;
-    pen.strokeStyle = pen.fillStyle;
+  const strokes = [
+    { pen: mask.getContext('2d'), colour: hides ? 'black' : 'white', operation: 'source-over' },
+    // 'destination-out' erases with an opaque colour.
+    {
+      pen: canvas.getContext('2d'),
+      colour: hides ? MASK_STYLE : 'black',
+      operation: hides ? 'source-over' : 'destination-out',
+    },
+  ];
+  for (const { pen, colour, operation } of strokes) {
+    pen.globalCompositeOperation = operation;
+    pen.strokeStyle = colour;
     pen.lineCap = 'round';
-    pen.lineWidth = 2 * radius;
+    pen.lineWidth = diameter;
     pen.beginPath();
     pen.moveTo(...(from ?? at));
     pen.lineTo(...at);
@@ -188,44 +260,69 @@ document.addEventListener('pointerdown', (event) => {
   event.preventDefault();
   canvas.setPointerCapture(event.pointerId);
   let from = paintMask(event, canvas);
-  const draw = (move) => { for (const point of move.getCoalescedEvents?.() ?? [move]) from = paintMask(point, canvas, from); };
-  canvas.addEventListener('pointermove', draw);
-  const end = () => { canvas.removeEventListener('pointermove', draw); showMask(); };
-  canvas.addEventListener('pointerup', end, {once: true});
-  canvas.addEventListener('pointercancel', end, {once: true});
+  const paint = (move) => {
+    for (const point of move.getCoalescedEvents?.() ?? [move]) from = paintMask(point, canvas, from);
+  };
+  canvas.addEventListener('pointermove', paint);
+  const end = () => {
+    canvas.removeEventListener('pointermove', paint);
+    showMask();
+  };
+  canvas.addEventListener('pointerup', end, { once: true });
+  canvas.addEventListener('pointercancel', end, { once: true });
 });
 
-document.addEventListener('click', async (event) => {
+function fillRectangle(dialog) {
+  const [left, top, width, height] = ['left', 'top', 'width', 'height'].map(
+    (side) => Number(dialog.querySelector(`.mask-${side}`).value) / 100,
+  );
+  const hides = dialog.querySelector('[name=mask-way]:checked').value === 'hide';
+  const pen = mask.getContext('2d');
+  pen.fillStyle = hides ? 'black' : 'white';
+  pen.fillRect(left * mask.width, top * mask.height, width * mask.width, height * mask.height);
+}
+
+function invertMask() {
+  const pen = mask.getContext('2d');
+  pen.globalCompositeOperation = 'difference';
+  fill('white');
+  pen.globalCompositeOperation = 'source-over';
+}
+
+const MASK_ACTIONS = {
+  all: () => fill('white'),
+  none: () => fill('black'),
+  invert: invertMask,
+  box: fillRectangle,
+};
+
+document.addEventListener('click', (event) => {
   const button = event.target.closest?.('#mask-dialog [data-do]');
   if (!button) return;
-  const dialog = button.closest('dialog'), pen = mask.getContext('2d'), wanted = button.dataset.do;
-  if (wanted === 'cancel') { dialog.close(); masked.button.focus(); return; }
-  if (wanted === 'save') return saveMask(dialog);
-  if (wanted === 'all') fill('white');
-  if (wanted === 'none') fill('black');
-  if (wanted === 'invert') {
-    pen.globalCompositeOperation = 'difference';
-    fill('white');
-    pen.globalCompositeOperation = 'source-over';
+  const dialog = button.closest('dialog');
+  const action = button.dataset.do;
+  if (action === 'cancel') {
+    dialog.close();
+    masked.button.focus();
+  } else if (action === 'save') {
+    saveMask(dialog);
+  } else {
+    MASK_ACTIONS[action](dialog);
+    showMask();
   }
-  if (wanted === 'box') {
-    const [left, top, width, height] = ['left', 'top', 'width', 'height'].map((key) => Number(dialog.querySelector('.mask-' + key).value) / 100);
-    pen.fillStyle = dialog.querySelector('[name=mask-way]:checked').value === 'hide' ? 'black' : 'white';
-    pen.fillRect(left * mask.width, top * mask.height, width * mask.width, height * mask.height);
-  }
-  showMask();
 });
 
 async function saveMask(dialog) {
   try {
-    const drawn = await mask.convertToBlob({type: 'image/png'});
-    await send('PUT', '/mask/' + masked.place, drawn);
+    await send('PUT', `/mask/${masked.place}`, await mask.convertToBlob({ type: 'image/png' }));
   } catch (error) {
-    dialog.querySelector('.said').textContent = error instanceof TypeError ? document.querySelector('[data-failed]').dataset.failed : error.message;
+    showMessage(dialog, messageOf(error));
     return;
   }
   dialog.close();
-  const place = masked.place;
-  focusAfterDrawing('#cards', () => document.querySelector(`li[data-place="${CSS.escape(place)}"] button.mask`));
-  changed();
+  const { place } = masked;
+  focusAfterRefresh('#cards', () =>
+    document.querySelector(`li[data-place="${CSS.escape(place)}"] button.mask`),
+  );
+  reportChange();
 }

@@ -1,6 +1,10 @@
-// Captions: saved when their field is left, moved between by keys, and never drawn over while they are written.
-const unsaved = new Map();  // place -> what was typed and is not kept yet
-let writing = null;  // {place, start, end} of the field in use
+// The Captions tab: captions are saved when their field is left, keys move between fields, and a refresh
+// never overwrites a caption that is being edited.
+
+const DRAFT = 'captions being written'; // key in sessionStorage
+const unsaved = new Map(); // place -> text that has not been saved
+const sending = new Map(); // place -> text that is on its way to the server
+let editing = null; // {place, start, end} of the focused field: its picture and the selection
 
 const fields = () => [...document.querySelectorAll('#caption-list textarea.caption')];
 const fieldOf = (place) => fields().find((field) => field.dataset.place === place);
@@ -10,103 +14,129 @@ document.addEventListener('input', (event) => {
   if (field.matches?.('textarea.caption')) unsaved.set(field.dataset.place, field.value);
 });
 
-const sent = new Map();  // place -> what is on its way to the server
 async function save(field) {
-  const place = field.dataset.place, text = field.value;
-  let words = '', hint = null;
-  sent.set(place, text);
+  const { place } = field.dataset;
+  const text = field.value;
+  let message = '';
+  let hint = null;
+  sending.set(place, text);
   try {
-    const answer = await fetch('/caption/' + place, {method: 'PUT', body: text});
-    const said = await answer.json();
-    words = said.message;
-    if (answer.ok) {
-      hint = said.hint;
+    const response = await fetch(`/caption/${place}`, { method: 'PUT', body: text });
+    const result = await response.json();
+    message = result.message;
+    if (response.ok) {
+      hint = result.hint;
       if (unsaved.get(place) === text) unsaved.delete(place);
       document.querySelector('#caption-saved')?.click();
       const shown = document.querySelector(`#cards li[data-place="${CSS.escape(place)}"] .words`);
-      if (shown && text.trim()) { shown.textContent = text; shown.classList.remove('none'); }
+      if (shown && text.trim()) {
+        shown.textContent = text;
+        shown.classList.remove('none');
+      }
     }
   } catch {
-    words = field.closest('[data-failed]')?.dataset.failed ?? '';
+    message = field.closest('[data-failed]')?.dataset.failed ?? '';
   }
-  if (sent.get(place) === text) sent.delete(place);
-  const now = fieldOf(place)?.closest('.captioned');
-  if (!now) return;
-  now.querySelector('.saved').textContent = words;
-  if (hint !== null) now.querySelector('.long').textContent = hint;
+  if (sending.get(place) === text) sending.delete(place);
+  // A refresh may have replaced the field meanwhile.
+  const item = fieldOf(place)?.closest('.captioned');
+  if (!item) return;
+  item.querySelector('.saved').textContent = message;
+  if (hint !== null) item.querySelector('.long').textContent = hint;
 }
+
 document.addEventListener('change', (event) => {
   if (event.target.matches?.('textarea.caption')) save(event.target);
 });
-// A browser tells of no change where the script has put the words back.
+
+// A browser fires no `change` event for text that `restore` has put into a field.
 document.addEventListener('focusout', (event) => {
-  const field = event.target, place = field.dataset?.place;
-  if (field.matches?.('textarea.caption') && unsaved.has(place) && sent.get(place) !== field.value) save(field);
+  const field = event.target;
+  const place = field.dataset?.place;
+  if (!field.matches?.('textarea.caption') || !unsaved.has(place)) return;
+  if (sending.get(place) !== field.value) save(field);
 });
 
-// A page that is loaded anew, as Gradio does when the server was away, goes on with what was being written.
-const DRAFT = 'captions being written';
+// Gradio reloads the page when its server has been away; unsaved captions survive that in the session
+// storage.
 window.addEventListener('pagehide', () => {
-  if (unsaved.size) sessionStorage.setItem(DRAFT, JSON.stringify({unsaved: [...unsaved], writing}));
+  if (unsaved.size) sessionStorage.setItem(DRAFT, JSON.stringify({ unsaved: [...unsaved], editing }));
 });
 const draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? 'null');
 sessionStorage.removeItem(DRAFT);
 if (draft && performance.getEntriesByType('navigation')[0]?.type === 'reload') {
   for (const [place, text] of draft.unsaved) unsaved.set(place, text);
-  writing = draft.writing;
+  editing = draft.editing;
 }
 
 function goTo(field) {
   if (!field) return false;
-  field.focus({preventScroll: true});
+  field.focus({ preventScroll: true });
   field.setSelectionRange(field.value.length, field.value.length);
-  field.closest('.captioned').scrollIntoView({block: 'center'});
+  field.closest('.captioned').scrollIntoView({ block: 'center' });
   return true;
+}
+
+// -1 for a key that leads to the previous caption, 1 for the next one, 0 for all other keys.
+function directionOf(event, field) {
+  const { key, ctrlKey } = event;
+  const isPlain = !event.shiftKey && !ctrlKey && field.selectionStart === field.selectionEnd;
+  const isAtStart = isPlain && field.selectionStart === 0;
+  const isAtEnd = isPlain && field.selectionEnd === field.value.length;
+  if (key === 'PageUp' || (key === 'ArrowUp' && (ctrlKey || isAtStart))) return -1;
+  if (key === 'PageDown' || (key === 'Enter' && isPlain)) return 1;
+  return key === 'ArrowDown' && (ctrlKey || isAtEnd) ? 1 : 0;
 }
 
 document.addEventListener('keydown', (event) => {
   const field = event.target;
-  if (!field.matches?.('#caption-list textarea.caption') || event.isComposing || event.altKey || event.metaKey) return;
-  const plain = !event.shiftKey && !event.ctrlKey && field.selectionStart === field.selectionEnd;
-  const back = event.key === 'PageUp' || (event.key === 'ArrowUp' && (event.ctrlKey || (plain && field.selectionStart === 0)));
-  const on = event.key === 'PageDown' || (event.key === 'Enter' && plain) ||
-    (event.key === 'ArrowDown' && (event.ctrlKey || (plain && field.selectionEnd === field.value.length)));
-  if (!back && !on) return;
-  const all = fields(), next = all[all.indexOf(field) + (on ? 1 : -1)];
+  if (!field.matches?.('#caption-list textarea.caption')) return;
+  if (event.isComposing || event.altKey || event.metaKey) return;
+  const direction = directionOf(event, field);
+  if (!direction) return;
   event.preventDefault();
-  if (!goTo(next)) { field.blur(); field.focus(); }
+  const all = fields();
+  if (goTo(all[all.indexOf(field) + direction])) return;
+  // There is no other field: leaving and entering this one saves it.
+  field.blur();
+  field.focus();
 });
 
 document.addEventListener('selectionchange', () => {
   const field = document.activeElement;
-  if (field?.matches?.('#caption-list textarea.caption')) writing = {place: field.dataset.place, start: field.selectionStart, end: field.selectionEnd};
+  if (!field?.matches?.('#caption-list textarea.caption')) return;
+  editing = { place: field.dataset.place, start: field.selectionStart, end: field.selectionEnd };
 });
 document.addEventListener('focusin', (event) => {
-  if (!event.target.matches?.('#caption-list textarea.caption')) writing = null;
+  if (!event.target.matches?.('#caption-list textarea.caption')) editing = null;
 });
 
-// When the list is drawn anew, what was being written stands there again, with the cursor where it was.
-// Gradio changes what is there rather than replacing it, and a field that was once written in keeps its own text.
+// After a refresh of the list, unsaved text and the cursor are put back. Gradio patches the elements instead
+// of replacing them, and a field that was edited once ignores its new HTML: saved text is therefore set here
+// too.
 function restore() {
   for (const field of fields()) {
-    if (!unsaved.has(field.dataset.place) && field.value !== field.dataset.text) field.value = field.dataset.text;
+    const { place, text } = field.dataset;
+    if (!unsaved.has(place) && field.value !== text) field.value = text;
   }
   for (const [place, text] of unsaved) {
     const field = fieldOf(place);
     if (field && field.value !== text) field.value = text;
   }
-  const field = writing && fieldOf(writing.place);
-  if (field && document.activeElement !== field && (document.activeElement === document.body || !document.activeElement)) {
-    field.focus({preventScroll: true});
-    field.setSelectionRange(writing.start, writing.end);
+  const field = editing && fieldOf(editing.place);
+  const hasNoFocus = !document.activeElement || document.activeElement === document.body;
+  if (field && hasNoFocus) {
+    field.focus({ preventScroll: true });
+    field.setSelectionRange(editing.start, editing.end);
   }
 }
 
-// Captions that a model has just written go into fields that nobody is writing in.
-function takeFresh(list) {
+// Puts captions that a model has just written into the fields that nobody is editing.
+function fillFromModel(list) {
   for (const item of list.querySelectorAll('li')) {
     const field = fieldOf(item.dataset.place);
-    if (field && field !== document.activeElement && !unsaved.has(item.dataset.place)) field.value = item.textContent;
+    if (!field || field === document.activeElement || unsaved.has(item.dataset.place)) continue;
+    field.value = item.textContent;
   }
 }
 
@@ -117,22 +147,23 @@ new MutationObserver((changes) => {
       if (node.nodeType !== 1) continue;
       if (node.matches('.captions') || node.querySelector('ul.captions')) restore();
       const list = node.matches('ul.fresh') ? node : node.querySelector('ul.fresh');
-      if (list) takeFresh(list);
+      if (list) fillFromModel(list);
     }
   }
-}).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['data-drawn']});
+}).observe(document.documentElement, { childList: true, subtree: true, attributeFilter: ['data-rendered'] });
 
-// A tag fills the field that the chosen change reads.
+// A click on a tag puts it into the field that the chosen action uses.
 document.addEventListener('click', (event) => {
   const tag = event.target.closest?.('button.tag');
   if (!tag) return;
-  const opener = document.querySelector('#many button[aria-expanded="false"], #many button.label-wrap:not(.open)');
-  opener?.click();
+  document.querySelector('#many button[aria-expanded="false"], #many button.label-wrap:not(.open)')?.click();
   requestAnimationFrame(() => {
-    const field = document.querySelector('#edit-find textarea, #edit-find input') ?? document.querySelector('#edit-text textarea, #edit-text input');
+    const field =
+      document.querySelector('#edit-find textarea, #edit-find input') ??
+      document.querySelector('#edit-text textarea, #edit-text input');
     if (!field) return;
     field.value = tag.dataset.tag;
-    field.dispatchEvent(new Event('input', {bubbles: true}));
+    field.dispatchEvent(new Event('input', { bubbles: true }));
     field.focus();
   });
 });

@@ -12,13 +12,13 @@ from typing import Any
 
 from trainer.atomic_files import write_atomically
 from trainer.config import PRESET_NAMES, TrainConfig, config_from
+from trainer.config.presets import preset_values
 from trainer.dataset.augmentations import mask_file
 from trainer.dataset.overrides import IMPASTO_FOLDER
 from trainer.dataset.quick_scan import quick_scan
 from trainer.errors import DatasetError
 from trainer.headers.base_model import is_small
 from trainer.json_files import read_object
-from trainer.presets import preset_values
 
 # From one or two pictures a LoRA memorises everything, since nothing tells the subject from its background.
 MIN_PICTURES = 3

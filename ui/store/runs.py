@@ -17,7 +17,7 @@ from typing import Any
 from trainer.atomic_files import write_atomically
 from trainer.config import TrainConfig, config_from
 from trainer.errors import RunError
-from trainer.headers.base_model import list_base_models
+from trainer.headers.base_model import BUNDLED_BASE, list_base_models
 from trainer.json_files import read_object
 from trainer.runs import events, run
 from trainer.runs.job import Job
@@ -26,7 +26,6 @@ from ui.store.estimates import Estimates
 from ui.store.naming import create_folder
 from ui.store.project_settings import training_values
 
-BUNDLED = "tiny-sdxl"
 STUCK_SECONDS = 300.0  # without an event before a training counts as stuck, at least
 _STUCK_STEPS = 20  # or this many of its own steps, if that is longer
 
@@ -81,7 +80,7 @@ class Runs:
     def bases(self) -> list[str]:
         """Returns the names of the base models on disk, the bundled one first."""
         names = list_base_models(self.models)
-        return sorted(names, key=lambda name: name != BUNDLED) or [BUNDLED]
+        return sorted(names, key=lambda name: name != BUNDLED_BASE) or [BUNDLED_BASE]
 
     def finished(self) -> list[str]:
         """Returns the names of the runs that have a LoRA file."""

@@ -1,241 +1,222 @@
-"""Library: every finished LoRA, what its file says of itself, others made of it, and its end."""
+"""The Library tab: all finished LoRAs, the details of a file, modified copies, import and deletion."""
 
 from __future__ import annotations
 
-import html
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from trainer.errors import TrainerError
 from trainer.headers.edit_metadata import MAX_TEXT
 from ui.store.file_jobs import FileJobs
 from ui.store.library import LIBRARY_PREFIX, Library
 from ui.store.lora_edits import LoraEdit, start_edit
-from ui.tabs import PRIVATE, QUIET, Shared, rows_of_others
+from ui.tabs import (
+    PRIVATE,
+    QUIET,
+    OtherLora,
+    PageContext,
+    Updates,
+    choice_update,
+    other_lora_rows,
+    other_loras,
+)
 from ui.updates import made_mark
-from ui.views.library import cards_html, size_words
+from ui.views.html import element
+from ui.views.library import cards_html, format_size, messages_html, problems_html, question_html
 from ui.workspace import Workspace
 
-_NO_QUESTION = "() => ['', {__type__: 'update', visible: false}, {__type__: 'update', visible: false}]"
-TEXTS = ("title", "author", "licence", "description", "tags", "trigger")
+# Hides the question before a deletion in the browser: a response of the server could come after the next
+# question.
+_HIDE_QUESTION = "() => ['', {__type__: 'update', visible: false}, {__type__: 'update', visible: false}]"
+_TEXTS = ("title", "author", "licence", "description", "tags", "trigger")
+_MAX_NAME = 200  # characters that are read of a new file's name
 
 
-def build(shared: Shared) -> None:
-    label = shared.label
-    drop = gr.File(
-        label=label("library.drop"),
-        file_count="multiple",
-        file_types=[".safetensors"],
-        height=140,
-        elem_id="import",
-    )
-    told = gr.HTML(elem_id="library-told")
-    cards = gr.HTML(elem_id="shelf")
-    lora = gr.Dropdown([], label=label("library.change"), allow_custom_value=True, elem_id="lora")
-    with gr.Accordion(label("library.file_details"), open=False, elem_id="label-box"):
-        fields = _label_fields(shared)
-        save = gr.Button(label("library.save"), variant="primary", elem_id="save-label")
-    with gr.Accordion(label("library.modified_copy"), open=False, elem_id="make-box"):
-        tool, others = _make_fields(shared)
-        start = gr.Button(label("library.start"), elem_id="make")
-    with gr.Accordion(label("library.delete"), open=False, elem_id="delete-lora-box"):
-        ask_delete = gr.Button(label("library.delete"), elem_id="delete-lora")
-        question = gr.HTML(elem_id="delete-lora-question")
-        with gr.Row():
-            sure = gr.Button(
-                label("library.delete_sure"), variant="stop", visible=False, elem_id="delete-lora-sure"
-            )
-            keep = gr.Button(label("library.keep"), visible=False, elem_id="delete-lora-keep")
-    works, labelled = gr.State(()), gr.State("")  # labelled: which file, as of when, the label is of
-    chosen_lists = [lora, *(which for which, _ in others)]
+@dataclass(frozen=True)
+class Details:
+    """The form of a file's details.
 
-    def show(workspace: Workspace, current: str | None):
-        library, made = Library(workspace.runs), made_mark(workspace)
+    Attributes:
+        fields: field of a `Label` -> its component.
+        shown: the file, and its time, that the form shows.
+    """
+
+    fields: dict[str, Component]
+    save: gr.Button
+    shown: gr.State
+
+
+@dataclass(frozen=True)
+class ModifiedCopy:
+    """The form that makes a LoRA of others: resize, convert or merge."""
+
+    tool: gr.Radio
+    weight: gr.Slider
+    others: list[OtherLora]
+    rank: gr.Number
+    form: gr.Dropdown
+    name: gr.Textbox
+    start: gr.Button
+    works: gr.State  # ids of those that are being made
+
+    @property
+    def merge_fields(self) -> list[Component]:
+        """Components that only a merge needs."""
+        return [self.weight, *(component for row in self.others for component in row)]
+
+    @property
+    def inputs(self) -> set[Component]:
+        """Components that `make_copy` reads, without the chosen LoRA."""
+        return {self.tool, self.rank, self.form, self.name, self.works, *self.merge_fields}
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """The buttons of a deletion; `key` is the LoRA that the question is about."""
+
+    start: gr.Button
+    question: gr.HTML
+    confirm: gr.Button
+    cancel: gr.Button
+    key: gr.State
+
+    @property
+    def outputs(self) -> list[Component]:
+        """Components that show or hide the question."""
+        return [self.question, self.confirm, self.cancel]
+
+
+@dataclass(frozen=True)
+class LibraryTab:
+    """All components of the tab; its methods are the callbacks."""
+
+    upload: gr.File
+    message: gr.HTML
+    cards: gr.HTML
+    lora: gr.Dropdown
+    details: Details
+    copy: ModifiedCopy
+    deletion: Deletion
+
+    def show(self, workspace: Workspace, current: str | None) -> Updates:
+        """Shows the cards and the choices of all lists."""
+        library = Library(workspace.runs)
+        # The mark is taken first: a LoRA that is added meanwhile makes the cards stale again.
+        mark = made_mark(workspace)
         entries = library.entries()
-        keys = [entry.key for entry in entries]
-        found = [(entry.name, entry.key) for entry in entries]
-        more = [("—", ""), *found]
-        # A choice that holds is not sent back: another one may have been made meanwhile.
-        first = (
-            gr.update(choices=found)
-            if current in keys
-            else gr.update(choices=found, value=next(iter(keys), None))
-        )
-        lists = [first, *(gr.update(choices=more) for _ in others)]
-        return [f'<div data-made="{made}">{cards_html(workspace.words, library, entries)}</div>', *lists]
+        choices = [(entry.name, entry.key) for entry in entries]
+        others = gr.update(choices=[("—", ""), *choices])
+        cards = cards_html(workspace.words, library, entries)
+        return {
+            self.cards: element("div", cards, data_made=mark),
+            self.lora: choice_update(choices, current),
+            **{row.lora: others for row in self.copy.others},
+        }
 
-    def take_in(workspace: Workspace, files: Any):
-        good, bad = [], []
-        names = [
-            str((one.get("orig_name") if isinstance(one, dict) else one.orig_name) or "lora")
-            for one in (getattr(files, "root", files) or [])
-        ]
+    def import_files(self, workspace: Workspace, files: Any) -> Updates:
+        """Imports uploaded LoRA files and removes the uploads."""
+        imported, problems = [], []
+        values = getattr(files, "root", files) or []
+        names = [value.get("orig_name") if isinstance(value, dict) else value.orig_name for value in values]
         for path, name in zip(workspace.uploaded(files), names, strict=True):
             try:
                 workspace.limits.check_free_space(workspace.runs.outputs, path.stat().st_size)
-                key = Library(workspace.runs).import_file(path, name)
-                good.append(workspace.words("library.taken_in", name=key.removeprefix(LIBRARY_PREFIX)))
+                key = Library(workspace.runs).import_file(path, str(name or "lora"))
+                imported.append(workspace.words("library.taken_in", name=key.removeprefix(LIBRARY_PREFIX)))
             except TrainerError as error:
-                bad.append(str(error))
+                problems.append(str(error))
             finally:
-                path.unlink(missing_ok=True)  # nothing of an artist's stays in Gradio's cache
-        return None, _told(good) + _alert(bad)
+                path.unlink(missing_ok=True)  # Gradio's cache must keep no file of an artist
+        return {self.upload: None, self.message: messages_html(imported) + problems_html(problems)}
 
-    def read_label(workspace: Workspace, key: str | None, last: str):
-        """Anew for another file or one that was changed; else what is being written stays."""
+    def show_details(self, workspace: Workspace, key: str | None, shown: str) -> Updates:
+        """Fills the form for another or a changed file; otherwise text that is being typed stays."""
+        details = self.details
         if not key:
-            return [*(gr.update(value=None) for _ in fields), ""]
+            return {**{field: gr.update(value=None) for field in details.fields.values()}, details.shown: ""}
         entry = Library(workspace.runs).entry(key)
-        now = f"{key} {entry.file.stat().st_mtime_ns}"
-        if now == last:
-            return [gr.skip()] * (len(fields) + 1)
-        return [*(getattr(entry.label, name) for name in fields), now]
+        state = f"{key} {entry.file.stat().st_mtime_ns}"
+        if state == shown:
+            return gr.skip()
+        values = {field: getattr(entry.label, name) for name, field in details.fields.items()}
+        return {**values, details.shown: state}
 
-    def write_label(workspace: Workspace, values: dict[Any, Any]):
-        key = _chosen(workspace, values[lora])
-        entry = Library(workspace.runs).relabel(key, {name: values[part] for name, part in fields.items()})
-        return _told([workspace.words("library.saved", name=entry.file.name)])
+    def save_details(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
+        """Writes the form into the metadata of the chosen file."""
+        key = _chosen(workspace, values[self.lora])
+        details = {name: values[field] for name, field in self.details.fields.items()}
+        entry = Library(workspace.runs).relabel(key, details)
+        return {self.message: messages_html([workspace.words("library.saved", name=entry.file.name)])}
 
-    def make(workspace: Workspace, values: dict[Any, Any]):
-        key = _chosen(workspace, values[lora])
-        kind, more = (
-            values[tool["tool"]],
-            [(values[which], values[weight]) for which, weight in others if values[which]],
-        )
-        merges = kind == "merge"
+    def show_tool_fields(self, workspace: Workspace, tool: str) -> Updates:
+        """Shows the fields that the chosen operation needs."""
+        del workspace
+        copy, is_merge = self.copy, tool == "merge"
+        return {
+            copy.rank: gr.update(visible=tool in ("merge", "resize")),
+            copy.form: gr.update(visible=tool == "convert"),
+            **{field: gr.update(visible=is_merge) for field in copy.merge_fields},
+        }
+
+    def make_copy(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
+        """Starts the child process that makes the new file."""
+        copy = self.copy
+        files = [(_chosen(workspace, values[self.lora]), values[copy.weight])]
+        is_merge = values[copy.tool] == "merge"
+        if is_merge:
+            files += other_loras(copy.others, values)
         edit = LoraEdit(
-            tool=kind,
-            keys=(key, *(which for which, _ in more)) if merges else (key,),
-            weights=(values[tool["weight"]], *(weight for _, weight in more)) if merges else (),
-            rank=values[tool["rank"]] or 0,
-            form=values[tool["form"]],
-            name=str(values[tool["name"]] or "")[:200],
+            tool=values[copy.tool],
+            keys=tuple(key for key, _ in files),
+            weights=tuple(weight for _, weight in files) if is_merge else (),
+            rank=values[copy.rank] or 0,
+            form=values[copy.form],
+            name=str(values[copy.name] or "")[:_MAX_NAME],
         )
         work = start_edit(Library(workspace.runs), edit)
-        return (*values[works], work), _told([workspace.words("library.working")])
+        message = messages_html([workspace.words("library.working")])
+        return {copy.works: (*values[copy.works], work), self.message: message}
 
-    def follow(workspace: Workspace, open_works: tuple[str, ...]):
-        if not open_works:
-            return gr.skip(), gr.skip()
-        standings = {work: FileJobs(workspace.runs).status(work) for work in open_works}
-        left = tuple(work for work, (state, _) in standings.items() if state == "working")
-        if left == tuple(open_works):
-            return gr.skip(), gr.skip()
-        failed = [message for state, message in standings.values() if state == "failed"]
-        done = (
-            [workspace.words("library.finished")]
-            if any(state == "finished" for state, _ in standings.values())
-            else []
-        )
-        return left, _told(done) + _alert(failed)
+    def update_works(self, workspace: Workspace, works: tuple[str, ...]) -> Updates:
+        """Shows which of the new files are finished or have failed."""
+        statuses = {work: FileJobs(workspace.runs).status(work) for work in works or ()}
+        working = tuple(work for work, (state, _) in statuses.items() if state == "working")
+        if len(working) == len(statuses):
+            return gr.skip()
+        failed = [message for state, message in statuses.values() if state == "failed"]
+        is_any_finished = any(state == "finished" for state, _ in statuses.values())
+        finished = [workspace.words("library.finished")] if is_any_finished else []
+        message = messages_html(finished) + problems_html(failed)
+        return {self.copy.works: working, self.message: message}
 
-    def which_tool(workspace: Workspace, kind: str):
-        shown = {"rank": kind in ("merge", "resize"), "form": kind == "convert"}
-        merging = [gr.update(visible=kind == "merge") for _ in range(1 + 2 * len(others))]
-        return [*(gr.update(visible=visible) for visible in shown.values()), *merging]
-
-    def confirm(workspace: Workspace, key: str | None):
+    def ask_before_deletion(self, workspace: Workspace, key: str | None) -> Updates:
+        """Shows the question with the number and the size of the files."""
         library, key = Library(workspace.runs), _chosen(workspace, key)
         files, size = library.size_on_disk(key)
-        words = workspace.words(
-            "library.delete_ask", name=library.entry(key).name, files=files, size=size_words(size)
-        )
-        return (
-            f'<p role="alert" class="alert">{html.escape(words)}</p>',
-            gr.update(visible=True),
-            gr.update(visible=True),
-            key,
-        )
+        name = library.entry(key).name
+        question = workspace.words("library.delete_ask", name=name, files=files, size=format_size(size))
+        return {
+            self.deletion.question: question_html(question),
+            self.deletion.confirm: gr.update(visible=True),
+            self.deletion.cancel: gr.update(visible=True),
+            self.deletion.key: key,
+        }
 
-    def delete(workspace: Workspace, key: str | None):
+    def delete(self, workspace: Workspace, key: str | None) -> Updates:
+        """Deletes the LoRA that the question was about."""
         library, key = Library(workspace.runs), _chosen(workspace, key)
         name = library.entry(key).name
         files, size = library.delete(key)
-        words = workspace.words("library.deleted", name=name, files=files, size=size_words(size))
-        return _told([words]), "", gr.update(visible=False), gr.update(visible=False)
-
-    asked = gr.State(None)
-    shared.draw([shared.project.change, shared.news["made"].click], show, lora, [cards, *chosen_lists])
-    shared.draw([shared.news["library"].click], follow, works, [works, told])
-    drop.upload(shared.on(take_in), drop, [drop, told], preprocess=False, **PRIVATE)
-    # By the browser alone and first: an answer of the server's could come after the next question and take that away.
-    lora.change(None, None, [question, sure, keep], js=_NO_QUESTION, **QUIET)
-    shared.draw(
-        [lora.change, shared.news["made"].click], read_label, [lora, labelled], [*fields.values(), labelled]
-    )
-    save.click(shared.on(write_label), {lora, *fields.values()}, told, **PRIVATE)
-    tool["tool"].change(
-        shared.on(which_tool),
-        tool["tool"],
-        [tool["rank"], tool["form"], tool["weight"], *(p for pair in others for p in pair)],
-        **QUIET,
-    )
-    start.click(
-        shared.on(make),
-        {lora, works, *tool.values(), *(p for pair in others for p in pair)},
-        [works, told],
-        **PRIVATE,
-    )
-    ask_delete.click(shared.on(confirm), lora, [question, sure, keep, asked], **QUIET)
-    sure.click(shared.on(delete), asked, [told, question, sure, keep], **PRIVATE)
-    keep.click(None, None, [question, sure, keep], js=_NO_QUESTION, **QUIET)
-
-
-def _label_fields(shared: Shared) -> dict[str, Any]:
-    """Field of a Label -> component."""
-    label = shared.label
-    fields: dict[str, Any] = {}
-    with gr.Row():
-        for name in TEXTS:
-            lines = 3 if name == "description" else 1
-            fields[name] = gr.Textbox(
-                label=label(f"library.{name}"),
-                lines=lines,
-                max_length=MAX_TEXT,
-                min_width=240,
-                elem_id=f"label-{name}",
-            )
-    fields["weight"] = gr.Number(
-        None, label=label("library.weight"), minimum=-2, maximum=2, step=0.05, elem_id="label-weight"
-    )
-    fields["own_work"] = gr.Checkbox(False, label=label("library.own_work_ask"), elem_id="label-own-work")
-    return fields
-
-
-def _make_fields(shared: Shared) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
-    """What can be made and how; (which, weight) of the others that are merged."""
-    label = shared.label
-    tools = [(label(f"library.{name}"), name) for name in ("resize", "convert", "merge")]
-    forms = [
-        (label("library.kohya"), "kohya"),
-        (label("library.diffusers_blocks"), "kohya-diffusers"),
-        (label("library.diffusers"), "diffusers"),
-    ]
-    tool: dict[str, Any] = {
-        "tool": gr.Radio(tools, value="resize", label=label("library.tool"), elem_id="make-tool")
-    }
-    tool["weight"] = gr.Slider(
-        -2, 2, 1, step=0.05, label=label("library.weight_here"), visible=False, elem_id="make-weight"
-    )
-    others = rows_of_others(shared, "library", prefix="make-", least=-2, visible=False)
-    with gr.Row():
-        tool["rank"] = gr.Number(
-            8,
-            label=label("library.rank"),
-            info=label("library.rank_info"),
-            precision=0,
-            minimum=0,
-            maximum=1024,
-            elem_id="make-rank",
-        )
-        tool["form"] = gr.Dropdown(
-            forms, value="kohya", label=label("library.form"), visible=False, elem_id="make-form"
-        )
-        tool["name"] = gr.Textbox(
-            label=label("library.name"), info=label("library.name_info"), max_length=80, elem_id="make-name"
-        )
-    return tool, others
+        message = workspace.words("library.deleted", name=name, files=files, size=format_size(size))
+        return {
+            self.message: messages_html([message]),
+            self.deletion.question: "",
+            self.deletion.confirm: gr.update(visible=False),
+            self.deletion.cancel: gr.update(visible=False),
+        }
 
 
 def _chosen(workspace: Workspace, key: str | None) -> str:
@@ -244,14 +225,115 @@ def _chosen(workspace: Workspace, key: str | None) -> str:
     return key
 
 
-def _told(lines: list[str]) -> str:
-    return (
-        f'<div role="status">{"".join(f"<p>{html.escape(line)}</p>" for line in lines)}</div>'
-        if lines
-        else ""
+def build(page: PageContext) -> None:
+    """Builds the tab and connects its components to their callbacks."""
+    label = page.label
+    upload = gr.File(
+        label=label("library.drop"),
+        file_count="multiple",
+        file_types=[".safetensors"],
+        height=140,
+        elem_id="import",
     )
+    message = gr.HTML(elem_id="library-told")
+    cards = gr.HTML(elem_id="shelf")
+    lora = gr.Dropdown([], label=label("library.change"), allow_custom_value=True, elem_id="lora")
+    with gr.Accordion(label("library.file_details"), open=False, elem_id="label-box"):
+        details = _details(page)
+    with gr.Accordion(label("library.modified_copy"), open=False, elem_id="make-box"):
+        copy = _modified_copy(page)
+    with gr.Accordion(label("library.delete"), open=False, elem_id="delete-lora-box"):
+        deletion = _deletion(page)
+    _connect(page, LibraryTab(upload, message, cards, lora, details, copy, deletion))
 
 
-def _alert(lines: list[str]) -> str:
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return f'<div role="alert" class="alert"><ul>{items}</ul></div>' if lines else ""
+def _details(page: PageContext) -> Details:
+    label = page.label
+    fields: dict[str, Component] = {}
+    with gr.Row():
+        for name in _TEXTS:
+            fields[name] = gr.Textbox(
+                label=label(f"library.{name}"),
+                lines=3 if name == "description" else 1,
+                max_length=MAX_TEXT,
+                min_width=240,
+                elem_id=f"label-{name}",
+            )
+    fields["weight"] = gr.Number(
+        None, label=label("library.weight"), minimum=-2, maximum=2, step=0.05, elem_id="label-weight"
+    )
+    fields["own_work"] = gr.Checkbox(False, label=label("library.own_work_ask"), elem_id="label-own-work")
+    save = gr.Button(label("library.save"), variant="primary", elem_id="save-label")
+    return Details(fields, save, gr.State(""))
+
+
+def _modified_copy(page: PageContext) -> ModifiedCopy:
+    label = page.label
+    tools = [(label(f"library.{name}"), name) for name in ("resize", "convert", "merge")]
+    tool = gr.Radio(tools, value="resize", label=label("library.tool"), elem_id="make-tool")
+    weight = gr.Slider(
+        -2, 2, 1, step=0.05, label=label("library.weight_here"), visible=False, elem_id="make-weight"
+    )
+    others = other_lora_rows(page, "library", prefix="make-", min_weight=-2, visible=False)
+    with gr.Row():
+        rank = gr.Number(
+            8,
+            label=label("library.rank"),
+            info=label("library.rank_info"),
+            precision=0,
+            minimum=0,
+            maximum=1024,
+            elem_id="make-rank",
+        )
+        forms = [
+            (label("library.kohya"), "kohya"),
+            (label("library.diffusers_blocks"), "kohya-diffusers"),
+            (label("library.diffusers"), "diffusers"),
+        ]
+        form = gr.Dropdown(
+            forms, value="kohya", label=label("library.form"), visible=False, elem_id="make-form"
+        )
+        name = gr.Textbox(
+            label=label("library.name"), info=label("library.name_info"), max_length=80, elem_id="make-name"
+        )
+    start = gr.Button(label("library.start"), elem_id="make")
+    return ModifiedCopy(tool, weight, others, rank, form, name, start, gr.State(()))
+
+
+def _deletion(page: PageContext) -> Deletion:
+    label = page.label
+    start = gr.Button(label("library.delete"), elem_id="delete-lora")
+    question = gr.HTML(elem_id="delete-lora-question")
+    with gr.Row():
+        confirm = gr.Button(
+            label("library.delete_sure"), variant="stop", visible=False, elem_id="delete-lora-sure"
+        )
+        cancel = gr.Button(label("library.keep"), visible=False, elem_id="delete-lora-keep")
+    return Deletion(start, question, confirm, cancel, gr.State(None))
+
+
+def _connect(page: PageContext, tab: LibraryTab) -> None:
+    lora, details, copy, deletion = tab.lora, tab.details, tab.copy, tab.deletion
+    lists = [lora, *(row.lora for row in copy.others)]
+    page.refresh([page.project.change, page.stale("made")], tab.show, lora, [tab.cards, *lists])
+    page.refresh([page.stale("library")], tab.update_works, copy.works, [copy.works, tab.message])
+    imported = [tab.upload, tab.message]
+    tab.upload.upload(page.on(tab.import_files), tab.upload, imported, preprocess=False, **PRIVATE)
+
+    # The question is hidden first, before the other events of this dropdown.
+    lora.change(None, None, deletion.outputs, js=_HIDE_QUESTION, **QUIET)
+    asked = [*deletion.outputs, deletion.key]
+    deletion.start.click(page.on(tab.ask_before_deletion), lora, asked, **QUIET)
+    deleted = [tab.message, *deletion.outputs]
+    deletion.confirm.click(page.on(tab.delete), deletion.key, deleted, **PRIVATE)
+    deletion.cancel.click(None, None, deletion.outputs, js=_HIDE_QUESTION, **QUIET)
+
+    fields = list(details.fields.values())
+    changes = [lora.change, page.stale("made")]
+    page.refresh(changes, tab.show_details, [lora, details.shown], [*fields, details.shown])
+    details.save.click(page.on(tab.save_details), {lora, *fields}, tab.message, **PRIVATE)
+
+    shown = [copy.rank, copy.form, *copy.merge_fields]
+    copy.tool.change(page.on(tab.show_tool_fields), copy.tool, shown, **QUIET)
+    made = [copy.works, tab.message]
+    copy.start.click(page.on(tab.make_copy), {lora, *copy.inputs}, made, **PRIVATE)

@@ -1,14 +1,16 @@
-"""Train: what is taught, what it will take, the button, and how it goes."""
+"""The Train tab: settings, estimate, buttons, progress, the queue, and the comparison of two trainings."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from trainer.config import PACES, PRESET_NAMES
 from trainer.errors import TrainerError
-from ui.tabs import QUIET, Shared
+from ui.tabs import QUIET, PageContext, Updates, hidden_button
 from ui.views import training
 from ui.views.comparison import comparison_html
 from ui.views.curves import curve_html
@@ -16,24 +18,329 @@ from ui.views.progress import notes_html, remedy_words, samples_html
 from ui.workspace import Workspace
 
 
-def build(shared: Shared) -> None:
-    label, runs = shared.label, shared.studio.initial.runs
-    # These can be changed once a project has brought its own: an answer that comes late must not take away what was typed.
+@dataclass(frozen=True)
+class SettingsForm:
+    """The settings of the next training.
+
+    Attributes:
+        loaded: name of the project whose settings are shown.
+    """
+
+    main: dict[str, Component]  # name of a setting -> its component
+    advanced: gr.HTML
+    changed: gr.Button
+    loaded: gr.State
+
+
+@dataclass(frozen=True)
+class PreflightPanel:
+    """The estimate and the checks; `pending` names an estimate that is not there yet."""
+
+    estimate: gr.HTML
+    checks: gr.HTML
+    pending: gr.State
+
+    @property
+    def outputs(self) -> list[Component]:
+        """Components that `updates` updates."""
+        return [self.estimate, self.checks, self.pending]
+
+    def updates(self, preflight: training.Preflight | None) -> Updates:
+        """Returns the updates for a preflight, {} for None."""
+        if preflight is None:
+            return {}
+        return {
+            self.estimate: preflight.estimate,
+            self.checks: preflight.checks,
+            self.pending: preflight.pending,
+        }
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The buttons, and the message of a training that could not start.
+
+    Attributes:
+        token: makes each start of a training unique, so that a click that is sent twice starts one training.
+    """
+
+    message: gr.HTML
+    train: gr.Button
+    stop: gr.Button
+    resume: gr.Button
+    retry: gr.Button
+    another: gr.Button
+    token: gr.State
+
+
+@dataclass(frozen=True)
+class ProgressPanel:
+    """The progress of the shown run; `shown` is the state that the page shows."""
+
+    notes: gr.HTML
+    samples: gr.HTML
+    curve: gr.HTML
+    shown: gr.State
+
+
+@dataclass(frozen=True)
+class QueuePanel:
+    """The queue; `shown` is the state that the page shows."""
+
+    jobs: gr.HTML
+    pause: gr.Button
+    shown: gr.State
+
+
+@dataclass(frozen=True)
+class ComparisonPanel:
+    """Two dropdowns of runs and their comparison."""
+
+    left: gr.Dropdown
+    right: gr.Dropdown
+    comparison: gr.HTML
+
+
+@dataclass(frozen=True)
+class TrainTab:
+    """All components of the tab; its methods are the callbacks."""
+
+    project: gr.Dropdown
+    form: SettingsForm
+    preflight: PreflightPanel
+    controls: Controls
+    progress: ProgressPanel
+    queue: QueuePanel
+    comparison: ComparisonPanel
+
+    @property
+    def form_inputs(self) -> set[Component]:
+        """Components that are read when a training starts."""
+        return {self.project, self.form.loaded, self.controls.token, *self.form.main.values()}
+
+    @property
+    def form_outputs(self) -> list[Component]:
+        """Components that `load_settings` updates."""
+        form, controls = self.form, self.controls
+        components = [*form.main.values(), form.advanced, form.loaded, *self.preflight.outputs]
+        return [*components, controls.message, controls.token]
+
+    @property
+    def run_outputs(self) -> list[Component]:
+        """Components that show a run."""
+        controls, progress = self.controls, self.progress
+        buttons = [controls.train, controls.stop, controls.resume, controls.retry, controls.another]
+        return [*buttons, progress.notes, progress.samples, progress.curve, progress.shown]
+
+    def _fields(self, workspace: Workspace, values: dict[Component, Any]) -> training.Fields:
+        """Returns the fields of the page and the saved advanced settings."""
+        main = {name: values[component] for name, component in self.form.main.items()}
+        project = values[self.project]
+        advanced = training.saved_fields(workspace, project).advanced if project else {}
+        return training.Fields(main, advanced)
+
+    def load_settings(self, workspace: Workspace, project: str | None) -> Updates:
+        """Shows the saved settings of a project."""
+        if not project:
+            return gr.skip()
+        saved = training.saved_fields(workspace, project)
+        main = self.form.main
+        updates: Updates = {
+            component: gr.update(value=saved.main[name], interactive=True) for name, component in main.items()
+        }
+        updates[main["base"]] = gr.update(
+            choices=workspace.runs.bases(), value=saved.main["base"], interactive=True
+        )
+        return {
+            **updates,
+            **self.preflight.updates(training.preflight(workspace, project, saved)),
+            self.form.advanced: training.advanced_html(workspace, project, saved),
+            self.form.loaded: project,
+            self.controls.message: "",
+            self.controls.token: training.new_token(),
+        }
+
+    def open_project(self, workspace: Workspace, project: str | None, loaded: str) -> Updates:
+        """Shows the settings once for each choice of a project: text that was typed since then stays."""
+        return gr.skip() if project == loaded else self.load_settings(workspace, project)
+
+    def save_settings(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
+        """Saves the main fields and shows the new estimate."""
+        project = values[self.project]
+        # The fields of another project are still shown while its own are being loaded.
+        if not project or values[self.form.loaded] != project:
+            return gr.skip()
+        fields = training.save_fields(workspace, project, main=self._fields(workspace, values).main)
+        preflight = training.preflight(workspace, project, fields)
+        return {**self.preflight.updates(preflight), self.controls.message: ""}
+
+    def update_preflight(self, workspace: Workspace, project: str | None) -> Updates:
+        """Shows the estimate of the saved settings."""
+        if not project:
+            return gr.skip()
+        saved = training.saved_fields(workspace, project)
+        return self.preflight.updates(training.preflight(workspace, project, saved))
+
+    def start(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
+        """Queues a training."""
+        return self._start(workspace, values, another=False)
+
+    def start_another(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
+        """Queues a training although one of the project is active."""
+        return self._start(workspace, values, another=True)
+
+    def _start(self, workspace: Workspace, values: dict[Component, Any], *, another: bool) -> Updates:
+        controls = self.controls
+        fields = self._fields(workspace, values)
+        try:
+            training.start(
+                workspace, values[self.project], fields, token=values[controls.token], another=another
+            )
+        except TrainerError as error:
+            return {controls.message: training.alert_html(str(error))}
+        return {
+            controls.message: "",
+            controls.token: training.new_token(),
+            controls.train: gr.update(interactive=False),
+            controls.stop: gr.update(visible=True),
+        }
+
+    def resume(self, workspace: Workspace, project: str | None) -> None:
+        """Queues a stopped training again."""
+        run = training.shown_run(workspace, project)
+        if run:
+            workspace.runs.resume(run)
+
+    def retry(self, workspace: Workspace, project: str | None) -> None:
+        """Queues a failed training again with changed settings."""
+        run = training.shown_run(workspace, project)
+        if run and project:
+            training.retry(workspace, project, run)
+
+    def update_run(self, workspace: Workspace, project: str | None, shown: tuple[Any, ...]) -> Updates:
+        """Shows the state of the project's run, if it is another one than `shown`."""
+        return self._run_updates(workspace, project, shown) or gr.skip()
+
+    def _run_updates(self, workspace: Workspace, project: str | None, shown: tuple[Any, ...]) -> Updates:
+        controls, progress, words = self.controls, self.progress, workspace.words
+        run = training.shown_run(workspace, project)
+        if run is None:
+            return {} if tuple(shown) == (project, "") else self._empty_run(project)
+        status = workspace.runs.status(run)
+        state = (project, run, *status.key)
+        if tuple(shown) == state:
+            return {}
+        changes = training.retry_changes(workspace, run)
+        dataset = workspace.runs.project_of(run) or ""
+        return {
+            controls.train: gr.update(interactive=not status.is_active),
+            controls.stop: gr.update(visible=status.is_active),
+            controls.resume: gr.update(visible=training.can_continue(status)),
+            controls.retry: gr.update(visible=bool(changes), value=remedy_words(changes, words) or " "),
+            controls.another: gr.update(visible=status.is_active),
+            progress.notes: notes_html(status, words),
+            progress.samples: samples_html(workspace.runs.run(run), status, words, dataset),
+            progress.curve: curve_html(status.view, words),
+            progress.shown: state,
+        }
+
+    def _empty_run(self, project: str | None) -> Updates:
+        controls, progress = self.controls, self.progress
+        hidden = [controls.stop, controls.resume, controls.retry, controls.another]
+        return {
+            controls.train: gr.update(interactive=True),
+            **{button: gr.update(visible=False) for button in hidden},
+            progress.notes: "",
+            progress.samples: "",
+            progress.curve: "",
+            progress.shown: (project, ""),
+        }
+
+    def _queue_updates(self, workspace: Workspace, shown: str) -> Updates:
+        queue = workspace.runs.queue
+        own, everyone, paused = workspace.runs.queued(), queue.active(), queue.is_paused
+        positions = [(job.folder.name, job.state, job.queue_position) for job in own]
+        state = repr((*positions, len(everyone), paused))
+        if shown == state:
+            return {}
+        others = sum(job.kind == "train" for job in everyone) - len(own)
+        label = workspace.words("train.queue_resume" if paused else "train.queue_pause")
+        return {
+            self.queue.jobs: training.queue_html(own, others, workspace.words),
+            self.queue.pause: gr.update(visible=not workspace.user, value=label),
+            self.queue.shown: state,
+        }
+
+    def update_all(
+        self,
+        workspace: Workspace,
+        project: str | None,
+        shown_run: tuple[Any, ...],
+        shown_queue: str,
+        pending: dict[str, str] | None,
+    ) -> Updates:
+        """Shows all changes that happen without the user, in one request."""
+        updates = {
+            **self._run_updates(workspace, project, shown_run),
+            **self._queue_updates(workspace, shown_queue),
+            **self.preflight.updates(training.finished_preflight(workspace, pending)),
+        }
+        return updates or gr.skip()
+
+    def pause_queue(self, workspace: Workspace) -> None:
+        """Pauses or resumes the queue. With accounts the queue is shared, and nobody can pause it."""
+        if not workspace.user:
+            queue = workspace.runs.queue
+            queue.pause(not queue.is_paused)
+
+    def list_runs(self, workspace: Workspace) -> Updates:
+        """Updates the choices of runs to compare."""
+        names = workspace.runs.names()
+        return {
+            self.comparison.left: gr.update(choices=names),
+            self.comparison.right: gr.update(choices=names),
+        }
+
+    def compare(self, workspace: Workspace, left: str | None, right: str | None) -> Updates:
+        """Shows the comparison of two runs."""
+        html = comparison_html(workspace.runs, left, right, workspace.words)
+        return {self.comparison.comparison: html}
+
+
+def build(page: PageContext) -> None:
+    """Builds the tab and connects its components to their callbacks."""
+    tab = TrainTab(
+        project=page.project,
+        form=_settings_form(page),
+        preflight=PreflightPanel(
+            estimate=gr.HTML(elem_id="estimate"), checks=gr.HTML(elem_id="checks"), pending=gr.State(None)
+        ),
+        controls=_controls(page),
+        progress=_progress_panel(page),
+        queue=_queue_panel(page),
+        comparison=_comparison_panel(page),
+    )
+    _connect_form(page, tab)
+    _connect_runs(page, tab)
+
+
+def _settings_form(page: PageContext) -> SettingsForm:
+    main = _main_fields(page)
+    with gr.Accordion(page.label("train.advanced"), open=False, elem_id="advanced"):
+        advanced = gr.HTML(elem_id="form", padding=False)
+        changed = hidden_button("changed", "settings-changed")
+    return SettingsForm(main, advanced, changed, gr.State(""))
+
+
+def _main_fields(page: PageContext) -> dict[str, Component]:
+    """Returns name -> field. Loading a project enables the fields: it replaces text that is typed before."""
+    label, bases = page.label, page.studio.initial.runs.bases()
+    disabled = {"interactive": False}
     with gr.Row():
-        preset = gr.Radio(
-            [(label(f"train.{name}"), name) for name in PRESET_NAMES],
-            value="style",
-            label=label("train.preset"),
-            elem_id="preset",
-            interactive=False,
-        )
-        pace = gr.Radio(
-            [(label(f"train.{name}"), name) for name in PACES],
-            value="balanced",
-            label=label("train.pace"),
-            elem_id="pace",
-            interactive=False,
-        )
+        presets = [(label(f"train.{preset}"), preset) for preset in PRESET_NAMES]
+        preset = gr.Radio(presets, value="style", label=label("train.preset"), elem_id="preset", **disabled)
+        paces = [(label(f"train.{pace}"), pace) for pace in PACES]
+        pace = gr.Radio(paces, value="balanced", label=label("train.pace"), elem_id="pace", **disabled)
     with gr.Row():
         name = gr.Textbox(
             "my-lora",
@@ -41,237 +348,106 @@ def build(shared: Shared) -> None:
             info=label("train.name_info"),
             max_length=100,
             elem_id="name",
-            interactive=False,
+            **disabled,
         )
         trigger = gr.Textbox(
             label=label("train.trigger"),
             info=label("train.trigger_info"),
             max_length=100,
             elem_id="trigger",
-            interactive=False,
+            **disabled,
         )
         base = gr.Dropdown(
-            runs.bases(),
-            value=runs.bases()[0],
+            bases,
+            value=bases[0],
             label=label("train.base"),
             info=label("train.base_info"),
             elem_id="base",
             allow_custom_value=True,
-            interactive=False,
+            **disabled,
         )
-    with gr.Accordion(label("train.advanced"), open=False, elem_id="advanced"):
-        form = gr.HTML(elem_id="form", padding=False)
-        changed_there = gr.Button(
-            "changed", elem_id="settings-changed", elem_classes="unseen"
-        )  # pressed by the script
-    estimate = gr.HTML(elem_id="estimate")
-    checks = gr.HTML(elem_id="checks")
-    told = gr.HTML(elem_id="train-told")
+    return {"name": name, "trigger": trigger, "preset": preset, "pace": pace, "base": base}
+
+
+def _controls(page: PageContext) -> Controls:
+    label = page.label
+    message = gr.HTML(elem_id="train-told")
     with gr.Row(elem_id="train-buttons"):
-        train = gr.Button(label("train.train"), variant="primary", elem_id="train")
-        stop = gr.Button(label("train.stop"), elem_id="stop", visible=False)  # `ui/script/train.js` hears it
-        go_on = gr.Button(label("train.continue"), elem_id="continue", visible=False)
-        retry = gr.Button("", elem_id="retry", visible=False)
-        another = gr.Button(label("train.another"), elem_id="another", visible=False)
+        return Controls(
+            message=message,
+            train=gr.Button(label("train.train"), variant="primary", elem_id="train"),
+            # ui/script/train.js handles Stop, without Gradio.
+            stop=gr.Button(label("train.stop"), elem_id="stop", visible=False),
+            resume=gr.Button(label("train.continue"), elem_id="continue", visible=False),
+            retry=gr.Button("", elem_id="retry", visible=False),
+            another=gr.Button(label("train.another"), elem_id="another", visible=False),
+            token=gr.State(training.new_token()),
+        )
+
+
+def _progress_panel(page: PageContext) -> ProgressPanel:
     notes = gr.HTML(elem_id="notes")
     samples = gr.HTML(elem_id="samples")
-    with gr.Accordion(label("train.curve"), open=False, elem_id="curve-fold"):
+    with gr.Accordion(page.label("train.curve"), open=False, elem_id="curve-fold"):
         curve = gr.HTML(elem_id="curve")
-    with gr.Accordion(label("train.queue"), open=False, elem_id="line-fold"):
-        line = gr.HTML(elem_id="line")
-        pause = gr.Button(label("train.queue_pause"), elem_id="pause", size="sm", visible=False)
-    with gr.Accordion(label("train.compare"), open=False, elem_id="compare-fold"):
+    return ProgressPanel(notes, samples, curve, gr.State(()))
+
+
+def _queue_panel(page: PageContext) -> QueuePanel:
+    with gr.Accordion(page.label("train.queue"), open=False, elem_id="line-fold"):
+        jobs = gr.HTML(elem_id="line")
+        pause = gr.Button(page.label("train.queue_pause"), elem_id="pause", size="sm", visible=False)
+    return QueuePanel(jobs, pause, gr.State(""))
+
+
+def _comparison_panel(page: PageContext) -> ComparisonPanel:
+    with gr.Accordion(page.label("train.compare"), open=False, elem_id="compare-fold"):
         with gr.Row():
-            one, other = (
+            left, right = (
                 gr.Dropdown(
                     [],
-                    label=label(f"train.compare_{side}"),
+                    label=page.label(f"train.compare_{side}"),
                     elem_id=f"compare-{side}",
                     allow_custom_value=True,
                 )
                 for side in ("left", "right")
             )
         comparison = gr.HTML(elem_id="comparison")
-    loaded = gr.State("")  # whose settings the form shows
-    asked, token, seen, seen_line = gr.State(None), gr.State(training.new_token()), gr.State(()), gr.State("")
+    return ComparisonPanel(left, right, comparison)
 
-    above = {"name": name, "trigger": trigger, "preset": preset, "pace": pace, "base": base}
-    everything = {shared.project, loaded, token, *above.values()}
-    before = [estimate, checks, asked]
-    brought = [*above.values(), form, *before, told, token, loaded]
-    buttons = [train, stop, go_on, retry, another]
 
-    def fields(workspace: Workspace, values: dict[Any, Any]) -> training.Fields:
-        """What the page holds, and what is kept of Advanced."""
-        said = {key: values[component] for key, component in above.items()}
-        return training.Fields(
-            said, training.kept(workspace, values[shared.project]).advanced if values[shared.project] else {}
-        )
-
-    def load(workspace: Workspace, chosen: str | None):
-        """A project brings its own settings."""
-        if not chosen:
-            return [gr.skip()] * len(brought)
-        kept = training.kept(workspace, chosen)
-        shown = {
-            component: gr.update(value=kept.above[key], interactive=True) for key, component in above.items()
-        }
-        shown[base] = gr.update(choices=workspace.runs.bases(), value=kept.above["base"], interactive=True)
-        said = training.told_before(workspace, chosen, kept)
-        return [
-            *shown.values(),
-            training.form_of(workspace, chosen, kept),
-            said.estimate,
-            said.checks,
-            said.asked,
-            "",
-            training.new_token(),
-            chosen,
-        ]
-
-    def opened(workspace: Workspace, chosen: str | None, already: str):
-        """Once for each choice of a project: what has been typed since then stays."""
-        return [gr.skip()] * len(brought) if chosen == already else load(workspace, chosen)
-
-    def changed(workspace: Workspace, values: dict[Any, Any]):
-        chosen = values[shared.project]
-        if not chosen or values[loaded] != chosen:  # another project's fields are on their way
-            return [gr.skip()] * 4
-        said = training.told_before(
-            workspace, chosen, training.keep(workspace, chosen, above=fields(workspace, values).above)
-        )
-        return [said.estimate, said.checks, said.asked, ""]
-
-    def refresh(workspace: Workspace, chosen: str | None):
-        if not chosen:
-            return [gr.skip()] * 3
-        said = training.told_before(workspace, chosen, training.kept(workspace, chosen))
-        return [said.estimate, said.checks, said.asked]
-
-    def answered(workspace: Workspace, wanted: dict[str, str] | None):
-        said = training.told_again(workspace, wanted)
-        return [said.estimate, said.checks, said.asked] if said else [gr.skip()] * 3
-
-    def start(workspace: Workspace, values: dict[Any, Any], more: bool = False):
-        try:
-            training.start(
-                workspace,
-                values[shared.project],
-                fields(workspace, values),
-                token=values[token],
-                another=more,
-            )
-        except TrainerError as error:
-            return [training.alert_html(str(error)), gr.skip(), gr.skip(), gr.skip()]
-        return ["", training.new_token(), gr.update(interactive=False), gr.update(visible=True)]
-
-    def start_another(workspace: Workspace, values: dict[Any, Any]):
-        return start(workspace, values, more=True)
-
-    def follow(workspace: Workspace, chosen: str | None, last: tuple[Any, ...]):
-        run = training.shown_run(workspace, chosen)
-        if run is None:
-            blank = [gr.update(interactive=True), *(gr.update(visible=False) for _ in buttons[1:])]
-            return [gr.skip()] * 9 if tuple(last) == (chosen, "") else [*blank, "", "", "", (chosen, "")]
-        standing = workspace.runs.status(run)
-        now = (chosen, run, *standing.key)
-        if tuple(last) == now:
-            return [gr.skip()] * 9
-        change = training.change_of(workspace, run)
-        shown = [
-            gr.update(interactive=not standing.is_active),
-            gr.update(visible=standing.is_active),
-            gr.update(visible=training.can_go_on(standing)),
-            gr.update(visible=bool(change), value=remedy_words(change, workspace.words) or " "),
-            gr.update(visible=standing.is_active),
-        ]
-        pictures = samples_html(
-            workspace.runs.run(run), standing, workspace.words, workspace.runs.project_of(run) or ""
-        )
-        return [
-            *shown,
-            notes_html(standing, workspace.words),
-            pictures,
-            curve_html(standing.view, workspace.words),
-            now,
-        ]
-
-    def look(
-        workspace: Workspace,
-        chosen: str | None,
-        last: tuple[Any, ...],
-        last_line: str,
-        wanted: dict[str, str] | None,
-    ):
-        """All that may have changed by itself, in one question to the server."""
-        return [
-            *follow(workspace, chosen, last),
-            *follow_line(workspace, last_line),
-            *answered(workspace, wanted),
-        ]
-
-    def follow_line(workspace: Workspace, last: str):
-        mine, everyone, paused = (
-            workspace.runs.queued(),
-            workspace.runs.queue.active(),
-            workspace.runs.queue.is_paused,
-        )
-        now = repr(
-            (*((job.folder.name, job.state, job.queue_position) for job in mine), len(everyone), paused)
-        )
-        if last == now:
-            return [gr.skip()] * 3
-        others = sum(job.kind == "train" for job in everyone) - len(mine)
-        words = workspace.words("train.queue_resume" if paused else "train.queue_pause")
-        return (
-            training.line_html(workspace, mine, others, workspace.words),
-            gr.update(visible=not workspace.user, value=words),
-            now,
-        )
-
-    def resume(workspace: Workspace, chosen: str | None):
-        run = training.shown_run(workspace, chosen)
-        if run:
-            workspace.runs.resume(run)
-
-    def try_again(workspace: Workspace, chosen: str | None):
-        run = training.shown_run(workspace, chosen)
-        if run and chosen:
-            training.retry(workspace, chosen, run)
-
-    def toggle(workspace: Workspace) -> None:
-        if not workspace.user:  # the line is everyone's
-            workspace.runs.queue.pause(not workspace.runs.queue.is_paused)
-
-    def list_runs(workspace: Workspace):
-        names = workspace.runs.names()
-        return [gr.update(choices=names)] * 2
-
-    def compare(workspace: Workspace, left: str | None, right: str | None) -> str:
-        return comparison_html(workspace.runs, left, right, workspace.words)
-
-    shared.draw([shared.project.change], opened, [shared.project, loaded], brought)
-    shared.draw(
-        [component.change for component in above.values()], changed, everything, [*before, told], keeps=True
+def _connect_form(page: PageContext, tab: TrainTab) -> None:
+    form, preflight, controls = tab.form, tab.preflight, tab.controls
+    page.refresh([page.project.change], tab.open_project, [page.project, form.loaded], tab.form_outputs)
+    page.refresh(
+        [component.change for component in form.main.values()],  # pyright: ignore[reportAttributeAccessIssue]
+        tab.save_settings,
+        tab.form_inputs,
+        [*preflight.outputs, controls.message],
+        even_if_hidden=True,
     )
-    shared.draw([shared.touched.change, changed_there.click], refresh, shared.project, before)
-    started = [told, token, train, stop]
-    train.click(shared.on(start), everything, started, **QUIET)
-    another.click(shared.on(start_another), everything, started, **QUIET)
-    go_on.click(shared.on(resume), shared.project, None, **QUIET)
-    retry.click(shared.on(try_again), shared.project, None, **QUIET).then(
-        shared.on(load), shared.project, brought, **QUIET
+    changes = [page.data_changed.change, form.changed.click]
+    page.refresh(changes, tab.update_preflight, page.project, preflight.outputs)
+    started = [controls.message, controls.token, controls.train, controls.stop]
+    controls.train.click(page.on(tab.start), tab.form_inputs, started, **QUIET)
+    controls.another.click(page.on(tab.start_another), tab.form_inputs, started, **QUIET)
+    controls.resume.click(page.on(tab.resume), page.project, None, **QUIET)
+    retried = controls.retry.click(page.on(tab.retry), page.project, None, **QUIET)
+    retried.then(page.on(tab.load_settings), page.project, tab.form_outputs, **QUIET)
+
+
+def _connect_runs(page: PageContext, tab: TrainTab) -> None:
+    queue, comparison = tab.queue, tab.comparison
+    page.refresh(
+        [page.stale("train")],
+        tab.update_all,
+        [page.project, tab.progress.shown, queue.shown, tab.preflight.pending],
+        [*tab.run_outputs, queue.jobs, queue.pause, queue.shown, *tab.preflight.outputs],
     )
-    pause.click(shared.on(toggle), None, None, **QUIET)
-    shown = [*buttons, notes, samples, curve, seen]
-    made_or_opened = [shared.project.change, shared.news["made"].click]
-    shared.draw(
-        [shared.news["train"].click],
-        look,
-        [shared.project, seen, seen_line, asked],
-        [*shown, line, pause, seen_line, *before],
-    )
-    shared.draw(made_or_opened, follow, [shared.project, seen], shown)
-    shared.draw(made_or_opened, list_runs, None, [one, other])
-    for dropdown in (one, other):
-        dropdown.input(shared.on(compare), [one, other], comparison, **QUIET)
+    changes = [page.project.change, page.stale("made")]
+    page.refresh(changes, tab.update_run, [page.project, tab.progress.shown], tab.run_outputs)
+    page.refresh(changes, tab.list_runs, None, [comparison.left, comparison.right])
+    queue.pause.click(page.on(tab.pause_queue), None, None, **QUIET)
+    for dropdown in (comparison.left, comparison.right):
+        inputs = [comparison.left, comparison.right]
+        dropdown.input(page.on(tab.compare), inputs, comparison.comparison, **QUIET)

@@ -1,15 +1,26 @@
-"""Try it: pictures at any strength, own prompts, mixes, and the checkpoint that is the one."""
+"""The Try it tab: images at any strength, own prompts, mixes of LoRAs, and the choice of a checkpoint."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from trainer.errors import TrainerError
 from trainer.sampling_config import SAMPLERS
-from ui.store.drawings import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, SHAPES, Drawings
-from ui.tabs import PRIVATE, QUIET, Shared, rows_of_others
+from ui.store.drawings import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, SHAPES, Drawing, Drawings
+from ui.tabs import (
+    PRIVATE,
+    QUIET,
+    OtherLora,
+    PageContext,
+    Updates,
+    choice_update,
+    other_lora_rows,
+    other_loras,
+)
 from ui.views.strips import (
     compare_html,
     download_html,
@@ -19,222 +30,274 @@ from ui.views.strips import (
     run_pictures,
     strip_html,
 )
-from ui.views.try_it import Wish, choices, entry_of, form_values, mixed_files, shown_strip
+from ui.views.try_it import ShownDrawing, choices, entry_of, form_values, mixed_files, shown_strip
 from ui.workspace import Workspace
 
 
-def build(shared: Shared) -> None:
-    label = shared.label
-    run = gr.Dropdown([], label=label("try_it.run"), allow_custom_value=True, elem_id="run")
-    strip = gr.HTML(elem_id="strip")
-    with gr.Accordion(label("try_it.compare"), open=False, elem_id="compare-box"):
-        compare = gr.HTML(elem_id="compare")
-    download = gr.HTML(elem_id="download")
-    with gr.Accordion(label("try_it.own"), elem_id="own-box"):
-        form = _form(shared)
-        form["weight"], others = _mix(shared)
-        when = gr.Radio(
-            [(label("try_it.waits"), "waits"), (label("try_it.between"), "between")],
-            value="waits",
-            label=label("try_it.when"),
-            visible=False,
-            elem_id="when",
-        )
-        with gr.Row():
-            draw = gr.Button(label("try_it.draw"), variant="primary", elem_id="draw")
-            cancel = gr.Button(label("try_it.cancel"), interactive=False, elem_id="cancel")
-        drawing = gr.HTML(elem_id="drawing")
-        own = gr.HTML(elem_id="own")
-    with gr.Accordion(label("try_it.grid"), open=False, elem_id="grid-box"):
-        gr.Markdown(label("try_it.grid_info"))
-        with gr.Row():
-            draw_grid = gr.Button(label("try_it.draw_grid"), elem_id="draw-grid")
-            cancel_grid = gr.Button(label("try_it.cancel"), interactive=False, elem_id="cancel-grid")
-        grid_drawing = gr.HTML(elem_id="grid-drawing")
-        grid = gr.HTML(elem_id="grid")
-    seen, wish, grid_wish = gr.State(("", "", "")), gr.State(None), gr.State(None)
-    everything = {run, when, *form.values(), *(part for pair in others for part in pair)}
+@dataclass(frozen=True)
+class StripPanel:
+    """The images at the end of the training; `shown` is the state that the page shows."""
 
-    def list_all(workspace: Workspace, chosen: str | None, current: str | None):
-        found = choices(workspace, chosen)
-        keys = [key for _, key in found]
-        more = [("—", ""), *found]
-        # A choice that holds is not sent back: another one may have been made meanwhile.
-        first = (
-            gr.update(choices=found)
-            if current in keys
-            else gr.update(choices=found, value=next(iter(keys), None))
-        )
-        return [first, *(gr.update(choices=more) for _ in others)]
+    strip: gr.HTML
+    compare: gr.HTML
+    download: gr.HTML
+    shown: gr.State
 
-    def open_lora(workspace: Workspace, key: str | None):
-        """What was drawn of a LoRA before is found again, and goes on where it does."""
-        drawings, words = Drawings(workspace.runs), workspace.words
+
+@dataclass(frozen=True)
+class DrawingPanel:
+    """Images that are generated on request, and their progress.
+
+    Attributes:
+        kind: "draw" or "grid", as `Drawings` names them.
+        drawing: the `ShownDrawing` that the page follows, None if nothing is being generated.
+    """
+
+    kind: str
+    start: gr.Button
+    cancel: gr.Button
+    progress: gr.HTML
+    images: gr.HTML
+    drawing: gr.State
+
+    @property
+    def outputs(self) -> list[Component]:
+        """Components that `update` updates."""
+        return [self.drawing, self.progress, self.images, self.cancel]
+
+    def images_html(self, workspace: Workspace, drawing: Drawing) -> str:
+        """Returns the images of a finished drawing."""
+        if drawing.kind == "draw":
+            return strip_html(workspace.words, drawn_pictures(drawing))
+        key = drawing.files[0][0]
+        return grid_html(workspace.words, drawn_pictures(drawing), key, _choice(workspace, key))
+
+    def update(self, workspace: Workspace, shown: ShownDrawing | None) -> Updates:
+        """Shows the progress of the drawing, and its images when they are there."""
+        if not shown:
+            return gr.skip()
+        drawing = Drawings(workspace.runs).status(shown.id)
+        current = ShownDrawing(shown.id, drawing.state, drawing.done)
+        if current == shown:
+            return gr.skip()
+        updates: Updates = {
+            self.drawing: current if drawing.is_open else None,
+            self.progress: drawing_html(workspace.words, drawing),
+            self.cancel: gr.update(interactive=drawing.is_open),
+        }
+        if drawing.state == "drawn":
+            updates[self.images] = self.images_html(workspace, drawing)
+        return updates
+
+    def cancel_drawing(self, workspace: Workspace, shown: ShownDrawing | None) -> None:
+        """Cancels the drawing."""
+        if shown:
+            Drawings(workspace.runs).cancel(shown.id)
+
+
+@dataclass(frozen=True)
+class TryItTab:
+    """All components of the tab; its methods are the callbacks.
+
+    Attributes:
+        fields: setting of `ui.views.try_it.form_values` -> its component; also "weight" and "base".
+        when: whether to generate after or during a running training.
+    """
+
+    lora: gr.Dropdown
+    strip: StripPanel
+    fields: dict[str, Component]
+    others: list[OtherLora]
+    when: gr.Radio
+    own: DrawingPanel
+    grid: DrawingPanel
+
+    @property
+    def form_inputs(self) -> set[Component]:
+        """Components that are read when images are generated."""
+        others = {component for row in self.others for component in row}
+        return {self.lora, self.when, *self.fields.values(), *others}
+
+    @property
+    def strip_outputs(self) -> list[Component]:
+        """Components that `update_strip` updates."""
+        strip = self.strip
+        return [strip.strip, strip.compare, strip.download, strip.shown, self.when]
+
+    def list_loras(self, workspace: Workspace, project: str | None, current: str | None) -> Updates:
+        """Updates the choices of all lists of LoRAs."""
+        found = choices(workspace, project)
+        others = gr.update(choices=[("—", ""), *found])
+        return {self.lora: choice_update(found, current), **{row.lora: others for row in self.others}}
+
+    def open_lora(self, workspace: Workspace, key: str | None) -> Updates:
+        """Shows the newest drawings of a LoRA and follows those that are not finished."""
+        drawings = Drawings(workspace.runs)
+        updates: Updates = {}
+        for panel in (self.own, self.grid):
+            name = drawings.newest(key, panel.kind) if key else None
+            drawing = drawings.status(name) if name else None
+            is_drawn = drawing is not None and drawing.state == "drawn"
+            updates[panel.drawing] = ShownDrawing(drawing.id) if drawing and drawing.is_open else None
+            updates[panel.images] = panel.images_html(workspace, drawing) if drawing and is_drawn else ""
+        return updates
+
+    def update_strip(self, workspace: Workspace, key: str | None, shown: tuple[str, str, str]) -> Updates:
+        """Shows what has changed of a LoRA: its images, or only its file and whether it is being trained."""
         if not key:
-            return [None, None, "", ""]
-        found = [drawings.newest(key, kind) for kind in ("draw", "grid")]
-        drawn = [drawings.status(name) if name else None for name in found]
-        wishes = [Wish(one.id) if one and one.is_open else None for one in drawn]
-        strips = [one if one and one.state == "drawn" else None for one in drawn]
-        picture_grid = (
-            grid_html(words, drawn_pictures(strips[1]), key, desk_choice(workspace, key)) if strips[1] else ""
-        )
-        return [*wishes, strip_html(words, drawn_pictures(strips[0])) if strips[0] else "", picture_grid]
-
-    def follow(workspace: Workspace, key: str | None, last: tuple[str, str, str]):
-        if not key:
-            return [gr.skip()] * 5
-        pictures, trains = shown_strip(workspace, key)
+            return gr.skip()
+        pictures, is_training = shown_strip(workspace, key)
         entry = entry_of(workspace, key)
-        now = (
-            key,
-            repr(pictures),
-            f"{trains} {entry.file.stat().st_mtime_ns if entry else ''} {workspace.words.language}",
-        )
-        before = tuple(last)
-        if before == now:
-            return [gr.skip()] * 5
-        shown = run_pictures(key, pictures)
-        same = before[:2] == now[:2]
-        prefer = key if entry else ""
-        return [
-            gr.skip() if same else strip_html(workspace.words, shown, prefer=prefer),
-            gr.skip() if same else compare_html(workspace.words, shown),
-            download_html(workspace.words, entry),
-            gr.update(visible=trains),
-            now,
-        ]
+        version = entry.file.stat().st_mtime_ns if entry else ""
+        state = (key, repr(pictures), f"{is_training} {version} {workspace.words.language}")
+        before = tuple(shown)
+        if before == state:
+            return gr.skip()
+        updates: Updates = {
+            self.strip.download: download_html(workspace.words, entry),
+            self.strip.shown: state,
+            self.when: gr.update(visible=is_training),
+        }
+        if before[:2] != state[:2]:
+            images = run_pictures(key, pictures)
+            updates[self.strip.strip] = strip_html(workspace.words, images, prefer=key if entry else "")
+            updates[self.strip.compare] = compare_html(workspace.words, images)
+        return updates
 
-    def ask(workspace: Workspace, values: dict[Any, Any]):
-        key = values[run]
-        if not key:
+    def generate(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
+        """Starts a drawing of the own prompts."""
+        key = self._chosen(workspace, values)
+        files = mixed_files(key, values[self.fields["weight"]], other_loras(self.others, values))
+        between = values[self.when] == "between" and shown_strip(workspace, key)[1]
+        base = values[self.fields["base"]] or ""
+        drawing = Drawings(workspace.runs).submit(
+            files, self._form(values), during_training=between, base=base
+        )
+        return {self.own.drawing: ShownDrawing(drawing)}
+
+    def generate_grid(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
+        """Starts a drawing of the first prompt, or of the training's first prompt, with each checkpoint."""
+        key = self._chosen(workspace, values)
+        settings = self._form(values)
+        if not settings["prompts"]:
+            settings["prompts"] = [picture["prompt"] for picture in shown_strip(workspace, key)[0]][:1]
+        return {self.grid.drawing: ShownDrawing(Drawings(workspace.runs).grid(key, settings))}
+
+    def _chosen(self, workspace: Workspace, values: dict[Component, Any]) -> str:
+        if not values[self.lora]:
             raise TrainerError(workspace.words("try_it.choose_first"))
-        files = mixed_files(
-            key, values[form["weight"]], [(values[which], values[weight]) for which, weight in others]
-        )
-        between = values[when] == "between" and shown_strip(workspace, key)[1]
-        base = values[form["base"]] or ""
-        return Wish(
-            Drawings(workspace.runs).submit(
-                files,
-                form_values({name: values[part] for name, part in form.items()}),
-                during_training=between,
-                base=base,
-            )
-        )
+        return values[self.lora]
 
-    def ask_grid(workspace: Workspace, values: dict[Any, Any]):
-        if not values[run]:
-            raise TrainerError(workspace.words("try_it.choose_first"))
-        told = form_values({name: values[part] for name, part in form.items()})
-        if not told["prompts"]:
-            told["prompts"] = [picture["prompt"] for picture in shown_strip(workspace, values[run])[0]][:1]
-        return Wish(Drawings(workspace.runs).grid(values[run], told))
-
-    def answered(workspace: Workspace, wanted: Wish | None, key: str | None):
-        """For either kind of drawing: (wish, progress, pictures, cancel button)."""
-        if not wanted:
-            return [gr.skip()] * 4
-        found = Drawings(workspace.runs).status(wanted.id)
-        now = Wish(wanted.id, found.state, found.done)
-        if now == wanted:
-            return [gr.skip()] * 4
-        told = drawing_html(workspace.words, found)
-        if found.is_open:
-            return [now, told, gr.skip(), gr.update(interactive=True)]
-        pictures: Any = gr.skip()
-        if found.state == "drawn" and found.kind == "draw":
-            pictures = strip_html(workspace.words, drawn_pictures(found))
-        elif found.state == "drawn":
-            pictures = grid_html(
-                workspace.words,
-                drawn_pictures(found),
-                found.files[0][0],
-                desk_choice(workspace, found.files[0][0]),
-            )
-        return [None, told, pictures, gr.update(interactive=False)]
-
-    def give_up(workspace: Workspace, wanted: Wish | None) -> None:
-        if wanted:
-            Drawings(workspace.runs).cancel(wanted.id)
-
-    listed = [run, *(which for which, _ in others)]
-    shared.draw([shared.project.change, shared.news["made"].click], list_all, [shared.project, run], listed)
-    run.change(shared.on(open_lora), run, [wish, grid_wish, own, grid], **QUIET)
-    draw.click(shared.on(ask), everything, wish, **PRIVATE)
-    draw_grid.click(shared.on(ask_grid), everything, grid_wish, **PRIVATE)
-    cancel.click(shared.on(give_up), wish, None, **PRIVATE)
-    cancel_grid.click(shared.on(give_up), grid_wish, None, **PRIVATE)
-    news = shared.news["try_it"].click
-    shared.draw([news, run.change], follow, [run, seen], [strip, compare, download, when, seen])
-    shared.draw([news], answered, [wish, run], [wish, drawing, own, cancel])
-    shared.draw([news], answered, [grid_wish, run], [grid_wish, grid_drawing, grid, cancel_grid])
+    def _form(self, values: dict[Component, Any]) -> dict[str, Any]:
+        return form_values({name: values[component] for name, component in self.fields.items()})
 
 
-def desk_choice(workspace: Workspace, key: str) -> dict[str, Any]:
+def _choice(workspace: Workspace, key: str) -> dict[str, Any]:
+    """Returns the checkpoint and the strength that were chosen as the file of a LoRA; {} if none were."""
     return Drawings(workspace.runs).library.choice(key) if entry_of(workspace, key) else {}
 
 
-def _form(shared: Shared) -> dict[str, Any]:
-    """Setting -> component; `ui.views.try_it.form_values` reads them."""
-    label, runs = shared.label, shared.studio.initial.runs
-    form: dict[str, Any] = {
-        "prompts": gr.Textbox(
-            label=label("try_it.prompt"),
-            lines=2,
-            max_length=MAX_PROMPTS * (MAX_PROMPT_CHARACTERS + 1),
-            elem_id="prompt",
-        ),
+def build(page: PageContext) -> None:
+    """Builds the tab and connects its components to their callbacks."""
+    label = page.label
+    lora = gr.Dropdown([], label=label("try_it.run"), allow_custom_value=True, elem_id="run")
+    strip = _strip_panel(page)
+    with gr.Accordion(label("try_it.own"), elem_id="own-box"):
+        fields = _fields(page)
+        fields["weight"], others = _mix(page)
+        options = [(label("try_it.waits"), "waits"), (label("try_it.between"), "between")]
+        when = gr.Radio(options, value="waits", label=label("try_it.when"), visible=False, elem_id="when")
+        own = _own_panel(page)
+    with gr.Accordion(label("try_it.grid"), open=False, elem_id="grid-box"):
+        grid = _grid_panel(page)
+    _connect(page, TryItTab(lora, strip, fields, others, when, own, grid))
+
+
+def _strip_panel(page: PageContext) -> StripPanel:
+    strip = gr.HTML(elem_id="strip")
+    with gr.Accordion(page.label("try_it.compare"), open=False, elem_id="compare-box"):
+        compare = gr.HTML(elem_id="compare")
+    return StripPanel(strip, compare, gr.HTML(elem_id="download"), gr.State(("", "", "")))
+
+
+def _own_panel(page: PageContext) -> DrawingPanel:
+    with gr.Row():
+        start = gr.Button(page.label("try_it.draw"), variant="primary", elem_id="draw")
+        cancel = gr.Button(page.label("try_it.cancel"), interactive=False, elem_id="cancel")
+    progress, images = gr.HTML(elem_id="drawing"), gr.HTML(elem_id="own")
+    return DrawingPanel("draw", start, cancel, progress, images, gr.State(None))
+
+
+def _grid_panel(page: PageContext) -> DrawingPanel:
+    gr.Markdown(page.label("try_it.grid_info"))
+    with gr.Row():
+        start = gr.Button(page.label("try_it.draw_grid"), elem_id="draw-grid")
+        cancel = gr.Button(page.label("try_it.cancel"), interactive=False, elem_id="cancel-grid")
+    progress, images = gr.HTML(elem_id="grid-drawing"), gr.HTML(elem_id="grid")
+    return DrawingPanel("grid", start, cancel, progress, images, gr.State(None))
+
+
+def _fields(page: PageContext) -> dict[str, Component]:
+    label = page.label
+    max_length = MAX_PROMPTS * (MAX_PROMPT_CHARACTERS + 1)
+    fields: dict[str, Component] = {
+        "prompts": gr.Textbox(label=label("try_it.prompt"), lines=2, max_length=max_length, elem_id="prompt"),
         "negative": gr.Textbox(
             label=label("try_it.negative"), max_length=MAX_PROMPT_CHARACTERS, elem_id="negative"
         ),
     }
     with gr.Row():
         shapes = [(label(f"try_it.{shape}"), shape) for shape in SHAPES]
-        samplers = [(f"{solver.label} {solver.schedule}".strip(), name) for name, solver in SAMPLERS.items()]
-        form["shape"] = gr.Dropdown(
+        fields["shape"] = gr.Dropdown(
             shapes, value="square", label=label("try_it.shape"), min_width=140, elem_id="shape"
         )
-        form["sampler"] = gr.Dropdown(
+        samplers = [(f"{spec.label} {spec.schedule}".strip(), name) for name, spec in SAMPLERS.items()]
+        fields["sampler"] = gr.Dropdown(
             samplers, value="euler", label=label("try_it.sampler"), min_width=180, elem_id="sampler"
         )
-        form["steps"] = gr.Number(
-            16,
-            label=label("try_it.steps"),
-            precision=0,
-            minimum=1,
-            maximum=200,
-            min_width=90,
-            elem_id="steps",
-        )
-        form["guidance"] = gr.Number(
-            5, label=label("try_it.guidance"), minimum=0, maximum=50, min_width=90, elem_id="guidance"
-        )
-        form["seed"] = gr.Number(
-            0,
-            label=label("try_it.seed"),
-            precision=0,
-            minimum=0,
-            maximum=2**31 - 1,
-            min_width=120,
-            elem_id="seed",
-        )
-        bases = [(label("try_it.as_trained"), ""), *((name, name) for name in runs.bases())]
-        form["base"] = gr.Dropdown(
+        fields["steps"] = _number(page, "steps", 16, minimum=1, maximum=200, precision=0)
+        fields["guidance"] = _number(page, "guidance", 5, minimum=0, maximum=50)
+        fields["seed"] = _number(page, "seed", 0, minimum=0, maximum=2**31 - 1, precision=0, min_width=120)
+        bases = [
+            (label("try_it.as_trained"), ""),
+            *((name, name) for name in page.studio.initial.runs.bases()),
+        ]
+        fields["base"] = gr.Dropdown(
             bases, value="", label=label("try_it.base"), min_width=180, elem_id="draw-base"
         )
-    form["fast"] = gr.Checkbox(
+    fields["fast"] = gr.Checkbox(
         False, label=label("try_it.fast"), info=label("try_it.fast_info"), elem_id="fast"
     )
-    return form
+    return fields
 
 
-def _mix(shared: Shared) -> tuple[Any, list[tuple[Any, Any]]]:
-    """The chosen LoRA's weight, and (which, weight) of those that are mixed in."""
-    label = shared.label
+def _number(
+    page: PageContext, name: str, value: float, *, min_width: int = 90, **attributes: Any
+) -> gr.Number:
+    label = page.label(f"try_it.{name}")
+    return gr.Number(value, label=label, min_width=min_width, elem_id=name, **attributes)
 
+
+def _mix(page: PageContext) -> tuple[gr.Slider, list[OtherLora]]:
+    """Returns the weight of the chosen LoRA and the rows of those that are mixed in."""
+    label = page.label
     with gr.Accordion(label("try_it.mix"), open=False, elem_id="mix"):
         gr.Markdown(label("try_it.mix_info"))
-        first = gr.Slider(-1, 2, 1, step=0.05, label=label("try_it.weight"), elem_id="weight")
-        others = rows_of_others(shared, "try_it")
-    return first, others
+        weight = gr.Slider(-1, 2, 1, step=0.05, label=label("try_it.weight"), elem_id="weight")
+        others = other_lora_rows(page, "try_it")
+    return weight, others
+
+
+def _connect(page: PageContext, tab: TryItTab) -> None:
+    lora, strip, own, grid = tab.lora, tab.strip, tab.own, tab.grid
+    lists = [lora, *(row.lora for row in tab.others)]
+    page.refresh([page.project.change, page.stale("made")], tab.list_loras, [page.project, lora], lists)
+    opened = [own.drawing, own.images, grid.drawing, grid.images]
+    lora.change(page.on(tab.open_lora), lora, opened, **QUIET)
+    own.start.click(page.on(tab.generate), tab.form_inputs, own.drawing, **PRIVATE)
+    grid.start.click(page.on(tab.generate_grid), tab.form_inputs, grid.drawing, **PRIVATE)
+    changes = [page.stale("try_it"), lora.change]
+    page.refresh(changes, tab.update_strip, [lora, strip.shown], tab.strip_outputs)
+    for panel in (own, grid):
+        panel.cancel.click(page.on(panel.cancel_drawing), panel.drawing, None, **PRIVATE)
+        page.refresh([page.stale("try_it")], panel.update, panel.drawing, panel.outputs)

@@ -1,7 +1,7 @@
-"""Every sentence that a visitor reads, per language: `<language>/<tab>.toml`, flat keys, `{name}` for what is put in.
+"""All sentences of the page: `<language>/<tab>.toml` with flat keys and `{name}` for values.
 
-Labels are translated in the browser (`gr.I18n`); what the server writes as HTML is translated here, by the browser's
-wish in `Accept-Language`.
+The browser translates the labels of components (`gr.I18n`). HTML is translated here, in the language that the
+browser prefers (`Accept-Language`).
 """
 
 from __future__ import annotations
@@ -18,38 +18,39 @@ _HERE = Path(__file__).resolve().parent
 
 @functools.cache
 def sentences(language: str) -> dict[str, str]:
-    """`tab.key` -> sentence, of all tabs."""
-    found: dict[str, str] = {}
+    """Returns `tab.key` -> sentence of all tabs."""
+    texts: dict[str, str] = {}
     for path in sorted((_HERE / language).glob("*.toml")):
-        found |= {
-            f"{path.stem}.{key}": text
-            for key, text in tomllib.loads(path.read_text(encoding="utf-8")).items()
-        }
-    if language == "en":  # findings are declared where they are made, since the command line prints them too
+        declared = tomllib.loads(path.read_text(encoding="utf-8"))
+        texts |= {f"{path.stem}.{key}": text for key, text in declared.items()}
+    if language == "en":
+        # English findings are declared by the checks, because the command line prints them too.
         from trainer.dataset.checks import SENTENCES
 
-        found |= {f"artwork.found_{kind}": text for kind, text in SENTENCES.items()}
-    return found
+        texts |= {f"artwork.found_{kind}": text for kind, text in SENTENCES.items()}
+    return texts
 
 
 def preferred(accept_language: str) -> str:
-    """The best of LANGUAGES for an `Accept-Language` header; English when it names none of them."""
-    wishes: list[tuple[float, str]] = []
-    for wish in accept_language.split(","):
-        tag, _, quality = wish.strip().partition(";q=")
+    """Returns the preferred one of LANGUAGES in an `Accept-Language` header; English if there is none."""
+    weighted: list[tuple[float, str]] = []  # (negative weight, language)
+    for part in accept_language.split(","):
+        tag, _, weight = part.strip().partition(";q=")
         try:
-            wishes.append((-float(quality or 1), tag[:2].lower()))
+            weighted.append((-float(weight or 1), tag[:2].lower()))
         except ValueError:
             continue
-    return next((tag for _, tag in sorted(wishes, key=lambda wish: wish[0]) if tag in LANGUAGES), "en")
+    weighted.sort(key=lambda pair: pair[0])
+    return next((language for _, language in weighted if language in LANGUAGES), "en")
 
 
 @dataclass(frozen=True)
 class Words:
-    """Sentences of one language; a key that it lacks comes in English."""
+    """The sentences of one language, in English where a translation is missing."""
 
     language: str = "en"
 
     def __call__(self, key: str, **values: Any) -> str:
+        """Returns the sentence of a key with its values filled in."""
         text = sentences(self.language).get(key) or sentences("en")[key]
         return text.format(**values) if values else text

@@ -1,10 +1,6 @@
-"""What the Artwork tab shows, as HTML: pictures as cards with their crop and findings; every name and caption escaped here."""
+"""HTML of the Artwork tab: cards with crops and findings, removed pictures, and upload progress."""
 
 from __future__ import annotations
-
-import html
-from collections.abc import Mapping
-from urllib.parse import quote
 
 from trainer.dataset.buckets import Placement
 from trainer.dataset.checks import KINDS, Finding
@@ -12,111 +8,160 @@ from ui.store.intake import IntakeProgress
 from ui.store.picture_checks import PictureReport
 from ui.store.projects import ProjectPicture
 from ui.text import Words
+from ui.views.html import element, escape, picture_path, text_element
 
-SPARE = 0.005  # share of a picture's area: less is no crop worth showing
-_SIDE = 230  # px of a card's picture
-_NAMED = 12  # pictures of a finding that are named in the list; the cards name all
-
-
-def escaped(text: str) -> str:
-    return html.escape(text, quote=True)
+MIN_CROPPED = 0.005  # share of a picture's area: a smaller crop is not shown
+_CARD_SIDE = 230  # px of a card's picture
+_MAX_NAMED = 12  # pictures of one kind of finding that the list names; the cards name all
+_MAX_ALT = 150  # characters
 
 
-def place_of(project: str, name: str) -> str:
-    """A picture's part of an address."""
-    return f"{quote(project, safe='')}/{quote(name)}"
-
-
-def cards_html(words: Words, project: str, cards: list[ProjectPicture], report: PictureReport) -> str:
-    """All pictures; the page's script removes them, moves their crops, counts their repeats and opens the mask brush."""
-    if not cards:
-        return f'<p class="hint empty">{escaped(words("artwork.empty"))}</p>'
-    faults: dict[str, list[Finding]] = {}
+def cards_html(words: Words, project: str, pictures: list[ProjectPicture], report: PictureReport) -> str:
+    """Returns the cards of all pictures. ui/script/artwork.js handles their buttons, crops and masks."""
+    if not pictures:
+        return text_element("p", words("artwork.empty"), class_="hint empty")
+    findings: dict[str, list[Finding]] = {}
     for finding in report.findings:
-        faults.setdefault(finding.picture, []).append(finding)
-    items = "".join(_card(words, project, card, report, faults.get(card.name, [])) for card in cards)
-    said = {"failed": words("artwork.no_answer"), "saved": words("artwork.saved")}
-    return f'<ul class="pictures" {_data(said)}>{items}</ul>'
-
-
-def _data(values: Mapping[str, str]) -> str:
-    return " ".join(f'data-{key}="{escaped(value)}"' for key, value in values.items())
+        findings.setdefault(finding.picture, []).append(finding)
+    cards = "".join(
+        _card(words, project, picture, report, findings.get(picture.name, [])) for picture in pictures
+    )
+    unreachable, saved = words("artwork.no_answer"), words("artwork.saved")
+    return element("ul", cards, class_="pictures", data_failed=unreachable, data_saved=saved)
 
 
 def _card(
-    words: Words, project: str, card: ProjectPicture, report: PictureReport, faults: list[Finding]
+    words: Words, project: str, picture: ProjectPicture, report: PictureReport, findings: list[Finding]
 ) -> str:
-    name, place, size = escaped(card.name), escaped(place_of(project, card.name)), report.sizes.get(card.name)
-    width, height = shown_size(size, _SIDE)
-    alt = escaped(f"{card.name}: {card.caption}"[:150] if card.caption else card.name)
-    crop = _crop(words, card, place, size, report.placements.get(card.name))
+    path, size = picture_path(project, picture.name), report.sizes.get(picture.name)
+    name = escape(picture.name)
     pixels = f" <span>{size[0]} × {size[1]}</span>" if size else ""
-    caption = (
-        f'<p class="words">{escaped(card.caption)}</p>'
-        if card.caption
-        else f'<p class="words none">{escaped(words("artwork.no_caption"))}</p>'
+    masked = text_element("span", words("artwork.masked"), class_="masked") if picture.mask else ""
+    if picture.caption:
+        caption = text_element("p", picture.caption, class_="words")
+    else:
+        caption = text_element("p", words("artwork.no_caption"), class_="words none")
+    listed = "".join(text_element("li", finding_words(words, finding)) for finding in findings)
+    content = (
+        _frame(words, picture, path, size, report.placements.get(picture.name)),
+        element("p", f"{name}{pixels} {masked}", class_="file"),
+        caption,
+        element("ul", listed, class_="faults") if listed else "",
+        _actions(words, picture),
+        element("span", class_="message", role="status"),
     )
-    listed = "".join(f"<li>{escaped(finding_words(words, finding))}</li>" for finding in faults)
-    masked = f'<span class="masked">{escaped(words("artwork.masked"))}</span>' if card.mask else ""
-    times, mask, remove = (
-        escaped(words(f"artwork.{key}", name=card.name)) for key in ("repeats_of", "mask_of", "remove_of")
-    )
-    return (
-        f'<li class="picture{" faulty" if faults else ""}" data-place="{place}" data-name="{name}">'
-        f'<div class="frame"><img src="/thumb/{place}?v={card.version}" alt="{alt}" width="{width}" height="{height}" loading="lazy">{crop}</div>'
-        f'<p class="file">{name}{pixels} {masked}</p>{caption}'
-        + (f'<ul class="faults">{listed}</ul>' if listed else "")
-        + f'<div class="acts"><label title="{times}">{escaped(words("artwork.repeats"))} '
-        f'<input type="number" class="repeats" min="1" max="100" step="1" value="{card.override.repeats}" aria-label="{times}"></label>'
-        f'<button type="button" class="mask" data-mask="{card.mask}" aria-label="{mask}">{escaped(words("artwork.mask"))}</button>'
-        f'<button type="button" class="remove" aria-label="{remove}">{escaped(words("artwork.remove"))}</button></div>'
-        f'<span class="said" role="status"></span></li>'
-    )
+    kind = "picture faulty" if findings else "picture"
+    return element("li", "".join(content), class_=kind, data_place=path, data_name=picture.name)
 
 
-def shown_size(size: tuple[int, int] | None, side: int) -> tuple[int, int]:
-    """(width, height) within a square of `side` px; the square itself for a picture whose own size is not known."""
+def _frame(
+    words: Words,
+    picture: ProjectPicture,
+    path: str,
+    size: tuple[int, int] | None,
+    placement: Placement | None,
+) -> str:
+    """Returns the picture with its crop drawn over it."""
+    width, height = fitted_size(size, _CARD_SIDE)
+    alt = f"{picture.name}: {picture.caption}"[:_MAX_ALT] if picture.caption else picture.name
+    source = f"/thumb/{path}?v={picture.version}"
+    image = element("img", src=source, alt=alt, width=width, height=height, loading="lazy")
+    return element("div", image + _crop(words, picture, path, size, placement), class_="frame")
+
+
+def _actions(words: Words, picture: ProjectPicture) -> str:
+    repeats, mask, remove = (
+        words(f"artwork.{key}", name=picture.name) for key in ("repeats_of", "mask_of", "remove_of")
+    )
+    field = element(
+        "input",
+        type="number",
+        class_="repeats",
+        min=1,
+        max=100,
+        step=1,
+        value=picture.override.repeats,
+        aria_label=repeats,
+    )
+    label = element("label", f"{escape(words('artwork.repeats'))} {field}", title=repeats)
+    mask_button = text_element(
+        "button",
+        words("artwork.mask"),
+        type="button",
+        class_="mask",
+        data_mask=picture.mask,
+        aria_label=mask,
+    )
+    remove_button = text_element(
+        "button", words("artwork.remove"), type="button", class_="remove", aria_label=remove
+    )
+    return element("div", label + mask_button + remove_button, class_="acts")
+
+
+def fitted_size(size: tuple[int, int] | None, side: int) -> tuple[int, int]:
+    """Returns (width, height) scaled to fit into `side` px; a square if the size is not known yet."""
     width, height = size or (side, side)
     scale = side / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _crop(
-    words: Words, card: ProjectPicture, place: str, size: tuple[int, int] | None, at: Placement | None
+    words: Words,
+    picture: ProjectPicture,
+    path: str,
+    size: tuple[int, int] | None,
+    placement: Placement | None,
 ) -> str:
-    """What the bucket keeps, drawn over the picture in its own pixels, and moved like a slider along the side that has room."""
-    if size is None or at is None or at.cropped_share < SPARE:
+    """Returns the area that the bucket uses, drawn over the picture in the picture's own pixels.
+
+    It works like a slider along the axis on which it can move.
+    """
+    if size is None or placement is None or placement.cropped_share < MIN_CROPPED:
         return ""
-    scale = size[0] / at.resized[0], size[1] / at.resized[1]
+    scale_x, scale_y = size[0] / placement.resized[0], size[1] / placement.resized[1]
+    bucket_width, bucket_height = placement.bucket
     box = [
         round(value, 1)
         for value in (
-            at.crop_left * scale[0],
-            at.crop_top * scale[1],
-            at.bucket[0] * scale[0],
-            at.bucket[1] * scale[1],
+            placement.crop_left * scale_x,
+            placement.crop_top * scale_y,
+            bucket_width * scale_x,
+            bucket_height * scale_y,
         )
     ]
-    spare = at.resized[0] - at.bucket[0], at.resized[1] - at.bucket[1]
+    spare = placement.resized[0] - bucket_width, placement.resized[1] - bucket_height
     axis = 0 if spare[0] >= spare[1] else 1
-    share = card.override.crop or (0.5, 0.5)
-    return (
-        f'<svg class="crop" viewBox="0 0 {size[0]} {size[1]}" role="slider" tabindex="0" aria-valuemin="0" aria-valuemax="100" '
-        f'aria-valuenow="{round(100 * share[axis])}" aria-orientation="{("horizontal", "vertical")[axis]}" '
-        f'aria-label="{escaped(words("artwork.crop_of", name=card.name, percent=max(1, round(100 * at.cropped_share))))}" '
-        f'data-place="{place}" data-axis="{"xy"[axis]}" data-share="{share[axis]}" data-box="{" ".join(map(str, box))}">'
-        f'<path class="cut" fill-rule="evenodd" d="{crop_path(size, box)}"/>'
-        f'<rect class="kept" x="{box[0]}" y="{box[1]}" width="{box[2]}" height="{box[3]}"/></svg>'
+    share = (picture.override.crop or (0.5, 0.5))[axis]
+    percent = max(1, round(100 * placement.cropped_share))
+    cut = element("path", class_="cut", fill_rule="evenodd", d=crop_path(size, box))
+    frame = element("rect", class_="kept", x=box[0], y=box[1], width=box[2], height=box[3])
+    # `viewBox` keeps its capital letter, which keyword arguments of `element` allow.
+    return element(
+        "svg",
+        cut + frame,
+        class_="crop",
+        viewBox=f"0 0 {size[0]} {size[1]}",
+        role="slider",
+        tabindex=0,
+        aria_valuemin=0,
+        aria_valuemax=100,
+        aria_valuenow=round(100 * share),
+        aria_orientation=("horizontal", "vertical")[axis],
+        aria_label=words("artwork.crop_of", name=picture.name, percent=percent),
+        data_place=path,
+        data_axis="xy"[axis],
+        data_share=share,
+        data_box=" ".join(map(str, box)),
     )
 
 
 def crop_path(size: tuple[int, int], box: list[float]) -> str:
-    """The picture's outline and the kept part's within it."""
+    """Returns an SVG path of the picture's outline with the crop's outline inside it."""
     return f"M0 0H{size[0]}V{size[1]}H0ZM{box[0]} {box[1]}h{box[2]}v{box[3]}h{-box[2]}Z"
 
 
 def finding_words(words: Words, finding: Finding) -> str:
-    """What the doctor found, in the visitor's language."""
+    """Returns the sentence of a finding in the visitor's language."""
     values = dict(finding.values)
     if "corner" in values:
         values["corner"] = words(f"artwork.corner_{values['corner'].replace(' ', '_')}")
@@ -124,71 +169,72 @@ def finding_words(words: Words, finding: Finding) -> str:
 
 
 def findings_html(words: Words, report: PictureReport, *, unfinished: bool = False) -> str:
-    """Every kind of finding with its count, the pictures' names folded below it; 'fine' only once all are looked at."""
+    """Returns each kind of finding with its count and the names of its pictures.
+
+    Without findings it says that there are none, once all pictures are measured.
+    """
     rows = []
     for kind in KINDS:
-        of_kind = [finding for finding in report.findings if finding.kind == kind]
-        if not of_kind:
+        findings = [finding for finding in report.findings if finding.kind == kind]
+        if not findings:
             continue
-        if kind == "few":
-            rows.append(f"<li>{escaped(finding_words(words, of_kind[0]))}</li>")
-            continue
-        named = "".join(
-            f"<li><b>{escaped(f.picture)}</b> {escaped(finding_words(words, f))}</li>"
-            for f in of_kind[:_NAMED]
-        )
-        more = (
-            f"<li>{escaped(words('artwork.more', count=len(of_kind) - _NAMED))}</li>"
-            if len(of_kind) > _NAMED
-            else ""
-        )
-        rows.append(
-            f"<li><details><summary>{escaped(words(f'artwork.kind_{kind}', count=len(of_kind)))}</summary><ul>{named}{more}</ul></details></li>"
-        )
+        if kind == "few":  # a finding about the set as a whole
+            rows.append(text_element("li", finding_words(words, findings[0])))
+        else:
+            rows.append(_kind_row(words, kind, findings))
     if rows:
-        return f'<h3>{escaped(words("artwork.checks_title"))}</h3><ul class="findings">{"".join(rows)}</ul>'
-    return (
-        f'<p class="sound">{escaped(words("artwork.checks_passed"))}</p>'
-        if report.sizes and not unfinished
-        else ""
+        title = text_element("h3", words("artwork.checks_title"))
+        return title + element("ul", "".join(rows), class_="findings")
+    if report.sizes and not unfinished:
+        return text_element("p", words("artwork.checks_passed"), class_="passed")
+    return ""
+
+
+def _kind_row(words: Words, kind: str, findings: list[Finding]) -> str:
+    named = "".join(
+        element("li", f"<b>{escape(finding.picture)}</b> {escape(finding_words(words, finding))}")
+        for finding in findings[:_MAX_NAMED]
     )
+    if len(findings) > _MAX_NAMED:
+        named += text_element("li", words("artwork.more", count=len(findings) - _MAX_NAMED))
+    summary = text_element("summary", words(f"artwork.kind_{kind}", count=len(findings)))
+    return element("li", element("details", summary + element("ul", named)))
 
 
 def removed_html(words: Words, project: str, names: list[str]) -> str:
-    """Pictures taken out, each with a button that brings it back."""
+    """Returns the removed pictures, each with a button that restores it."""
     if not names:
         return ""
     items = []
     for name in names:
-        place = escaped(place_of(project, name))
-        label = escaped(words("artwork.restore_of", name=name))
-        items.append(
-            f'<li data-place="{place}"><img src="/thumb-removed/{place}" alt="{escaped(name)}" width="96" height="96" loading="lazy">'
-            f"<span>{escaped(name)}</span>"
-            f'<button type="button" class="restore" aria-label="{label}">{escaped(words("artwork.restore"))}</button></li>'
+        path = picture_path(project, name)
+        image = element("img", src=f"/thumb-removed/{path}", alt=name, width=96, height=96, loading="lazy")
+        button = text_element(
+            "button",
+            words("artwork.restore"),
+            type="button",
+            class_="restore",
+            aria_label=words("artwork.restore_of", name=name),
         )
-    title = escaped(words("artwork.removed", count=len(names)))
-    return f'<details class="removed"><summary>{title}</summary><ul>{"".join(items)}</ul></details>'
+        items.append(element("li", image + text_element("span", name) + button, data_place=path))
+    summary = text_element("summary", words("artwork.removed", count=len(names)))
+    return element("details", summary + element("ul", "".join(items)), class_="removed")
 
 
-def arrivals_html(words: Words, arrivals: IntakeProgress | None) -> str:
-    """How a drop stands, and what of it was left out and why."""
-    if arrivals is None:
+def intake_html(words: Words, progress: IntakeProgress | None) -> str:
+    """Returns the progress of an upload, and the files that could not be added with the reason for each."""
+    if progress is None:
         return ""
-    if arrivals.ended:
-        line = words("artwork.arrived", kept=arrivals.kept)
+    bar = ""
+    if progress.ended:
+        line = words("artwork.arrived", kept=progress.kept)
     else:
-        line = words("artwork.arriving", done=arrivals.done, total=arrivals.total)
-    bar = (
-        ""
-        if arrivals.ended
-        else f'<progress aria-label="{escaped(line)}" value="{arrivals.done}" max="{max(1, arrivals.total)}"></progress>'
-    )
-    problems = list(arrivals.problems)
-    listed = "".join(f"<li>{escaped(problem)}</li>" for problem in problems)
-    left_out = (
-        f'<div role="alert" class="alert">{escaped(words("artwork.left_out", count=len(problems)))}<ul>{listed}</ul></div>'
-        if problems
-        else ""
-    )
-    return f'<p role="status" class="arrivals">{escaped(line)}</p>{bar}{left_out}'
+        line = words("artwork.arriving", done=progress.done, total=progress.total)
+        bar = element("progress", aria_label=line, value=progress.done, max=max(1, progress.total))
+    problems = list(progress.problems)
+    alert = ""
+    if problems:
+        listed = element("ul", "".join(text_element("li", problem) for problem in problems))
+        title = escape(words("artwork.left_out", count=len(problems)))
+        alert = element("div", title + listed, role="alert", class_="alert")
+    return text_element("p", line, role="status", class_="arrivals") + bar + alert

@@ -1,4 +1,4 @@
-"""What the Captions tab shows, as HTML: a picture beside its words, what an edit would change, tags with their counts."""
+"""HTML of the Captions tab: fields beside pictures, the preview of an edit, tags, and captioning."""
 
 from __future__ import annotations
 
@@ -13,128 +13,185 @@ from ui.store.naming import MAX_CAPTION
 from ui.store.picture_checks import PictureReport
 from ui.store.projects import ProjectPicture
 from ui.text import Words
-from ui.views.artwork import escaped, place_of, shown_size
+from ui.views.artwork import fitted_size
+from ui.views.html import element, escape, picture_path, text_element
 
 _SIDE = 320  # px of a picture beside its caption
-_SHOWN = 30  # changes, and tags in the open list
-_MOST_TAGS = 400
+_MAX_SHOWN = 30  # changes in the preview, and tags that are joined to the trigger word
+_MAX_TAGS = 400
+_MAX_NOTES = 20
 
 
-def captions_html(words: Words, project: str, cards: list[ProjectPicture], report: PictureReport) -> str:
-    """Every picture beside a field that is saved when it is left; the page's script moves between them by keys."""
-    if not cards:
-        return f'<p class="hint empty">{escaped(words("captions.empty"))}</p>'
-    items = []
-    for number, card in enumerate(cards, start=1):
-        place, name = escaped(place_of(project, card.name)), escaped(card.name)
-        width, height = shown_size(report.sizes.get(card.name), _SIDE)
-        label = escaped(words("captions.of", name=card.name, number=number, count=len(cards)))
-        hint = escaped(long_words(words, card.caption))
-        items.append(
-            f'<li class="captioned"><img src="/thumb/{place}?v={card.version}" alt="{name}" loading="lazy" '
-            f'width="{width}" height="{height}">'
-            f'<div><label><span class="file">{name}</span><textarea class="caption" rows="4" maxlength="{MAX_CAPTION}" data-place="{place}" data-text="{escaped(card.caption)}" '
-            f'aria-label="{label}" placeholder="{escaped(words("captions.placeholder"))}">{escaped(card.caption)}</textarea></label>'
-            f'<p class="said"><span class="saved" role="status"></span> <span class="long">{hint}</span></p></div></li>'
+def captions_html(words: Words, project: str, pictures: list[ProjectPicture], report: PictureReport) -> str:
+    """Returns a field beside each picture. ui/script/captions.js saves the fields and handles keys."""
+    if not pictures:
+        return text_element("p", words("captions.empty"), class_="hint empty")
+    items = [
+        _item(
+            words,
+            project,
+            picture,
+            fitted_size(report.sizes.get(picture.name), _SIDE),
+            (number, len(pictures)),
         )
-    failed = escaped(words("artwork.no_answer"))
-    return f'<p class="hint">{escaped(words("captions.keys"))}</p><ul class="captions" data-drawn="{time.time_ns()}" data-failed="{failed}">{"".join(items)}</ul>'
+        for number, picture in enumerate(pictures, start=1)
+    ]
+    # The script puts unsaved text back whenever `data-rendered` changes.
+    listed = element(
+        "ul",
+        "".join(items),
+        class_="captions",
+        data_rendered=time.time_ns(),
+        data_failed=words("artwork.no_answer"),
+    )
+    return text_element("p", words("captions.keys"), class_="hint") + listed
 
 
-def long_words(words: Words, caption: str) -> str:
-    """A hint where a caption may be longer than a training reads."""
+def _item(
+    words: Words, project: str, picture: ProjectPicture, size: tuple[int, int], position: tuple[int, int]
+) -> str:
+    """
+    Args:
+        size: (width, height) of the shown picture in px.
+        position: (number of the picture, number of all pictures).
+    """
+    path, (number, count) = picture_path(project, picture.name), position
+    image = element(
+        "img",
+        src=f"/thumb/{path}?v={picture.version}",
+        alt=picture.name,
+        loading="lazy",
+        width=size[0],
+        height=size[1],
+    )
+    field = text_element(
+        "textarea",
+        picture.caption,
+        class_="caption",
+        rows=4,
+        maxlength=MAX_CAPTION,
+        data_place=path,
+        data_text=picture.caption,
+        aria_label=words("captions.of", name=picture.name, number=number, count=count),
+        placeholder=words("captions.placeholder"),
+    )
+    label = element("label", text_element("span", picture.name, class_="file") + field)
+    saved = element("span", class_="saved", role="status")
+    hint = text_element("span", length_hint(words, picture.caption), class_="long")
+    message = element("p", f"{saved} {hint}", class_="message")
+    return element("li", image + element("div", label + message), class_="captioned")
+
+
+def length_hint(words: Words, caption: str) -> str:
+    """Returns a hint if a caption may have more tokens than training reads, otherwise ""."""
     tokens = estimate_tokens(caption)
     return words("captions.long", tokens=tokens) if tokens > WINDOW_TOKENS else ""
 
 
-def summary_html(words: Words, cards: list[ProjectPicture]) -> str:
-    if not cards:
+def summary_html(words: Words, pictures: list[ProjectPicture]) -> str:
+    """Returns how many pictures have a caption."""
+    if not pictures:
         return ""
-    written = sum(1 for card in cards if card.caption)
-    return f'<p role="status">{escaped(words("captions.summary", written=written, count=len(cards)))}</p>'
+    written = sum(1 for picture in pictures if picture.caption)
+    return text_element("p", words("captions.summary", written=written, count=len(pictures)), role="status")
 
 
 def tags_html(words: Words, captions: list[str], trigger: str) -> str:
-    """Tags with their counts, each a button that fills the field above; those that fused with the trigger word first."""
+    """Returns all tags with their counts, first those that are joined to the trigger word.
+
+    Each is a button that puts the tag into the field of the chosen edit.
+    """
     tags, fused = tag_counts(captions), fused_tags(captions, trigger)
     if not tags:
         return ""
-    told = ""
+    warning = ""
     if fused:
-        named = "".join(f"<li>{_tag(words, tag, count)}</li>" for tag, count in fused[:_SHOWN])
-        told = f'<div class="fused" role="status"><p>{escaped(words("captions.fused", trigger=trigger))}</p><ul class="tags">{named}</ul></div>'
-    listed = "".join(f"<li>{_tag(words, tag, count)}</li>" for tag, count in tags[:_MOST_TAGS])
-    title = escaped(words("captions.tags", count=len(tags)))
-    return (
-        f'{told}<details class="all-tags"><summary>{title}</summary><ul class="tags">{listed}</ul></details>'
-    )
+        listed = "".join(element("li", _tag(words, tag, count)) for tag, count in fused[:_MAX_SHOWN])
+        line = text_element("p", words("captions.fused", trigger=trigger))
+        warning = element("div", line + element("ul", listed, class_="tags"), class_="fused", role="status")
+    listed = "".join(element("li", _tag(words, tag, count)) for tag, count in tags[:_MAX_TAGS])
+    summary = text_element("summary", words("captions.tags", count=len(tags)))
+    return warning + element("details", summary + element("ul", listed, class_="tags"), class_="all-tags")
 
 
 def _tag(words: Words, tag: str, count: int) -> str:
-    label = escaped(words("captions.tag_of", tag=tag, count=count))
-    return f'<button type="button" class="tag" data-tag="{escaped(tag)}" aria-label="{label}">{escaped(tag)} <b>{count}</b></button>'
+    label = words("captions.tag_of", tag=tag, count=count)
+    content = f"{escape(tag)} <b>{count}</b>"
+    return element("button", content, type="button", class_="tag", data_tag=tag, aria_label=label)
 
 
-def preview_html(words: Words, changes: list[CaptionChange], asked: bool) -> str:
-    """How many captions an edit would change, and what would stand there; nothing while nothing is asked."""
-    if not asked:
+def preview_html(words: Words, changes: list[CaptionChange], is_complete: bool) -> str:
+    """Returns the number of captions that an edit would change and the first changes.
+
+    Args:
+        is_complete: whether the edit's fields are filled in; without them there is no preview.
+    """
+    if not is_complete:
         return ""
     rows = "".join(
-        f"<li><b>{escaped(change.name)}</b> {_marked(' '.join(change.before), ' '.join(change.after))}</li>"
-        for change in changes[:_SHOWN]
+        element(
+            "li",
+            f"<b>{escape(change.name)}</b> {_marked(' '.join(change.before), ' '.join(change.after))}",
+        )
+        for change in changes[:_MAX_SHOWN]
     )
-    more = (
-        f"<li>{escaped(words('artwork.more', count=len(changes) - _SHOWN))}</li>"
-        if len(changes) > _SHOWN
-        else ""
-    )
-    line = escaped(words("captions.would", count=len(changes)))
-    return f'<p role="status"><b>{line}</b></p>' + (f'<ul class="changes">{rows}{more}</ul>' if rows else "")
+    if len(changes) > _MAX_SHOWN:
+        rows += text_element("li", words("artwork.more", count=len(changes) - _MAX_SHOWN))
+    count = text_element("b", words("captions.would", count=len(changes)))
+    return element("p", count, role="status") + (element("ul", rows, class_="changes") if rows else "")
 
 
 def _marked(before: str, after: str) -> str:
-    """Both texts in one, word by word: what goes is struck, what comes is marked."""
+    """Returns both texts as one, word by word, with deletions and insertions marked."""
     old, new = before.split(), after.split()
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
     parts = []
-    for kind, start, end, then, last in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        gone, come = escaped(" ".join(old[start:end])), escaped(" ".join(new[then:last]))
-        if kind == "equal":
-            parts.append(gone)
+    for operation, old_start, old_end, new_start, new_end in matcher.get_opcodes():
+        deleted, inserted = " ".join(old[old_start:old_end]), " ".join(new[new_start:new_end])
+        if operation == "equal":
+            parts.append(escape(deleted))
             continue
-        parts += [f"<del>{gone}</del>"] * bool(gone) + [f"<ins>{come}</ins>"] * bool(come)
+        if deleted:
+            parts.append(text_element("del", deleted))
+        if inserted:
+            parts.append(text_element("ins", inserted))
     return " ".join(parts)
 
 
-def undone_words(words: Words, undone: UndoEntry) -> str:
-    """What a change was, in words."""
-    return words(f"captions.did_{undone.kind}", find=undone.find, text=undone.text)
+def edit_words(words: Words, entry: UndoEntry) -> str:
+    """Returns the description of an edit that can be or was undone."""
+    return words(f"captions.did_{entry.kind}", find=entry.find, text=entry.text)
 
 
-def progress_html(words: Words, stands: CaptioningStatus, fresh: dict[str, str], project: str) -> str:
-    """How a model's captioning stands; `fresh` captions travel hidden, and the page's script puts them into fields that are not being written in."""
-    view = stands.view
-    if stands.is_waiting:
-        return f'<p role="status">{escaped(words("captions.model_waits"))}</p>'
+def progress_html(words: Words, status: CaptioningStatus, fresh: dict[str, str], project: str) -> str:
+    """Returns the progress of captioning by a model.
+
+    Args:
+        fresh: picture -> caption since the last call, as a hidden list. ui/script/captions.js puts each
+            caption into its field, unless somebody is editing that field.
+    """
+    view = status.view
+    if status.is_waiting:
+        return text_element("p", words("captions.model_waits"), role="status")
     if view.ended == "failed":
-        return f'<div role="alert" class="alert">{escaped(words("captions.model_failed", message=view.message))}</div>'
-    count = len(view.captions)
-    if view.ended or not stands.is_running:
+        message = words("captions.model_failed", message=view.message)
+        return text_element("div", message, role="alert", class_="alert")
+    bar = ""
+    if view.ended or not status.is_running:
         key = "captions.model_done" if view.ended == "finished" else "captions.model_stopped"
-        line, bar = words(key, count=count), ""
+        line = words(key, count=len(view.captions))
     else:
-        line = (
-            words("captions.model_at", done=view.done, total=view.total)
-            if view.total
-            else words("captions.model_starting")
-        )
-        bar = f'<progress aria-label="{escaped(line)}" value="{view.done}" max="{max(1, view.total)}"></progress>'
-    notes = "".join(f"<li>{escaped(problem)}</li>" for problem in view.problems[:20])
-    hidden = "".join(
-        f'<li data-place="{escaped(place_of(project, name))}">{escaped(caption)}</li>'
-        for name, caption in fresh.items()
+        line = words("captions.model_starting")
+        if view.total:
+            line = words("captions.model_at", done=view.done, total=view.total)
+        bar = element("progress", aria_label=line, value=view.done, max=max(1, view.total))
+    notes = "".join(text_element("li", problem) for problem in view.problems[:_MAX_NOTES])
+    captions = "".join(
+        text_element("li", caption, data_place=picture_path(project, name)) for name, caption in fresh.items()
     )
     return (
-        f'<p role="status">{escaped(line)}</p>{bar}'
-        + (f'<ul class="hint">{notes}</ul>' if notes else "")
-        + (f'<ul class="fresh" hidden>{hidden}</ul>' if hidden else "")
+        text_element("p", line, role="status")
+        + bar
+        + (element("ul", notes, class_="hint") if notes else "")
+        + (element("ul", captions, class_="fresh", hidden=True) if captions else "")
     )

@@ -1,8 +1,7 @@
-"""The Library's cards as HTML. What a file says of itself is a stranger's text: all of it is escaped. No gradio."""
+"""HTML of the Library: cards and messages. The metadata of a file can come from a stranger. No gradio."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from urllib.parse import quote
@@ -10,70 +9,108 @@ from urllib.parse import quote
 from ui.store.library import Library, LoraEntry
 from ui.store.lora_pictures import card_sample
 from ui.text import Words
+from ui.views.html import element, escape, text_element
 
 
 def cards_html(words: Words, library: Library, entries: Sequence[LoraEntry]) -> str:
+    """Returns a card for each LoRA."""
     if not entries:
-        return f'<p class="hint">{_said(words("library.empty"))}</p>'
-    return f'<ul class="shelf">{"".join(_card(words, library, entry) for entry in entries)}</ul>'
+        return text_element("p", words("library.empty"), class_="hint")
+    return element("ul", "".join(_card(words, library, entry) for entry in entries), class_="shelf")
 
 
 def _card(words: Words, library: Library, entry: LoraEntry) -> str:
-    label, place = entry.label, _said(quote(entry.key))
+    label, path = entry.label, quote(entry.key)
     title = label.title or entry.name
-    version = entry.file.stat().st_mtime_ns
-    has_picture = card_sample(library, entry.key) or "modelspec.thumbnail" in entry.metadata
-    picture = (
-        f'<img src="/cover/{place}?v={version}" alt="{_said(words("library.picture_of", name=title))}" width="192" height="192" loading="lazy">'
-        if has_picture
-        else f'<div class="blank">{_said(words("library.no_picture"))}</div>'
-    )
-    facts = {
+    has_picture = bool(card_sample(library, entry.key)) or "modelspec.thumbnail" in entry.metadata
+    if has_picture:
+        picture = element(
+            "img",
+            src=f"/cover/{path}?v={entry.file.stat().st_mtime_ns}",
+            alt=words("library.picture_of", name=title),
+            width=192,
+            height=192,
+            loading="lazy",
+        )
+    else:
+        picture = text_element("div", words("library.no_picture"), class_="blank")
+    origin = words(f"library.origin_{entry.origin}", of=", ".join(entry.made_from)) if entry.origin else ""
+    author = f" · {label.author}" if label.author else ""
+    parts = [text_element("h3", title), text_element("p", origin + author, class_="hint")]
+    if entry.problem:
+        parts.append(text_element("p", entry.problem, role="alert", class_="alert"))
+    if label.description:
+        parts.append(text_element("p", label.description, class_="about"))
+    parts.append(_attributes(words, entry))
+    if label.own_work:
+        parts.append(text_element("p", words("library.own_work"), class_="hint"))
+    parts.append(_links(words, entry, path, has_picture))
+    return element("li", picture + element("div", "".join(parts)), class_="lora")
+
+
+def _attributes(words: Words, entry: LoraEntry) -> str:
+    label = entry.label
+    attributes = {
         "trigger": label.trigger,
         "weight": f"{label.weight:g}" if label.weight is not None else "",
         "base": entry.base,
         "licence": label.licence,
         "made": datetime.fromtimestamp(entry.created_at, UTC).astimezone().strftime("%Y-%m-%d"),
-        "size": size_words(entry.file.stat().st_size),
+        "size": format_size(entry.file.stat().st_size),
         "compatible_with": ", ".join(entry.compatible_tools),
     }
     rows = "".join(
-        f"<dt>{_said(words(f'library.{name}'))}</dt><dd>{_said(value)}</dd>"
-        for name, value in facts.items()
+        text_element("dt", words(f"library.{name}")) + text_element("dd", value)
+        for name, value in attributes.items()
         if value
     )
-    origin = words(f"library.origin_{entry.origin}", of=", ".join(entry.made_from)) if entry.origin else ""
-    by = f" · {_said(label.author)}" if label.author else ""
-    own_work = f'<p class="hint">{_said(words("library.own_work"))}</p>' if label.own_work else ""
-    problem = f'<p role="alert" class="alert">{_said(entry.problem)}</p>' if entry.problem else ""
-    about = f'<p class="about">{_said(label.description)}</p>' if label.description else ""
-    return (
-        f'<li class="lora">{picture}<div><h3>{_said(title)}</h3><p class="hint">{_said(origin)}{by}</p>{problem}{about}<dl>{rows}</dl>{own_work}'
-        f"{_links(words, entry, place, bool(has_picture))}</div></li>"
+    return element("dl", rows)
+
+
+def _links(words: Words, entry: LoraEntry, path: str, has_picture: bool) -> str:
+    name = f"{entry.stem}.safetensors"
+    download = text_element(
+        "a",
+        words("try_it.download", name=name),
+        class_="download",
+        href=f"/download/{path}",
+        download=name,
     )
-
-
-def _links(words: Words, entry: LoraEntry, place: str, has_picture: bool) -> str:
-    stem = entry.stem
-    parts = [("json", "sidecar_json"), *([("png", "sidecar_png")] if has_picture else []), ("zip", "zip")]
-    more = "".join(
-        f'<a href="/download/{place}/{part}" download="{_said(f"{stem}.{part}")}">{_said(words(f"library.{name}"))}</a>'
-        for part, name in parts
+    kinds = {"json": "sidecar_json", "png": "sidecar_png", "zip": "zip"}
+    if not has_picture:
+        del kinds["png"]
+    others = "".join(
+        text_element(
+            "a", words(f"library.{key}"), href=f"/download/{path}/{kind}", download=f"{entry.stem}.{kind}"
+        )
+        for kind, key in kinds.items()
     )
-    name = f"{stem}.safetensors"
-    return (
-        f'<p class="links"><a class="download" href="/download/{place}" download="{_said(name)}">{_said(words("try_it.download", name=name))}</a></p>'
-        f'<p class="links">{more}</p>'
-    )
+    return element("p", download, class_="links") + element("p", others, class_="links")
 
 
-def size_words(size_bytes: int) -> str:
-    """In the unit that people read."""
+def messages_html(lines: Sequence[str]) -> str:
+    """Returns what has been done, a paragraph for each line."""
+    if not lines:
+        return ""
+    return element("div", "".join(text_element("p", line) for line in lines), role="status")
+
+
+def problems_html(lines: Sequence[str]) -> str:
+    """Returns what has failed, as an alert with a list."""
+    if not lines:
+        return ""
+    listed = element("ul", "".join(text_element("li", line) for line in lines))
+    return element("div", listed, role="alert", class_="alert")
+
+
+def question_html(text: str) -> str:
+    """Returns a question that must be answered before something is deleted."""
+    return element("p", escape(text), role="alert", class_="alert")
+
+
+def format_size(size_bytes: int) -> str:
+    """Returns a file size in GB, MB or kB."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if size_bytes >= factor:
             return f"{size_bytes / factor:.1f} {unit}"
     return f"{max(1, round(size_bytes / 1e3)) if size_bytes else 0} kB"
-
-
-def _said(text: str) -> str:
-    return html.escape(text, quote=True)

@@ -1,236 +1,245 @@
-"""How a training stands, in words and as HTML: every name and caption escaped here. No gradio."""
+"""Status of a training as sentences and HTML: progress, failures, notes and samples. No gradio."""
 
 from __future__ import annotations
 
 import functools
-import html
 import os
 import re
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote
 
 from trainer.dataset.manifest import Item
 from trainer.runs.run import Run
 from ui.store.runs import RunStatus
 from ui.text import Words, sentences
-from ui.views.html import picture_url
+from ui.views.html import element, escape, picture_path, picture_url, text_element
 
-NOTES = 20  # shown of what the trainer has remarked
+MAX_NOTES = 20  # notes of the trainer that are shown
+_SAMPLE_SIDE = 160  # px of a shown sample
 
 
-def status_words(standing: RunStatus, words: Words, *, paused: bool = False) -> str:
-    """One sentence or two on how a run stands."""
-    view = standing.view
-    if standing.state == "waiting":
-        return words("train.waiting_paused" if paused else "train.waiting", place=standing.queue_position)
-    if standing.state == "failed":
-        return words("train.failed")
-    if standing.state == "finished":
-        takes = " " + words("train.compatible_with", tools=", ".join(view.takes)) if view.takes else ""
-        advice = " " + words("train.advice", message=view.advice) if view.advice else ""
-        return words("train.finished") + takes + advice
-    if standing.state in ("stopped", "interrupted"):
-        key = "killed" if standing.was_killed else standing.state if view.step else f"{standing.state}_early"
+def status_words(status: RunStatus, words: Words, *, paused: bool = False) -> str:
+    """Returns the status of a run as one or two sentences.
+
+    Args:
+        paused: whether the queue is paused.
+    """
+    view = status.view
+    if status.state == "waiting":
+        return words("train.waiting_paused" if paused else "train.waiting", place=status.queue_position)
+    if status.state in ("failed", "starting"):
+        return words(f"train.{status.state}")
+    if status.state == "finished":
+        parts = [words("train.finished")]
+        if view.takes:
+            parts.append(words("train.compatible_with", tools=", ".join(view.takes)))
+        if view.advice:
+            parts.append(words("train.advice", message=view.advice))
+        return " ".join(parts)
+    if status.state in ("stopped", "interrupted"):
+        key = "killed" if status.was_killed else status.state if view.step else f"{status.state}_early"
         return words(f"train.{key}", step=view.step, steps=view.steps)
-    if standing.state == "starting":
-        return words("train.starting")
-    stuck = (
-        " " + words("train.stuck", time=duration(standing.silent_seconds, words)) if standing.is_stuck else ""
-    )
-    return _at_work(standing, words) + stuck
+    line = _running_words(status, words)
+    if status.is_stuck:
+        line += f" {words('train.stuck', time=format_duration(status.silent_seconds, words))}"
+    return line
 
 
-def _at_work(standing: RunStatus, words: Words) -> str:
-    view = standing.view
+def _running_words(status: RunStatus, words: Words) -> str:
+    view = status.view
     if view.stage == "training" or (view.step and view.stage == "drawing"):
-        facts = {"step": view.step, "steps": view.steps, "percent": 100 * view.step // max(1, view.steps)}
+        values = {"step": view.step, "steps": view.steps, "percent": 100 * view.step // max(1, view.steps)}
         if view.seconds_left is None:
-            return words("train.training_soon", **facts)
-        drawing = f" {stage_words(view.stage, words)}…" if view.stage == "drawing" else ""
-        return words("train.training", left=duration(view.seconds_left, words), **facts) + drawing
-    stage = stage_words(view.stage, words)
-    then = (
-        " " + words("train.then", left=duration(view.planned_seconds, words))
-        if view.planned_seconds and not view.step
-        else ""
-    )
+            return words("train.training_soon", **values)
+        line = words("train.training", left=format_duration(view.seconds_left, words), **values)
+        return f"{line} {stage_words(view.stage, words)}…" if view.stage == "drawing" else line
+    line = f"{stage_words(view.stage, words)}…"
     if view.stage_total:
-        percent = 100 * view.stage_done // view.stage_total
-        return (
-            words("train.counted", stage=stage, done=view.stage_done, total=view.stage_total, percent=percent)
-            + then
+        line = words(
+            "train.counted",
+            stage=stage_words(view.stage, words),
+            done=view.stage_done,
+            total=view.stage_total,
+            percent=100 * view.stage_done // view.stage_total,
         )
-    return f"{stage}…{then}"
+    if view.planned_seconds and not view.step:
+        line += f" {words('train.then', left=format_duration(view.planned_seconds, words))}"
+    return line
 
 
 def stage_words(stage: str, words: Words) -> str:
-    """A stage as the trainer calls it, in the visitor's language where it is a known one."""
+    """Returns the name of a stage in the visitor's language; an unknown stage as the trainer names it."""
     key = f"train.stage_{stage.replace(' ', '_')}"
     return words(key) if key in sentences("en") else (stage or "…").capitalize()
 
 
-def duration(seconds: float, words: Words) -> str:
+def format_duration(seconds: float, words: Words) -> str:
+    """Returns a duration in seconds, minutes or hours, whichever reads best."""
     if seconds < 90:
         return words("train.seconds", n=max(1, round(seconds)))
-    return (
-        words("train.minutes", n=round(seconds / 60))
-        if seconds < 5400
-        else words("train.hours", n=f"{seconds / 3600:.1f}")
-    )
+    if seconds < 5400:
+        return words("train.minutes", n=round(seconds / 60))
+    return words("train.hours", n=f"{seconds / 3600:.1f}")
 
 
 def status_html(
-    standing: RunStatus | None, words: Words, *, name: str = "", paused: bool = False, others: bool = False
+    status: RunStatus | None, words: Words, *, name: str = "", paused: bool = False, others: bool = False
 ) -> str:
-    """The head's status: a sentence, a bar and, after a fault, an alert with cause and remedy.
+    """Returns the status in the head of the page: a sentence with a bar, or an alert after a failure.
 
     Args:
+        status: of the run; None if there is none to show.
         name: of the run.
-        others: whether somebody else's training has the device.
+        paused: whether the queue is paused.
+        others: whether another user's training occupies the device.
     """
-    if standing is None:
-        return f'<div role="status">{_said(words("page.others" if others else "page.nothing"))}</div>'
-    title = f"<strong>{_said(name)}</strong>: " if name else ""
-    line = f'<div role="status">{title}{_said(status_words(standing, words, paused=paused))}</div>'
-    if standing.state == "failed":
-        return line + failure_html(standing, words)
-    return line + _bar(standing, words)
+    if status is None:
+        return text_element("div", words("page.others" if others else "page.nothing"), role="status")
+    title = f"{text_element('strong', name)}: " if name else ""
+    sentence = escape(status_words(status, words, paused=paused))
+    line = element("div", title + sentence, role="status")
+    return line + (failure_html(status, words) if status.state == "failed" else _bar(status, words))
 
 
-def _bar(standing: RunStatus, words: Words) -> str:
-    view = standing.view
-    if standing.state == "waiting":
+def _bar(status: RunStatus, words: Words) -> str:
+    view = status.view
+    if status.state == "waiting":
         return ""
     done, total = (view.step, view.steps) if view.step else (view.stage_done, view.stage_total)
-    if standing.state == "finished":
+    if status.state == "finished":
         done = total = 1
-    value = f'value="{done}" max="{total}"' if total else "" if standing.is_active else 'value="0" max="1"'
-    return f'<progress aria-label="{_said(words("page.progress"))}" {value}></progress>'
+    label = words("page.progress")
+    if total:
+        return element("progress", aria_label=label, value=done, max=total)
+    if status.is_active:  # a bar without a value moves
+        return element("progress", aria_label=label)
+    return element("progress", aria_label=label, value=0, max=1)
 
 
-def failure_html(standing: RunStatus, words: Words) -> str:
-    """What happened, what to do, and that nothing is lost."""
-    view = standing.view
-    cause = (
-        words(f"train.failed_{view.cause or 'fault'}")
-        if f"train.failed_{view.cause or 'fault'}" in sentences("en")
-        else ""
-    )
+def failure_html(status: RunStatus, words: Words) -> str:
+    """Returns an alert with the cause of a failure, the trainer's message and the remedy."""
+    view = status.view
+    cause = f"train.failed_{view.cause or 'fault'}"
+    parts = [words(cause) if cause in sentences("en") else ""]
+    if view.message:
+        parts.append(words("train.details", message=f"{view.message.rstrip('.')}."))
     remedy = remedy_words(view.remedy, words)
-    parts = [
-        cause,
-        words("train.details", message=f"{view.message.rstrip('.')}.") if view.message else "",
-        f"{remedy}." if remedy else "",
-    ]
-    told = " ".join(part for part in (*parts, words("train.kept")) if part)
-    return f'<div role="alert" class="alert">{_said(told)}</div>'
+    if remedy:
+        parts.append(f"{remedy}.")
+    parts.append(words("train.kept"))
+    return text_element("div", " ".join(filter(None, parts)), role="alert", class_="alert")
 
 
 def remedy_words(remedy: dict[str, Any], words: Words) -> str:
-    """The one change that would mend a failure; "" when there is none."""
+    """Returns the changes of settings that avoid a failure as a sentence; "" if there are none."""
     if not remedy:
         return ""
-    if None in remedy.values():
+    if None in remedy.values():  # the artist must choose the value
         return words("train.remedy_choose")
-    return words(
-        "train.remedy", changes=", ".join(f"{name} {_number(value)}" for name, value in remedy.items())
-    )
+    changes = (f"{name} {_number(value)}" for name, value in remedy.items())
+    return words("train.remedy", changes=", ".join(changes))
 
 
 def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def notes_html(standing: RunStatus, words: Words) -> str:
-    """What the trainer has remarked, folded."""
-    told = list(dict.fromkeys(standing.view.problems))
-    if not told:
+def notes_html(status: RunStatus, words: Words) -> str:
+    """Returns the notes of the trainer, each once, in a folded list."""
+    notes = list(dict.fromkeys(status.view.problems))
+    if not notes:
         return ""
-    shown = [*told[:NOTES], *([words("train.more", n=len(told) - NOTES)] if len(told) > NOTES else [])]
-    rows = "".join(f"<li>{_said(problem)}</li>" for problem in shown)
-    return f"<details><summary>{_said(words('train.notes', n=len(told)))}</summary><ul>{rows}</ul></details>"
+    shown = notes[:MAX_NOTES]
+    if len(notes) > MAX_NOTES:
+        shown.append(words("train.more", n=len(notes) - MAX_NOTES))
+    rows = "".join(text_element("li", note) for note in shown)
+    return element(
+        "details", text_element("summary", words("train.notes", n=len(notes))) + element("ul", rows)
+    )
 
 
-# Samples
+def samples_html(run: Run, status: RunStatus, words: Words, project: str = "") -> str:
+    """Returns a row for each prompt: the dataset's nearest picture, then the samples by step.
 
-
-def samples_html(run: Run, standing: RunStatus, words: Words, project: str = "") -> str:
-    """A row for each prompt: the artist's own nearest picture, then the samples in the order of their steps."""
-    samples = standing.view.samples
+    Args:
+        project: of the dataset; "" leaves its pictures out.
+    """
+    samples = status.view.samples
     if not samples:
-        return f'<p class="hint">{_said(words("train.samples_none"))}</p>' if standing.is_active else ""
+        return text_element("p", words("train.samples_none"), class_="hint") if status.is_active else ""
     prompts = list(dict.fromkeys(sample["prompt"] for sample in samples))
-    folder, items = _pictures(run) if project else ("", ())
+    folder, items = _dataset(run) if project else ("", ())
     rows = []
     for number, prompt in enumerate(prompts):
+        # A resumed run generates some samples again: the last one of a step counts.
+        by_step = {sample["step"]: sample for sample in samples if sample["prompt"] == prompt}
+        figures = [_sample(run.path.name, by_step[step], number, words) for step in sorted(by_step)]
         own = nearest(prompt, items)
-        taken = {
-            sample["step"]: sample for sample in samples if sample["prompt"] == prompt
-        }  # a resumed run draws some again
-        figures = [_own(os.path.relpath(own.path, folder), project, words)] if own else []
-        figures += [_sample(run.path.name, taken[step], number, words) for step in sorted(taken)]
-        row = f'<div class="samples" tabindex="0" role="group" aria-label="{_said(prompt)}">{"".join(figures)}</div>'
-        rows.append(f"<section><h4>{_said(prompt or '…')}</h4>{row}</section>")
-    return f'<div class="sample-rows"><h3>{_said(words("train.samples"))}</h3>{"".join(rows)}</div>'
+        if own:
+            figures.insert(0, _own_picture(os.path.relpath(own.path, folder), project, words))
+        row = element("div", "".join(figures), class_="samples", tabindex=0, role="group", aria_label=prompt)
+        rows.append(element("section", text_element("h4", prompt or "…") + row))
+    title = text_element("h3", words("train.samples"))
+    return element("div", title + "".join(rows), class_="sample-rows")
 
 
-def _own(name: str, project: str, words: Words) -> str:
-    return _figure(f"/thumb/{quote(project)}/{quote(name)}", name, f"{words('train.yours')}: {name}", "own")
+def _own_picture(name: str, project: str, words: Words) -> str:
+    caption = f"{words('train.yours')}: {name}"
+    return _figure(f"/thumb/{picture_path(project, name)}", name, caption, "own")
 
 
 def _sample(run: str, sample: dict[str, Any], number: int, words: Words) -> str:
-    said = words("train.sample", step=sample["step"], seed=sample.get("seed", number))
+    caption = words("train.sample", step=sample["step"], seed=sample.get("seed", number))
     alt = words("train.sample_alt", prompt=sample["prompt"], step=sample["step"])
-    return _figure(picture_url(run, sample), alt, said)
+    return _figure(picture_url(run, sample), alt, caption, "sample")
 
 
-def _figure(url: str, alt: str, caption: str, kind: str = "sample") -> str:
-    """
-    Args:
-        url: escaped already.
-    """
-    picture = f'<img src="{url}" alt="{_said(alt)}" width="160" height="160" loading="lazy">'
-    return f'<figure class="{kind}">{picture}<figcaption>{_said(caption)}</figcaption></figure>'
+def _figure(url: str, alt: str, caption: str, kind: str) -> str:
+    image = element("img", src=url, alt=alt, width=_SAMPLE_SIDE, height=_SAMPLE_SIDE, loading="lazy")
+    return element("figure", image + text_element("figcaption", caption), class_=kind)
 
 
-def _pictures(run: Run) -> tuple[str, tuple[Item, ...]]:
-    """A run's folder of pictures, and those that it trains on."""
+def _dataset(run: Run) -> tuple[str, tuple[Item, ...]]:
+    """Returns a run's dataset folder and its training pictures."""
     path = run.path / "manifest.json"
-    return _pictures_of(run, path.stat().st_mtime_ns) if path.exists() else ("", ())
+    return _dataset_at(run, path.stat().st_mtime_ns) if path.exists() else ("", ())
 
 
 @functools.lru_cache(maxsize=32)
-def _pictures_of(run: Run, made: int) -> tuple[str, tuple[Item, ...]]:
+def _dataset_at(run: Run, modified_ns: int) -> tuple[str, tuple[Item, ...]]:
+    """
+    Args:
+        modified_ns: time of the manifest, so that a changed manifest is read again.
+    """
+    del modified_ns
     manifest = run.manifest
     return manifest.folder, tuple(item for item in manifest.items if item.role == "train")
 
 
 def nearest(prompt: str, items: Iterable[Item]) -> Item | None:
-    """The picture whose caption shares most words with a prompt, the rarer ones counting more; None when none shares any."""
+    """Returns the picture whose caption shares most words with a prompt, None if no caption shares any.
+
+    A word counts more the fewer captions contain it. A word of every caption, such as the trigger word,
+    counts nothing.
+    """
     return _nearest(prompt, tuple(items))
 
 
 @functools.lru_cache(maxsize=256)
 def _nearest(prompt: str, items: tuple[Item, ...]) -> Item | None:
-    captions = {item: _words(item.caption) for item in items}
-    wanted = _words(prompt)
-    often = {word: sum(word in caption for caption in captions.values()) for word in wanted}
+    captions = {item: _word_set(item.caption) for item in items}
+    prompt_words = _word_set(prompt)
+    counts = {word: sum(word in caption for caption in captions.values()) for word in prompt_words}
 
-    def shared(item: Item) -> tuple[float, float]:
-        common = wanted & captions[item]
-        # A word of every caption (the trigger) tells nothing.
-        return sum(
-            1 / often[word] for word in common if often[word] < len(captions) or len(captions) == 1
-        ), -len(captions[item] - wanted)
+    def score(item: Item) -> tuple[float, float]:
+        """Returns the weight of the shared words, then fewer other words as the tie-breaker."""
+        shared = prompt_words & captions[item]
+        telling = [word for word in shared if counts[word] < len(captions) or len(captions) == 1]
+        return sum(1 / counts[word] for word in telling), -len(captions[item] - prompt_words)
 
-    best = max(captions, key=shared, default=None)
-    return best if best is not None and shared(best)[0] > 0 else None
+    best = max(captions, key=score, default=None)
+    return best if best is not None and score(best)[0] > 0 else None
 
 
-def _words(text: str) -> frozenset[str]:
+def _word_set(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", text.lower()))
-
-
-def _said(text: str) -> str:
-    return html.escape(text, quote=True)

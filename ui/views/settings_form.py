@@ -1,13 +1,13 @@
-"""Settings to form fields and back: the page's Advanced section is made from the fields of `TrainConfig`. No gradio.
+"""HTML of the advanced settings, made from the fields of `TrainConfig`, and its parser. No gradio.
 
-It is HTML of our own: a hundred and fifty of Gradio's components would make every event of the page slow.
+It is plain HTML because Gradio sets the state of every output component at each event: a hundred and fifty
+components more would make every event of the page slow.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,16 +15,15 @@ from typing import Any
 from trainer.config import TrainConfig, kind_of
 from trainer.errors import ConfigError
 from ui.text import Words, sentences
+from ui.views.html import element, escape, text_element
 
-# Asked for elsewhere on the page.
-_ABOVE = {"name", "trigger", "preset", "pace", "base"}
-# Names of Python classes and what they are called with: for the one who has the machine, not for everyone with the page.
+_MAIN = {"name", "trigger", "preset", "pace", "base"}  # have their own components beside the Train button
+# They name Python classes and their arguments, which run code: only the owner of the machine may set them.
 TERMINAL_ONLY = {"optimizer_class", "optimizer_args"}
-FOLDERS, FILES = (
-    ("prior_folder", "validation_folder"),
-    ("start_from",),
-)  # chosen by name: a browser knows no paths
-_LONGEST = {tuple: 4000, str: 2000}  # characters
+# Chosen from a list of names, because a browser must not name paths.
+FOLDERS = ("prior_folder", "validation_folder")
+FILES = ("start_from",)
+_MAX_LENGTH = {tuple: 4000, str: 2000}  # characters
 
 TITLES = {
     "run": "Seed",
@@ -41,35 +40,34 @@ TITLES = {
 
 
 @functools.cache
-def fields() -> tuple[dataclasses.Field, ...]:
-    """The settings of the form, in the order of their groups."""
+def fields() -> tuple[dataclasses.Field[Any], ...]:
+    """Returns the settings of the form in the order of their groups."""
     shown = [
-        declared
-        for declared in dataclasses.fields(TrainConfig)
-        if declared.name not in _ABOVE | TERMINAL_ONLY
+        declared for declared in dataclasses.fields(TrainConfig) if declared.name not in _MAIN | TERMINAL_ONLY
     ]
     return tuple(declared for group in TITLES for declared in shown if declared.metadata["group"] == group)
 
 
 @functools.cache
 def declared_sentences() -> dict[str, str]:
-    """`settings.<key>` -> English sentence: titles, labels with units, and help, as the config declares them."""
-    said = {f"settings.group_{group}": title for group, title in TITLES.items()}
+    """Returns `settings.<key>` -> English title, label with unit, or help, as the config declares them."""
+    texts = {f"settings.group_{group}": title for group, title in TITLES.items()}
     for declared in fields():
-        facts = declared.metadata
-        said[f"settings.{declared.name}"] = facts["label"] + (f" ({facts['unit']})" if facts["unit"] else "")
-        said[f"settings.{declared.name}_help"] = facts["help"]
-    return said
+        metadata = declared.metadata
+        unit = f" ({metadata['unit']})" if metadata["unit"] else ""
+        texts[f"settings.{declared.name}"] = metadata["label"] + unit
+        texts[f"settings.{declared.name}_help"] = metadata["help"]
+    return texts
 
 
 def form_html(
     words: Words, project: str, values: dict[str, Any], choices: Mapping[str, Sequence[str]]
 ) -> str:
-    """Every field in its folded group. Left empty, a setting is what the preset says.
+    """Returns every field in its folded group. An empty field leaves its setting to the preset.
 
     Args:
-        values: setting -> what it holds.
-        choices: setting -> names to choose from, of those that a browser knows by name only.
+        values: setting -> content of its field.
+        choices: setting -> names to choose from, for FOLDERS and FILES.
     """
     groups = []
     for group in TITLES:
@@ -78,74 +76,96 @@ def form_html(
             for declared in fields()
             if declared.metadata["group"] == group
         )
-        title = _escaped(_said(words, f"group_{group}"))
-        groups.append(
-            f'<details class="settings"><summary>{title}</summary><div class="fields">{shown}</div></details>'
-        )
-    return f'<div class="advanced" data-of="{_escaped(project)}">{"".join(groups)}</div>'
+        summary = text_element("summary", _text(words, f"group_{group}"))
+        groups.append(element("details", summary + element("div", shown, class_="fields"), class_="settings"))
+    return element("div", "".join(groups), class_="advanced", data_of=project)
 
 
-def _said(words: Words, key: str) -> str:
+def _text(words: Words, key: str) -> str:
     key = f"settings.{key}"
     return sentences(words.language).get(key) or declared_sentences()[key]
 
 
-def _field(words: Words, declared: dataclasses.Field, value: Any, choices: Sequence[str] | None) -> str:
+def _field(words: Words, declared: dataclasses.Field[Any], value: Any, choices: Sequence[str] | None) -> str:
     name = declared.name
-    shared = f'id="set-{name}" name="{name}" aria-describedby="help-{name}"'
-    control = _control(words, declared, value, choices, shared)
-    label, told = _escaped(_said(words, name)), _escaped(_said(words, f"{name}_help"))
-    return f'<div class="field"><label for="set-{name}">{label}</label>{control}<p class="hint" id="help-{name}">{told}</p></div>'
+    label = text_element("label", _text(words, name), for_=f"set-{name}")
+    hint = text_element("p", _text(words, f"{name}_help"), class_="hint", id=f"help-{name}")
+    return element("div", label + _control(words, declared, value, choices) + hint, class_="field")
 
 
 def _control(
-    words: Words, declared: dataclasses.Field, value: Any, choices: Sequence[str] | None, shared: str
+    words: Words, declared: dataclasses.Field[Any], value: Any, choices: Sequence[str] | None
 ) -> str:
-    facts, kind = declared.metadata, kind_of(declared)
-    offered: list[tuple[str, str]] = []
-    if choices is not None:
-        offered = [("", words("train.none")), *((choice, choice) for choice in choices)]
-    elif facts["choices"]:
-        offered = [("", words("train.as_preset")), *((choice, choice) for choice in facts["choices"])]
-    elif kind is bool:
-        offered = [("", words("train.as_preset")), ("yes", words("train.yes")), ("no", words("train.no"))]
-    if offered:
-        if str(value) not in dict(
-            offered
-        ):  # a project or a file that is gone; the checks beside the button say so
-            offered.append((str(value), str(value)))
-        options = "".join(
-            f'<option value="{_escaped(key)}"{" selected" if key == str(value) else ""}>{_escaped(said)}</option>'
-            for key, said in offered
+    name, metadata, kind = declared.name, declared.metadata, kind_of(declared)
+    common = {"id": f"set-{name}", "name": name, "aria_describedby": f"help-{name}"}
+    options = _options(words, declared, choices)
+    if options:
+        if str(value) not in options:  # a project or file that has been deleted; the checks report it
+            options[str(value)] = str(value)
+        content = "".join(
+            text_element("option", label, value=key, selected=key == str(value))
+            for key, label in options.items()
         )
-        return f"<select {shared}>{options}</select>"
+        return element("select", content, **common)
     if kind in (int, float):
-        bounds = "".join(
-            f' {side}="{facts[end]:g}"'
-            for side, end in (("min", "low"), ("max", "high"))
-            if facts[end] is not None
+        return element(
+            "input",
+            type="number",
+            inputmode="decimal",
+            step="1" if kind is int else "any",
+            min=_bound(metadata["low"]),
+            max=_bound(metadata["high"]),
+            value=_number(value),
+            placeholder=words("train.as_preset"),
+            **common,
         )
-        step = "1" if kind is int else "any"
-        number = f"{value:g}" if isinstance(value, float) and value == float(f"{value:g}") else str(value)
-        hint = _escaped(words("train.as_preset"))
-        return f'<input type="number" inputmode="decimal" step="{step}"{bounds} value="{_escaped(number)}" placeholder="{hint}" {shared}>'
-    length = f'maxlength="{_LONGEST[tuple if kind is tuple else str]}"'
     if kind is tuple:
-        hint = _escaped(words("train.one_a_line"))
-        return (
-            f'<textarea rows="2" {length} placeholder="{hint}" {shared}>\n{_escaped(str(value))}</textarea>'
+        # A browser drops the first line break in a textarea.
+        return element(
+            "textarea",
+            f"\n{escape(str(value))}",
+            rows=2,
+            maxlength=_MAX_LENGTH[tuple],
+            placeholder=words("train.one_a_line"),
+            **common,
         )
-    return f'<input type="text" {length} value="{_escaped(str(value))}" {shared}>'
+    return element("input", type="text", maxlength=_MAX_LENGTH[str], value=str(value), **common)
 
 
-def typed(name: str, value: Any) -> Any:
-    """One field as the browser sent it: a number where the setting is one, "" where nothing was said. Raises ConfigError."""
+def _options(words: Words, declared: dataclasses.Field[Any], choices: Sequence[str] | None) -> dict[str, str]:
+    """Returns value -> label of a setting that is chosen from a list; {} for all others."""
+    if choices is not None:
+        return {"": words("train.none"), **{choice: choice for choice in choices}}
+    if declared.metadata["choices"]:
+        return {"": words("train.as_preset"), **{choice: choice for choice in declared.metadata["choices"]}}
+    if kind_of(declared) is bool:
+        return {"": words("train.as_preset"), "yes": words("train.yes"), "no": words("train.no")}
+    return {}
+
+
+def _bound(value: float | None) -> str | None:
+    return None if value is None else f"{value:g}"
+
+
+def _number(value: Any) -> str:
+    """Returns a number in its short form where that loses nothing."""
+    if isinstance(value, float) and value == float(f"{value:g}"):
+        return f"{value:g}"
+    return str(value)
+
+
+def parsed_field(name: str, value: Any) -> Any:
+    """Returns one field as its setting's type: a number for a number, "" for an empty field.
+
+    Raises:
+        ConfigError: there is no such field, or its value has the wrong form.
+    """
     declared = next((field for field in fields() if field.name == name), None)
     if declared is None or not isinstance(value, str):
-        raise ConfigError(["the form holds something that is no setting; reload the page"])
+        raise ConfigError(["the form has a field that is not a setting; reload the page"])
     kind, label = kind_of(declared), declared.metadata["label"]
-    if len(value) > _LONGEST[tuple] or "\0" in value:
-        raise ConfigError([f"{label}: write at most {_LONGEST[tuple]} letters"])
+    if len(value) > _MAX_LENGTH[tuple] or "\0" in value:
+        raise ConfigError([f"{label}: write at most {_MAX_LENGTH[tuple]} letters"])
     if kind not in (int, float) or not value.strip():
         return value if value.strip() else ""
     try:
@@ -158,34 +178,28 @@ def typed(name: str, value: Any) -> Any:
 
 
 def settings_from(values: dict[str, Any]) -> dict[str, Any]:
-    """Loose settings for `config_from`, of what was filled in."""
+    """Returns the settings of all fields that are not empty, for `config_from`."""
     declared = {field.name: field for field in fields()}
-    said: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, value in values.items():
         kind = kind_of(declared[name])
         if value is None or (isinstance(value, str) and not value.strip()):
             continue
         if kind is bool:
-            said[name] = value == "yes"
+            settings[name] = value == "yes"
         elif kind is tuple:
-            said[name] = _listed(declared[name], value)
-        elif kind is float:
-            said[name] = float(value)
-        elif kind is int:
-            said[name] = int(value)
+            settings[name] = _lines(name, value)
+        elif kind in (int, float):
+            settings[name] = kind(value)
         else:
-            said[name] = value.strip()
-    return said
+            settings[name] = value.strip()
+    return settings
 
 
-def _listed(declared: dataclasses.Field, text: str) -> tuple[Any, ...]:
+def _lines(name: str, text: str) -> tuple[Any, ...]:
+    """Returns the lines of a field; for `resolutions` also numbers that are separated by commas or spaces."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if declared.name == "resolutions":
-        return tuple(
-            int(part) if part.isdigit() else part for line in lines for part in line.replace(",", " ").split()
-        )
-    return tuple(lines)
-
-
-def _escaped(text: str) -> str:
-    return html.escape(text, quote=True)
+    if name != "resolutions":
+        return tuple(lines)
+    parts = [part for line in lines for part in line.replace(",", " ").split()]
+    return tuple(int(part) if part.isdigit() else part for part in parts)

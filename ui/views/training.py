@@ -1,8 +1,7 @@
-"""What the Train tab does, without its components: the form's fields to settings, what is told before, and how it goes. No gradio."""
+"""Logic of the Train tab without components: fields, preflight, start and retry, the queue. No gradio."""
 
 from __future__ import annotations
 
-import html
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -13,215 +12,257 @@ from ui.store.library import Library
 from ui.store.project_settings import read_settings, write_settings
 from ui.store.runs import RunStatus
 from ui.text import Words
-from ui.views.preflight import Wish, checks, checks_html, estimate_html, wish
-from ui.views.settings_form import FILES, FOLDERS, form_html, settings_from, typed
+from ui.views.html import element, escape, text_element
+from ui.views.preflight import PlannedTraining, checks, checks_html, estimate_html, planned_training
+from ui.views.settings_form import FILES, FOLDERS, form_html, parsed_field, settings_from
 from ui.workspace import Workspace
+
+_ICONS = {"up": "↑", "down": "↓", "remove": "✕", "stop": "■"}
 
 
 @dataclass(frozen=True)
 class Fields:
-    """What the form holds, as the browser sent it."""
+    """The content of the form.
 
-    above: dict[str, Any]  # beside the button
+    Attributes:
+        main: name, trigger, preset, pace and base.
+        advanced: fields of the advanced settings; empty ones are left out or "".
+    """
+
+    main: dict[str, Any]
     advanced: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Told:
-    """What stands beside the button."""
+class Preflight:
+    """What is shown beside the Train button.
+
+    Attributes:
+        estimate: HTML.
+        checks: HTML.
+        pending: argument of `finished_preflight` while the estimate is being made, otherwise None.
+    """
 
     estimate: str
     checks: str
-    asked: dict[str, str] | None  # what to ask again for, while the estimate is not there
+    pending: dict[str, str] | None
 
 
 def settings_of(workspace: Workspace, fields: Fields) -> dict[str, Any]:
-    """Settings of a training, each name looked up. Raises TrainerError."""
-    said = settings_from(fields.advanced)
-    said.update(
-        {name: str(workspace.projects.folder(said[name]).resolve()) for name in FOLDERS if name in said}
-    )
-    said.update({name: Library(workspace.runs).path(said[name]) for name in FILES if name in said})
-    above = {name: value for name, value in fields.above.items() if value not in (None, "")}
-    if not all(isinstance(value, str) for value in above.values()):
-        raise TrainerError("the form holds something that is no text; reload the page")
-    if "base" in above and above["base"] not in workspace.runs.bases():  # a browser knows no paths
-        raise TrainerError(f"the base model “{above['base']}” is not there any more; choose another")
-    return {**said, **{name: value.strip() for name, value in above.items()}}
+    """Returns the settings of a training. Names in the form are replaced by paths of the workspace.
+
+    Raises:
+        TrainerError: a name is unknown or a field has the wrong form.
+    """
+    settings = settings_from(fields.advanced)
+    for name in FOLDERS:
+        if name in settings:
+            settings[name] = str(workspace.projects.folder(settings[name]).resolve())
+    for name in FILES:
+        if name in settings:
+            settings[name] = Library(workspace.runs).path(settings[name])
+    main = {name: value for name, value in fields.main.items() if value not in (None, "")}
+    if not all(isinstance(value, str) for value in main.values()):
+        raise TrainerError("the form has a field that is not text; reload the page")
+    # A name that is not in the list could be a path: a browser must not name paths.
+    if "base" in main and main["base"] not in workspace.runs.bases():
+        raise TrainerError(f"the base model “{main['base']}” does not exist; choose another one")
+    return {**settings, **{name: value.strip() for name, value in main.items()}}
 
 
-def kept(workspace: Workspace, project: str) -> Fields:
-    """A project's fields; for a new project, its name is the file's."""
-    found = read_settings(workspace.projects.folder(project))
+def saved_fields(workspace: Workspace, project: str) -> Fields:
+    """Returns the saved fields of a project, with defaults for a new one."""
+    saved = read_settings(workspace.projects.folder(project))
     bases = workspace.runs.bases()
-    above = {
-        "name": project,
-        "trigger": "",
-        "preset": "style",
-        "pace": "balanced",
-        **{k: v for k, v in found.items() if k != "advanced"},
-    }
-    above["base"] = found["base"] if found.get("base") in bases else bases[0]
-    return Fields(above, found.get("advanced", {}))
+    main = {"name": project, "trigger": "", "preset": "style", "pace": "balanced", **saved}
+    advanced = main.pop("advanced", {})
+    main["base"] = saved["base"] if saved.get("base") in bases else bases[0]
+    return Fields(main, advanced)
 
 
-def form_of(workspace: Workspace, project: str, fields: Fields) -> str:
-    """The Advanced section; what is chosen by name is one's own."""
-    files = Library(workspace.runs).all()
-    choices = {**dict.fromkeys(FOLDERS, workspace.projects.names()), **dict.fromkeys(FILES, files)}
+def advanced_html(workspace: Workspace, project: str, fields: Fields) -> str:
+    """Returns the form of the advanced settings."""
+    folders, files = workspace.projects.names(), Library(workspace.runs).all()
+    choices = {**dict.fromkeys(FOLDERS, folders), **dict.fromkeys(FILES, files)}
     return form_html(workspace.words, project, fields.advanced, choices)
 
 
-def keep_advanced(workspace: Workspace, project: str, said: dict[str, Any]) -> None:
-    """Keeps single fields of Advanced as they were left. Raises TrainerError for what no field can hold."""
-    keep(workspace, project, advanced={name: typed(name, value) for name, value in said.items()})
+def save_advanced(workspace: Workspace, project: str, values: dict[str, Any]) -> None:
+    """Saves single fields of the advanced settings as a browser sent them.
+
+    Raises:
+        TrainerError: there is no such field, or its value has the wrong form.
+    """
+    parsed = {name: parsed_field(name, value) for name, value in values.items()}
+    save_fields(workspace, project, advanced=parsed)
 
 
-def keep(
+def save_fields(
     workspace: Workspace,
     project: str,
     *,
-    above: dict[str, Any] | None = None,
+    main: dict[str, Any] | None = None,
     advanced: dict[str, Any] | None = None,
 ) -> Fields:
-    """Keeps what was said beside what was not; all that is then kept. To open a project changes nothing."""
+    """Saves some fields and returns all fields of the project.
+
+    The file is written only if a field changes, so that opening a project changes nothing.
+    """
     with workspace.runs.queue.lock:
-        before = kept(workspace, project)
-        now = Fields({**before.above, **(above or {})}, {**before.advanced, **(advanced or {})})
-        said, had = (
-            {name: value for name, value in one.items() if value not in (None, "")}
-            for one in (now.advanced, before.advanced)
-        )
-        if now.above != before.above or said != had:
-            write_settings(workspace.projects.folder(project), now.above, now.advanced)
-        return Fields(now.above, said)
+        before = saved_fields(workspace, project)
+        after = Fields({**before.main, **(main or {})}, {**before.advanced, **(advanced or {})})
+        filled = _filled(after.advanced)
+        if after.main != before.main or filled != _filled(before.advanced):
+            write_settings(workspace.projects.folder(project), after.main, after.advanced)
+        return Fields(after.main, filled)
 
 
-def wished(workspace: Workspace, project: str, fields: Fields) -> Wish:
+def _filled(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value not in (None, "")}
+
+
+def _planned(workspace: Workspace, project: str, fields: Fields) -> PlannedTraining:
     folder = workspace.projects.folder(project)
     try:
-        return wish(folder, settings_of(workspace, fields), workspace.runs.models)
+        return planned_training(folder, settings_of(workspace, fields), workspace.runs.models)
     except TrainerError as error:
-        return Wish(folder, {}, None, str(error))
+        return PlannedTraining(folder, {}, None, str(error))
 
 
-def told_before(workspace: Workspace, project: str, fields: Fields) -> Told:
-    """What a training of this form would take, and what to mend first."""
-    wanted, estimates = wished(workspace, project, fields), workspace.runs.estimates
-    key = estimates.submit(wanted.folder, wanted.values) if wanted.values is not None else ""
-    answer = estimates.result(key) if key else None
-    is_coming = bool(key) and answer is None and estimates.is_pending(key)
-    line = estimate_html(wanted, answer, workspace.words, is_coming=is_coming, is_busy=estimates.is_busy())
-    said = checks_html(checks(wanted, workspace.runs.models, answer), workspace.words, answer)
-    return Told(line, said, {"project": project, "key": key} if is_coming else None)
+def preflight(workspace: Workspace, project: str, fields: Fields) -> Preflight:
+    """Returns the estimate and the checks of a training, and starts the estimate if there is none."""
+    planned, estimates = _planned(workspace, project, fields), workspace.runs.estimates
+    key = estimates.submit(planned.folder, planned.values) if planned.values is not None else ""
+    estimate = estimates.result(key) if key else None
+    is_pending = bool(key) and estimate is None and estimates.is_pending(key)
+    line = estimate_html(
+        planned, estimate, workspace.words, is_pending=is_pending, is_busy=estimates.is_busy()
+    )
+    listed = checks_html(checks(planned, workspace.runs.models, estimate), workspace.words, estimate)
+    return Preflight(line, listed, {"project": project, "key": key} if is_pending else None)
 
 
-def told_again(workspace: Workspace, asked: dict[str, str] | None) -> Told | None:
-    """The same once the child process has answered; None while it has not."""
-    if not asked or (
-        workspace.runs.estimates.result(asked["key"]) is None
-        and workspace.runs.estimates.is_pending(asked["key"])
-    ):
+def finished_preflight(workspace: Workspace, pending: dict[str, str] | None) -> Preflight | None:
+    """Returns the preflight of the saved fields once a pending estimate is there; None before that."""
+    if not pending:
         return None
-    return told_before(workspace, asked["project"], kept(workspace, asked["project"]))
+    estimates, key = workspace.runs.estimates, pending["key"]
+    if estimates.result(key) is None and estimates.is_pending(key):
+        return None
+    return preflight(workspace, pending["project"], saved_fields(workspace, pending["project"]))
 
 
 def start(
     workspace: Workspace, project: str | None, fields: Fields, *, token: str, another: bool = False
 ) -> str:
-    """Puts a training into the line; its run's name. Raises TrainerError."""
+    """Queues a training and returns the name of its run.
+
+    Args:
+        token: of one click; a second call with the same token starts nothing.
+        another: whether to queue it although the project has an active training.
+
+    Raises:
+        TrainerError: the training can't start.
+    """
     if not project:
         raise TrainerError(workspace.words("train.no_project"))
-    folder = workspace.projects.folder(project)
-    wanted = wished(workspace, project, fields)
-    few = next(
-        (check for check in checks(wanted, workspace.runs.models) if check.key == "check_fewest"), None
-    )
-    if few:
-        raise TrainerError(workspace.words("train.check_fewest", **few.facts))
-    keep(workspace, project, above=fields.above, advanced=fields.advanced)
-    return workspace.runs.start(folder, settings_of(workspace, fields), token=token, another=another)
+    for check in checks(_planned(workspace, project, fields), workspace.runs.models):
+        if check.key == "check_fewest":
+            raise TrainerError(workspace.words("train.check_fewest", **check.values))
+    save_fields(workspace, project, main=fields.main, advanced=fields.advanced)
+    folder, settings = workspace.projects.folder(project), settings_of(workspace, fields)
+    return workspace.runs.start(folder, settings, token=token, another=another)
 
 
 def retry(workspace: Workspace, project: str, run: str) -> str:
-    """A failed training again with the change that would mend it, which the form then shows too. Raises TrainerError."""
-    change = change_of(workspace, run)
-    if not change:
-        raise TrainerError("this training needs another change; see what it says, then press Train")
-    fields = kept(workspace, project)
-    made = workspace.runs.retry(run, change)
-    above = {name: value for name, value in change.items() if name in fields.above}
-    advanced = {name: value for name, value in change.items() if name not in fields.above}
-    keep(workspace, project, above=above, advanced=advanced)
-    return made
+    """Queues a failed training with the settings that avoid its failure, and saves them in the form.
+
+    Returns:
+        The name of the new run.
+
+    Raises:
+        TrainerError: there are no such settings.
+    """
+    changes = retry_changes(workspace, run)
+    if not changes:
+        raise TrainerError("this training needs another change; read its message, then press Train")
+    fields = saved_fields(workspace, project)
+    new_run = workspace.runs.retry(run, changes)
+    main = {name: value for name, value in changes.items() if name in fields.main}
+    advanced = {name: value for name, value in changes.items() if name not in fields.main}
+    save_fields(workspace, project, main=main, advanced=advanced)
+    return new_run
 
 
-def change_of(workspace: Workspace, run: str) -> dict[str, Any]:
-    """The settings that a failed or killed training should be tried again with; {} where the artist must choose."""
-    standing = workspace.runs.status(run)
-    if standing.was_killed:
+def retry_changes(workspace: Workspace, run: str) -> dict[str, Any]:
+    """Returns the changes with which to retry a failed or killed training; {} if the artist must choose."""
+    status = workspace.runs.status(run)
+    if status.was_killed:
         from trainer.runs.failures import reduced_memory_settings
 
         return reduced_memory_settings(workspace.runs.run(run).config)
-    remedy = standing.view.remedy if standing.state == "failed" else {}
+    remedy = status.view.remedy if status.state == "failed" else {}
     return {} if None in remedy.values() else remedy
 
 
 def shown_run(workspace: Workspace, project: str | None) -> str | None:
-    """The run that the Train tab is about: the one that trains, then the one that waits, then the newest."""
+    """Returns the run that the Train tab shows: the one that is training, or waiting, or else the newest."""
     return (workspace.runs.active(project) or workspace.runs.latest(project)) if project else None
 
 
-def can_go_on(standing: RunStatus) -> bool:
-    """Whether Continue makes sense: not where the same fault would come at once."""
-    if standing.state in ("stopped", "interrupted"):
+def can_continue(status: RunStatus) -> bool:
+    """Returns whether Continue makes sense, which it does not where the same failure would follow at once."""
+    if status.state in ("stopped", "interrupted"):
         return True
-    return standing.state == "failed" and (standing.view.step > 0 or standing.view.cause in ("disk", "fault"))
+    return status.state == "failed" and (status.view.step > 0 or status.view.cause in ("disk", "fault"))
 
 
 def new_token() -> str:
-    """Of one click."""
+    """Returns a token for one click of Train."""
     return uuid.uuid4().hex
 
 
 def alert_html(message: str) -> str:
-    """Told at once, and focused by the page's script."""
-    return f'<div role="alert" class="alert" tabindex="-1" data-focus="{uuid.uuid4().hex}">{html.escape(message)}</div>'
-
-
-def line_html(workspace: Workspace, jobs: list[Job], others: int, words: Words) -> str:
-    """One's own trainings that run or wait, with buttons that the page's script sends to `/line`."""
-    rows = []
-    waiting = [job for job in jobs if job.state == "waiting"]
-    for job in jobs:
-        name = job.folder.name
-        state = (
-            words("train.queue_running")
-            if job.state == "running"
-            else words("train.queue_waiting", place=job.queue_position)
-        )
-        wanted = ["stop"] if job.state == "running" else ["up", "down", "remove"]
-        if job in waiting[:1]:
-            wanted.remove("up")
-        if job in waiting[-1:]:
-            wanted.remove("down")
-        signs = {"up": "↑", "down": "↓", "remove": "✕", "stop": "■"}
-        buttons = "".join(
-            f'<button type="button" data-line="{action}" data-run="{_said(name)}" aria-label="{_said(words(f"train.queue_{action}", name=name))}">'
-            f"{signs[action]}</button>"
-            for action in wanted
-        )
-        rows.append(
-            f'<li><span><strong>{_said(name)}</strong> · {_said(state)}</span><span class="line-buttons">{buttons}</span></li>'
-        )
-    if others:
-        rows.append(f"<li>{_said(words('train.queue_others', n=others))}</li>")
-    return (
-        f'<ol class="line">{"".join(rows)}</ol>'
-        if rows
-        else f'<p class="hint">{_said(words("train.queue_empty"))}</p>'
+    """Returns an alert, which ui/script/page.js focuses once."""
+    return text_element(
+        "div", message, role="alert", class_="alert", tabindex=-1, data_focus=uuid.uuid4().hex
     )
 
 
-def _said(text: str) -> str:
-    return html.escape(text, quote=True)
+def queue_html(jobs: list[Job], others: int, words: Words) -> str:
+    """Returns the trainings that run or wait, with buttons that ui/script/train.js sends to `/line`.
+
+    Args:
+        jobs: of this user, in the order of the queue.
+        others: number of other users' trainings.
+    """
+    waiting = [job for job in jobs if job.state == "waiting"]
+    rows = []
+    for job in jobs:
+        if job.state == "running":
+            state, actions = words("train.queue_running"), ["stop"]
+        else:
+            state = words("train.queue_waiting", place=job.queue_position)
+            actions = ["up"] * (job not in waiting[:1]) + ["down"] * (job not in waiting[-1:]) + ["remove"]
+        rows.append(_queue_row(job.folder.name, state, actions, words))
+    if others:
+        rows.append(text_element("li", words("train.queue_others", n=others)))
+    if not rows:
+        return text_element("p", words("train.queue_empty"), class_="hint")
+    return element("ol", "".join(rows), class_="queue")
+
+
+def _queue_row(name: str, state: str, actions: list[str], words: Words) -> str:
+    buttons = "".join(
+        text_element(
+            "button",
+            _ICONS[action],
+            type="button",
+            data_queue_action=action,
+            data_run=name,
+            aria_label=words(f"train.queue_{action}", name=name),
+        )
+        for action in actions
+    )
+    title = element("span", f"{text_element('strong', name)} · {escape(state)}")
+    return element("li", title + element("span", buttons, class_="queue-buttons"))

@@ -1,4 +1,4 @@
-"""What Try it shows and asks, as plain values: no gradio, no HTML."""
+"""Logic of the Try it tab: choices, shown images, and the form's values. No gradio, no HTML."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from trainer.errors import TrainerError
 from ui.store.library import Library, LoraEntry
 from ui.workspace import Workspace
 
+_MAX_NUMBER = 2**40  # rejects numbers that no setting can hold
 
-class Wish(NamedTuple):
-    """A drawing that a page waits for, and what the page shows of it."""
+
+class ShownDrawing(NamedTuple):
+    """A drawing that a page follows, and the progress that the page shows."""
 
     id: str
     state: str = ""
@@ -20,51 +22,51 @@ class Wish(NamedTuple):
 
 
 def choices(workspace: Workspace, project: str | None) -> list[tuple[str, str]]:
-    """(words, key) of every LoRA to try: the project's trainings first, also those that run, then all others."""
+    """Returns (label, key) of every LoRA: first the project's runs, finished or not, then all others."""
     own = workspace.runs.names(project) if project else []
     others = [key for key in Library(workspace.runs).all() if key not in own]
     return [(key.removeprefix("library:"), key) for key in (*own, *others)]
 
 
 def entry_of(workspace: Workspace, key: str) -> LoraEntry | None:
-    """The finished LoRA; None while a training has no file."""
+    """Returns a LoRA's entry in the library; None for a training that has no file yet."""
     with contextlib.suppress(TrainerError):
         return Library(workspace.runs).entry(key)
     return None
 
 
 def shown_strip(workspace: Workspace, key: str) -> tuple[Sequence[dict[str, Any]], bool]:
-    """(pictures that a training ended with, whether it runs now)."""
+    """Returns (images at the end of a training, whether it is running)."""
     if key not in workspace.runs.names():
         return (), False
     view, alive = workspace.runs.view(key)
     return view.strip, alive
 
 
-def form_values(said: dict[str, Any]) -> dict[str, Any]:
-    """Values for `Drawings.ask` from the form's components; their ranges are checked there."""
-    prompts = [line.strip() for line in str(said["prompts"] or "").splitlines() if line.strip()]
+def form_values(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the form's fields as settings for `Drawings`, which checks their ranges.
+
+    Raises:
+        TrainerError: a number is missing or is not finite.
+    """
+    prompts = [line.strip() for line in str(fields["prompts"] or "").splitlines() if line.strip()]
     values = {
         "prompts": prompts,
-        "negative": str(said["negative"] or "").strip(),
-        "shape": said["shape"],
-        "sampler": said["sampler"],
+        "negative": str(fields["negative"] or "").strip(),
+        "shape": fields["shape"],
+        "sampler": fields["sampler"],
+        "fast": fields.get("fast") is True,
     }
-    values["fast"] = said.get("fast") is True
     for name, kind in (("steps", int), ("seed", int), ("guidance", float)):
-        number = said[name]
-        if (
-            isinstance(number, bool)
-            or not isinstance(number, int | float)
-            or number != number
-            or abs(number) > 2**40
-        ):
+        number = fields[name]
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or not abs(number) <= _MAX_NUMBER:  # false for NaN
             raise TrainerError(f"{name} must be a number")
         values[name] = kind(number)
     return values
 
 
 def mixed_files(key: str, weight: Any, others: Sequence[tuple[Any, Any]]) -> list[tuple[str, Any]]:
-    """The chosen LoRA and those mixed in, without weights where none is."""
-    more = [(which, much) for which, much in others if which]
-    return [(key, weight if more else 1.0), *more]
+    """Returns (key, weight) of the chosen LoRA and of those that are mixed in; a LoRA alone has weight 1."""
+    mixed = [(key, weight) for key, weight in others if key]
+    return [(key, weight if mixed else 1.0), *mixed]

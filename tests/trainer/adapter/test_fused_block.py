@@ -1,4 +1,4 @@
-"""A transformer block in this project's form: the numbers of diffusers' own block and of the plain formula, for less memory."""
+"""Fused transformer blocks: the numbers of diffusers' block and of the plain formula, with less memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from torch import nn
 
-from tests.trainer.adapter.test_lora import stir
+from tests.trainer.adapter.test_lora import randomise
 from trainer.adapter.fused_block import FusedBlock
 from trainer.adapter.layer import Dropout
 from trainer.adapter.lora import Adapter, LayerSpec, LoraLinear
@@ -22,8 +22,8 @@ ATTENTION = tuple(
 CHOICES = {
     "attention": ATTENTION,
     "attention and feed-forward": (*ATTENTION, "ff.net.0.proj", "ff.net.2"),
-    "the text's side": ("attn2.to_k", "attn2.to_v"),
-    "its last layer": ("ff.net.2",),
+    "keys and values of the text": ("attn2.to_k", "attn2.to_v"),
+    "the last layer": ("ff.net.2",),
     "nothing": (),
 }
 
@@ -35,10 +35,10 @@ class Model(nn.Module):
         self.block = BasicTransformerBlock(32, 2, 16, cross_attention_dim=24).to(dtype)
 
 
-def learning(
+def build(
     leaves: tuple[str, ...], dtype: torch.dtype = torch.float64, network: str = "lora", **more: Any
 ) -> tuple[Adapter, Any]:
-    """(the adapter, the block), masters stirred and in vectors, at strength 0.7."""
+    """Returns (adapter, block) with random master weights in vectors, at strength 0.7."""
     model, adapter = Model(dtype), Adapter(**more)
     sizes = {
         f"block.{leaf}": LayerSpec(rank=3 + number % 2, alpha=5.0, network=network)
@@ -47,7 +47,7 @@ def learning(
     adapter.attach("unet", model, sizes)
     adapter.init_weights(1)
     if network == "lora":
-        stir(adapter)
+        randomise(adapter)
     adapter.strength.value = 0.7
     adapter.zero_grad()
     return adapter, model.block
@@ -60,7 +60,7 @@ def inputs(dtype: torch.dtype = torch.float64, tokens: int = 9) -> tuple[torch.T
 
 
 def diffusers_own(block: Any, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """By diffusers' code and W x + s B A x written out."""
+    """Returns the output of diffusers' block with W x + s B A x written out in each layer."""
 
     def formula(layer: LoraLinear, x: torch.Tensor) -> torch.Tensor:
         low = layer.up.to(x.dtype) @ layer.down.to(x.dtype) * layer.scale * layer.strength.value
@@ -81,8 +81,8 @@ def diffusers_own(block: Any, x: torch.Tensor, text: torch.Tensor) -> torch.Tens
 
 
 @pytest.fixture
-def ran(monkeypatch) -> list[FusedBlock]:
-    """The blocks that were computed in this project's form."""
+def fused_calls(monkeypatch) -> list[FusedBlock]:
+    """The fused blocks that were called."""
     seen: list[FusedBlock] = []
     call = FusedBlock.__call__
     monkeypatch.setattr(
@@ -92,35 +92,39 @@ def ran(monkeypatch) -> list[FusedBlock]:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_block_and_its_gradients_are_diffusers_own(ran: list[FusedBlock], choice: str):
-    adapter, block = learning(CHOICES[choice])
+def test_output_and_gradients_equal_those_of_diffusers(fused_calls: list[FusedBlock], choice: str):
+    adapter, block = build(CHOICES[choice])
     x, text = inputs()
-    wanted = diffusers_own(block, x, text)
+    expected = diffusers_own(block, x, text)
     learned = dict(adapter.master_weights())
-    gradients = torch.autograd.grad(wanted.square().sum(), [x, text, *learned.values()])
-    made = block(x, encoder_hidden_states=text)
-    made.square().sum().backward()
-    assert len(ran) == 1
-    torch.testing.assert_close(made, wanted, rtol=1e-9, atol=1e-9)
+    gradients = torch.autograd.grad(expected.square().sum(), [x, text, *learned.values()])
+    output = block(x, encoder_hidden_states=text)
+    output.square().sum().backward()
+    assert len(fused_calls) == 1
+    torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
     for given, gradient in zip((x, text), gradients[:2], strict=True):
         torch.testing.assert_close(given.grad, gradient, rtol=1e-9, atol=1e-9)
-    for (name, parameter), gradient in zip(learned.items(), gradients[2:], strict=True):  # masters are fp32
+    for (name, parameter), gradient in zip(
+        learned.items(), gradients[2:], strict=True
+    ):  # master weights are fp32
         torch.testing.assert_close(
             parameter.grad, gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()), msg=name
         )
 
 
-def test_nothing_is_computed_for_inputs_that_ask_for_no_gradient(ran: list[FusedBlock]):
-    adapter, block = learning(ATTENTION)
+def test_inputs_that_require_no_gradient_get_none(fused_calls: list[FusedBlock]):
+    adapter, block = build(ATTENTION)
     x, text = (given.detach() for given in inputs())
     block(x, encoder_hidden_states=text).square().sum().backward()
-    assert len(ran) == 1 and x.grad is None and text.grad is None
+    assert len(fused_calls) == 1
+    assert x.grad is None
+    assert text.grad is None
     assert all(bool(parameter.grad.any()) for parameter in adapter.parameters())
 
 
-def test_a_block_keeps_less_and_is_fewer_nodes_than_diffusers_own(ran: list[FusedBlock]):
-    """The wide products inside the feed-forward layer are what a step's memory is made of."""
-    _, block = learning(ATTENTION)
+def test_a_block_saves_less_memory_and_has_fewer_nodes_than_that_of_diffusers(fused_calls: list[FusedBlock]):
+    """Most of a step's memory are the wide activations of feed-forward layers."""
+    _, block = build(ATTENTION)
 
     def kept(forward: Any) -> tuple[int, int]:
         x, text = inputs(tokens=64)
@@ -134,20 +138,20 @@ def test_a_block_keeps_less_and_is_fewer_nodes_than_diffusers_own(ran: list[Fuse
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            made = forward(x, text)
-        return sum(storages.values()), nodes(made)
+            output = forward(x, text)
+        return sum(storages.values()), nodes(output)
 
     (ours, ours_nodes), (theirs, theirs_nodes) = (
         kept(lambda x, text: block(x, encoder_hidden_states=text)),
         kept(partial(diffusers_own, block)),
     )
-    assert len(ran) == 1
+    assert len(fused_calls) == 1
     assert ours < 0.8 * theirs
     assert ours_nodes < theirs_nodes / 4
 
 
-def nodes(made: torch.Tensor) -> int:
-    waiting, seen = [made.grad_fn], set()
+def nodes(output: torch.Tensor) -> int:
+    waiting, seen = [output.grad_fn], set()
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:
@@ -156,9 +160,9 @@ def nodes(made: torch.Tensor) -> int:
     return len(seen)
 
 
-def test_the_same_block_learns_on_after_its_masters_have_moved(ran: list[FusedBlock]):
-    """Settings may split masters into other vectors after the adapter is attached."""
-    adapter, block = learning(ATTENTION)
+def test_a_block_trains_after_its_master_weights_have_moved_to_other_vectors(fused_calls: list[FusedBlock]):
+    """Parameter groups may move master weights to other vectors after the adapter is attached."""
+    adapter, block = build(ATTENTION)
     x, text = inputs()
     block(x, encoder_hidden_states=text).square().sum().backward()
     before = {name: parameter.grad.clone() for name, parameter in adapter.master_weights()}
@@ -166,7 +170,8 @@ def test_the_same_block_learns_on_after_its_masters_have_moved(ran: list[FusedBl
     adapter.flatten([[(layer, "up") for layer in layers], [(layer, "down") for layer in layers]])
     adapter.zero_grad()
     block(x, encoder_hidden_states=text).square().sum().backward()
-    assert len(ran) == 2 and ran[0] is not ran[1]
+    assert len(fused_calls) == 2
+    assert fused_calls[0] is not fused_calls[1]
     for name, parameter in adapter.master_weights():
         torch.testing.assert_close(parameter.grad, before[name])
 
@@ -181,31 +186,33 @@ def recomputed(block: Any) -> None:
 
 UNUSUAL = {
     "another network": {"network": "loha"},
-    "something left out": {"dropout": Dropout(rank=0.3, batch_seed=1)},
-    "a side of an attention": {"leaves": ("attn1.to_q", "attn2.to_v")},
+    "dropout": {"dropout": Dropout(rank=0.3, batch_seed=1)},
+    "some projections of an attention": {"leaves": ("attn1.to_q", "attn2.to_v")},
 }
 
 
 @pytest.mark.parametrize("case", UNUSUAL)
-def test_what_the_form_does_not_know_is_left_to_diffusers(ran: list[FusedBlock], case: str):
+def test_unsupported_adapters_use_the_block_of_diffusers(fused_calls: list[FusedBlock], case: str):
     given = {"leaves": ATTENTION, **UNUSUAL[case]}
-    adapter, block = learning(**given)
+    adapter, block = build(**given)
     x, text = inputs()
     block(x, encoder_hidden_states=text).square().sum().backward()
-    assert not ran and x.grad is not None
+    assert not fused_calls
+    assert x.grad is not None
     assert any(bool(parameter.grad.any()) for parameter in adapter.parameters())
 
 
-def test_a_feed_forward_layer_that_is_computed_again_keeps_nothing_wide(ran: list[FusedBlock]):
-    _, block = learning(ATTENTION)
+def test_a_checkpointed_feed_forward_layer_uses_the_block_of_diffusers(fused_calls: list[FusedBlock]):
+    _, block = build(ATTENTION)
     recomputed(block)
     x, text = inputs()
     block(x, encoder_hidden_states=text).square().sum().backward()
-    assert not ran and x.grad is not None
+    assert not fused_calls
+    assert x.grad is not None
 
 
-def test_masks_and_pictures_are_left_to_diffusers(ran: list[FusedBlock]):
-    _, block = learning(ATTENTION)
+def test_masks_and_inference_use_the_block_of_diffusers(fused_calls: list[FusedBlock]):
+    _, block = build(ATTENTION)
     x, text = inputs()
     mask = torch.zeros(2, 1, 5, dtype=torch.float64)
     masked = block(x, None, text, mask)
@@ -214,11 +221,11 @@ def test_masks_and_pictures_are_left_to_diffusers(ran: list[FusedBlock]):
     with torch.no_grad():
         drawn = block(x, encoder_hidden_states=text)
     torch.testing.assert_close(drawn, plain.detach())
-    assert len(ran) == 1
+    assert len(fused_calls) == 1
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_a_base_in_few_bits_learns_in_the_same_form(ran: list[FusedBlock], kind: str):
+def test_a_quantised_base_trains_in_a_fused_block(fused_calls: list[FusedBlock], kind: str):
     model, adapter = Model(torch.float32), Adapter()
     for path, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and layer.weight.numel() % 64 == 0:
@@ -227,30 +234,33 @@ def test_a_base_in_few_bits_learns_in_the_same_form(ran: list[FusedBlock], kind:
             )
     adapter.attach("unet", model, {f"block.{leaf}": LayerSpec(rank=4, alpha=4.0) for leaf in ATTENTION})
     adapter.init_weights(1)
-    stir(adapter)
+    randomise(adapter)
     adapter.zero_grad()
     x, text = inputs(torch.float32)
-    wanted = diffusers_own(model.block, x, text)
-    (gradient,) = torch.autograd.grad(wanted.square().sum(), [x])
-    made = model.block(x, encoder_hidden_states=text)
-    made.square().sum().backward()
-    assert len(ran) == 1
-    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
+    expected = diffusers_own(model.block, x, text)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), [x])
+    output = model.block(x, encoder_hidden_states=text)
+    output.square().sum().backward()
+    assert len(fused_calls) == 1
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(x.grad, gradient, rtol=1e-3, atol=1e-3)
 
 
-def test_on_a_cpu_a_bf16_base_learns_through_fp32_masters_without_a_copy_of_them(ran: list[FusedBlock]):
-    adapter, block = learning(ATTENTION, torch.bfloat16)
-    exact, exact_block = learning(ATTENTION, torch.float32)
+def test_on_a_cpu_a_bf16_base_multiplies_with_fp32_master_weights_without_copies(
+    fused_calls: list[FusedBlock],
+):
+    adapter, block = build(ATTENTION, torch.bfloat16)
+    exact, exact_block = build(ATTENTION, torch.float32)
     for one, model in ((adapter, block), (exact, exact_block)):
         dtype = model.norm1.weight.dtype
         x, text = inputs(dtype)
-        made = model(x, encoder_hidden_states=text)
-        assert made.dtype == dtype
-        made.float().square().sum().backward()
-        assert x.grad is not None and x.grad.dtype == dtype
+        output = model(x, encoder_hidden_states=text)
+        assert output.dtype == dtype
+        output.float().square().sum().backward()
+        assert x.grad is not None
+        assert x.grad.dtype == dtype
         assert all(vector.grad is not None and vector.grad.dtype == torch.float32 for vector in one.vectors())
-    assert len(ran) == 2
+    assert len(fused_calls) == 2
     assert all(flat._copy is None and flat._low_gradient is None for flat in adapter.flat_vectors)
     for (name, low), (_, high) in zip(adapter.master_weights(), exact.master_weights(), strict=True):
         assert float((low.grad - high.grad).norm() / high.grad.norm()) < 0.03, name

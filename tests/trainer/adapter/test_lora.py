@@ -1,4 +1,4 @@
-"""LoRA against its formula, against PEFT, and against the base without it; which layers learn, how fast, and what is left out."""
+"""LoRA against its formula, PEFT and the base without it; selection of layers, learning rates, dropout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def base():
     return open_base("tiny-sdxl", MODELS)
 
 
-def ask(unet, rows: int = 2) -> torch.Tensor:
+def predict(unet, rows: int = 2) -> torch.Tensor:
     draw = torch.Generator().manual_seed(3)
     latents = torch.randn(rows, unet.config.in_channels, 16, 16, generator=draw)
     text = torch.randn(rows, 77, unet.config.cross_attention_dim, generator=draw)
@@ -47,7 +47,7 @@ def adapted(unet, rank: int = 4, alpha: float = 8.0) -> Adapter:
     return adapter
 
 
-def stir(adapter: Adapter) -> None:
+def randomise(adapter: Adapter) -> None:
     draw = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for _, _, layer in adapter.walk():
@@ -69,40 +69,42 @@ def test_every_attention_layer_is_adapted(base):
 def test_a_new_adapter_changes_nothing(base):
     unet = base.unet(CPU, torch.float32)
     with torch.no_grad():
-        before = ask(unet)
+        before = predict(unet)
         adapted(unet)
-        assert torch.equal(ask(unet), before)
+        assert torch.equal(predict(unet), before)
 
 
 def test_strength_zero_is_the_base_bit_for_bit(base):
     unet = base.unet(CPU, torch.float32)
     with torch.no_grad():
-        before = ask(unet, rows=4)
+        before = predict(unet, rows=4)
         adapter = adapted(unet)
-        stir(adapter)
+        randomise(adapter)
         adapter.strength.value = torch.tensor([0.0, 1.0, 0.0, -0.5])
-        after = ask(unet, rows=4)
-    assert torch.equal(after[0], before[0]) and torch.equal(after[2], before[2])
-    assert not torch.equal(after[1], before[1]) and not torch.equal(after[3], before[3])
+        after = predict(unet, rows=4)
+    assert torch.equal(after[0], before[0])
+    assert torch.equal(after[2], before[2])
+    assert not torch.equal(after[1], before[1])
+    assert not torch.equal(after[3], before[3])
 
 
 def test_each_row_has_its_own_strength(base):
     unet = base.unet(CPU, torch.float32)
     adapter = adapted(unet)
-    stir(adapter)
+    randomise(adapter)
     with torch.no_grad():
         adapter.strength.value = torch.tensor([0.25, 0.75])
-        both = ask(unet)
+        both = predict(unet)
         for row, strength in enumerate((0.25, 0.75)):
             adapter.strength.value = strength
-            torch.testing.assert_close(ask(unet)[row], both[row], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(predict(unet)[row], both[row], rtol=1e-4, atol=1e-5)
 
 
 def test_outputs_and_gradients_equal_pefts(base):
     ours = base.unet(CPU, torch.float32)
     theirs = copy.deepcopy(ours)
     adapter = adapted(ours)
-    stir(adapter)
+    randomise(adapter)
     targets = linear_paths("unet", theirs)
     inject_adapter_in_model(LoraConfig(r=4, lora_alpha=8, target_modules=targets), theirs)
     with torch.no_grad():
@@ -110,7 +112,7 @@ def test_outputs_and_gradients_equal_pefts(base):
             module = theirs.get_submodule(path)
             module.lora_A["default"].weight.copy_(layer.down)
             module.lora_B["default"].weight.copy_(layer.up)
-    mine, other = ask(ours), ask(theirs)
+    mine, other = predict(ours), predict(theirs)
     torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
     mine.square().mean().backward()
     other.square().mean().backward()
@@ -122,41 +124,39 @@ def test_outputs_and_gradients_equal_pefts(base):
         torch.testing.assert_close(layer.up.grad, module.lora_B["default"].weight.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_learning_leaves_the_base_as_it_was(base):
+def test_training_does_not_change_the_base(base):
     def digest(unet) -> str:
-        told = hashlib.sha256()
+        described = hashlib.sha256()
         for name, tensor in sorted(unet.state_dict().items()):
             if not name.endswith((".down", ".up")):
-                told.update(tensor.numpy().tobytes())
-        return told.hexdigest()
+                described.update(tensor.numpy().tobytes())
+        return described.hexdigest()
 
     unet = base.unet(CPU, torch.float32)
     before = digest(unet)
     adapter = adapted(unet)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.1)
-    ask(unet).square().mean().backward()
+    predict(unet).square().mean().backward()
     optimizer.step()
     assert digest(unet) == before
     assert all(p.grad is None for n, p in unet.named_parameters() if not n.endswith((".down", ".up")))
 
 
-def test_a_bf16_base_keeps_fp32_masters_and_gradients(base):
+def test_a_bf16_base_has_fp32_master_weights_and_gradients(base):
     unet = base.unet(CPU, torch.bfloat16)
     adapter = adapted(unet)
     linear = next(layer for _, _, layer in adapter.walk())
     linear(torch.randn(2, 3, linear.base.in_features, dtype=torch.bfloat16)).sum().backward()
-    assert linear.up.dtype == torch.float32 and linear.up.grad.dtype == torch.float32
+    assert linear.up.dtype == torch.float32
+    assert linear.up.grad.dtype == torch.float32
 
 
-def test_detaching_gives_the_model_its_layers_back(base):
+def test_detaching_restores_the_layers_of_the_model(base):
     unet = base.unet(CPU, torch.float32)
     names = [name for name, _ in unet.named_modules()]
     adapter = adapted(unet)
     adapter.detach("unet", unet)
     assert [name for name, _ in unet.named_modules()] == names
-
-
-# Which layers, at what rank and rate.
 
 
 def sizes_of(unet, **settings) -> dict[str, LayerSpec]:
@@ -165,11 +165,11 @@ def sizes_of(unet, **settings) -> dict[str, LayerSpec]:
 
 @pytest.fixture(scope="module")
 def true_unet() -> UNet2DConditionModel:
-    """SDXL 1.0's UNet without its weights."""
+    """The UNet of SDXL 1.0 without weights."""
     return build("unet", ORIGINAL)
 
 
-def test_blocks_are_numbered_as_kohya_does(true_unet):
+def test_block_numbers_are_those_of_kohya(true_unet):
     numbers = {
         path: block_of(path)
         for path, module in true_unet.named_modules()
@@ -181,14 +181,15 @@ def test_blocks_are_numbered_as_kohya_does(true_unet):
         "add_embedding",
     }
     assert [path for path, number in numbers.items() if number in (1, 22)] == ["conv_in", "conv_out"]
-    assert numbers["down_blocks.0.resnets.0.conv1"] == 2 and numbers["down_blocks.0.downsamplers.0.conv"] == 4
-    assert (
-        numbers["down_blocks.2.attentions.1.proj_in"] == 9 and numbers["mid_block.attentions.0.proj_in"] == 11
-    )
-    assert numbers["up_blocks.0.attentions.0.proj_in"] == 13 and numbers["up_blocks.2.resnets.2.conv1"] == 21
+    assert numbers["down_blocks.0.resnets.0.conv1"] == 2
+    assert numbers["down_blocks.0.downsamplers.0.conv"] == 4
+    assert numbers["down_blocks.2.attentions.1.proj_in"] == 9
+    assert numbers["mid_block.attentions.0.proj_in"] == 11
+    assert numbers["up_blocks.0.attentions.0.proj_in"] == 13
+    assert numbers["up_blocks.2.resnets.2.conv1"] == 21
 
 
-def test_each_block_has_its_rank_and_the_scale_stays(true_unet):
+def test_each_block_has_its_rank_and_all_have_the_same_scale(true_unet):
     ranks = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]
     sizes = sizes_of(true_unet, rank=8, alpha=4.0, block_ranks=",".join(map(str, ranks)))
     assert {size.rank for size in sizes.values()} == {
@@ -201,34 +202,33 @@ def test_each_block_has_its_rank_and_the_scale_stays(true_unet):
     without = ["8"] * 23
     without[11] = "0"
     left = sizes_of(true_unet, block_ranks=",".join(without))
-    assert 0 < len(left) < 560 and not any(path.startswith("mid_block") for path in left)
+    assert 0 < len(left) < 560
+    assert not any(path.startswith("mid_block") for path in left)
 
 
-def test_kohyas_default_targets_are_one_pattern_away(true_unet):
+def test_three_patterns_select_the_default_layers_of_kohya(true_unet):
     patterns = ("*.attentions.*.to_*", "*.attentions.*.proj_*", "*.attentions.*.ff.net.*")
     assert set(sizes_of(true_unet, include_layers=patterns)) == set(
         linear_paths("unet", true_unet, feed_forward=True)
     )
 
 
-def test_include_and_exclude_choose_layers_by_path(true_unet):
+def test_include_and_exclude_select_layers_by_path(true_unet):
     chosen = sizes_of(
         true_unet, include_layers=("unet.up_blocks.*", "*time_emb_proj"), exclude_layers=("*.attn1.*",)
     )
-    assert (
-        all(path.startswith("up_blocks.") or path.endswith("time_emb_proj") for path in chosen)
-        and len(chosen) > 50
-    )
-    assert any(path.endswith("time_emb_proj") for path in chosen) and not any(
-        ".attn1." in path for path in chosen
-    )
-    # A network that adapts convolutions can be pointed at one, at their rank.
+    assert all(path.startswith("up_blocks.") or path.endswith("time_emb_proj") for path in chosen)
+    assert len(chosen) > 50
+    assert any(path.endswith("time_emb_proj") for path in chosen)
+    assert not any(".attn1." in path for path in chosen)
+    # A network that adapts convolutions accepts patterns of convolutions.
     locon = sizes_of(true_unet, network="locon", include_layers=("conv_out", "*mid_block*to_q"), conv_rank=3)
-    assert locon["conv_out"].rank == 3 and len(locon) == 21
+    assert locon["conv_out"].rank == 3
+    assert len(locon) == 21
 
 
 @pytest.mark.parametrize(
-    "settings, word",
+    ("settings", "word"),
     [
         ({"include_layers": ("attn2",)}, "'attn2' matches no linear layer"),
         ({"exclude_layers": ("*.attn3.*",)}, r"'\*.attn3.\*' matches no"),
@@ -238,7 +238,7 @@ def test_include_and_exclude_choose_layers_by_path(true_unet):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_choice_that_leaves_nothing_is_told(true_unet, settings, word: str):
+def test_patterns_that_select_no_layer_are_rejected(true_unet, settings, word: str):
     with pytest.raises(ConfigError, match=word):
         sizes_of(true_unet, **settings)
 
@@ -256,19 +256,19 @@ def test_a_choice_that_leaves_nothing_is_told(true_unet, settings, word: str):
     ],
     ids=str,
 )
-def test_settings_that_contradict_are_refused(settings):
+def test_contradictory_settings_are_rejected(settings):
     with pytest.raises(ConfigError):
         TrainConfig(**settings)
 
 
-def test_half_of_a_text_encoders_attention_is_refused(base):
+def test_a_text_encoders_attention_can_not_be_adapted_in_part(base):
     encoders = base.text_encoders(CPU, torch.float32)
     models = {"unet": base.unet(CPU, torch.float32), "text_encoder": encoders[0]}
     with pytest.raises(ConfigError, match="q, k, v and out_proj together"):
         layer_specs(TrainConfig(train_text_encoder_1=True, exclude_layers=("text_encoder.*.q_proj",)), models)
 
 
-def test_a_part_alone_can_be_asked_for(base):
+def test_layer_specs_of_a_single_part(base):
     config = TrainConfig(train_text_encoder_1=True, include_layers=("text_encoder.*self_attn.*",))
     unet, encoder = base.unet(CPU, torch.float32), base.text_encoders(CPU, torch.float32)[0]
     assert layer_specs(config, {"unet": unet}) == {"unet": {}}
@@ -278,17 +278,17 @@ def test_a_part_alone_can_be_asked_for(base):
     )
 
 
-def test_a_stabilised_scale_is_alpha_by_the_root_of_the_rank(base):
+def test_a_rank_stabilised_scale_is_alpha_by_the_root_of_the_rank(base):
     unet = base.unet(CPU, torch.float32)
     adapter = Adapter()
     adapter.attach("unet", unet, sizes_of(unet, rank=16, alpha=8.0, rank_stabilised=True))
     assert {layer.scale for _, _, layer in adapter.walk()} == {8.0 / 4}
 
 
-def test_rates_follow_part_block_and_side(base):
+def test_learning_rates_depend_on_part_block_and_side(base):
     rates = ["1"] * 23
     rates[11], rates[13] = "0.5", "0"
-    # An optimizer that looks at whole matrices: each is a parameter of its own.
+    # Adafactor factors matrices, so each matrix is a parameter of its own.
     config = TrainConfig(
         learning_rate=1e-3, lora_plus_ratio=16.0, block_rates=",".join(rates), optimizer="adafactor"
     )
@@ -296,19 +296,17 @@ def test_rates_follow_part_block_and_side(base):
     adapter.attach("unet", unet, layer_specs(config, {"unet": unet})["unet"])
     groups = parameter_groups(config, adapter)
     rate_of = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
-    assert len(rate_of) == len(adapter.parameters()) and not any(
-        path.startswith("up_blocks.0.attentions.0") for _, path, _ in adapter.walk()
-    )
+    assert len(rate_of) == len(adapter.parameters())
+    assert not any(path.startswith("up_blocks.0.attentions.0") for _, path, _ in adapter.walk())
     for _, path, layer in adapter.walk():
         block = 0.5 if path.startswith("mid_block") else 1.0
-        assert rate_of[id(layer.down)] == pytest.approx(1e-3 * block) and rate_of[
-            id(layer.up)
-        ] == pytest.approx(16e-3 * block)
+        assert rate_of[id(layer.down)] == pytest.approx(1e-3 * block)
+        assert rate_of[id(layer.up)] == pytest.approx(16e-3 * block)
 
 
-def test_without_block_rates_a_part_is_one_vector_that_holds_every_matrix(base):
+def test_without_block_rates_all_matrices_of_a_part_are_in_one_vector(base):
     adapter = adapted(base.unet(CPU, torch.float32))
-    stir(adapter)
+    randomise(adapter)
     kept = adapter.tensors()
     groups = parameter_groups(TrainConfig(), adapter)
     assert [group["lr"] for group in groups] == [1e-3]
@@ -321,9 +319,9 @@ def test_without_block_rates_a_part_is_one_vector_that_holds_every_matrix(base):
     assert all(torch.equal(tensor, kept[name]) for name, tensor in adapter.tensors().items())
 
 
-def test_norms_are_limited_as_kohya_does(base):
+def test_norms_are_limited_as_in_kohya(base):
     adapter = adapted(base.unet(CPU, torch.float32), alpha=3.0)
-    stir(adapter)
+    randomise(adapter)
     before = {
         path: (layer.product().detach().clone(), layer.down.detach().clone())
         for _, path, layer in adapter.walk()
@@ -334,7 +332,7 @@ def test_norms_are_limited_as_kohya_does(base):
         product, down = before[path]
         ratio = min(1.0, limit / float(product.norm()))
         torch.testing.assert_close(layer.product(), product * ratio, rtol=1e-4, atol=1e-7)
-        torch.testing.assert_close(layer.down, down * ratio**0.5)  # both sides shrink alike
+        torch.testing.assert_close(layer.down, down * ratio**0.5)  # both matrices are scaled alike
     kept = adapter.tensors()
     adapter.limit_norms(limit * 1.001)
     assert all(torch.equal(tensor, kept[name]) for name, tensor in adapter.tensors().items())
@@ -355,9 +353,6 @@ def test_norms_of_every_network_are_limited(base, network: str):
     )
 
 
-# Dropout.
-
-
 def dropped(base, kind: str = "lora", **shares) -> tuple[Adapter, nn.Module]:
     unet, adapter = base.unet(CPU, torch.float32), Adapter(Dropout(**shares))
     adapter.attach("unet", unet, sizes_of(unet, network=kind, rank=4, alpha=8.0))
@@ -371,20 +366,21 @@ def dropped(base, kind: str = "lora", **shares) -> tuple[Adapter, nn.Module]:
 
 @pytest.mark.parametrize("share", ["network", "rank", "module"])
 @pytest.mark.parametrize("network", ["lora", "locon", "dora", "lokr"])
-def test_dropout_is_the_same_for_the_same_batch_and_never_in_pictures(base, network: str, share: str):
+def test_dropout_is_the_same_for_the_same_batch_and_absent_in_samples(base, network: str, share: str):
     adapter, unet = dropped(base, network, **{share: 0.5})
-    plain = ask(unet).detach()
+    plain = predict(unet).detach()
     adapter.dropout.batch_seed = 7
-    first, again = ask(unet).detach(), ask(unet).detach()
-    assert torch.equal(first, again) and not torch.equal(first, plain)
+    first, again = predict(unet).detach(), predict(unet).detach()
+    assert torch.equal(first, again)
+    assert not torch.equal(first, plain)
     with torch.no_grad():
-        torch.testing.assert_close(ask(unet), plain)
+        torch.testing.assert_close(predict(unet), plain)
     adapter.dropout.batch_seed = 8
-    assert not torch.equal(ask(unet).detach(), first)
+    assert not torch.equal(predict(unet).detach(), first)
 
 
 @pytest.mark.parametrize("network", ["lora", "dora", "lokr"])
-def test_checkpointed_gradients_see_the_same_dropout(base, network: str):
+def test_recomputed_activations_have_the_same_dropout(base, network: str):
     gradients = []
     for checkpointing in (False, True):
         adapter, unet = dropped(base, network, network=0.3, rank=0.3, module=0.3)
@@ -392,7 +388,7 @@ def test_checkpointed_gradients_see_the_same_dropout(base, network: str):
         if checkpointing:
             unet.enable_gradient_checkpointing()
             unet.train()
-        ask(unet).square().mean().backward()
+        predict(unet).square().mean().backward()
         gradients.append({name: parameter.grad for name, parameter in adapter.master_weights()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
@@ -402,8 +398,7 @@ def layer_with(**shares) -> LoraLinear:
     torch.manual_seed(0)
     layer = LoraLinear(
         nn.Linear(6, 3),
-        rank=4000,
-        alpha=4000.0,
+        LayerSpec(rank=4000, alpha=4000.0),
         strength=Strength(),
         dropout=Dropout(batch_seed=1, **shares),
         name="a",
@@ -412,22 +407,22 @@ def layer_with(**shares) -> LoraLinear:
     return layer
 
 
-def test_rank_dropout_leaves_out_whole_ranks_of_a_picture_and_keeps_the_mean():
+def test_rank_dropout_drops_whole_ranks_of_an_image_and_preserves_the_mean():
     layer = layer_with(rank=0.25)
     hidden = layer._dropped(torch.ones(2, 5, 4000))
     assert set(hidden.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
-    assert all(torch.equal(hidden[:, token], hidden[:, 0]) for token in range(5)) and not torch.equal(
-        hidden[0], hidden[1]
-    )
+    assert all(torch.equal(hidden[:, token], hidden[:, 0]) for token in range(5))
+    assert not torch.equal(hidden[0], hidden[1])
     assert float((hidden == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
 
 
-def test_network_dropout_leaves_out_single_values_and_keeps_the_mean():
+def test_network_dropout_drops_single_values_and_preserves_the_mean():
     hidden = layer_with(network=0.25)._dropped(torch.ones(2, 5, 4000))
-    assert not torch.equal(hidden[:, 0], hidden[:, 1]) and float(hidden.mean()) == pytest.approx(1, abs=0.02)
+    assert not torch.equal(hidden[:, 0], hidden[:, 1])
+    assert float(hidden.mean()) == pytest.approx(1, abs=0.02)
 
 
-def test_module_dropout_leaves_out_about_its_share_of_the_layers(base):
+def test_module_dropout_drops_about_its_share_of_the_layers(base):
     adapter, _ = dropped(base, module=0.3)
     adapter.dropout.batch_seed = 3
     silent = 0
@@ -438,7 +433,7 @@ def test_module_dropout_leaves_out_about_its_share_of_the_layers(base):
 
 
 @pytest.mark.parametrize("network", ["lora", "locon", "dora", "loha", "lokr"])
-def test_what_a_checkpoint_keeps_is_put_back(base, network: str):
+def test_saved_tensors_are_loaded_again(base, network: str):
     adapter, _ = dropped(base, network)
     kept = adapter.tensors()
     fresh, _ = dropped(base, network)

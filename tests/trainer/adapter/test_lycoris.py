@@ -1,4 +1,4 @@
-"""LoCon, DoRA, LoHa and LoKr: against LyCORIS, PEFT and diffusers, through their files, and through a whole training."""
+"""LoCon, DoRA, LoHa and LoKr against LyCORIS, PEFT and diffusers, and through their files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.conftest import MODELS
-from tests.trainer.adapter.test_lora import ask
+from tests.trainer.adapter.test_lora import predict
 from tests.trainer.lora_file.lora_samples import changed_by_diffusers
 from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.adapter.lycoris import magnitude, split
@@ -58,8 +58,8 @@ class Holder(nn.Module):
         self.layer = layer
 
 
-def stirred(adapter: Adapter) -> Adapter:
-    """No matrix is zero any more, and magnitudes are no longer the base's."""
+def randomised(adapter: Adapter) -> Adapter:
+    """Adds noise to all matrices and magnitudes."""
     draws = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for _, parameter in adapter.master_weights():
@@ -76,7 +76,7 @@ def alone(
     factor: int = 4,
     dtype: torch.dtype = torch.float32,
 ):
-    """(adapter, its one layer, an input) on a layer of `kind`."""
+    """Returns (adapter, its only layer, an input) for a base layer of a kind."""
     torch.manual_seed(1)
     holder, adapter = Holder(BASES[kind]().to(dtype)), Adapter()
     adapter.attach(
@@ -84,18 +84,18 @@ def alone(
     )
     adapter.init_weights(seed=3)
     x = torch.randn(2, 5, 24) if kind == "linear" else torch.randn(2, 12, 8, 8)
-    return stirred(adapter), holder.layer, x.to(dtype)
+    return randomised(adapter), holder.layer, x.to(dtype)
 
 
 def lycoris_module(network: str, layer, **more) -> nn.Module:
-    wanted = (
+    expected = (
         {"weight_decompose": True, "wd_on_out": False}
         if network == "dora"
         else {"factor": 4}
         if network == "lokr"
         else {}
     )
-    theirs = THEIRS[network]("m", copy.deepcopy(layer.base), 1.0, layer.rank, layer.alpha, **wanted, **more)
+    theirs = THEIRS[network]("m", copy.deepcopy(layer.base), 1.0, layer.rank, layer.alpha, **expected, **more)
     named = dict(theirs.named_parameters())
     with torch.no_grad():
         for role, parameter in layer.tensors().items():
@@ -105,19 +105,19 @@ def lycoris_module(network: str, layer, **more) -> nn.Module:
 
 @pytest.mark.parametrize("kind", BASES)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_outputs_are_lycoriss(network: str, kind: str):
+def test_outputs_equal_those_of_lycoris(network: str, kind: str):
     _, layer, x = alone(kind, network)
     theirs = lycoris_module(network, layer)
     torch.testing.assert_close(layer(x), theirs(x), rtol=1e-4, atol=1e-5)
     changed = copy.deepcopy(layer.base)
     with torch.no_grad():
         changed.weight.add_(layer.change())
-    torch.testing.assert_close(layer(x), changed(x), rtol=1e-4, atol=1e-5)  # and what `change` says
+    torch.testing.assert_close(layer(x), changed(x), rtol=1e-4, atol=1e-5)  # the weight plus `change()`
 
 
 @pytest.mark.parametrize("kind", ["linear", "convolution"])
 @pytest.mark.parametrize("network", ["lora", "loha", "lokr"])
-def test_gradients_are_lycoriss(network: str, kind: str):
+def test_gradients_equal_those_of_lycoris(network: str, kind: str):
     _, layer, x = alone(kind, network)
     theirs = lycoris_module(network, layer)
     layer(x).square().mean().backward()
@@ -129,7 +129,7 @@ def test_gradients_are_lycoriss(network: str, kind: str):
         )
 
 
-def test_doras_gradient_takes_the_norm_for_a_constant():
+def test_the_norm_is_a_constant_for_the_gradient_of_dora():
     _, layer, x = alone("linear", "dora")
     layer(x).square().mean().backward()
     down, up, scale = (
@@ -138,17 +138,17 @@ def test_doras_gradient_takes_the_norm_for_a_constant():
     merged = layer.base.weight + layer.scale * up @ down
     norm = merged.detach().norm(dim=0, keepdim=True)
     torch.nn.functional.linear(x, merged * scale / norm, layer.base.bias).square().mean().backward()
-    for role, wanted in (("down", down), ("up", up), ("dora_scale", scale)):
-        torch.testing.assert_close(layer.tensors()[role].grad, wanted.grad, rtol=1e-3, atol=1e-6)
+    for role, expected in (("down", down), ("up", up), ("dora_scale", scale)):
+        torch.testing.assert_close(layer.tensors()[role].grad, expected.grad, rtol=1e-3, atol=1e-6)
 
 
 @given(st.integers(1, 3000), st.integers(0, 64))
-def test_lokr_splits_a_size_as_lycoris_does(size: int, factor: int):
+def test_lokr_factors_a_size_as_lycoris_does(size: int, factor: int):
     assert split(size, factor) == tuple(factorization(size, factor or -1))
 
 
-@pytest.mark.parametrize("rank, pair", [(2, True), (100, False)])
-def test_lokr_of_a_large_rank_is_whole_and_unscaled(rank: int, pair: bool):
+@pytest.mark.parametrize(("rank", "pair"), [(2, True), (100, False)])
+def test_lokr_of_a_large_rank_has_full_matrices_and_no_scale(rank: int, pair: bool):
     _, layer, _ = alone("linear", "lokr", rank=rank, alpha=5.0)
     assert ("lokr_w2_a" in layer.tensors()) is pair
     assert layer.scale == (2.5 if pair else 1.0)
@@ -156,16 +156,17 @@ def test_lokr_of_a_large_rank_is_whole_and_unscaled(rank: int, pair: bool):
 
 @pytest.mark.parametrize("kind", BASES)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_masters_and_gradients_of_a_bf16_base_are_fp32(network: str, kind: str):
+def test_master_weights_and_gradients_of_a_bf16_base_are_fp32(network: str, kind: str):
     _, layer, x = alone(kind, network, dtype=torch.bfloat16)
     out = layer(x)
     out.sum().backward()
-    assert out.dtype == torch.bfloat16 and layer.base.weight.grad is None
+    assert out.dtype == torch.bfloat16
+    assert layer.base.weight.grad is None
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in layer.tensors().values())
 
 
 @pytest.mark.parametrize("network", ["dora", "loha", "lokr"])
-def test_no_whole_matrix_waits_in_memory_for_the_backward_pass(network: str):
+def test_no_full_matrix_is_saved_for_the_backward_pass(network: str):
     model, adapter, kept = Holder(nn.Linear(64, 64)), Adapter(), []
     adapter.attach("unet", model, {"layer": LayerSpec(rank=2, alpha=2.0, network=network, factor=8)})
     adapter.init_weights(1)
@@ -174,7 +175,8 @@ def test_no_whole_matrix_waits_in_memory_for_the_backward_pass(network: str):
         lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
     ):
         model.layer(torch.randn(3, 64, requires_grad=True)).sum().backward()
-    assert kept and all(tensor.numel() < 64 * 64 or tensor.data_ptr() == frozen for tensor in kept)
+    assert kept
+    assert all(tensor.numel() < 64 * 64 or tensor.data_ptr() == frozen for tensor in kept)
 
 
 def config_of(network: str, **more) -> TrainConfig:
@@ -190,24 +192,24 @@ def in_unet(base, config: TrainConfig, dtype: torch.dtype = torch.float32) -> tu
 
 
 @pytest.mark.parametrize("network", ["locon", "dora", "loha", "lokr"])
-def test_strength_is_a_rows_own_and_none_is_the_base(base, network: str):
-    plain = ask(base.unet(CPU, torch.float32), rows=3)
+def test_each_row_has_its_strength_and_strength_zero_is_the_base(base, network: str):
+    plain = predict(base.unet(CPU, torch.float32), rows=3)
     adapter, unet = in_unet(base, config_of(network))
     with torch.no_grad():
-        assert torch.equal(ask(unet, rows=3), plain), "a new adapter changes nothing"
-        stirred(adapter)
+        assert torch.equal(predict(unet, rows=3), plain), "a new adapter changes nothing"
+        randomised(adapter)
         adapter.strength.value = torch.tensor([0.0, 0.5, 1.0])
-        rows = ask(unet, rows=3)
+        rows = predict(unet, rows=3)
         assert torch.equal(rows[0], plain[0]), "bit for bit"
         for row, strength in ((1, 0.5), (2, 1.0)):
             adapter.strength.value = strength
-            torch.testing.assert_close(ask(unet, rows=3)[row], rows[row], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(predict(unet, rows=3)[row], rows[row], rtol=1e-3, atol=1e-4)
             assert not torch.allclose(rows[row], plain[row], atol=1e-3)
 
 
-def test_locon_adapts_every_convolution_of_residual_blocks_and_samplers(base):
+def test_locon_adapts_all_convolutions_of_residual_blocks_and_samplers(base):
     unet = base.unet(CPU, torch.float32)
-    wanted = [
+    expected = [
         path
         for name, block in unet.named_modules()
         if type(block).__name__ in ("ResnetBlock2D", "Downsample2D", "Upsample2D")
@@ -215,26 +217,28 @@ def test_locon_adapts_every_convolution_of_residual_blocks_and_samplers(base):
             f"{name}.{child}" for child, module in block.named_children() if isinstance(module, nn.Conv2d)
         ]
     ]
-    assert sorted(conv_paths("unet", unet)) == sorted(wanted) and wanted
+    assert sorted(conv_paths("unet", unet)) == sorted(expected)
+    assert expected
     adapter, _ = in_unet(base, config_of("locon"))
-    convolutions = [layer for _, path, layer in adapter.walk() if path in wanted]
-    assert {(layer.rank, layer.alpha) for layer in convolutions} == {(2, 2.0)} and len(convolutions) == len(
-        wanted
-    )
-    assert len(adapter.layers["unet"]) == len(wanted) + len(
+    convolutions = [layer for _, path, layer in adapter.walk() if path in expected]
+    assert {(layer.rank, layer.alpha) for layer in convolutions} == {(2, 2.0)}
+    assert len(convolutions) == len(expected)
+    assert len(adapter.layers["unet"]) == len(expected) + len(
         linear_paths("unet", unet.__class__.from_config(unet.config), feed_forward=True)
     )
 
 
 @pytest.mark.parametrize("network", ["locon", "dora", "loha", "lokr"])
-def test_what_is_saved_is_opened_with_the_same_change(base, network: str, tmp_path: Path):
+def test_a_saved_file_makes_the_same_change(base, network: str, tmp_path: Path):
     adapter, _ = in_unet(base, config_of(network))
-    save_lora(tmp_path / "a.safetensors", stirred(adapter), {})
+    save_lora(tmp_path / "a.safetensors", randomised(adapter), {})
     again = attach_lora(tmp_path / "a.safetensors", {"unet": base.unet(CPU, torch.float32)})
     pairs = list(zip(adapter.walk(), again.walk(), strict=True))
     assert len(pairs) > 50
     for (_, path, mine), (_, other, found) in pairs:
-        assert path == other and found.network == mine.network and found.rank == mine.rank
+        assert path == other
+        assert found.network == mine.network
+        assert found.rank == mine.rank
         torch.testing.assert_close(found.change(), mine.change(), rtol=5e-3, atol=1e-3)
 
 
@@ -243,7 +247,7 @@ def test_lycoris_reads_the_file_with_the_same_effect(base, network: str):
     adapter, _ = in_unet(
         base, config_of(network, include_layers=("*mid_block*to_q", "*mid_block*conv1"), rank_stabilised=True)
     )
-    tensors = {name: tensor.float() for name, tensor in kohya_tensors(stirred(adapter)).items()}
+    tensors = {name: tensor.float() for name, tensor in kohya_tensors(randomised(adapter)).items()}
     assert len(adapter.layers["unet"]) > 3
     for _, path, layer in adapter.walk():
         name = next(n for n in {key.split(".")[0] for key in tensors} if n in _kohya(path))
@@ -269,7 +273,7 @@ def _kohya(path: str) -> str:
 
 
 @pytest.mark.parametrize("network", ["lora", "loha", "lokr"])
-def test_tuckers_form_of_a_convolution_is_read_as_lycoris_means_it(network: str, tmp_path: Path):
+def test_a_tucker_convolution_has_the_effect_that_it_has_in_lycoris(network: str, tmp_path: Path):
     torch.manual_seed(2)
     unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)
     path = "mid_block.resnets.0.conv1"
@@ -288,7 +292,7 @@ def test_tuckers_form_of_a_convolution_is_read_as_lycoris_means_it(network: str,
 
 
 @pytest.mark.parametrize("end", [".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".dora_scale"])
-def test_a_dora_of_pefts_axis_is_read_as_peft_means_it(end: str, tmp_path: Path):
+def test_a_dora_along_the_axis_of_peft_has_the_effect_that_it_has_in_peft(end: str, tmp_path: Path):
     unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)
     theirs, path = copy.deepcopy(unet), "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     inject_adapter_in_model(LoraConfig(r=4, lora_alpha=4, target_modules=[path], use_dora=True), theirs)
@@ -308,12 +312,13 @@ def test_a_dora_of_pefts_axis_is_read_as_peft_means_it(end: str, tmp_path: Path)
     torch.testing.assert_close(ours(x), module(x), rtol=1e-4, atol=1e-5)
 
 
-def test_doras_magnitudes_stay_fp32_in_the_file_and_lie_along_the_inputs(base):
+def test_magnitudes_of_dora_are_fp32_in_the_file_and_along_the_inputs(base):
     adapter, _ = in_unet(base, config_of("dora", include_layers=("*.to_q", "*.conv2")))
     tensors = kohya_tensors(adapter)
     for _, path, layer in adapter.walk():
         scale = tensors[f"{_kohya(path)}.dora_scale"]
-        assert scale.dtype == torch.float32 and scale.shape[:2] == (1, layer.base.weight.shape[1])
+        assert scale.dtype == torch.float32
+        assert scale.shape[:2] == (1, layer.base.weight.shape[1])
         kept = [dim for dim in range(layer.base.weight.dim()) if dim != 1]
         torch.testing.assert_close(scale, torch.linalg.vector_norm(layer.base.weight, dim=kept, keepdim=True))
         assert torch.equal(magnitude(layer.base.weight, scale.shape), scale)
@@ -329,7 +334,7 @@ def test_diffusers_reads_convolutions_and_mixed_ranks_with_the_same_effect(base,
     assert {layer.rank for _, _, layer in adapter.walk()} == {2, 4, 8}
     save_lora(
         tmp_path / "a.safetensors",
-        stirred(adapter),
+        randomised(adapter),
         {"ss_base_model_version": "sdxl_base_v1-0"},
         format=format,
     )
@@ -349,13 +354,13 @@ def test_diffusers_reads_convolutions_and_mixed_ranks_with_the_same_effect(base,
         )
         torch.testing.assert_close(theirs(x), layer(x), rtol=1e-2, atol=1e-2)
     with torch.no_grad():
-        torch.testing.assert_close(ask(pipe.unet), ask(unet), rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(predict(pipe.unet), predict(unet), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("network", ["locon", "dora"])
 def test_all_layers_of_a_part_are_written_with_one_alpha(base, network: str):
     adapter, _ = in_unet(base, config_of(network, block_ranks=MIXED, rank_stabilised=True))
-    stirred(adapter)
+    randomised(adapter)
     tensors = kohya_tensors(adapter)
     assert len({layer.alpha for _, _, layer in adapter.walk()}) > 2
     alphas = {float(tensor) for key, tensor in tensors.items() if key.endswith(".alpha")}
@@ -371,13 +376,11 @@ def test_all_layers_of_a_part_are_written_with_one_alpha(base, network: str):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_diffusers_adds_to_each_weight_what_was_trained_though_alphas_and_ranks_differ(
-    base, tmp_path: Path, caplog
-):
+def test_diffusers_makes_the_trained_change_although_alphas_and_ranks_differ(base, tmp_path: Path, caplog):
     adapter, _ = in_unet(
         base, config_of("locon", block_ranks=MIXED, rank_stabilised=True, conv_rank=4, conv_alpha=1.0)
     )
-    stirred(adapter)
+    randomised(adapter)
     save_lora(tmp_path / "a.safetensors", adapter, {"ss_base_model_version": "sdxl_base_v1-0"})
     changes = {(part, path): layer.change().detach() for part, path, layer in adapter.walk()}
     assert len({layer.scale for _, _, layer in adapter.walk()}) > 3
@@ -386,9 +389,9 @@ def test_diffusers_adds_to_each_weight_what_was_trained_though_alphas_and_ranks_
         torch.testing.assert_close(found[place], change.flatten(1), rtol=0, atol=1e-4)
 
 
-def test_a_dora_of_several_ranks_opens_as_it_was_trained(base, tmp_path: Path):
+def test_a_dora_of_several_ranks_is_loaded_as_it_was_trained(base, tmp_path: Path):
     adapter, _ = in_unet(base, config_of("dora", block_ranks=MIXED, rank_stabilised=True))
-    save_lora(tmp_path / "a.safetensors", stirred(adapter), {})
+    save_lora(tmp_path / "a.safetensors", randomised(adapter), {})
     again = attach_lora(
         tmp_path / "a.safetensors", {"unet": open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)}
     )
@@ -400,8 +403,8 @@ def test_a_dora_of_several_ranks_opens_as_it_was_trained(base, tmp_path: Path):
 
 
 @pytest.mark.parametrize("network", ["dora", "loha", "lokr"])
-def test_the_diffusers_format_refuses_what_it_cannot_hold(base, network: str, tmp_path: Path):
-    with pytest.raises(ConfigError, match=f"can't hold {network}"):
+def test_the_diffusers_format_rejects_networks_that_it_can_not_store(base, network: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=f"can't store a {network}"):
         config_of(network, format="diffusers")
     adapter, _ = in_unet(base, config_of(network))
     with pytest.raises(ConfigError, match="kohya"):
@@ -410,18 +413,19 @@ def test_the_diffusers_format_refuses_what_it_cannot_hold(base, network: str, tm
 
 
 @pytest.mark.parametrize(
-    "network, label",
+    ("network", "label"),
     [("lora", "LoRA"), ("locon", "LoCon"), ("dora", "DoRA"), ("loha", "LoHa"), ("lokr", "LoKr")],
 )
-def test_inspect_says_which_network_it_is(base, network: str, label: str, tmp_path: Path):
+def test_inspect_names_the_network(base, network: str, label: str, tmp_path: Path):
     adapter, _ = in_unet(base, config_of(network))
-    save_lora(tmp_path / "a.safetensors", stirred(adapter), {})
-    told = dict(describe(tmp_path / "a.safetensors"))
-    assert told["network"] == label and f"{len(adapter.layers['unet'])} modules" in told["UNet"]
+    save_lora(tmp_path / "a.safetensors", randomised(adapter), {})
+    described = dict(describe(tmp_path / "a.safetensors"))
+    assert described["network"] == label
+    assert f"{len(adapter.layers['unet'])} modules" in described["UNet"]
 
 
 @pytest.mark.parametrize(
-    "network, module, arguments",
+    ("network", "module", "arguments"),
     [
         ("lora", "networks.lora", "{}"),
         ("locon", "networks.lora", '{"conv_dim": "2", "conv_alpha": "2.0"}'),

@@ -1,4 +1,6 @@
-"""Captioning models of a few kilobytes, folders that are none, and a hub that serves one repository: for the tests of captioning."""
+"""Samples for tests of captioning: tiny models, folders without a model, and a server that imitates the
+hub.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ from transformers import (
     GPT2Tokenizer,
 )
 
-SIDE = 16  # of the taggers made here; true ones take 448
+SIDE = 16  # px; real taggers use 448
 # (name, category, weights of red, green and blue, bias): the picture's mean colour decides.
 TAGS = [
     ("general", 9, (0, 0, 0), 0.99),
@@ -49,7 +51,7 @@ WORDS = ["a", "red", "blue", "cat", "sits", "on", "the", "mat", ".", "by", "hous
 
 
 def write_tagger(folder: Path, *, batch: int | str = "N", tags=TAGS) -> Path:
-    """A network in the layout of a WD tagger: BGR pictures, white around them, to probabilities."""
+    """Writes a network with the inputs and outputs of a WD tagger, whose tags depend on the mean colour."""
     folder.mkdir(parents=True)
     weights = np.array([(b, g, r) for _, _, (r, g, b), _ in TAGS], dtype=np.float32).T / 255
     biases = np.array([bias for *_, bias in TAGS], dtype=np.float32)
@@ -97,7 +99,7 @@ def blip() -> tuple:
     model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=VISION))
     model.text_decoder.cls.predictions.bias.data[
         :5
-    ] = -1e4  # it goes on to the longest length, in words alone
+    ] = -1e4  # special tokens are never generated, so captions reach the maximum length
     return model, BlipProcessor(images, BertTokenizer(vocab=vocab))
 
 
@@ -167,12 +169,12 @@ def florence_2() -> tuple:
         "max_position_embeddings": 64,
     }
     images = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
-    images.image_seq_length = 17  # 4 x 4 places and their mean
+    images.image_seq_length = 17  # 4 x 4 positions and their mean
     config = Florence2Config(
         text_config=text, vision_config=vision, image_token_id=tokenizer.image_token_id, initializer_range=1.0
     )
     model = Florence2ForConditionalGeneration(config)
-    model.generation_config.begin_suppress_tokens = [0, 1, 2, 3, 4]  # it says a word before it ends
+    model.generation_config.begin_suppress_tokens = [0, 1, 2, 3, 4]  # at least one word before the end
     return model, Florence2Processor(images, tokenizer)
 
 
@@ -194,8 +196,8 @@ def texts(folder: Path) -> dict[str, str]:
     }
 
 
-def config_only(folder: Path, **facts) -> None:
-    (folder / "config.json").write_text(json.dumps(facts))
+def config_only(folder: Path, **content) -> None:
+    (folder / "config.json").write_text(json.dumps(content))
 
 
 def pickled(folder: Path) -> None:
@@ -242,10 +244,10 @@ def with_lost_weights(folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
-# What is in a folder, and words of the sentence that refuses it.
+# (function that fills a folder, part of the message that refuses it)
 WRONG_FOLDERS = [
     (lambda folder: None, "no captioning model"),
-    (lambda folder: config_only(folder, model_type="llava"), "model of type llava, which is not read"),
+    (lambda folder: config_only(folder, model_type="llava"), "model of type llava, which is not supported"),
     (
         lambda folder: config_only(folder, model_type="blip", architectures=["BlipForQuestionAnswering"]),
         "another task",
@@ -265,18 +267,18 @@ WRONG_FOLDERS = [
 
 @contextlib.contextmanager
 def hub(repository: str, folder: Path) -> Iterator[str]:
-    """A web server that answers for one repository as the hub does; its address."""
+    """Serves one repository as the hub does; yields the address."""
     names, commit = sorted(path.name for path in folder.iterdir()), "0" * 40
-    facts = {
+    content = {
         "id": repository,
         "sha": commit,
         "siblings": [{"rfilename": name, "size": (folder / name).stat().st_size} for name in names],
     }
-    listed = [
+    file_list = [
         {"type": "file", "path": name, "oid": name, "size": (folder / name).stat().st_size} for name in names
     ]
 
-    class Answers(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self.do_GET()
 
@@ -284,7 +286,7 @@ def hub(repository: str, folder: Path) -> Iterator[str]:
             path = self.path.partition("?")[0]
             name = path.rpartition("/")[2]
             body = (
-                json.dumps(listed if "/tree/" in path else facts).encode()
+                json.dumps(file_list if "/tree/" in path else content).encode()
                 if path.startswith("/api/")
                 else (folder / name).read_bytes()
             )
@@ -299,7 +301,7 @@ def hub(repository: str, folder: Path) -> Iterator[str]:
         def log_message(self, format: str, *arguments: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

@@ -1,4 +1,4 @@
-"""Captions by a model: written beside the pictures, an artist's own kept, and everything done so far kept when it is stopped."""
+"""Captioning by a model: caption files, existing captions, and what remains after a stop."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from tests.trainer.captioning.captioner_samples import (
     write_tagger,
 )
 from trainer.__main__ import main
-from trainer.captioning.fetch import wanted
-from trainer.captioning.folder import load
+from trainer.captioning.fetch import select_files
+from trainer.captioning.folder import load_captioner
 from trainer.captioning.sentences import whole_sentences
-from trainer.captioning.tags import prepared, worded
+from trainer.captioning.tags import preprocess, tag_text
 from trainer.captioning_config import CaptionOptions, options_for, options_from
 from trainer.dataset.captions import sidecar_caption
 from trainer.errors import CaptionerError, ConfigError, DatasetError, RunError
@@ -52,7 +52,7 @@ from trainer.workers.captioning import work
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """A models folder with a captioner of each kind, one that is none, and a base beside them."""
+    """A models folder with a captioner of each kind, a folder without a model, and a base model."""
     models = tmp_path_factory.mktemp("models")
     (models / "tiny-sdxl").symlink_to(MODELS / "tiny-sdxl")
     captioners = models / "captioners"
@@ -77,7 +77,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def caption(models: Path, monkeypatch, capsys):
-    """`python -m trainer dataset caption ...` in this process: its status, and what it said to whom."""
+    """Runs `python -m trainer dataset caption ...` in this process; returns (status, stdout, stderr)."""
 
     def call(folder: Path, *arguments: str | Path, model: str | Path = "tagger") -> tuple[int, str, str]:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -89,24 +89,24 @@ def caption(models: Path, monkeypatch, capsys):
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        said = capsys.readouterr()
-        return status, said.out, said.err
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
 
     return call
 
 
-def test_a_picture_gets_the_tags_of_what_it_shows_surest_first_and_characters_before_them(
-    caption, pictures: Path
-):
+def test_tags_are_sorted_by_probability_with_characters_first(caption, pictures: Path):
     status, out, err = caption(pictures)
-    assert status == 0 and "2 captions" in out and "Traceback" not in err
+    assert status == 0
+    assert "2 captions" in out
+    assert "Traceback" not in err
     assert texts(pictures) == {
         "red.txt": "ink (series), red, long hair, o_o",
         "blue.txt": "ink (series), blue, long hair, o_o",
     }
 
 
-def test_thresholds_prefix_suffix_trigger_and_tags_left_out_are_obeyed(caption, pictures: Path):
+def test_thresholds_prefix_suffix_trigger_and_excluded_tags_are_applied(caption, pictures: Path):
     options = [
         "--general-threshold",
         "0.15",
@@ -126,37 +126,41 @@ def test_thresholds_prefix_suffix_trigger_and_tags_left_out_are_obeyed(caption, 
 
 @given(words=st.lists(st.from_regex(r"[a-z]{2,8}", fullmatch=True), min_size=1, max_size=4))
 def test_underscores_between_words_become_spaces(words: list[str]):
-    assert worded("_".join(words)) == " ".join(words)
+    assert tag_text("_".join(words)) == " ".join(words)
 
 
 @pytest.mark.parametrize(
     "face", ["0_0", "(o)_(o)", "+_+", "._.", "<|>_<|>", "=_=", ">_<", ">_o", "^_^", "|_|", "||_||", "u_u"]
 )
 def test_faces_keep_their_underscore(face: str):
-    assert worded(face) == face
+    assert tag_text(face) == face
 
 
 def test_a_picture_is_put_on_a_white_square_in_blue_green_red():
-    taken = prepared(Image.new("RGB", (32, 16), (255, 10, 0)), 32)
-    assert taken.shape == (32, 32, 3) and taken.dtype == np.float32
-    assert (taken[:8] == 255).all() and (taken[24:] == 255).all()
+    taken = preprocess(Image.new("RGB", (32, 16), (255, 10, 0)), 32)
+    assert taken.shape == (32, 32, 3)
+    assert taken.dtype == np.float32
+    assert (taken[:8] == 255).all()
+    assert (taken[24:] == 255).all()
     assert (taken[8:24] == (0, 10, 255)).all()
-    assert prepared(Image.new("RGB", (30, 10), "red"), SIDE).shape == (SIDE, SIDE, 3)
+    assert preprocess(Image.new("RGB", (30, 10), "red"), SIDE).shape == (SIDE, SIDE, 3)
 
 
 def test_a_tagger_that_takes_one_picture_at_a_time_is_given_one(caption, pictures: Path, tmp_path: Path):
     status, *_ = caption(pictures, "--batch", "2", model=write_tagger(tmp_path / "old", batch=1))
-    assert status == 0 and len(texts(pictures)) == 2
+    assert status == 0
+    assert len(texts(pictures)) == 2
 
 
-@pytest.mark.parametrize("name, kind", [("blip", BLIP), ("blip-2", BLIP_2), ("florence", FLORENCE_2)])
-def test_sentences_follow_the_picture_and_not_the_batch(models: Path, name: str, kind: str):
+@pytest.mark.parametrize(("name", "kind"), [("blip", BLIP), ("blip-2", BLIP_2), ("florence", FLORENCE_2)])
+def test_sentences_depend_on_the_picture_and_not_on_the_batch(models: Path, name: str, kind: str):
     captioner = open_captioner(name, models)
-    describe = load(captioner, options_from({"max_length": 12}))
+    describe = load_captioner(captioner, options_from({"max_length": 12}))
     pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue", "white", "black")]
     together = describe(pictures)
     assert captioner.kind == kind
-    assert together == [describe([picture])[0] for picture in pictures] and len(set(together)) > 1
+    assert together == [describe([picture])[0] for picture in pictures]
+    assert len(set(together)) > 1
     assert all(
         set(re.findall(r"[a-z]+", text)) <= set(WORDS) and not re.search(r"[<\[]", text) for text in together
     )
@@ -165,21 +169,22 @@ def test_sentences_follow_the_picture_and_not_the_batch(models: Path, name: str,
 def test_max_length_makes_sentences_shorter(models: Path):
     red = [Image.new("RGB", (40, 30), "blue")]
     short, long = (
-        load(open_captioner("blip", models), options_from({"max_length": n}))(red)[0] for n in (5, 40)
+        load_captioner(open_captioner("blip", models), options_from({"max_length": n}))(red)[0]
+        for n in (5, 40)
     )
     assert len(short.split()) <= 5 < len(long.split())
 
 
-def test_detail_is_what_florence_2_is_asked_for(models: Path):
+def test_detail_changes_the_captions_of_florence_2(models: Path):
     blue = [Image.new("RGB", (40, 30), "blue")]
     short, detailed = (
-        load(open_captioner("florence", models), options_from({"detail": d}))(blue)[0]
+        load_captioner(open_captioner("florence", models), options_from({"detail": d}))(blue)[0]
         for d in ("short", "detailed")
     )
     assert short != detailed
 
 
-def test_a_caption_that_is_cut_ends_with_its_last_whole_sentence():
+def test_a_cut_caption_ends_with_its_last_complete_sentence():
     assert whole_sentences("A cat. It sits on the") == "A cat."
     assert whole_sentences("A cat. It sits.") == "A cat. It sits."
     assert whole_sentences("a cat that sits on the") == "a cat that sits on the"
@@ -187,13 +192,13 @@ def test_a_caption_that_is_cut_ends_with_its_last_whole_sentence():
 
 def test_sentences_are_written_beside_the_pictures(caption, pictures: Path):
     status, out, _ = caption(pictures, "--trigger", "inkish", "--max-length", "12", model="florence")
-    assert status == 0 and "Florence-2" in out
-    assert set(texts(pictures)) == {"red.txt", "blue.txt"} and all(
-        text.startswith("inkish, ") for text in texts(pictures).values()
-    )
+    assert status == 0
+    assert "Florence-2" in out
+    assert set(texts(pictures)) == {"red.txt", "blue.txt"}
+    assert all(text.startswith("inkish, ") for text in texts(pictures).values())
 
 
-def test_captions_that_are_there_are_kept_unless_told_to_overwrite(caption, pictures: Path):
+def test_existing_captions_are_kept_without_overwrite(caption, pictures: Path):
     for name, colour in (("own", "red"), ("kohya", "red"), ("listed", "red"), ("empty", "red")):
         Image.new("RGB", (24, 24), colour).save(pictures / f"{name}.png")
     (pictures / "own.txt").write_text("my cat\n")
@@ -202,52 +207,53 @@ def test_captions_that_are_there_are_kept_unless_told_to_overwrite(caption, pict
     (pictures / "metadata.jsonl").write_text(json.dumps({"file_name": "listed.png", "text": "my bird"}))
     assert caption(pictures)[0] == 0
     assert set(texts(pictures)) == {"own.txt", "empty.txt", "red.txt", "blue.txt"}
-    assert (
-        sidecar_caption(pictures / "own.png") == "my cat"
-        and sidecar_caption(pictures / "kohya.png") == "my dog"
-    )
+    assert sidecar_caption(pictures / "own.png") == "my cat"
+    assert sidecar_caption(pictures / "kohya.png") == "my dog"
     assert sidecar_caption(pictures / "empty.png") == "ink (series), red, long hair, o_o"
     assert caption(pictures, "--only-missing")[1].startswith("0 captions")
     assert caption(pictures, "--overwrite")[1].startswith("6 captions")
-    assert len(set(texts(pictures).values())) == 2 and sidecar_caption(pictures / "own.png") != "my cat"
+    assert len(set(texts(pictures).values())) == 2
+    assert sidecar_caption(pictures / "own.png") != "my cat"
 
 
-def test_bad_pictures_are_named_and_passed_over(caption, pictures: Path):
+def test_bad_pictures_are_named_and_skipped(caption, pictures: Path):
     (pictures / "broken.png").write_bytes(b"\x89PNG no more")
     Image.new("RGB", (24, 24), "red").save(pictures / "red.webp")
     (pictures / "10_cats").mkdir()
     Image.new("RGB", (24, 24), "red").save(pictures / "10_cats" / "tom.png")
     status, _, err = caption(pictures)
-    told = " ".join(err.split())
-    assert status == 0 and "broken.png can't be read as a picture" in told
-    assert "red.webp would share its caption file with red.png" in told
+    message = " ".join(err.split())
+    assert status == 0
+    assert "broken.png can't be read as a picture" in message
+    assert "red.webp would share its caption file with red.png" in message
     assert set(texts(pictures)) == {"red.txt", "blue.txt", "10_cats/tom.txt"}
 
 
-def test_nothing_but_bad_pictures_is_a_failure(caption, tmp_path: Path):
+def test_a_folder_of_only_bad_pictures_fails(caption, tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     status, _, err = caption(tmp_path)
-    assert status == 1 and "impasto: no picture of" in err and not texts(tmp_path)
+    assert status == 1
+    assert "impasto: no picture of" in err
+    assert not texts(tmp_path)
     (tmp_path / "broken.png").unlink()
     assert "holds no picture to caption" in caption(tmp_path)[2]
 
 
-def test_a_picture_of_which_the_model_is_sure_of_nothing_stays_without_a_caption(caption, pictures: Path):
+def test_a_picture_without_tags_above_the_thresholds_gets_no_caption(caption, pictures: Path):
     status, _, err = caption(pictures, "--general-threshold", "0.9", "--character-threshold", "1")
-    assert status == 0 and set(texts(pictures)) == {"red.txt", "blue.txt"}  # red and blue are certain
+    assert status == 0
+    assert set(texts(pictures)) == {"red.txt", "blue.txt"}
     (pictures / "red.txt").unlink()
     status, _, err = caption(
         pictures, "--general-threshold", "0.9", "--character-threshold", "1", "--exclude-tags", "red"
     )
-    assert (
-        status == 1
-        and "lower the thresholds" in " ".join(err.split())
-        and set(texts(pictures)) == {"blue.txt"}
-    )
+    assert status == 1
+    assert "lower the thresholds" in " ".join(err.split())
+    assert set(texts(pictures)) == {"blue.txt"}
 
 
-def begun(path: Path, models: Path) -> threading.Thread:
-    """A job that is at work and has written a caption."""
+def start_job(path: Path, models: Path) -> threading.Thread:
+    """Starts a job in a thread and waits until it has written a caption."""
     worker = threading.Thread(target=work, args=(path, models))
     worker.start()
     while worker.is_alive() and not view_of(path).captions:
@@ -255,7 +261,7 @@ def begun(path: Path, models: Path) -> threading.Thread:
     return worker
 
 
-def made(tmp_path: Path, folder: Path, **options) -> Path:
+def create_job(tmp_path: Path, folder: Path, **options) -> Path:
     return job.create(tmp_path / "job", folder, "tagger", options_from(options)).path
 
 
@@ -263,8 +269,8 @@ def view_of(path: Path) -> job.View:
     return job.fold(job.CaptioningView(), events.read(path / "events.jsonl")[0])
 
 
-def test_a_job_says_each_caption_once_it_is_on_disk(models: Path, pictures: Path, tmp_path: Path):
-    path = made(tmp_path, pictures, trigger="inkish", exclude_tags=["o_o"])
+def test_a_job_reports_each_caption_after_it_is_on_disk(models: Path, pictures: Path, tmp_path: Path):
+    path = create_job(tmp_path, pictures, trigger="inkish", exclude_tags=["o_o"])
     assert work(path, models) == "finished"
     view = view_of(path)
     assert (view.done, view.total, view.ended, view.problems) == (2, 2, "finished", ())
@@ -277,50 +283,54 @@ def test_a_job_says_each_caption_once_it_is_on_disk(models: Path, pictures: Path
         job.create(path, pictures, "tagger", CaptionOptions())
 
 
-def test_a_stopped_job_keeps_what_is_done_and_goes_on_with_the_rest(models: Path, tmp_path: Path):
+def test_a_stopped_job_keeps_its_captions_and_continues_with_the_others(models: Path, tmp_path: Path):
     folder = many(tmp_path, 200)
-    path = made(tmp_path, folder, overwrite=True, batch=1)
-    worker = begun(path, models)
+    path = create_job(tmp_path, folder, overwrite=True, batch=1)
+    worker = start_job(path, models)
     events.append(path / "commands.jsonl", "stop", sync=True)
     worker.join()
     stopped = view_of(path)
-    assert stopped.ended == "stopped" and 0 < len(stopped.captions) < 200
+    assert stopped.ended == "stopped"
+    assert 0 < len(stopped.captions) < 200
     assert len(texts(folder)) == len(stopped.captions)
     assert work(path, models) == "finished"
-    said = [event["name"] for event in events.read(path / "events.jsonl")[0] if event["kind"] == "captioned"]
-    assert sorted(said) == [f"{number:03}.png" for number in range(200)]  # none twice
+    captured = [
+        event["name"] for event in events.read(path / "events.jsonl")[0] if event["kind"] == "captioned"
+    ]
+    assert sorted(captured) == [f"{number:03}.png" for number in range(200)]  # none twice
     assert (view_of(path).done, view_of(path).ended) == (200, "finished")
 
 
-def test_a_caption_written_by_hand_meanwhile_is_kept(models: Path, tmp_path: Path):
+def test_a_caption_that_the_user_writes_during_the_job_is_kept(models: Path, tmp_path: Path):
     folder = many(tmp_path, 100)
-    path = made(tmp_path, folder, batch=1)
-    worker = begun(path, models)
+    path = create_job(tmp_path, folder, batch=1)
+    worker = start_job(path, models)
     (folder / "099.txt").write_text("my own")
     worker.join()
-    assert (
-        texts(folder)["099.txt"] == "my own"
-        and len(texts(folder)) == 100
-        and view_of(path).ended == "finished"
-    )
+    assert texts(folder)["099.txt"] == "my own"
+    assert len(texts(folder)) == 100
+    assert view_of(path).ended == "finished"
 
 
-def test_a_caption_that_cannot_be_written_ends_the_job_in_a_sentence(
+def test_a_caption_that_can_not_be_written_ends_the_job_with_a_message(
     models: Path, pictures: Path, tmp_path: Path
 ):
     (pictures / "red.txt").mkdir()
-    path = made(tmp_path, pictures)
+    path = create_job(tmp_path, pictures)
     with pytest.raises(DatasetError, match=r"red\.txt can't be written"):
         work(path, models)
-    assert view_of(path).ended == "failed" and list(view_of(path).captions) == ["blue.png"]
+    assert view_of(path).ended == "failed"
+    assert list(view_of(path).captions) == ["blue.png"]
 
 
-def test_a_job_that_fails_says_why_without_a_path(tmp_path: Path, models: Path, pictures: Path):
+def test_a_failed_job_gives_the_reason_without_a_path(tmp_path: Path, models: Path, pictures: Path):
     path = job.create(tmp_path / "job", pictures, "gone", CaptionOptions()).path
     with pytest.raises(CaptionerError):
         work(path, models)
     view = view_of(path)
-    assert view.ended == "failed" and "gone" in view.message and str(tmp_path) not in view.message
+    assert view.ended == "failed"
+    assert "gone" in view.message
+    assert str(tmp_path) not in view.message
     (path / "job.json").write_text('{"folder": "x", "model": "y", "colour": 1}')
     with pytest.raises(ConfigError, match="colour"):
         work(path, models)
@@ -328,7 +338,7 @@ def test_a_job_that_fails_says_why_without_a_path(tmp_path: Path, models: Path, 
         work(tmp_path, models)
 
 
-def test_sigterm_ends_after_the_pictures_at_hand_and_keeps_them(models: Path, tmp_path: Path):
+def test_sigterm_ends_after_the_current_batch_and_keeps_its_captions(models: Path, tmp_path: Path):
     folder = many(tmp_path, 400)
     command = [
         sys.executable,
@@ -349,13 +359,16 @@ def test_sigterm_ends_after_the_pictures_at_hand_and_keeps_them(models: Path, tm
         time.sleep(0.005)
     child.send_signal(signal.SIGTERM)
     err = child.communicate()[1]
-    assert child.returncode == 1 and "impasto: stopped;" in err and "Traceback" not in err
+    assert child.returncode == 1
+    assert "impasto: stopped after" in err
+    assert "Traceback" not in err
     written = texts(folder)
-    assert 0 < len(written) < 400 and set(written.values()) == {"ink (series), red, long hair, o_o"}
+    assert 0 < len(written) < 400
+    assert set(written.values()) == {"ink (series), red, long hair, o_o"}
     assert not list(folder.glob(".tmp-*"))
 
 
-def test_the_list_of_models_tells_their_kinds_and_bases_are_found_beside_them(models: Path):
+def test_captioners_are_listed_with_their_kinds_and_bases_separately(models: Path):
     assert list_captioners(models) == {
         "blip": BLIP,
         "blip-2": BLIP_2,
@@ -366,20 +379,23 @@ def test_the_list_of_models_tells_their_kinds_and_bases_are_found_beside_them(mo
     assert list_base_models(models) == ["tiny-sdxl"]
 
 
-@pytest.mark.parametrize("make, words", WRONG_FOLDERS)
-def test_a_folder_that_is_no_such_model_is_refused_in_a_sentence(
+@pytest.mark.parametrize(("make", "words"), WRONG_FOLDERS)
+def test_a_folder_without_a_supported_model_is_refused_in_a_sentence(
     caption, pictures: Path, tmp_path: Path, make, words: str
 ):
     folder = tmp_path / "model"
     folder.mkdir()
     make(folder)
     status, _, err = caption(pictures, model=folder)
-    told = [line for line in err.splitlines() if line.startswith("impasto: ")]
-    assert status == 1 and len(told) == 1 and words in told[0] and "Traceback" not in err
+    message = [line for line in err.splitlines() if line.startswith("impasto: ")]
+    assert status == 1
+    assert len(message) == 1
+    assert words in message[0]
+    assert "Traceback" not in err
     assert not texts(pictures)
 
 
-def test_a_program_beside_a_model_is_not_run(caption, models: Path, pictures: Path, tmp_path: Path):
+def test_a_program_in_a_models_folder_is_not_executed(caption, models: Path, pictures: Path, tmp_path: Path):
     folder = shutil.copytree(models / "captioners" / "florence", tmp_path / "florence")
     (folder / "own.py").write_text(
         f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass Own: pass\n"
@@ -394,21 +410,24 @@ def test_a_program_beside_a_model_is_not_run(caption, models: Path, pictures: Pa
         (folder / f"{file}.json").write_text(
             json.dumps({**facts, "auto_map": {part: named, "AutoImageProcessor": named}})
         )
-    assert caption(pictures, model=folder)[0] == 0 and len(texts(pictures)) == 2
+    assert caption(pictures, model=folder)[0] == 0
+    assert len(texts(pictures)) == 2
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_model_of_the_hub_is_never_fetched_unasked(caption, pictures: Path, monkeypatch):
+def test_a_model_of_the_hub_is_not_downloaded_without_fetch(caption, pictures: Path, monkeypatch):
     def refuse(*arguments, **named):
         pytest.fail("the network was touched")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     status, _, err = caption(pictures, model="someone/a-tagger")
-    assert status == 1 and "add --fetch" in err and re.search(r"models\d*/captioners/a-tagger", err)
+    assert status == 1
+    assert "add --fetch" in err
+    assert re.search(r"models\d*/captioners/a-tagger", err)
 
 
-def test_a_model_in_the_hub_s_local_cache_is_taken_from_there(models: Path, tmp_path: Path, monkeypatch):
+def test_a_model_in_the_local_cache_of_the_hub_is_used(models: Path, tmp_path: Path, monkeypatch):
     import huggingface_hub.constants
 
     commit = "0" * 40
@@ -420,7 +439,7 @@ def test_a_model_in_the_hub_s_local_cache_is_taken_from_there(models: Path, tmp_
     assert open_captioner("someone/a-tagger", models).kind == WD_TAGGER
 
 
-def test_a_model_is_fetched_when_asked_and_only_what_is_read_of_it(pictures: Path, tmp_path: Path):
+def test_fetch_downloads_only_the_files_that_are_needed(pictures: Path, tmp_path: Path):
     served = write_tagger(tmp_path / "hub")
     (served / "weights.msgpack").write_bytes(b"not read")
     with hub("someone/a-tagger", served) as address:
@@ -450,10 +469,11 @@ def test_a_model_is_fetched_when_asked_and_only_what_is_read_of_it(pictures: Pat
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "models" / "captioners" / "someone--a-tagger"
     assert {path.name for path in folder.iterdir() if path.is_file()} == {"model.onnx", "selected_tags.csv"}
-    assert len(texts(pictures)) == 2 and "2 captions by someone--a-tagger" in done.stdout
+    assert len(texts(pictures)) == 2
+    assert "2 captions by someone--a-tagger" in done.stdout
 
 
-def test_of_a_repository_only_what_is_read_is_fetched():
+def test_only_the_needed_files_of_a_repository_are_selected():
     tagger = [
         "README.md",
         "config.json",
@@ -462,7 +482,7 @@ def test_of_a_repository_only_what_is_read_is_fetched():
         "model.safetensors",
         "selected_tags.csv",
     ]
-    assert wanted(tagger, "x/y") == ([], ["model.onnx", "selected_tags.csv"])
+    assert select_files(tagger, "x/y") == ([], ["model.onnx", "selected_tags.csv"])
     florence = [
         "README.md",
         "config.json",
@@ -472,12 +492,15 @@ def test_of_a_repository_only_what_is_read_is_fetched():
         "pytorch_model.bin",
         "onnx/model.onnx",
     ]
-    assert wanted(florence, "x/y") == (["config.json", "tokenizer.json", "merges.txt"], ["model.safetensors"])
+    assert select_files(florence, "x/y") == (
+        ["config.json", "tokenizer.json", "merges.txt"],
+        ["model.safetensors"],
+    )
     with pytest.raises(CaptionerError, match="no weights in"):
-        wanted(["config.json", "pytorch_model.bin"], "x/y")
+        select_files(["config.json", "pytorch_model.bin"], "x/y")
 
 
-def test_every_option_can_be_given_on_the_command_line(monkeypatch, capsys):
+def test_every_option_exists_on_the_command_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["trainer", "dataset", "caption", "--help"])
     monkeypatch.setenv("COLUMNS", "200")
     assert main() == 0
@@ -487,7 +510,7 @@ def test_every_option_can_be_given_on_the_command_line(monkeypatch, capsys):
     )
 
 
-def test_each_kind_of_model_lists_the_options_it_listens_to():
+def test_each_kind_of_model_lists_its_options():
     names = {
         kind: {declared.name for declared in options_for(kind)} for kind in (BLIP, FLORENCE_2, WD_TAGGER)
     }
@@ -499,12 +522,12 @@ def test_each_kind_of_model_lists_the_options_it_listens_to():
     "values",
     [{"batch": 0}, {"detail": "very"}, {"general_threshold": 2}, {"colour": 1}, {"exclude_tags": "red"}],
 )
-def test_a_wrong_option_is_named(values: dict):
+def test_an_invalid_option_is_named(values: dict):
     with pytest.raises(ConfigError, match=next(iter(values))):
         options_from(values)
 
 
-def test_a_folder_that_is_not_there_is_told(models: Path, tmp_path: Path):
+def test_a_missing_folder_is_named(models: Path, tmp_path: Path):
     path = job.create(tmp_path / "job", tmp_path / "gone", "tagger", CaptionOptions()).path
     with pytest.raises(DatasetError, match="gone is not a folder"):
         work(path, models)

@@ -1,4 +1,4 @@
-"""The forms in which pictures are shown, and the batches and files they come from."""
+"""Augmentations of pictures, their cached latents, masks, and the sources of pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from trainer.errors import ConfigError, DatasetError
 from trainer.runs import run
 from trainer.runs.commands import CommandInbox
 from trainer.sdxl.base import open_base
-from trainer.training import caching as prepare
+from trainer.training.caching import FeatureExtractor
+from trainer.training.examples import LatentDataset
 from trainer.training.feature_cache import FeatureCache
 
 WIDE = place(200, 100, [(64, 64)], step=64)  # resized to 128 x 64: half of it is cut away
@@ -33,16 +34,16 @@ def item(digest: str = "a", **facts) -> Item:
 
 
 def gradient() -> Image.Image:
-    """Brighter to the right, redder downwards."""
+    """A gradient: bluer to the left, redder downwards, greener to the right."""
     x, y = np.meshgrid(np.linspace(0, 255, 200), np.linspace(0, 255, 100))
     return Image.fromarray(np.stack([y, x, 255 - x], axis=2).astype(np.uint8))
 
 
-def test_a_picture_has_one_plain_form_unless_asked():
+def test_a_picture_has_one_plain_augmentation_by_default():
     assert augmentations_of(TrainConfig(), item(), WIDE) == [Augmentation(placement=WIDE)]
 
 
-def test_mirroring_shows_each_form_a_second_time_from_the_right():
+def test_flip_adds_a_mirrored_copy_of_each_augmentation():
     plain, mirrored = augmentations_of(TrainConfig(flip=True), item(), WIDE)
     assert np.array_equal(
         np.asarray(mirrored.apply(gradient())), np.asarray(ImageOps.mirror(plain.apply(gradient())))
@@ -50,7 +51,7 @@ def test_mirroring_shows_each_form_a_second_time_from_the_right():
     assert len(augmentations_of(TrainConfig(flip=True, random_crop=True, variants=3), item(), WIDE)) == 6
 
 
-def test_a_mirrored_crop_names_the_edge_that_its_left_side_came_from():
+def test_crop_left_of_a_mirrored_picture_counts_from_its_own_left_side():
     left = Augmentation(placement=place(200, 100, [(64, 64)], step=64), is_mirrored=True)
     moved = augmentations_of(TrainConfig(random_crop=True, flip=True, variants=5), item(), WIDE)
     for plain, mirrored in zip(moved[:5], moved[5:], strict=True):
@@ -63,36 +64,34 @@ def test_a_mirrored_crop_names_the_edge_that_its_left_side_came_from():
 
 
 @given(st.text(min_size=1, max_size=8), st.integers(1, 400), st.integers(1, 400))
-def test_random_crops_stay_inside_the_picture_and_are_the_same_each_time(
-    digest: str, width: int, height: int
-):
+def test_random_crops_stay_inside_the_picture_and_are_reproducible(digest: str, width: int, height: int):
     placement = place(width, height, [(64, 64), (96, 40)], step=8)
     config = TrainConfig(random_crop=True, variants=4)
     forms = augmentations_of(config, item(digest), placement)
     assert forms == augmentations_of(config, item(digest), placement)
     for form in forms:
         at = form.placement
-        assert (
-            0 <= at.crop_left <= at.resized[0] - at.bucket[0]
-            and 0 <= at.crop_top <= at.resized[1] - at.bucket[1]
-        )
+        assert 0 <= at.crop_left <= at.resized[0] - at.bucket[0]
+        assert 0 <= at.crop_top <= at.resized[1] - at.bucket[1]
         assert (at.bucket, at.resized) == (placement.bucket, placement.resized)
 
 
-def test_random_crops_differ_between_forms_and_pictures():
+def test_random_crops_differ_between_augmentations_and_pictures():
     config = TrainConfig(random_crop=True, variants=8)
     lefts = [
         [form.placement.crop_left for form in augmentations_of(config, item(name), WIDE)] for name in "ab"
     ]
-    assert len(set(lefts[0])) > 3 and lefts[0] != lefts[1]
+    assert len(set(lefts[0])) > 3
+    assert lefts[0] != lefts[1]
 
 
-def test_colour_jitter_changes_colours_within_its_bounds_and_nothing_at_zero():
+def test_colour_jitter_changes_colours_within_its_limits():
     config = TrainConfig(colour_jitter=0.2, variants=16)
     forms = augmentations_of(config, item(), WIDE)
     assert len(forms) == 16
     for form in forms:
-        assert all(0.8 <= factor <= 1.2 for factor in form.colours[:3]) and abs(form.colours[3]) <= 0.04
+        assert all(0.8 <= factor <= 1.2 for factor in form.colours[:3])
+        assert abs(form.colours[3]) <= 0.04
         assert not np.array_equal(
             np.asarray(form.apply(gradient())), np.asarray(Augmentation(placement=WIDE).apply(gradient()))
         )
@@ -109,24 +108,17 @@ def test_colour_jitter_changes_colours_within_its_bounds_and_nothing_at_zero():
     )  # a third of the circle from red is green
 
 
-# ---- what the training sees
-
-
-def pictures_of(tmp_path: Path, folder: Path, **settings) -> prepare.Pictures:
-    made = run.Run(tmp_path / "run")
-    made.path.mkdir(exist_ok=True)
+def pictures_of(tmp_path: Path, folder: Path, **settings) -> LatentDataset:
+    created = run.Run(tmp_path / "run")
+    created.path.mkdir(exist_ok=True)
     base = open_base("tiny-sdxl", MODELS)
     cache = FeatureCache(tmp_path / ".cache", base.fingerprint)
-    manifest = with_class_and_validation(scan(folder), TrainConfig(**settings))
-    return prepare.cache_latents(
-        made,
-        manifest.training_items,
-        TrainConfig(**settings),
-        base,
-        cache,
-        torch.device("cpu"),
-        CommandInbox(made, None),
+    config = TrainConfig(**settings)
+    manifest = with_class_and_validation(scan(folder), config)
+    extractor = FeatureExtractor(
+        created, config, base, cache, torch.device("cpu"), CommandInbox(created, None)
     )
+    return extractor.latents(manifest.training_items)
 
 
 @pytest.fixture
@@ -138,28 +130,33 @@ def art(tmp_path: Path) -> Path:
     return folder
 
 
-def test_mirrored_pictures_have_their_own_latents_and_are_drawn_half_the_time(
+def test_mirrored_pictures_have_their_own_latents_and_are_drawn_half_of_the_time(
     tmp_path: Path, art: Path, monkeypatch
 ):
-    seen = pictures_of(tmp_path, art, flip=True)
-    assert all(len(forms) == 2 and not torch.equal(forms[0].mean, forms[1].mean) for forms in seen.shown)
-    mirrored = [seen.draw([0], 0, position).shown[0].variant.is_mirrored for position in range(400)]
+    dataset = pictures_of(tmp_path, art, flip=True)
+    assert all(
+        len(forms) == 2 and not torch.equal(forms[0].mean, forms[1].mean) for forms in dataset.examples
+    )
+    mirrored = [
+        dataset.batch([0], 0, position).examples[0].augmentation.is_mirrored for position in range(400)
+    ]
     assert 0.4 < sum(mirrored) / 400 < 0.6
-    assert mirrored == [seen.draw([0], 0, position).shown[0].variant.is_mirrored for position in range(400)]
+    assert mirrored == [
+        dataset.batch([0], 0, position).examples[0].augmentation.is_mirrored for position in range(400)
+    ]
     monkeypatch.setattr(
         "trainer.training.caching.encode_image", lambda *_: pytest.fail("a picture was encoded again")
     )
     again = pictures_of(tmp_path, art, flip=True)
-    assert torch.equal(again.shown[0][1].mean, seen.shown[0][1].mean)
+    assert torch.equal(again.examples[0][1].mean, dataset.examples[0][1].mean)
 
 
 def test_each_picture_trains_at_each_resolution(tmp_path: Path, art: Path):
-    seen = pictures_of(tmp_path, art, resolutions=(64, 128))
-    assert [item.name for item in seen.items] == ["owl.png", "wide.png"] * 2
-    areas = [width * height for width, height in seen.buckets]
-    assert all(area <= 64 * 64 for area in areas[:2]) and all(
-        64 * 64 < area <= 128 * 128 for area in areas[2:]
-    )
+    dataset = pictures_of(tmp_path, art, resolutions=(64, 128))
+    assert [item.name for item in dataset.items] == ["owl.png", "wide.png"] * 2
+    areas = [width * height for width, height in dataset.buckets]
+    assert all(area <= 64 * 64 for area in areas[:2])
+    assert all(64 * 64 < area <= 128 * 128 for area in areas[2:])
 
 
 @pytest.mark.parametrize("given", [[32], ["768"], [5000], 768])
@@ -168,17 +165,17 @@ def test_resolutions_must_be_sides_in_px(given):
         config_from({"resolutions": given})
 
 
-def test_masks_reach_the_training_at_latent_size(tmp_path: Path, art: Path):
+def test_masks_have_the_size_of_the_latents(tmp_path: Path, art: Path):
     Image.new("L", (200, 100), 255).save(art / "wide.mask.png")
-    seen = pictures_of(tmp_path, art, mask="file", mask_outside=0.1)
-    by_name = {entry.name: row for row, entry in enumerate(seen.items)}
+    dataset = pictures_of(tmp_path, art, mask="file", mask_outside=0.1)
+    by_name = {entry.name: row for row, entry in enumerate(dataset.items)}
     assert set(by_name) == {"owl.png", "wide.png"}
-    wide = seen.draw([by_name["wide.png"]], 0, 0)
+    wide = dataset.batch([by_name["wide.png"]], 0, 0)
     mask = wide.masks([False])
-    assert (
-        mask is not None and mask.shape == (1, 1, *wide.shown[0].mean.shape[-2:]) and bool((mask == 1).all())
-    )
-    assert seen.draw([by_name["owl.png"]], 0, 0).masks([False]) is None
+    assert mask is not None
+    assert mask.shape == (1, 1, *wide.examples[0].mean.shape[-2:])
+    assert bool((mask == 1).all())
+    assert dataset.batch([by_name["owl.png"]], 0, 0).masks([False]) is None
 
 
 def test_masks_without_any_mask_file_are_refused(tmp_path: Path, art: Path):
@@ -186,22 +183,22 @@ def test_masks_without_any_mask_file_are_refused(tmp_path: Path, art: Path):
         pictures_of(tmp_path, art, mask="file")
 
 
-# ---- several folders
-
-
-def test_several_folders_train_together(tmp_path: Path, art: Path):
+def test_several_folders_are_scanned_together(tmp_path: Path, art: Path):
     both = scan_all([INK, art], trigger="ink")
-    assert len(both.items) == 26 and both.folder == str(INK)
+    assert len(both.items) == 26
+    assert both.folder == str(INK)
 
 
-def test_a_toml_file_gives_folders_repeats_weights_and_captions(tmp_path: Path, art: Path):
-    listed = tmp_path / "set.toml"
-    listed.write_text(
-        f'[[folder]]\npath = "art"\nrepeats = 3\nweight = 0.5\ncaption = "a shape"\n[[folder]]\npath = "{INK}"\n'
+def test_a_toml_file_sets_repeats_weights_and_captions_of_folders(tmp_path: Path, art: Path):
+    toml_file = tmp_path / "set.toml"
+    toml_file.write_text(
+        '[[folder]]\npath = "art"\nrepeats = 3\nweight = 0.5\ncaption = "a shape"\n'
+        f'[[folder]]\npath = "{INK}"\n'
     )
-    items = scan_all([listed], trigger="ink").items
+    items = scan_all([toml_file], trigger="ink").items
     assert [(i.repeats, i.weight, i.caption) for i in items[:2]] == [(3, 0.5, "ink, a shape")] * 2
-    assert len(items) == 26 and {(i.repeats, i.weight) for i in items[2:]} == {(1, 1.0)}
+    assert len(items) == 26
+    assert {(i.repeats, i.weight) for i in items[2:]} == {(1, 1.0)}
 
 
 @pytest.mark.parametrize(
@@ -215,7 +212,7 @@ def test_a_toml_file_gives_folders_repeats_weights_and_captions(tmp_path: Path, 
         "",
     ],
 )
-def test_a_toml_file_that_is_not_understood_is_named(tmp_path: Path, art: Path, text: str):
+def test_an_invalid_toml_file_is_named(tmp_path: Path, art: Path, text: str):
     (tmp_path / "set.toml").write_text(text)
     with pytest.raises(DatasetError, match=r"set\.toml"):
         scan_all([tmp_path / "set.toml"])

@@ -1,4 +1,4 @@
-"""Repeats and crops that an artist chose for single pictures reach the training."""
+"""Settings of single pictures (repeats, crops) reach the manifest and the buckets."""
 
 from __future__ import annotations
 
@@ -26,71 +26,70 @@ JSON = st.recursive(
 )
 
 
-def folder(tmp_path: Path, choices: Any) -> Path:
+def folder(tmp_path: Path, overrides: Any) -> Path:
     (tmp_path / "3_cats").mkdir()
     Image.new("RGB", (700, 100)).save(tmp_path / "wide.png")
     Image.new("RGB", (100, 100)).save(tmp_path / "3_cats" / "tom.png")
     (tmp_path / ".impasto" / "removed").mkdir(parents=True)
     Image.new("RGB", (100, 100)).save(tmp_path / ".impasto" / "removed" / "out.png")
-    (tmp_path / ".impasto" / "pictures.json").write_text(json.dumps(choices))
+    (tmp_path / ".impasto" / "pictures.json").write_text(json.dumps(overrides))
     return tmp_path
 
 
-def test_repeats_multiply_and_removed_pictures_do_not_train(tmp_path: Path):
-    found = scan(
+def test_repeats_multiply_and_removed_pictures_are_left_out(tmp_path: Path):
+    manifest = scan(
         folder(
             tmp_path,
             {"wide.png": {"repeats": 2}, "3_cats/tom.png": {"repeats": 5}, "gone.png": {"repeats": 9}},
         )
     )
-    assert {item.name: item.repeats for item in found.items} == {"wide.png": 2, "tom.png": 15}
+    assert {item.name: item.repeats for item in manifest.items} == {"wide.png": 2, "tom.png": 15}
 
 
-def test_a_moved_crop_reaches_the_bucket_and_the_manifest(tmp_path: Path):
-    found = scan(folder(tmp_path, {"wide.png": {"crop": [1, 0.5]}}))
-    wide = next(item for item in found.items if item.name == "wide.png")
+def test_a_moved_crop_reaches_the_manifest_and_the_placement(tmp_path: Path):
+    manifest = scan(folder(tmp_path, {"wide.png": {"crop": [1, 0.5]}}))
+    wide = next(item for item in manifest.items if item.name == "wide.png")
     assert wide.crop == (1.0, 0.5)
     plan = BucketPlan(side=128, latent_factor=8)
     moved, middle = (plan.place_all([(700, 100)], [crop])[0] for crop in (wide.crop, None))
-    assert (
-        moved.bucket == middle.bucket
-        and moved.crop_left == 2 * middle.crop_left == moved.resized[0] - moved.bucket[0] > 0
-    )
-    assert Manifest.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert moved.bucket == middle.bucket
+    assert moved.crop_left == 2 * middle.crop_left == moved.resized[0] - moved.bucket[0] > 0
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
 
 
-def test_a_manifest_without_crops_is_what_it_was_before_there_were_any():
+def test_a_manifest_without_crops_is_written_as_by_earlier_versions():
     item = Item(path="/a.png", caption="a", width=1, height=1, digest="d")
-    facts = Manifest(folder="/", items=(item,)).to_json()
-    assert "crop" not in facts["items"][0] and Manifest.from_json(facts).items[0] == item
+    content = Manifest(folder="/", items=(item,)).to_json()
+    assert "crop" not in content["items"][0]
+    assert Manifest.from_json(content).items[0] == item
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_the_centre_is_the_centre(share: float):
+def test_a_crop_stays_inside_the_picture_and_half_is_the_centre(share: float):
     plan = BucketPlan(side=128, latent_factor=8)
     at = plan.place_all([(333, 97)], [(share, 0.5)])[0]
-    assert (
-        0 <= at.crop_left <= at.resized[0] - at.bucket[0] and 0 <= at.crop_top <= at.resized[1] - at.bucket[1]
-    )
+    assert 0 <= at.crop_left <= at.resized[0] - at.bucket[0]
+    assert 0 <= at.crop_top <= at.resized[1] - at.bucket[1]
     if share == 0.5:
         assert abs(at.crop_left - plan.place_all([(333, 97)])[0].crop_left) <= 1
 
 
 @given(JSON)
-def test_any_file_of_choices_is_read(facts: Any):
-    choice = override_from(facts)
-    assert 1 <= choice.repeats <= 100 and (choice.crop is None or all(0 <= part <= 1 for part in choice.crop))
+def test_any_json_gives_a_valid_override(content: Any):
+    override = override_from(content)
+    assert 1 <= override.repeats <= 100
+    assert override.crop is None or all(0 <= part <= 1 for part in override.crop)
 
 
 @given(st.integers(1, 100), st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1)))
-def test_a_choice_survives_being_written(repeats: int, crop: tuple[float, float] | None):
+def test_an_override_survives_a_round_trip_through_json(repeats: int, crop: tuple[float, float] | None):
     assert override_from(json.loads(json.dumps(Override(repeats, crop).to_json()))) == Override(repeats, crop)
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "[[[", "null", '{"a": 3}', '{"a": {"repeats": true, "crop": [2, 0]}}']
 )
-def test_a_damaged_file_of_choices_is_as_if_there_were_none(tmp_path: Path, text: str):
+def test_a_damaged_file_gives_default_overrides(tmp_path: Path, text: str):
     (tmp_path / ".impasto").mkdir()
     (tmp_path / ".impasto" / "pictures.json").write_text(text)
-    assert all(choice == Override() for choice in read_overrides(tmp_path).values())
+    assert all(override == Override() for override in read_overrides(tmp_path).values())

@@ -1,4 +1,4 @@
-"""A compiled training computes what an uncompiled one does."""
+"""torch.compile: same results, and a decision when to use it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from trainer.hardware import compile as compiled
 from trainer.hardware.compile import compile_blocks, has_compiler, should_compile
 
 CPU = torch.device("cpu")
-# Translating for a CPU takes half a minute; tracing, which decides what is computed, two seconds.
-asked = pytest.mark.skipif(
+# Compilation for a CPU takes half a minute; tracing, which decides the operations, two seconds.
+needs_compiler = pytest.mark.skipif(
     not (os.environ.get("IMPASTO_TEST_COMPILER") and has_compiler(CPU)),
     reason="needs IMPASTO_TEST_COMPILER=1 and g++",
 )
@@ -56,8 +56,8 @@ def loss_of(unet: UNet2DConditionModel) -> torch.Tensor:
     return unet(noisy, torch.tensor([500]), text).sample.square().mean()
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=asked)])
-def test_loss_and_gradients_are_the_uncompiled_ones_and_blocks_of_a_shape_share_a_translation(
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
+def test_compiled_blocks_have_the_same_loss_and_gradients_and_share_their_code(
     backend: str, tmp_path: Path, monkeypatch
 ):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -73,12 +73,12 @@ def test_loss_and_gradients_are_the_uncompiled_ones_and_blocks_of_a_shape_share_
         found.append((loss.detach(), adapter.vectors()[0].grad))
     assert (
         torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
-    )  # of four blocks: the first has an input that wants no gradient
+    )  # for four blocks; the input of the first requires no gradient
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-6)
 
 
-def test_without_its_compiler_it_says_what_to_install(monkeypatch):
+def test_the_error_for_a_missing_compiler_names_what_to_install(monkeypatch):
     unet, _ = small()
     monkeypatch.setattr(compiled, "has_compiler", lambda device: False)
     with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler such as g\+\+; install it"):
@@ -86,12 +86,11 @@ def test_without_its_compiler_it_says_what_to_install(monkeypatch):
     assert not should_compile(TrainConfig(compile="auto"), unet)
 
 
-def test_a_cpu_is_not_compiled_for_unless_asked(monkeypatch):
+def test_auto_does_not_compile_for_a_cpu(monkeypatch):
     unet, _ = small()
     monkeypatch.setattr(compiled, "has_compiler", lambda device: True)
-    assert not should_compile(TrainConfig(steps=10_000), unet) and not should_compile(
-        TrainConfig(compile="off"), unet
-    )
+    assert not should_compile(TrainConfig(steps=10_000), unet)
+    assert not should_compile(TrainConfig(compile="off"), unet)
     assert should_compile(TrainConfig(compile="on", gradient_checkpointing="none"), unet)
     with pytest.raises(ConfigError, match="none or all, not deep"):
         should_compile(TrainConfig(compile="on", gradient_checkpointing="deep"), unet)

@@ -1,4 +1,4 @@
-"""A training leaves the machine usable."""
+"""The number of threads leaves a processor for other programs."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from trainer.hardware.device import thread_count
 
 
 @given(threads=st.integers(1, 256), processors=st.integers(1, 256))
-def test_one_processor_is_left_to_the_rest_and_one_thread_always_works(threads: int, processors: int):
+def test_one_processor_is_free_and_there_is_at_least_one_thread(threads: int, processors: int):
     found = thread_count(threads, processors)
-    assert 1 <= found <= threads and (found < processors or processors == 1)
+    assert 1 <= found <= threads
+    assert found < processors or processors == 1
 
 
-def test_nobody_need_say_how_many_threads_for_the_machine_to_stay_usable():
+def test_by_default_one_processor_is_free():
     silent = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {
         "CUDA_VISIBLE_DEVICES": ""
     }
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-m", "trainer", "device"], env=silent, capture_output=True, text=True, check=True
     )
-    found = re.fullmatch(r"CPU \((\d+) threads?\)", said.stdout.strip())
+    found = re.fullmatch(r"CPU \((\d+) threads?\)", output.stdout.strip())
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    assert found and 1 <= int(found[1]) <= max(1, processors - 1)
+    assert found
+    assert 1 <= int(found[1]) <= max(1, processors - 1)
 
 
-def test_who_says_how_many_threads_is_obeyed():
-    wanted = os.environ | {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
-    said = subprocess.run(
-        [sys.executable, "-m", "trainer", "device"], env=wanted, capture_output=True, text=True, check=True
+def test_omp_num_threads_sets_the_number_of_threads():
+    expected = os.environ | {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
+    output = subprocess.run(
+        [sys.executable, "-m", "trainer", "device"], env=expected, capture_output=True, text=True, check=True
     )
-    assert said.stdout.strip() == "CPU (2 threads)"
+    assert output.stdout.strip() == "CPU (2 threads)"

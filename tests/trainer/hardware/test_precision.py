@@ -1,4 +1,4 @@
-"""Precision is chosen by what this machine is faster with, once, and kept."""
+"""Choice of the faster precision, measured once."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from trainer.hardware.precision import precision_for, time_blocks
 CPU, TINY = torch.device("cpu"), MODELS / "tiny-sdxl"
 
 
-def test_a_cpu_without_products_of_bf16_takes_fp32_unmeasured(monkeypatch, tmp_path: Path):
+def test_a_cpu_without_bf16_instructions_uses_fp32_without_a_measurement(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(speed, "has_bf16_instructions", lambda: False)
-    assert precision_for("auto", CPU, TINY, tmp_path) == torch.float32 and not list(tmp_path.iterdir())
+    assert precision_for("auto", CPU, TINY, tmp_path) == torch.float32
+    assert not list(tmp_path.iterdir())
     assert precision_for("bf16", CPU, TINY, tmp_path) == torch.bfloat16
 
 
 @pytest.mark.parametrize(("bf16", "chosen"), [(0.5, torch.bfloat16), (0.9, torch.float32)])
-def test_the_faster_precision_is_kept_so_that_a_resumed_run_has_it_too(
+def test_the_faster_precision_is_cached_for_a_resumed_run(
     monkeypatch, tmp_path: Path, bf16: float, chosen: torch.dtype
 ):
     monkeypatch.setattr(speed, "has_bf16_instructions", lambda: True)
     seconds = {torch.float32: 1.0, torch.bfloat16: bf16}
     monkeypatch.setattr(speed, "time_blocks", lambda unet, dtype: seconds[dtype])
     assert precision_for("auto", CPU, TINY, tmp_path) == chosen
-    seconds[torch.bfloat16] = 2.0 - bf16  # the machine is busy with other things
+    seconds[torch.bfloat16] = 2.0 - bf16  # the machine is busy now
     assert precision_for("auto", CPU, TINY, tmp_path) == chosen
 
 

@@ -1,4 +1,6 @@
-"""Base models: any SDXL checkpoint opens offline as it is; anything else is named and refused in a sentence."""
+"""Base models: SDXL checkpoints and folders open offline; other files are refused in a sentence that names
+them.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ TINY = MODELS / "tiny-sdxl"
 
 @pytest.fixture(scope="module")
 def single_file(tmp_path_factory) -> Path:
-    """The bundled base as one file of the original layout."""
+    """The bundled base as a single file in the original layout."""
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
     write(path, TINY, folder_weights(TINY), dtype=torch.float16)
     return path
@@ -53,7 +55,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_shipped_configuration_is_that_of_sdxl():
+def test_the_bundled_configuration_has_the_parameter_counts_of_sdxl():
     counts = {part: sum(p.numel() for p in build(part, ORIGINAL).parameters()) for part in PARTS}
     assert counts == {
         "unet": 2_567_463_684,
@@ -63,8 +65,8 @@ def test_the_shipped_configuration_is_that_of_sdxl():
     }
 
 
-def test_every_weight_of_sdxl_has_one_place_in_a_checkpoint():
-    """2,515 tensors in Stability's file, two of which no model here has: position_ids and logit_scale."""
+def test_every_weight_of_sdxl_has_one_key_in_a_checkpoint():
+    """Stability's file has 2,515 tensors; two of them, position_ids and logit_scale, are not loaded."""
     keys: dict[str, set] = {}
     for part in PARTS:
         for name in build(part, ORIGINAL).state_dict():
@@ -75,7 +77,7 @@ def test_every_weight_of_sdxl_has_one_place_in_a_checkpoint():
 
 
 def test_a_single_file_is_read_as_diffusers_reads_it(single_file):
-    """Against an independent implementation: every weight, bit for bit."""
+    """Every weight is bit-equal to that of an independent implementation."""
     theirs = StableDiffusionXLPipeline.from_single_file(
         str(single_file), config=str(TINY), local_files_only=True, torch_dtype=torch.float32
     )
@@ -116,7 +118,7 @@ def test_training_on_a_single_file_gives_the_lora_of_the_folder(single_file, tmp
     assert same(*weights)
 
 
-def test_a_part_is_loaded_in_the_precision_it_will_have(single_file):
+def test_a_part_is_loaded_in_the_requested_precision(single_file):
     unet = open_base(str(single_file), MODELS).unet(CPU, torch.bfloat16)
     assert {tensor.dtype for tensor in unet.state_dict().values()} == {torch.bfloat16}
 
@@ -132,20 +134,20 @@ def test_a_part_is_loaded_in_the_precision_it_will_have(single_file):
         ((), {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, "v_prediction", True),
     ],
 )
-def test_what_a_checkpoint_predicts_is_read_from_the_file(markers, metadata, prediction, terminal, tmp_path):
+def test_the_prediction_type_is_read_from_the_file(markers, metadata, prediction, terminal, tmp_path):
     path = tmp_path / "noob.safetensors"
     write(path, TINY, random_weights(0), dtype=torch.float16, markers=markers, metadata=metadata)
-    found = read_checkpoint(path)
-    assert (found.prediction_type, found.zero_terminal_snr) == (prediction, terminal)
+    checkpoint = read_checkpoint(path)
+    assert (checkpoint.prediction_type, checkpoint.zero_terminal_snr) == (prediction, terminal)
     scheduler = open_base(str(path), MODELS).scheduler()
     assert scheduler.config.prediction_type == (
         prediction or "v_prediction"
-    )  # what the bundled base's own folder says
+    )  # from the bundled base's folder
     assert scheduler.config.rescale_betas_zero_snr == terminal
     assert (float(scheduler.alphas_cumprod[-1]) < 1e-6) == terminal
 
 
-def test_a_checkpoint_without_a_vae_takes_the_one_beside_it_or_asks_for_it(tmp_path):
+def test_a_checkpoint_without_a_vae_uses_one_beside_it_or_is_refused(tmp_path):
     path = tmp_path / "bare.safetensors"
     write(
         path,
@@ -163,7 +165,7 @@ def test_a_checkpoint_without_a_vae_takes_the_one_beside_it_or_asks_for_it(tmp_p
     )
 
 
-def test_a_checkpoint_that_lacks_a_weight_is_refused_by_its_name(single_file, tmp_path):
+def test_a_checkpoint_that_lacks_a_weight_is_refused_with_the_weights_name(single_file, tmp_path):
     tensors = load_file(single_file)
     del tensors[UNET + "middle_block.0.in_layers.2.weight"]
     save_file(tensors, tmp_path / "torn.safetensors")
@@ -227,7 +229,7 @@ WRONG_TENSORS = {
     "unet": (without(TEXT_1, TEXT_2), "without its text encoders"),
     "one encoder": (without(TEXT_2), "without its text encoders"),
     "folder part": ({"down_blocks.0.resnets.0.conv1.weight": half(1)}, "whole folder"),
-    "distilled": (without(UNET + "middle"), "cut down"),
+    "distilled": (without(UNET + "middle"), "distilled"),
     "nothing": ({}, "empty"),
     "strange": ({"hello": half(1)}, "no SDXL model"),
     "narrow": ({**WHOLE, UNET + "input_blocks.0.0.weight": half(64, 4, 3, 3)}, "not of SDXL's shape"),
@@ -235,17 +237,15 @@ WRONG_TENSORS = {
 
 
 @pytest.mark.parametrize("kind", WRONG_TENSORS)
-def test_what_is_no_sdxl_checkpoint_is_told_by_its_name(kind, tmp_path, capfd):
+def test_other_models_are_refused_with_their_kind(kind, tmp_path, capfd):
     tensors, words = WRONG_TENSORS[kind]
     save_file(tensors, tmp_path / "x.safetensors")
     assert run("base", "check", str(tmp_path / "x.safetensors")) == 1
-    said = capfd.readouterr().err.strip()
-    assert (
-        words in said
-        and said.startswith("impasto: x.safetensors")
-        and "\n" not in said
-        and "Traceback" not in said
-    )
+    message = capfd.readouterr().err.strip()
+    assert words in message
+    assert message.startswith("impasto: x.safetensors")
+    assert "\n" not in message
+    assert "Traceback" not in message
 
 
 def header(text: bytes, tail: bytes = b"") -> bytes:
@@ -259,7 +259,7 @@ def one(low: int, high: int, shape: list[int], dtype: str = "F16") -> dict:
 WRONG_BYTES = {
     "empty": (b"", "not a .safetensors"),
     "text": (b"hello, I am a model", "not a .safetensors"),
-    "html": (b"<!DOCTYPE html><html>not found</html>", "not a .safetensors"),
+    "html": (b"<!DOCTYPE html><html>not checkpoint</html>", "not a .safetensors"),
     "pickle": (pickle.dumps({"state_dict": list(range(100))}), "pickle"),
     "zip": (b"PK\x03\x04" + b"x" * 40, "pickle or zip"),
     "gguf": (b"GGUF" + b"\x03" * 40, "GGUF"),
@@ -288,8 +288,10 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_sentence(kind, tmp_path, ca
     data, words = WRONG_BYTES[kind]
     (tmp_path / "x.safetensors").write_bytes(data)
     assert run("base", "check", str(tmp_path / "x.safetensors")) == 1
-    said = capfd.readouterr().err.strip()
-    assert words in said and "\n" not in said and "Traceback" not in said
+    message = capfd.readouterr().err.strip()
+    assert words in message
+    assert "\n" not in message
+    assert "Traceback" not in message
 
 
 def test_pickle_files_are_never_opened(tmp_path, capfd):
@@ -300,16 +302,18 @@ def test_pickle_files_are_never_opened(tmp_path, capfd):
 
 
 def assert_read_or_refused(path: Path) -> None:
+    message = path.name
     try:
         read_header(path, BaseError)
     except BaseError as error:
-        assert str(error).startswith(path.name)
+        message = str(error)
     finally:
         path.unlink()
+    assert message.startswith(path.name)
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_at_all_can_harm_the_header_reader(data):
+def test_the_header_reader_refuses_any_other_bytes(data):
     path = Path("/tmp") / f"impasto-header-{len(data)}.safetensors"
     path.write_bytes(data)
     assert_read_or_refused(path)
@@ -328,7 +332,7 @@ def test_no_bytes_at_all_can_harm_the_header_reader(data):
         ),
     )
 )
-def test_no_json_at_all_can_harm_the_header_reader(tree):
+def test_the_header_reader_refuses_any_other_json(tree):
     path = Path("/tmp") / "impasto-header-json.safetensors"
     path.write_bytes(header(json.dumps(tree).encode(), b"12"))
     assert_read_or_refused(path)

@@ -1,4 +1,4 @@
-"""Embeddings in the file of a LoRA, as OneTrainer puts them there: the LoRA is used, and what is left out is said by name."""
+"""Embeddings in the file of a LoRA, as OneTrainer writes them: the LoRA is used, and a notice names them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import INK, MODELS, SMALLEST, trainer
-from tests.trainer.lora_file.lora_samples import FACTS, assert_same, changes_of, pipeline, write_lora
+from tests.trainer.lora_file.lora_samples import METADATA, assert_same, changes_of, pipeline, write_lora
 from trainer.errors import LoraFileError
 from trainer.headers.lora import recognise
 from trainer.headers.sidecars import ENTRY
@@ -21,7 +21,10 @@ from trainer.lora_file.compatibility.check import check_file
 from trainer.runs import events
 from trainer.workers.lora_tools import work
 
-SAID = "also holds an embedding ('mein stil'), which is left out here; A1111 reads it where its name is in the prompt"
+NOTICE = (
+    "also holds an embedding ('mein stil'), which is left out here; A1111 reads it where its name is in "
+    "the prompt"
+)
 
 
 @pytest.fixture
@@ -36,55 +39,58 @@ def bundle(places, tmp_path: Path) -> Path:
         "bundle_emb.mein stil.clip_l": torch.randn(2, 64),
         "bundle_emb.mein stil.clip_g": torch.randn(2, 80),
     }
-    save_file({**tensors, **embedding}, tmp_path / "bundle.safetensors", metadata=FACTS)
+    save_file({**tensors, **embedding}, tmp_path / "bundle.safetensors", metadata=METADATA)
     return tmp_path / "bundle.safetensors"
 
 
-def test_inspect_tells_of_the_lora_and_of_what_is_left_out(bundle: Path):
-    said = trainer("lora", "inspect", bundle).stdout
-    assert "network: LoRA" in said and f"note: bundle.safetensors {SAID}" in said
+def test_inspect_describes_the_lora_and_notes_the_embedding(bundle: Path):
+    output = trainer("lora", "inspect", bundle).stdout
+    assert "network: LoRA" in output
+    assert f"note: bundle.safetensors {NOTICE}" in output
 
 
-def test_each_tool_is_said_to_read_the_embedding_or_not(bundle: Path):
+def test_check_knows_which_tools_read_the_embedding(bundle: Path):
     report = check_file(bundle, bases=MODELS)
-    found = {verdict.tool.split()[0]: verdict for verdict in report.verdicts}
-    assert found["A1111"].whole
+    verdicts = {verdict.tool.split()[0]: verdict for verdict in report.verdicts}
+    assert verdicts["A1111"].is_complete
     for tool in ("Forge", "ComfyUI", "InvokeAI", "sd-scripts"):
-        (drop,) = found[tool].drops
-        assert drop.reason == "it reads no embedding out of a LoRA's file" and len(drop.keys) == 2
-    assert "lora convert leaves it out" in (found["diffusers"].refusal or "")
-    assert f"bundle.safetensors {SAID}" in report.warnings and not report.faults
+        (drop,) = verdicts[tool].drops
+        assert drop.reason == "it reads no embedding out of a LoRA's file"
+        assert len(drop.keys) == 2
+    assert "lora convert leaves it out" in (verdicts["diffusers"].refusal or "")
+    assert f"bundle.safetensors {NOTICE}" in report.warnings
+    assert not report.faults
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_diffusers_refuses_the_file_as_is_said_and_takes_the_converted_one(bundle: Path, tmp_path: Path):
+def test_diffusers_refuses_the_file_and_reads_the_converted_one(bundle: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="lora"):
-        pipeline().load_lora_weights(bundle)
+        pipeline().load_lora_weights(str(bundle))
     done = trainer("lora", "convert", bundle, tmp_path / "out.safetensors", "--to", "kohya")
-    assert SAID in done.stderr
-    pipeline().load_lora_weights(tmp_path / "out.safetensors")
+    assert NOTICE in done.stderr
+    pipeline().load_lora_weights(str(tmp_path / "out.safetensors"))
     assert_same(changes_of(tmp_path / "out.safetensors"), changes_of(tmp_path / "plain.safetensors"))
 
 
-def test_many_embeddings_are_too_much_for_forge(bundle: Path):
+def test_forge_refuses_many_embeddings(bundle: Path):
     more = {f"bundle_emb.word{n}.clip_l": torch.randn(1, 64) for n in range(12)}
-    save_file({**load_file(bundle), **more}, bundle, metadata=FACTS)
+    save_file({**load_file(bundle), **more}, bundle, metadata=METADATA)
     (forge,) = [verdict for verdict in check_file(bundle, bases=MODELS).verdicts if verdict.tool == "Forge"]
     assert "14 keys match nothing" in (forge.refusal or "")
     assert "'mein stil'" in trainer("lora", "inspect", bundle).stdout
 
 
-def test_a_preview_draws_the_lora_and_says_what_it_does_not_draw(bundle: Path, tmp_path: Path):
+def test_a_preview_uses_the_lora_and_prints_the_notice(bundle: Path, tmp_path: Path):
     more = ("--prompt", "a star", "--strengths", "0,1", "--steps", "1", "--size", "64x64")
     drawn = {}
     for name in ("bundle", "plain"):
         done = trainer("preview", tmp_path / f"{name}.safetensors", "--out-dir", tmp_path / name, *more)
-        assert (SAID in done.stderr) == (name == "bundle")
+        assert (NOTICE in done.stderr) == (name == "bundle")
         drawn[name] = np.asarray(Image.open(tmp_path / name / "p00_s1.00.png"))
     assert np.array_equal(drawn["bundle"], drawn["plain"])
 
 
-def test_an_import_is_kept_and_its_entry_says_so(bundle: Path, tmp_path: Path):
+def test_an_imported_file_has_the_notice_in_its_entry(bundle: Path, tmp_path: Path):
     folder = tmp_path / "entry"
     folder.mkdir()
     shutil.copy(bundle, folder)
@@ -93,14 +99,15 @@ def test_an_import_is_kept_and_its_entry_says_so(bundle: Path, tmp_path: Path):
         json.dumps({"tool": "check", "source": str(folder / bundle.name)})
     )
     assert work(tmp_path / "job", MODELS) == "finished"
-    said = json.loads((folder / ENTRY).read_text())
-    assert said["problem"] == f"bundle.safetensors {SAID}" and said["takes"] == ["A1111 1.10"]
+    entry = json.loads((folder / ENTRY).read_text())
+    assert entry["problem"] == f"bundle.safetensors {NOTICE}"
+    assert entry["takes"] == ["A1111 1.10"]
 
 
 @pytest.mark.usefixtures("shared_cache")
-def test_a_training_that_starts_from_it_says_so(bundle: Path, tmp_path: Path):
+def test_a_training_that_starts_from_the_file_reports_the_notice(bundle: Path, tmp_path: Path):
     unet = {key: tensor for key, tensor in load_file(bundle).items() if not key.startswith("lora_te")}
-    save_file(unet, bundle, metadata=FACTS)
+    save_file(unet, bundle, metadata=METADATA)
     settings = (
         "network=lora",
         "rank=3",
@@ -110,15 +117,15 @@ def test_a_training_that_starts_from_it_says_so(bundle: Path, tmp_path: Path):
     )
     chosen = [word for setting in settings for word in ("--set", setting)]
     trainer("train", INK, "--output", tmp_path / "run", "--steps", "1", *SMALLEST, *chosen)
-    said = [
+    messages = [
         event["message"]
         for event in events.read(tmp_path / "run" / "events.jsonl")[0]
         if event["kind"] == "problem"
     ]
-    assert any(SAID in message for message in said)
+    assert any(NOTICE in message for message in messages)
 
 
-def test_a_file_of_embeddings_alone_is_no_lora(tmp_path: Path):
+def test_a_file_with_only_embeddings_is_refused(tmp_path: Path):
     save_file(
         {"bundle_emb.stil.clip_l": torch.randn(2, 64), "bundle_emb.stil.clip_g": torch.randn(2, 80)},
         tmp_path / "e.safetensors",

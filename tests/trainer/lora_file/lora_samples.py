@@ -1,4 +1,4 @@
-"""LoRA files made without the code under test, and what diffusers makes of a file."""
+"""LoRA files written without the code under test, and the changes that diffusers reads from a file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from safetensors.torch import save_file
 
 from tests.conftest import MODELS
 from trainer.__main__ import main
+from trainer.adapter.lora import Adapter
 from trainer.lora_file.base_weights import base_weights
 from trainer.lora_file.module_names import kohya_name
 from trainer.lora_file.reader import read_modules
 from trainer.sampling.pipeline import WarmBase
-from trainer.sampling.sampler import draw
+from trainer.sampling.sampler import Sampler
 from trainer.sampling_config import SamplingConfig
 
 TINY = MODELS / "tiny-sdxl"
-FACTS = {
+METADATA = {
     "ss_base_model_version": "sdxl_base_v1-0",
     "ss_output_name": "sample",
     "modelspec.author": "a painter",
@@ -43,7 +44,7 @@ def every_layer() -> dict[Place, tuple[int, ...]]:
 
 
 def shape_of(path: str) -> tuple[int, ...]:
-    """Of a weight of the bundled base's UNet."""
+    """The shape of a weight of the bundled base's UNet."""
     return every_layer()["unet", path]
 
 
@@ -55,16 +56,16 @@ def write_lora(
     seed: int = 0,
     rank: Callable[[int], int] = lambda n: 3,
     alpha: Callable[[int], float | None] = lambda n: 2.0,
-    facts: dict[str, str] | None = None,
+    metadata: dict[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[Place, torch.Tensor]:
-    """A LoRA in kohya's form, made without the code under test; what it adds to each weight, (O, I)."""
-    draw = torch.Generator().manual_seed(seed)
+    """Writes a LoRA in kohya's format without the code under test; returns its changes, each (O, I)."""
+    generator = torch.Generator().manual_seed(seed)
     tensors, changes = {}, {}
     for number, ((part, where), shape) in enumerate(places.items()):
         own, kernel = rank(number), shape[2:]
-        down = (0.1 * torch.randn(own, *shape[1:], generator=draw)).to(dtype)
-        up = (0.1 * torch.randn(shape[0], own, *[1] * len(kernel), generator=draw)).to(dtype)
+        down = (0.1 * torch.randn(own, *shape[1:], generator=generator)).to(dtype)
+        up = (0.1 * torch.randn(shape[0], own, *[1] * len(kernel), generator=generator)).to(dtype)
         name, scale = naming(part, where), alpha(number)
         tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
         if scale is not None:
@@ -72,7 +73,7 @@ def write_lora(
         changes[part, where] = (
             (own if scale is None else scale) / own * up.float().flatten(1) @ down.float().flatten(1)
         )
-    save_file(tensors, path, metadata=FACTS if facts is None else facts)
+    save_file(tensors, path, metadata=METADATA if metadata is None else metadata)
     return changes
 
 
@@ -81,12 +82,12 @@ def changes_of(path: Path) -> dict[Place, torch.Tensor]:
 
 
 def assert_same(
-    found: Mapping[Place, torch.Tensor], expected: Mapping[Place, torch.Tensor], atol: float = 1e-6
+    actual: Mapping[Place, torch.Tensor], expected: Mapping[Place, torch.Tensor], atol: float = 1e-6
 ) -> None:
-    assert set(found) == set(expected)
+    assert set(actual) == set(expected)
     for place, change in expected.items():
         torch.testing.assert_close(
-            found[place].flatten(1),
+            actual[place].flatten(1),
             change.flatten(1),
             rtol=1e-4,
             atol=atol,
@@ -99,19 +100,19 @@ def pipeline() -> StableDiffusionXLPipeline:
 
 
 def weights_of(pipe: StableDiffusionXLPipeline, places: Mapping[Place, object]) -> dict[Place, torch.Tensor]:
-    found = {}
+    weights = {}
     for part, path in places:
         model = getattr(pipe, part)
         prefix = "text_model." if hasattr(model, "text_model") else ""
         module = model.get_submodule(prefix + path)
-        found[part, path] = getattr(module, "base_layer", module).weight.detach().clone().flatten(1)
-    return found
+        weights[part, path] = getattr(module, "base_layer", module).weight.detach().clone().flatten(1)
+    return weights
 
 
 def changed_by_diffusers(
     files: Mapping[Path, float], places: Mapping[Place, object], caplog
 ) -> dict[Place, torch.Tensor]:
-    """What diffusers adds to each weight when it fuses the files; nothing in them may be left over."""
+    """The changes of the weights when diffusers fuses the files; it must use every tensor of them."""
     pipe = pipeline()
     before = weights_of(pipe, places)
     caplog.clear()
@@ -120,16 +121,16 @@ def changed_by_diffusers(
     diffusers_logging.enable_propagation()  # to caplog
     try:
         for number, path in enumerate(files):
-            pipe.load_lora_weights(path, adapter_name=f"n{number}")
+            pipe.load_lora_weights(str(path), adapter_name=f"n{number}")
     finally:
         diffusers_logging.disable_propagation()
         diffusers_logging.set_verbosity(quiet)
-    told = [
+    messages = [
         r.getMessage()
         for r in caplog.records
         if "unexpected keys" in r.getMessage() or "UNEXPECTED" in r.getMessage()
     ]
-    assert not told, told
+    assert not messages, messages
     pipe.set_adapters([f"n{number}" for number in range(len(files))], list(files.values()))
     pipe.fuse_lora(adapter_names=[f"n{number}" for number in range(len(files))])
     after = weights_of(pipe, places)
@@ -137,22 +138,17 @@ def changed_by_diffusers(
 
 
 def drawn_by_the_base_alone(warm: WarmBase, request: SamplingConfig) -> list[Any]:
-    """What `warm` last drew, from the same texts and with no adapter at all."""
-    return draw(
-        request,
-        unet=warm.unet,
-        vae=warm.vae,
-        scheduler=warm.scheduler,
-        adapter=None,
-        conditioning=lambda prompt, strength: next(iter(warm.known.values()))[prompt],
-        size=(128, 128),
-        latent_factor=8,
+    """The images of the last request to `warm`, from the same texts and without an adapter."""
+    sampler = Sampler(
+        base=warm.base, unet=warm.unet, vae=warm.vae, scheduler=warm.scheduler, adapter=Adapter()
     )
+    cached = next(iter(warm.cached.values()))
+    return sampler.generate(request, sampler.prompt_encoder(cached, cached.__getitem__))
 
 
 def by_command_line(arguments: list[str | Path], monkeypatch, capsys) -> tuple[int, str, str]:
     """(exit status, stdout, stderr) of `python -m trainer ...`, in this process."""
     monkeypatch.setattr("sys.argv", ["trainer", *map(str, arguments)])
     status = main()
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    output = capsys.readouterr()
+    return status, output.out, output.err

@@ -1,4 +1,4 @@
-"""Several LoRAs on one base: the sum of their changes, whatever networks they are, and the base itself at strength 0."""
+"""Several LoRAs on one base: the sum of their changes for all networks, and the exact base at strength 0."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import MODELS
 from tests.trainer.lora_file.lora_samples import (
     CONVOLUTION,
-    FACTS,
+    METADATA,
     Place,
     drawn_by_the_base_alone,
     write_lora,
@@ -60,33 +60,33 @@ def test_a_mix_of_loras_changes_each_layer_by_the_weighted_sum(warm: WarmBase, p
         rank=lambda n: 5,
         alpha=lambda n: 1.0,
     )
-    found = detached(warm, [(tmp_path / "a.safetensors", 0.7), (tmp_path / "b.safetensors", -0.4)])
-    assert set(found) == set(a) | set(b)  # the union of their layers
-    for place, change in found.items():
+    actual = detached(warm, [(tmp_path / "a.safetensors", 0.7), (tmp_path / "b.safetensors", -0.4)])
+    assert set(actual) == set(a) | set(b)  # the union of their layers
+    for place, change in actual.items():
         expected = 0.7 * a.get(place, torch.zeros_like(change)) - 0.4 * b.get(place, torch.zeros_like(change))
         torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_mixed_picture_is_that_of_a_base_with_both_in_its_weights(warm: WarmBase, places, tmp_path: Path):
+def test_a_mixed_image_equals_that_of_a_base_with_both_in_its_weights(warm: WarmBase, places, tmp_path: Path):
     files = [(tmp_path / "a.safetensors", 0.6), (tmp_path / "b.safetensors", 0.5)]
     parts = [
         write_lora(file, chosen(places, ".attn1.", ".attn2."), seed=seed)
         for seed, (file, _) in enumerate(files)
     ]
     request = SamplingConfig(prompts=("a cat",), strengths=(1.0,), seed=3, steps=3)
-    mixed = warm.draw(files, request)[0].picture
+    mixed = warm.generate(files, request)[0].image
     warm.adapter_of([])
     by_hand = {place[1]: 0.6 * parts[0][place] + 0.5 * parts[1][place] for place in parts[0]}
-    kept = {path: warm.unet.get_submodule(path).weight.detach().clone() for path in by_hand}
+    originals = {path: warm.unet.get_submodule(path).weight.detach().clone() for path in by_hand}
     with torch.no_grad():
         for path, change in by_hand.items():
-            warm.unet.get_submodule(path).weight += change.reshape(kept[path].shape)
+            warm.unet.get_submodule(path).weight += change.reshape(originals[path].shape)
         try:
-            merged = warm.draw(None, request)[0].picture
+            merged = warm.generate(None, request)[0].image
         finally:
-            for path, weight in kept.items():
+            for path, weight in originals.items():
                 warm.unet.get_submodule(path).weight.copy_(weight)
-    plain = warm.draw(None, request)[0].picture
+    plain = warm.generate(None, request)[0].image
     apart = [np.abs(np.asarray(mixed, float) - np.asarray(other, float)).mean() for other in (merged, plain)]
     assert apart[0] < 0.5 < 5 * apart[0] + 1 < apart[1]
 
@@ -96,11 +96,11 @@ def test_a_mix_at_strength_zero_is_the_base_to_the_bit(warm: WarmBase, places, t
     for seed, (file, _) in enumerate(files):
         write_lora(file, chosen(places, ".attn1."), seed=seed)
     request = SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), steps=2)
-    mixed = warm.draw(files, request)
+    mixed = warm.generate(files, request)
     assert not warm.adapter_of([]).layers
     alone = drawn_by_the_base_alone(warm, request)
-    assert np.array_equal(np.asarray(mixed[0].picture), np.asarray(alone[0].picture))
-    assert not np.array_equal(np.asarray(mixed[1].picture), np.asarray(alone[1].picture))
+    assert np.array_equal(np.asarray(mixed[0].image), np.asarray(alone[0].image))
+    assert not np.array_equal(np.asarray(mixed[1].image), np.asarray(alone[1].image))
 
 
 def test_other_networks_add_their_whole_change(warm: WarmBase, places, tmp_path: Path):
@@ -110,7 +110,7 @@ def test_other_networks_add_their_whole_change(warm: WarmBase, places, tmp_path:
     tensors = load_file(tmp_path / "dora.safetensors")
     for (part, path), shape in some.items():
         tensors[f"{kohya_name(part, path)}.dora_scale"] = torch.rand(1, shape[1]) + 0.5
-    save_file(tensors, tmp_path / "dora.safetensors", metadata=FACTS)
+    save_file(tensors, tmp_path / "dora.safetensors", metadata=METADATA)
     dora = detached(warm, [(tmp_path / "dora.safetensors", 1.0)])
     both = detached(warm, [(tmp_path / "lora.safetensors", 0.5), (tmp_path / "dora.safetensors", 0.25)])
     for place, change in both.items():

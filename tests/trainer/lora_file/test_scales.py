@@ -16,7 +16,7 @@ from tests.conftest import MODELS
 from tests.trainer.lora_file.lora_samples import (
     ATTENTION,
     CONVOLUTION,
-    FACTS,
+    METADATA,
     TINY,
     Place,
     assert_same,
@@ -37,6 +37,7 @@ from trainer.lora_file.edit.resize import resize
 from trainer.lora_file.module_names import diffusers_name, kohya_name
 from trainer.lora_file.reader import read_modules
 from trainer.sdxl.base import open_base
+from trainer.sdxl.protocols import Module
 from trainer.workers.lora_tools import work
 
 RANK, ALPHA = 4, 2.0
@@ -49,12 +50,12 @@ Matrices = dict[str, tuple[torch.Tensor, torch.Tensor]]
 @pytest.fixture(scope="module")
 def matrices() -> Matrices:
     """(down, up) by path, of a linear layer and a convolution."""
-    draw = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     made = {}
     for path in LAYERS:
         outputs, *inputs = shape_of(path)
-        down = 0.1 * torch.randn(RANK, *inputs, generator=draw)
-        made[path] = down, 0.1 * torch.randn(outputs, RANK, *[1] * len(inputs[1:]), generator=draw)
+        down = 0.1 * torch.randn(RANK, *inputs, generator=generator)
+        made[path] = down, 0.1 * torch.randn(outputs, RANK, *[1] * len(inputs[1:]), generator=generator)
     return made
 
 
@@ -69,7 +70,7 @@ def kohya_file(path: Path, matrices: Matrices, metadata: dict[str, str], alpha: 
         tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
         if alpha is not None:
             tensors[f"{name}.alpha"] = torch.tensor(alpha)
-    save_file(tensors, path, metadata=FACTS | metadata)
+    save_file(tensors, path, metadata=METADATA | metadata)
     return path
 
 
@@ -113,7 +114,7 @@ def changes_of_adapter(adapter: Adapter) -> dict[Place, torch.Tensor]:
     return {(part, path): layer.change().detach() for part, path, layer in adapter.walk()}
 
 
-def unet() -> torch.nn.Module:
+def unet() -> Module:
     return open_base("tiny-sdxl", MODELS).unet(torch.device("cpu"), torch.float32)
 
 
@@ -144,7 +145,8 @@ def test_every_command_reads_the_same_scale(place: str, matrices: Matrices, tmp_
     resize(source, tmp_path / "resized.safetensors", energy=1)
     assert_same(changes_in_file(tmp_path / "resized.safetensors"), expected, atol=1e-5)
     report = check_file(source, base=TINY)
-    assert report.scales == {"unet": (0.5, 0.5)} and "at scale 0.5" in report.lines()[0]
+    assert report.scales == {"unet": (0.5, 0.5)}
+    assert "at scale 0.5" in report.lines()[0]
     described = dict(describe(source))
     norms = [float(change.norm()) for change in expected.values()]
     assert f"rank {RANK}, alpha {ALPHA:g}" in described["UNet"]
@@ -182,7 +184,7 @@ def test_a_folder_that_peft_saved_changes_the_unet_as_peft_does(is_rank_stabilis
     for name, parameter in peft_model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    peft_model.save_pretrained(tmp_path / "saved")
+    peft_model.save_pretrained(str(tmp_path / "saved"))
     expected = {
         ("unet", name): module.get_delta_weight("default").detach()
         for name, module in model.named_modules()
@@ -267,9 +269,12 @@ def test_a_configuration_that_does_not_fit_is_refused_in_a_sentence(
         read_modules(folder)
     for arguments in (["inspect", folder], ["convert", folder, tmp_path / "b.safetensors", "--to", "kohya"]):
         status, _, err = by_command_line(["lora", *arguments], monkeypatch, capsys)
-        assert status == 1 and word in err and err.count("\n") == 1
+        assert status == 1
+        assert word in err
+        assert err.count("\n") == 1
     report = check_file(folder, base=TINY)
-    assert not report.ok and any(word in fault for fault in report.faults)
+    assert not report.ok
+    assert any(word in fault for fault in report.faults)
 
 
 def test_many_expressions_in_a_header_end_soon(matrices: Matrices, tmp_path: Path):
@@ -284,7 +289,8 @@ def test_many_expressions_in_a_header_end_soon(matrices: Matrices, tmp_path: Pat
 def test_check_warns_where_other_tools_do_not_find_the_scale(place: str, matrices: Matrices, tmp_path: Path):
     source = PLACES[place](tmp_path, matrices)
     (warning,) = [text for text in check_file(source, base=TINY).warnings if "scale" in text]
-    assert place in warning and "lora convert --to kohya" in warning
+    assert place in warning
+    assert "lora convert --to kohya" in warning
     convert(source, tmp_path / "b.safetensors", "kohya")
     assert not check_file(tmp_path / "b.safetensors", base=TINY).warnings
 
@@ -302,7 +308,8 @@ def test_a_peft_file_without_its_configuration_is_used_at_scale_1_with_a_notice(
     status, _, err = by_command_line(
         ["lora", "convert", file, tmp_path / "b.safetensors", "--to", "kohya"], monkeypatch, capsys
     )
-    assert status == 0 and notice in err
+    assert status == 0
+    assert notice in err
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "job.json").write_text(json.dumps({"tool": "check", "source": str(file)}))
     assert work(tmp_path / "job", MODELS) == "finished"

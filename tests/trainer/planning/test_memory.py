@@ -1,4 +1,4 @@
-"""What a training passes through is counted before it starts, and is true."""
+"""Traced memory, operations and file sizes against measured ones."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def counted(level: str) -> Step:
 
 @functools.cache
 def trained(level: str, quantised: str = "none") -> tuple[Step, Adapter, float]:
-    """One step of the bundled base on the CPU, the adapter with its gradients, the loss."""
+    """Returns (memory of one step of the bundled base on the CPU, the adapter with gradients, the loss)."""
     unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32, quantised)
     adapter = attach_to_meta(TrainConfig(), {"unet": unet})
     adapter.init_weights(0)
@@ -80,44 +80,45 @@ def trained(level: str, quantised: str = "none") -> tuple[Step, Adapter, float]:
 
 @pytest.mark.parametrize("level", ["none", "deep", "all"])
 def test_the_memory_of_a_step_is_predicted_within_a_tenth(level):
-    """Counted without memory, and measured on the CPU's own kernels."""
-    told, (measured, _, _) = counted(level), trained(level)
-    assert (told.passing, told.staying) == pytest.approx((measured.passing, measured.staying), rel=0.1)
-    assert told.calls == pytest.approx(measured.calls, rel=0.1)
+    """Traced on the meta device, and measured with the CPU's kernels."""
+    predicted, (measured, _, _) = counted(level), trained(level)
+    assert (predicted.passing, predicted.staying) == pytest.approx(
+        (measured.passing, measured.staying), rel=0.1
+    )
+    assert predicted.calls == pytest.approx(measured.calls, rel=0.1)
 
 
-def test_a_quantised_base_adds_no_more_than_one_layers_weight_to_a_step():
-    told = counted("none").passing + layer_bytes(SMALL)
-    assert 0.9 * told < trained("none", "nf4")[0].passing < 1.02 * told
+def test_a_quantised_base_adds_the_weight_of_one_layer_to_a_step():
+    predicted = counted("none").passing + layer_bytes(SMALL)
+    assert 0.9 * predicted < trained("none", "nf4")[0].passing < 1.02 * predicted
 
 
 @pytest.mark.parametrize("quantised", ["none", "int8", "nf4"])
-def test_the_size_of_the_frozen_base_is_told_to_the_byte(quantised):
+def test_the_size_of_the_frozen_base_is_predicted_to_the_byte(quantised):
     unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32, quantised)
     assert build_frozen(TrainConfig(), SMALL, quantised)[0] == weight_bytes(unet)
 
 
 @pytest.mark.parametrize("level", RECOMPUTE[1:])
-def test_computing_again_changes_no_gradient(level):
+def test_recomputation_changes_no_gradient(level):
     (_, plain, loss), (_, other, other_loss) = trained("none"), trained(level)
     assert other_loss == loss
     for one, two in zip(plain.parameters(), other.parameters(), strict=True):
-        assert (
-            one.grad is not None
-            and two.grad is not None
-            and torch.allclose(one.grad, two.grad, rtol=1e-4, atol=1e-7)
-        )
+        assert one.grad is not None
+        assert two.grad is not None
+        assert torch.allclose(one.grad, two.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_what_text_encoders_pass_through_is_counted_when_they_train():
+def test_activations_of_trained_text_encoders_are_counted():
     more = trace_step(
         TrainConfig(batch=ROWS, train_text_encoder_1=True, train_text_encoder_2=True), SMALL, "none"
     )
-    assert more.passing > counted("none").passing and more.staying > counted("none").staying
+    assert more.passing > counted("none").passing
+    assert more.staying > counted("none").staying
 
 
-def test_shapes_that_are_known_are_worked_out_as_the_meta_device_does(monkeypatch):
-    """Every kind of result: new tensors, several at once, views, writes into a given one; alive or not at the same moments."""
+def test_cached_shapes_are_those_of_the_meta_device(monkeypatch):
+    """For all kinds of results: one or several new tensors, views, and writes into an existing tensor."""
 
     def work() -> None:
         x = torch.empty(4, 6, device=META, requires_grad=True)
@@ -136,10 +137,11 @@ def test_shapes_that_are_known_are_worked_out_as_the_meta_device_does(monkeypatc
     )
     with MetaMemoryTracer() as plain:
         work()
-    assert (quick.peak, quick.now) == (plain.peak, plain.now) and quick.peak > 0
+    assert (quick.peak, quick.now) == (plain.peak, plain.now)
+    assert quick.peak > 0
 
 
-def test_the_size_of_the_file_is_told_before(tmp_path: Path):
+def test_the_size_of_the_file_is_predicted(tmp_path: Path):
     unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)
     config = TrainConfig(train_feed_forward=True)
     adapter = attach_to_meta(config, {"unet": unet})
@@ -154,17 +156,18 @@ def test_the_size_of_the_file_is_told_before(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("rank", "more", "size"), [(16, False, 46_686_543), (32, True, 170_537_271)])
-def test_files_of_true_sdxl_are_as_large_as_other_trainers_files(rank, more, size):
+def test_files_of_sdxl_have_the_size_of_those_of_other_trainers(rank, more, size):
     config = TrainConfig(rank=rank, alpha=float(rank), train_feed_forward=more)
     assert abs(file_bytes(build_frozen(config, SDXL)[1]) - size) < 64
 
 
-def test_the_work_of_a_step_grows_with_its_pictures():
+def test_the_operations_of_a_step_grow_with_its_batch():
     one, four = (step_flops(SMALL, rows) for rows in (1, 4))
-    assert one > 1e8 and four == pytest.approx(4 * one, rel=0.02)
+    assert one > 1e8
+    assert four == pytest.approx(4 * one, rel=0.02)
 
 
-def test_caching_and_drawing_are_counted_by_the_picture_they_are_of():
+def test_memory_of_caching_and_sampling_grows_with_the_image():
     assert encoding_bytes(LARGE, in_tiles=False) > 3 * encoding_bytes(SMALL, in_tiles=False)
     assert (
         text_encoding_bytes(dataclasses.replace(SMALL, windows=3))
@@ -176,27 +179,28 @@ def test_caching_and_drawing_are_counted_by_the_picture_they_are_of():
     assert decoding_bytes(drawn_larger, in_tiles=False) == decoding_bytes(LARGE, in_tiles=False)
 
 
-def test_tiles_take_a_fraction_of_the_memory_and_it_is_told():
+def test_the_memory_of_decoding_in_tiles_is_predicted():
     vae = open_base("tiny-sdxl", MODELS).vae(CPU)
     set_tile(vae, decoding_tile(vae))
     with torch.no_grad(), counting_fused_attention(), MetaMemoryTracer(vae) as alive:
         vae.decode(torch.randn(1, 4, 32, 32))
-    told = decoding_bytes(LARGE, in_tiles=True)
-    assert told == pytest.approx(alive.peak, rel=0.1) and told < decoding_bytes(LARGE, in_tiles=False) / 3
+    predicted = decoding_bytes(LARGE, in_tiles=True)
+    assert predicted == pytest.approx(alive.peak, rel=0.1)
+    assert predicted < decoding_bytes(LARGE, in_tiles=False) / 3
 
 
 @pytest.mark.parametrize("in_tiles", [False, True])
-def test_what_caching_a_picture_passes_through_is_told(in_tiles: bool):
+def test_the_memory_of_encoding_an_image_is_predicted(in_tiles: bool):
     vae = open_base("tiny-sdxl", MODELS).vae(CPU)
     set_tile(vae, encoding_tile(vae) if in_tiles else 0)
     with torch.no_grad(), counting_fused_attention(), MetaMemoryTracer(vae) as alive:
         vae.encode(torch.randn(1, 3, 256, 256))
-    told = encoding_bytes(LARGE, in_tiles=in_tiles)
-    assert told == pytest.approx(alive.peak, rel=0.1)
-    assert (told < encoding_bytes(LARGE, in_tiles=False) / 3) == in_tiles
+    predicted = encoding_bytes(LARGE, in_tiles=in_tiles)
+    assert predicted == pytest.approx(alive.peak, rel=0.1)
+    assert (predicted < encoding_bytes(LARGE, in_tiles=False) / 3) == in_tiles
 
 
-def test_what_reading_captions_takes_is_told():
+def test_the_memory_of_encoding_captions_is_predicted():
     encoders = open_base("tiny-sdxl", MODELS).text_encoders(CPU, torch.float32)
     with torch.no_grad(), MetaMemoryTracer(*encoders) as alive:
         for encoder in encoders:

@@ -1,4 +1,4 @@
-"""Trainings where memory is short: over a quantised base, in parts, and when it runs out all the same."""
+"""Trainings in little memory: quantised bases, sampling in several passes, out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from tests.conftest import INK, MODELS, SMALLEST, trainer
 from trainer.adapter.lora import Adapter
 from trainer.config import config_from
+from trainer.config.presets import preset_values
 from trainer.dataset.scan import scan
 from trainer.errors import LoraFileError
 from trainer.headers.safetensors import read_header
-from trainer.presets import preset_values
 from trainer.runs import events, run
-from trainer.sampling.sampler import SamplingConfig, draw, rows_per_pass
-from trainer.sampling_config import SamplingLimits
+from trainer.sampling.sampler import Sampler, rows_per_pass
+from trainer.sampling_config import SamplingConfig, SamplingLimits
 from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import decode_images, decoding_tile, encode_image, to_pixels
 from trainer.sdxl.text import Conditioning
@@ -58,13 +58,13 @@ def made(path: Path, **settings) -> run.Run:
     return run.create(path, config_from({**preset_values("style", 24), **QUICK, **settings}), scan(INK))
 
 
-def said(of: run.Run, kind: str) -> list[dict]:
+def events_of(of: run.Run, kind: str) -> list[dict]:
     return [event for event in events.read(of.events)[0] if event["kind"] == kind]
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> run.Run:
-    """A run over a base in 4 bits, whose text encoder learns for half of its steps."""
+    """A run over a base in 4 bits whose text encoder trains for half of the steps."""
     folder = tmp_path_factory.mktemp("stopped")
     (folder / ".cache").symlink_to(warm_cache)
     of = made(folder / "run", **STOPPED)
@@ -72,25 +72,29 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> run.R
     return of
 
 
-def test_a_training_over_a_quantised_base_says_so_and_its_file_too(stopped: run.Run):
-    (told,) = said(stopped, "planned")
-    assert told["quantised"] == "nf4" and "the base model in nf4" in told["words"]
+def test_run_and_file_name_the_precision_of_a_quantised_base(stopped: run.Run):
+    (planned,) = events_of(stopped, "planned")
+    assert planned["quantised"] == "nf4"
+    assert "the base model in nf4" in planned["words"]
     facts = read_header(stopped.lora_file, LoraFileError).metadata
-    assert facts["ss_quantised_base"] == "nf4" and facts["ss_fp8_base_unet"] == "False"
-    assert said(stopped, "checked")[0]["difference"] < 1 and (stopped.samples / "strip.png").is_file()
+    assert facts["ss_quantised_base"] == "nf4"
+    assert facts["ss_fp8_base_unet"] == "False"
+    assert events_of(stopped, "checked")[0]["difference"] < 1
+    assert (stopped.samples / "strip.png").is_file()
 
 
-def test_a_text_encoder_that_has_stopped_stays_as_it_is_to_the_bit(stopped: run.Run):
+def test_a_text_encoder_that_has_stopped_does_not_change(stopped: run.Run):
     two, three, four = (
         load_file(stopped.checkpoints / f"step-{step}" / "adapter.safetensors") for step in (2, 3, 4)
     )
     text = [name for name in two if name.startswith("text_encoder/")]
-    assert text and any(bool(two[name].any()) for name in text if name.endswith(".up"))
+    assert text
+    assert any(bool(two[name].any()) for name in text if name.endswith(".up"))
     assert all(torch.equal(two[name], four[name]) for name in text)
     assert all(not torch.equal(three[name], four[name]) for name in two if name.startswith("unet/"))
 
 
-def test_resumed_after_its_text_encoder_has_stopped_a_run_ends_with_the_same_bytes(
+def test_a_run_resumed_after_its_text_encoder_has_stopped_ends_with_the_same_bytes(
     stopped: run.Run, tmp_path: Path
 ):
     again = run.create(tmp_path / "run", stopped.config, stopped.manifest)
@@ -106,6 +110,7 @@ def parts() -> dict:
     base = open_base("tiny-sdxl", MODELS)
     adapter = Adapter()
     return {
+        "base": base,
         "unet": base.unet(CPU, torch.float32),
         "vae": base.vae(CPU),
         "scheduler": base.scheduler(),
@@ -113,46 +118,38 @@ def parts() -> dict:
     }
 
 
-def test_a_strip_divided_for_want_of_memory_shows_the_same_pictures(parts: dict):
+def test_a_strip_in_several_passes_has_the_same_images(parts: dict):
     draws = torch.Generator().manual_seed(0)
     texts = {
         text: Conditioning(torch.randn(1, 77, 144, generator=draws), torch.randn(1, 80, generator=draws))
         for text in ("a cat", "")
     }
-    request = SamplingConfig(prompts=("a cat",), strengths=(0.0, 0.5, 1.0), steps=2)
+    config = SamplingConfig(prompts=("a cat",), strengths=(0.0, 0.5, 1.0), steps=2)
     passes: list[int] = []
 
-    def drawn(room: SamplingLimits) -> list:
+    def generated(limits: SamplingLimits) -> list:
         hook = parts["unet"].register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
-        cells = draw(
-            request,
-            **parts,
-            conditioning=lambda text, _: texts[text],
-            size=(128, 128),
-            latent_factor=8,
-            room=room,
-        )
+        sampler = Sampler(**parts, limits=limits)
+        cells = sampler.generate(config, sampler.prompt_encoder(texts, texts.__getitem__))
         hook.remove()
-        return [np.asarray(cell.picture, dtype=float) for cell in cells]
+        return [np.asarray(cell.image, dtype=float) for cell in cells]
 
-    whole, divided = drawn(SamplingLimits()), drawn(SamplingLimits(pixels=2 * 128 * 128))
-    assert passes == [6, 6, 4, 4, 2, 2]  # both halves of the guidance
+    whole, divided = generated(SamplingLimits()), generated(SamplingLimits(pixels=2 * 128 * 128))
+    assert passes == [6, 6, 4, 4, 2, 2]  # with and without the prompt
     assert max(np.abs(one - other).max() for one, other in zip(whole, divided, strict=True)) <= 1
 
 
-def test_a_pass_holds_whole_strips_while_one_fits():
+def test_a_pass_contains_whole_strips_if_one_fits():
     rows = {
         room: rows_per_pass(4, 5, (128, 128), SamplingLimits(pixels=room * 128 * 128))
         for room in (0, 20, 19, 9, 4, 1)
     }
     assert rows == {0: 20, 20: 20, 19: 15, 9: 5, 4: 4, 1: 1}
-    assert (
-        rows_per_pass(4, 5, (1024, 1024)) == 5
-        and rows_per_pass(1, 1, (2048, 2048), SamplingLimits(pixels=1)) == 1
-    )
+    assert rows_per_pass(4, 5, (1024, 1024)) == 5
+    assert rows_per_pass(1, 1, (2048, 2048), SamplingLimits(pixels=1)) == 1
 
 
-def test_a_picture_in_tiles_is_nearly_the_picture(parts: dict):
+def test_an_image_decoded_in_tiles_is_nearly_the_same(parts: dict):
     vae = parts["vae"]
     latents = (
         encode_image(vae, to_pixels(Image.open(INK / "owl.png").convert("RGB").resize((256, 256))))[0]
@@ -161,12 +158,13 @@ def test_a_picture_in_tiles_is_nearly_the_picture(parts: dict):
     whole, tiled, again = (
         np.asarray(decode_images(vae, latents, tile)[0], float) for tile in (0, decoding_tile(vae), 0)
     )
-    assert whole.shape == (256, 256, 3) and np.array_equal(whole, again)
+    assert whole.shape == (256, 256, 3)
+    assert np.array_equal(whole, again)
     assert 0 < np.abs(whole - tiled).mean() < 8
 
 
 def lacking(call: int, error: Exception):
-    """Raises at the `call`-th call that has memory; planning calls on the meta device."""
+    """Returns a decorator that raises at a numbered call; calls on the meta device don't count."""
     calls = []
 
     def around(function):
@@ -184,7 +182,8 @@ def lacking(call: int, error: Exception):
 
 ON_A_CARD = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 ON_A_CPU = RuntimeError(
-    "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+    "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: "
+    "you tried to allocate 9 bytes."
 )
 
 
@@ -197,7 +196,7 @@ ON_A_CPU = RuntimeError(
     ],
     ids=["caching", "first step", "second step"],
 )
-def test_memory_that_runs_out_ends_in_one_sentence_and_keeps_what_was_done(
+def test_out_of_memory_is_reported_in_one_sentence_and_keeps_caches_and_checkpoints(
     place, call, error, tmp_path: Path, monkeypatch
 ):
     art = tmp_path / "art"
@@ -205,7 +204,7 @@ def test_memory_that_runs_out_ends_in_one_sentence_and_keeps_what_was_done(
     for name in ("owl.png", "owl.txt", "star.png", "star.txt"):
         shutil.copy(INK / name, art)
     monkeypatch.setattr(*place, lacking(call, error)(getattr(*place)))
-    wanted = [
+    arguments = [
         "--rank",
         "2",
         "--steps",
@@ -216,25 +215,25 @@ def test_memory_that_runs_out_ends_in_one_sentence_and_keeps_what_was_done(
         "--set",
         "checkpoint_every=1",
     ]
-    done = trainer("train", art, "--output", tmp_path / "run", *wanted, check=False)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert (
-        "not enough memory; the caches and every checkpoint are kept" in done.stderr
-        and "smaller batch" in done.stderr
-    )
+    done = trainer("train", art, "--output", tmp_path / "run", *arguments, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "not enough memory; the caches and every checkpoint are kept" in done.stderr
+    assert "smaller batch" in done.stderr
     of = run.Run(tmp_path / "run")
-    assert said(of, "ended")[-1]["cause"] == "memory" and [
-        path for path in (tmp_path / ".cache").rglob("*") if path.is_file() and "plans" not in path.parts
-    ]
+    assert events_of(of, "ended")[-1]["cause"] == "memory"
+    assert [path for path in (tmp_path / ".cache").rglob("*") if path.is_file() and "plans" not in path.parts]
     assert bool(state.checkpoints(of)) == (place[1] == "step")
 
 
 @pytest.mark.usefixtures("shared_cache")
-def test_memory_that_runs_out_for_pictures_costs_only_them(tmp_path: Path, monkeypatch):
+def test_out_of_memory_while_sampling_does_not_end_the_training(tmp_path: Path, monkeypatch):
     of = made(tmp_path / "run", steps=1, sample_at_start=True)
     monkeypatch.setattr(AutoencoderKL, "decode", lacking(1, ON_A_CARD)(AutoencoderKL.decode))
-    assert train(of, MODELS) == "finished" and of.lora_file.is_file() and (of.samples / "strip.png").is_file()
+    assert train(of, MODELS) == "finished"
+    assert of.lora_file.is_file()
+    assert (of.samples / "strip.png").is_file()
     assert any(
-        "memory did not suffice to draw pictures at step 0" in event["message"]
-        for event in said(of, "problem")
+        "not enough memory for the sample images at step 0" in event["message"]
+        for event in events_of(of, "problem")
     )

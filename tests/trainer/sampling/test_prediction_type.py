@@ -1,21 +1,22 @@
-"""A preview samples as the file was trained, where training overrode what the base says of itself."""
+"""A preview uses the prediction type of the file's training, which may differ from that of the base."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import MODELS
+from trainer.adapter.lora import Adapter
 from trainer.config import TrainConfig
 from trainer.lora_file.writer import save_lora
 from trainer.planning.memory import attach_to_meta
-from trainer.sampling import sampler as drawing
 from trainer.sampling.pipeline import WarmBase
-from trainer.sampling.sampler import SamplingConfig
+from trainer.sampling.sampler import Sampler
+from trainer.sampling_config import SamplingConfig
 from trainer.sdxl.base import open_base
 from trainer.sdxl.schedulers import scheduler_of_lora_files, training_scheduler
 
@@ -26,7 +27,7 @@ NAMED = {"ss_sd_model_name": "tiny-sdxl"}
 
 
 @pytest.mark.parametrize(
-    ("facts", "prediction"),
+    ("metadata", "prediction"),
     [
         ([], BASE.prediction_type),
         ([{}], BASE.prediction_type),
@@ -52,41 +53,36 @@ NAMED = {"ss_sd_model_name": "tiny-sdxl"}
         ([{"modelspec.prediction_type": "nonsense"}], BASE.prediction_type),
     ],
 )
-def test_files_trained_on_this_base_decide_and_others_leave_it(facts, prediction):
-    assert scheduler_of_lora_files(facts, BASE).config.prediction_type == prediction
+def test_only_files_trained_on_this_base_change_the_prediction_type(metadata, prediction):
+    assert scheduler_of_lora_files(metadata, BASE).config["prediction_type"] == prediction
 
 
-def test_zero_terminal_snr_is_sampled_as_it_was_trained():
+def test_a_preview_uses_the_terminal_snr_of_the_training():
     config = TrainConfig(prediction_type="v_prediction", zero_terminal_snr="on")
     trained = training_scheduler(config, BASE)
     shown = scheduler_of_lora_files(
         [{**NAMED, "modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}], BASE
     )
-    assert shown.config == trained.config and torch.equal(shown.alphas_cumprod, trained.alphas_cumprod)
+    assert shown.config == trained.config
+    assert torch.equal(shown.alphas_cumprod, trained.alphas_cumprod)
 
 
-def test_a_preview_draws_what_the_trainings_own_strip_draws(tmp_path: Path):
+def test_a_preview_equals_the_image_of_the_training_itself(tmp_path: Path):
     warm = WarmBase(BASE)
     adapter = attach_to_meta(TrainConfig(rank=2), {"unet": warm.unet})
     adapter.init_weights(0)
     save_lora(tmp_path / "x.safetensors", adapter, {**NAMED, "modelspec.prediction_type": SPEC[OTHER]})
     adapter.detach("unet", warm.unet)
     request = SamplingConfig(prompts=("a cat",), strengths=(1.0,), steps=2)
-    (shown,) = warm.draw(tmp_path / "x.safetensors", request)
-    texts = next(iter(warm.known.values()))
-    expected, other = (
-        drawing.draw(
-            dataclasses.replace(request),
-            unet=warm.unet,
-            vae=warm.vae,
-            scheduler=training_scheduler(TrainConfig(prediction_type=kind), BASE),
-            adapter=None,
-            conditioning=lambda prompt, strength: texts[prompt],
-            size=(128, 128),
-            latent_factor=8,
-        )[0].picture
-        for kind in (OTHER, BASE.prediction_type)
-    )
-    # The adapter's B is zero: it draws the base's own picture.
-    assert np.abs(np.asarray(shown.picture, float) - np.asarray(expected, float)).max() <= 1
-    assert np.abs(np.asarray(shown.picture, float) - np.asarray(other, float)).mean() > 1
+    (shown,) = warm.generate(tmp_path / "x.safetensors", request)
+    texts = next(iter(warm.cached.values()))
+
+    def generated(prediction_type: str) -> Image.Image:
+        scheduler = training_scheduler(TrainConfig(prediction_type=prediction_type), BASE)
+        sampler = Sampler(base=BASE, unet=warm.unet, vae=warm.vae, scheduler=scheduler, adapter=Adapter())
+        return sampler.generate(request, sampler.prompt_encoder(texts, texts.__getitem__))[0].image
+
+    expected, other = generated(OTHER), generated(BASE.prediction_type)
+    # The adapter's B is zero, so the image is that of the base.
+    assert np.abs(np.asarray(shown.image, float) - np.asarray(expected, float)).max() <= 1
+    assert np.abs(np.asarray(shown.image, float) - np.asarray(other, float)).mean() > 1

@@ -1,4 +1,4 @@
-"""Prompts: read as SDXL's pipeline reads them, beyond 77 tokens too, with emphasis where it is asked for."""
+"""Encoding of prompts: as SDXL's pipeline, in windows beyond 77 tokens, with optional emphasis."""
 
 from __future__ import annotations
 
@@ -34,40 +34,37 @@ def pipeline():
 @pytest.mark.parametrize("prompt", ["", "a red apple", "un café très noir 🍎 (x:2)", LONG])
 @pytest.mark.parametrize("skip", [2, 3])
 @torch.inference_mode()
-def test_a_prompt_is_read_as_the_sdxl_pipeline_reads_it(parts, pipeline, prompt, skip):
+def test_the_encoding_of_a_prompt_equals_that_of_the_sdxl_pipeline(parts, pipeline, prompt, skip):
     ours = encode([prompt], *parts, PromptEncoding(clip_skip=skip))
     theirs = pipeline.encode_prompt(
         prompt, do_classifier_free_guidance=False, clip_skip=None if skip == 2 else skip - 2
     )
-    assert torch.allclose(ours.text_NTD, theirs[0], atol=1e-5) and torch.allclose(
-        ours.pooled_NP, theirs[2], atol=1e-5
-    )
+    assert torch.allclose(ours.text_NTD, theirs[0], atol=1e-5)
+    assert torch.allclose(ours.pooled_NP, theirs[2], atol=1e-5)
 
 
 @torch.inference_mode()
-def test_a_long_prompt_is_read_to_its_end_in_windows(parts):
+def test_a_long_prompt_is_encoded_to_its_end_in_windows(parts):
     tokenizers, _ = parts
-    assert count_truncated_tokens(LONG, tokenizers[0]) > 0 and count_windows(LONG, tokenizers[0]) == 3
+    assert count_truncated_tokens(LONG, tokenizers[0]) > 0
+    assert count_windows(LONG, tokenizers[0]) == 3
     long = encode([LONG], *parts, PromptEncoding(windows=3))
-    assert (
-        long.text_NTD.shape[1] == 3 * 77
-        and count_truncated_tokens(LONG, tokenizers[0], PromptEncoding(windows=3)) == 0
-    )
+    assert long.text_NTD.shape[1] == 3 * 77
+    assert count_truncated_tokens(LONG, tokenizers[0], PromptEncoding(windows=3)) == 0
     other_end = encode([LONG.removesuffix("rain") + "snow"], *parts, PromptEncoding(windows=3))
-    assert torch.equal(long.text_NTD[:, :154], other_end.text_NTD[:, :154]) and not torch.equal(
-        long.text_NTD, other_end.text_NTD
-    )
-    assert torch.equal(long.pooled_NP, other_end.pooled_NP)  # of the first window
-    # The first window is what one window reads.
+    assert torch.equal(long.text_NTD[:, :154], other_end.text_NTD[:, :154])
+    assert not torch.equal(long.text_NTD, other_end.text_NTD)
+    assert torch.equal(long.pooled_NP, other_end.pooled_NP)  # that of the first window
+    # The first window equals the encoding with one window.
     assert torch.allclose(long.text_NTD[:, :77], encode([LONG], *parts).text_NTD, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_a_weight_moves_only_its_words_and_away_from_the_empty_prompt(parts):
+def test_a_weight_moves_only_its_words_away_from_the_empty_prompt(parts):
     plain, empty = encode(["a red apple"], *parts).text_NTD, encode([""], *parts).text_NTD
     heavy = encode(["a (red:1.5) apple"], *parts, PromptEncoding(weighted=True)).text_NTD
     moved = (heavy - plain).abs().amax(dim=(0, 2)) > 1e-6
-    assert moved.nonzero().flatten().tolist() == [2]  # start mark, a, red
+    assert moved.nonzero().flatten().tolist() == [2]  # start token, a, red
     assert torch.allclose(heavy[:, 2], empty[:, 2] + 1.5 * (plain[:, 2] - empty[:, 2]), atol=1e-5)
     assert torch.allclose(
         encode(["a (red:1.0) apple"], *parts, PromptEncoding(weighted=True)).text_NTD, plain, atol=1e-5
@@ -75,7 +72,7 @@ def test_a_weight_moves_only_its_words_and_away_from_the_empty_prompt(parts):
 
 
 @torch.inference_mode()
-def test_a_caption_with_brackets_is_plain_text_unless_weights_are_asked_for(parts):
+def test_brackets_are_plain_text_without_weights(parts):
     tokenizers, _ = parts
     assert (
         tokenizers[0].decode(
@@ -85,7 +82,7 @@ def test_a_caption_with_brackets_is_plain_text_unless_weights_are_asked_for(part
     )
 
 
-def test_a_clip_skip_deeper_than_the_encoder_is_refused(parts):
+def test_a_clip_skip_deeper_than_the_encoder_is_rejected(parts):
     with pytest.raises(
         ConfigError, match="clip_skip 9 is deeper than this base's text encoder; take at most 3"
     ):
@@ -109,14 +106,14 @@ def test_a_clip_skip_deeper_than_the_encoder_is_refused(parts):
         ("", [("", 1.0)]),
     ],
 )
-def test_emphasis_is_read_in_the_notation_of_a1111(prompt, pieces):
+def test_emphasis_has_the_notation_of_a1111(prompt, pieces):
     found = parse_emphasis(prompt)
     assert [text for text, _ in found] == [text for text, _ in pieces]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in pieces])
 
 
 @given(st.text(alphabet="ab ()[]:\\.123-,", max_size=40))
-def test_no_prompt_can_harm_the_reading_of_weights(prompt):
+def test_every_text_is_parsed_without_an_error(prompt):
     found = parse_emphasis(prompt)
     assert all(isinstance(weight, float) for _, weight in found)
     assert {c for text, _ in found for c in text} <= set(prompt)

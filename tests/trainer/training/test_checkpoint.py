@@ -1,4 +1,4 @@
-"""A checkpoint holds all that the next step depends on."""
+"""A checkpoint holds everything that the next step depends on."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.config import config_from
 from trainer.dataset.manifest import Manifest
 from trainer.runs import run
-from trainer.training import checkpoint as state
+from trainer.training.checkpoint import CheckpointWriter, TrainingState
 
 
-class Training:
-    """One layer that learns in fp16's way: the loss is scaled, and a step that overflows is left out."""
+class Fp16Training:
+    """One adapted layer trained with a scaled loss; the scaler skips a step whose gradients overflow."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -26,8 +26,10 @@ class Training:
         self.adapter.init_weights(3)
         self.optimizer = torch.optim.AdamW(self.adapter.vectors(), lr=0.05)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+        self.state = TrainingState(self.adapter, self.optimizer, None, self.scaler)
 
     def step(self, number: int) -> None:
+        """Trains one step; the loss of step 4 is infinite."""
         self.adapter.zero_grad()
         loss = self.model(torch.randn(5, 6, generator=torch.Generator().manual_seed(number))).square().mean()
         loss = loss * torch.inf if number == 4 else loss
@@ -37,44 +39,47 @@ class Training:
         self.adapter.mark_dirty()
 
     def weights(self) -> torch.Tensor:
+        """All trained weights in one vector."""
         return torch.cat([vector.detach().flatten() for vector in self.adapter.vectors()])
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> run.Run:
+def training_run(tmp_path: Path) -> run.Run:
     return run.create(tmp_path / "run", config_from({}), Manifest(folder="", items=()))
 
 
+def save(training_run: run.Run, state: TrainingState, step: int) -> None:
+    writer = CheckpointWriter(training_run, state, keep=2)
+    writer.write(step)
+    writer.close()
+
+
 @pytest.mark.parametrize("last", [2, 3, 5])
-def test_a_continued_fp16_run_goes_on_with_the_scale_that_it_had(made: run.Run, last: int):
-    """Before the scale first grew, after it, and after an overflow has halved it."""
-    unbroken, continued = Training(), Training()
-    keeper = state.CheckpointWriter(made, 2)
+def test_a_resumed_fp16_run_continues_with_its_loss_scale(training_run: run.Run, last: int):
+    """Stops before the scale first grows, after it has grown, and after an overflow has halved it."""
+    unbroken, resumed = Fp16Training(), Fp16Training()
+    scale = 0.0
     for number in range(1, 11):
         unbroken.step(number)
         if number == last:
-            keeper.write(state.snapshot(last, unbroken.adapter, unbroken.optimizer, None, unbroken.scaler))
-            keeper.close()
+            save(training_run, unbroken.state, last)
             scale = unbroken.scaler.get_scale()
-    assert state.load_newest(made, continued.adapter, continued.optimizer, None, continued.scaler) == (
-        last,
-        [],
-    )
-    assert continued.scaler.get_scale() == scale
+    assert resumed.state.load_newest(training_run) == (last, [])
+    assert resumed.scaler.get_scale() == scale
     for number in range(last + 1, 11):
-        continued.step(number)
-    assert continued.scaler.state_dict() == unbroken.scaler.state_dict()
-    assert torch.equal(continued.weights(), unbroken.weights())
+        resumed.step(number)
+    assert resumed.scaler.state_dict() == unbroken.scaler.state_dict()
+    assert torch.equal(resumed.weights(), unbroken.weights())
 
 
-def test_a_checkpoint_of_a_version_that_kept_no_scale_still_loads(made: run.Run):
-    before, after = Training(), Training()
+def test_a_checkpoint_of_version_01_without_a_loss_scale_still_loads(training_run: run.Run):
+    before, after = Fp16Training(), Fp16Training()
     before.step(1)
-    keeper = state.CheckpointWriter(made, 2)
-    keeper.write(state.snapshot(1, before.adapter, before.optimizer))
-    keeper.close()
-    facts = json.loads((made.checkpoints / "step-1" / "state.json").read_text())
-    del facts["scaler"]
-    (made.checkpoints / "step-1" / "state.json").write_text(json.dumps(facts))
-    assert state.load_newest(made, after.adapter, after.optimizer, None, after.scaler) == (1, [])
-    assert torch.equal(after.weights(), before.weights()) and after.scaler.get_scale() == 2.0**10
+    save(training_run, TrainingState(before.adapter, before.optimizer), 1)
+    file = training_run.checkpoints / "step-1" / "state.json"
+    fields = json.loads(file.read_text())
+    del fields["scaler"]
+    file.write_text(json.dumps(fields))
+    assert after.state.load_newest(training_run) == (1, [])
+    assert torch.equal(after.weights(), before.weights())
+    assert after.scaler.get_scale() == 2.0**10

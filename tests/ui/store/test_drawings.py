@@ -175,7 +175,7 @@ def test_strip_comparison_and_grid_show_markup_as_text(drawings: Drawings):
     assert (
         "<img src=x" not in page
         and page.count('aria-pressed="true"') == 1
-        and "0 : le modèle de base" in page
+        and "0 : modèle de base sans le LoRA" in page
     )
     found = drawings.status(drawings.submit([("ink", 1.0)], asked(prompts=[EVIL])))
     assert "<img src=x" not in strip_html(words, drawn_pictures(found))

@@ -1,4 +1,4 @@
-"""The Train tab without a browser: what is told before, what is kept, how a training stands, and what a click does."""
+"""The Train tab without a browser: checks, saved fields, start and retry, samples and curves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ui.text import Words
 from ui.views import training
 from ui.views.comparison import comparison_html
 from ui.views.curves import curve_html, smoothed, trend
-from ui.views.preflight import checks, wish
+from ui.views.preflight import checks, planned_training
 from ui.views.progress import nearest, samples_html
 from ui.workspace import Studio
 
@@ -39,25 +39,23 @@ def workspace(tmp_path: Path):
 
 
 def fields(workspace, **changed) -> training.Fields:
-    kept = training.kept(workspace, "ink")
-    above = {name: value for name, value in changed.items() if name in kept.above}
+    saved = training.saved_fields(workspace, "ink")
+    main = {name: value for name, value in changed.items() if name in saved.main}
     return training.Fields(
-        {**kept.above, **above}, {name: value for name, value in changed.items() if name not in above}
+        {**saved.main, **main}, {name: value for name, value in changed.items() if name not in main}
     )
 
 
-def test_a_project_brings_its_own_settings_and_opening_it_changes_nothing(workspace):
-    assert training.kept(workspace, "ink").above["name"] == "ink"
-    training.keep(workspace, "ink")
+def test_a_project_has_its_own_settings_and_opening_it_changes_nothing(workspace):
+    assert training.saved_fields(workspace, "ink").main["name"] == "ink"
+    training.save_fields(workspace, "ink")
     assert not (workspace.projects.folder("ink") / ".impasto" / "settings.json").exists()
-    said = fields(workspace, trigger="inkzz", preset="character", rank=8.0, sample_prompts="a cat\na dog")
-    assert training.keep(workspace, "ink", above=said.above, advanced=said.advanced) == said
-    assert training.kept(workspace, "ink") == said
+    changed = fields(workspace, trigger="inkzz", preset="character", rank=8.0, sample_prompts="a cat\na dog")
+    assert training.save_fields(workspace, "ink", main=changed.main, advanced=changed.advanced) == changed
+    assert training.saved_fields(workspace, "ink") == changed
     workspace.projects.create("other")
-    assert (
-        training.kept(workspace, "other").above["trigger"] == ""
-        and training.kept(workspace, "other").advanced == {}
-    )
+    assert training.saved_fields(workspace, "other").main["trigger"] == ""
+    assert training.saved_fields(workspace, "other").advanced == {}
 
 
 @given(
@@ -67,21 +65,23 @@ def test_a_project_brings_its_own_settings_and_opening_it_changes_nothing(worksp
         max_size=5,
     )
 )
-def test_no_browser_can_make_a_project_unreadable(tmp_path_factory: pytest.TempPathFactory, said: dict):
+def test_no_submitted_field_makes_a_project_unreadable(
+    tmp_path_factory: pytest.TempPathFactory, values: dict
+):
     from ui.store.project_settings import read_settings
 
     folder = tmp_path_factory.getbasetemp()
-    write_settings(folder, said, said)
+    write_settings(folder, values, values)
     found = read_settings(folder)["advanced"]
     assert all(
-        value == said[name] and not (isinstance(value, float) and not math.isfinite(value))
+        value == values[name] and not (isinstance(value, float) and not math.isfinite(value))
         for name, value in found.items()
     )
     json.loads((folder / ".impasto" / "settings.json").read_text())
 
 
-def test_a_name_that_leads_elsewhere_is_refused(workspace):
-    for said in (
+def test_a_name_that_is_a_path_is_rejected(workspace):
+    for values in (
         {"base": "/etc"},
         {"base": "../models/tiny-sdxl"},
         {"prior_folder": "../.."},
@@ -89,78 +89,75 @@ def test_a_name_that_leads_elsewhere_is_refused(workspace):
         {"base": 5},
     ):
         with pytest.raises(TrainerError):
-            training.settings_of(workspace, fields(workspace, **said))
+            training.settings_of(workspace, fields(workspace, **values))
 
 
-def test_the_kind_and_the_pace_change_the_steps(workspace):
-    def steps(**said) -> int:
-        return training_values(workspace.projects.folder("ink"), {"name": "x", **said}, MODELS)["steps"]
+def test_the_preset_and_the_pace_change_the_steps(workspace):
+    def steps(**values) -> int:
+        return training_values(workspace.projects.folder("ink"), {"name": "x", **values}, MODELS)["steps"]
 
     assert len({steps(preset=preset) for preset in ("style", "character", "concept")}) == 3
-    assert (
-        steps(pace="quick") * 2 == steps()
-        and steps(pace="thorough") == 2 * steps()
-        and steps(pace="thorough", steps=7) == 7
-    )
+    assert steps(pace="quick") * 2 == steps()
+    assert steps(pace="thorough") == 2 * steps()
+    assert steps(pace="thorough", steps=7) == 7
 
 
-def test_what_should_be_mended_is_told_before_a_minute_is_spent(workspace):
+def test_problems_are_shown_before_the_training(workspace):
     folder = workspace.projects.folder("ink")
     (folder / "owl.txt").unlink()
 
-    def told(**said) -> dict[str, str]:
+    def levels(**settings) -> dict[str, str]:
         return {
-            check.key: check.level for check in checks(wish(folder, {"name": "x", **said}, MODELS), MODELS)
+            check.key: check.level
+            for check in checks(planned_training(folder, {"name": "x", **settings}, MODELS), MODELS)
         }
 
-    assert told()["check_trigger"] == "note" and told()["check_captions"] == "note"
-    assert (
-        told(trigger="Cat")["check_trigger_known"] == "note"
-        and told(trigger="inkzzq")["check_trigger_fine"] == "fine"
-    )
-    assert told(resolution=1024)["check_small"] == "note"
-    assert told(rank=0)["check_refused"] == "fix"
+    assert levels()["check_trigger"] == "note"
+    assert levels()["check_captions"] == "note"
+    assert levels(trigger="Cat")["check_trigger_known"] == "note"
+    assert levels(trigger="inkzzq")["check_trigger_fine"] == "fine"
+    assert levels(resolution=1024)["check_small"] == "note"
+    assert levels(rank=0)["check_refused"] == "fix"
     refused = {"kind": "refused", "cause": "memory", "message": "needs 9 GB", "remedy": {"batch": 2}}
-    assert checks(wish(folder, {"name": "x"}, MODELS), MODELS, refused)[0].key == "check_memory"
+    assert checks(planned_training(folder, {"name": "x"}, MODELS), MODELS, refused)[0].key == "check_memory"
     planned = {"kind": "planned", "seconds": 60.0, "peak": 10**9, "budget": 2 * 10**9, "file": 10**15}
-    assert checks(wish(folder, {"name": "x"}, MODELS), MODELS, planned)[0].key == "check_disk"
+    assert checks(planned_training(folder, {"name": "x"}, MODELS), MODELS, planned)[0].key == "check_disk"
 
 
-def test_one_click_makes_one_training_and_another_needs_to_be_asked_for(workspace):
+def test_one_click_starts_one_training_and_another_one_must_be_requested(workspace):
     with ThreadPoolExecutor(8) as pool:
         names = list(
             pool.map(lambda _: training.start(workspace, "ink", fields(workspace), token="click"), range(20))
         )
-    assert (
-        set(names) == {"ink"}
-        and workspace.runs.names() == ["ink"]
-        and workspace.runs.status("ink").state == "waiting"
-    )
+    assert set(names) == {"ink"}
+    assert workspace.runs.names() == ["ink"]
+    assert workspace.runs.status("ink").state == "waiting"
     with pytest.raises(RunError, match="is training already"):
         training.start(workspace, "ink", fields(workspace), token="a second window")
     assert (
         training.start(workspace, "ink", fields(workspace, rank=4.0), token="more", another=True) == "ink-2"
     )
-    assert "position 2" in training.line_html(workspace, workspace.runs.queued(), 0, workspace.words)
+    assert "position 2" in training.queue_html(workspace.runs.queued(), 0, workspace.words)
     assert [job.queue_position for job in workspace.runs.queued()] == [1, 2]
     workspace.runs.move("ink-2", -1)
     assert [job.folder.name for job in workspace.runs.queued()] == ["ink-2", "ink"]
     workspace.runs.stop("ink-2")
-    assert workspace.runs.status("ink-2").state == "stopped" and workspace.runs.active("ink") == "ink"
+    assert workspace.runs.status("ink-2").state == "stopped"
+    assert workspace.runs.active("ink") == "ink"
 
 
-def test_retry_trains_again_with_the_one_change_that_would_mend_it(workspace):
+def test_retry_trains_again_with_the_change_that_avoids_the_failure(workspace):
     run = workspace.runs.run(training.start(workspace, "ink", fields(workspace, batch=4.0), token="1"))
     workspace.runs.stop("ink")
     rate = run.config.learning_rate
     run.emit("ended", how="failed", **failure_fields(NotFiniteError(3, ["owl.png"]), run.config))
-    assert training.change_of(workspace, "ink") == {"learning_rate": rate / 2}
+    assert training.retry_changes(workspace, "ink") == {"learning_rate": rate / 2}
     assert training.retry(workspace, "ink", "ink") == "ink-2"
     tried = workspace.runs.run("ink-2").config
     assert {k for k, v in dataclasses.asdict(tried).items() if v != getattr(run.config, k)} == {
         "learning_rate"
     }
-    assert training.kept(workspace, "ink").advanced["learning_rate"] == rate / 2
+    assert training.saved_fields(workspace, "ink").advanced["learning_rate"] == rate / 2
     assert "learning_rate" in comparison_html(workspace.runs, "ink", "ink-2", workspace.words)
     run.emit("ended", how="failed", **failure_fields(BaseError("gone"), run.config))
     with pytest.raises(TrainerError, match="another change"):
@@ -168,7 +165,7 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(workspace):
 
 
 @pytest.mark.parametrize(
-    "said",
+    "values",
     [
         {"batch": 4},
         {"batch": 1},
@@ -176,17 +173,18 @@ def test_retry_trains_again_with_the_one_change_that_would_mend_it(workspace):
         {"resolution": 768, "batch": 1},
     ],
 )
-def test_every_remedy_for_memory_is_a_setting_that_can_be(said: dict):
-    config = config_from({"name": "x", **said})
+def test_every_remedy_for_memory_is_a_valid_setting(values: dict):
+    config = config_from({"name": "x", **values})
     for _ in range(12):  # retried again and again
         change = reduced_memory_settings(config)
         if change == {"resolution": config.resolution}:
             break
         config = config_from({**dataclasses.asdict(config), **change})
-    assert config.batch == 1 and 64 <= config.resolution < 768
+    assert config.batch == 1
+    assert 64 <= config.resolution < 768
 
 
-def test_samples_stand_in_order_beside_the_artists_own_nearest_picture(workspace):
+def test_samples_are_sorted_by_step_beside_the_nearest_picture_of_the_dataset(workspace):
     run = workspace.runs.run(training.start(workspace, "ink", fields(workspace), token="1"))
     (run.path / "sources.json").unlink()
     from trainer.dataset.quick_scan import quick_scan
@@ -197,9 +195,10 @@ def test_samples_stand_in_order_beside_the_artists_own_nearest_picture(workspace
     for step in (0, 20, 10, 20):
         run.emit("sample", step=step, prompt=caption, file=f"s{step}.png", seed=7, made=step)
     page = samples_html(run, workspace.runs.status("ink"), workspace.words, "ink")
-    assert "/thumb/ink/owl.png" in page and page.index("owl.png") < page.index("step 0, seed 7")
+    assert "/thumb/ink/owl.png" in page
+    assert page.index("owl.png") < page.index("step 0, seed 7")
     assert page.index("step 0, seed 7") < page.index("step 10, seed 7") < page.index("step 20, seed 7")
-    assert page.count("<figure") == 4  # a continued training draws some again
+    assert page.count("<figure") == 4  # a continued training generates some again
 
 
 def test_the_nearest_picture_shares_the_rarest_words():
@@ -212,7 +211,7 @@ def test_the_nearest_picture_shares_the_rarest_words():
 
 
 def curve(*spans: tuple[int, float, float]) -> list[tuple[int, float]]:
-    """Steps with a mean that moves along each (steps, from, to), and a saw of 10 % on it."""
+    """Returns losses whose mean moves along each (steps, from, to), with a zigzag of 10 % on it."""
     losses: list[tuple[int, float]] = []
     for steps, low, high in spans:
         losses += [
@@ -222,11 +221,12 @@ def curve(*spans: tuple[int, float, float]) -> list[tuple[int, float]]:
     return losses
 
 
-def test_a_curve_is_told_in_words():
+def test_the_trend_of_a_curve_is_named():
     assert trend(curve((10, 1, 1)), ()).kind == "early"
     assert trend(curve((600, 1, 0.1)), ()).kind == "falling"
-    levels = trend(curve((200, 1, 0.3), (400, 0.3, 0.3)), ())
-    assert levels.kind == "level" and 150 <= levels.step <= 301
+    level = trend(curve((200, 1, 0.3), (400, 0.3, 0.3)), ())
+    assert level.kind == "level"
+    assert 150 <= level.step <= 301
     assert trend((), ((0, 1.0), (50, 0.5), (100, 0.6), (150, 0.6), (200, 0.7))) == trend(
         (), ((0, 1), (50, 0.5), (100, 0.6), (150, 0.6), (200, 0.9))
     )
@@ -243,18 +243,21 @@ def test_a_curve_is_told_in_words():
 def test_ten_thousand_steps_stay_a_small_curve_with_the_same_mean():
     view = events.View()
     for first in range(0, 10_000, 250):
-        said = [
+        values = [
             {"kind": "step", "step": n + 1, "steps": 10_000, "loss": n / 10_000, "seconds_left": 1.0}
             for n in range(first, first + 250)
         ]
-        view = events.fold(view, said)
-    assert len(view.losses) <= 2 * events.MIN_CURVE_POINTS and view.losses[-1][0] == 10_000
+        view = events.fold(view, values)
+    assert len(view.losses) <= 2 * events.MIN_CURVE_POINTS
+    assert view.losses[-1][0] == 10_000
     assert sum(loss for _, loss in view.losses) / len(view.losses) == pytest.approx(0.5, abs=0.01)
     assert len(curve_html(view, Words())) < 10_000
     again = events.fold(
         view, [{"kind": "step", "step": 5001, "steps": 10_000, "loss": 9.0, "seconds_left": 1.0}]
     )
-    assert again.losses[-1][0] == 5001 and again.losses[-1][1] > 0.6 and again.loss_span == view.loss_span
+    assert again.losses[-1][0] == 5001
+    assert again.losses[-1][1] > 0.6
+    assert again.loss_span == view.loss_span
 
 
 def test_markup_in_names_and_prompts_is_shown_as_text(workspace):

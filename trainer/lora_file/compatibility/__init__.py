@@ -1,1 +1,1 @@
-"""What other tools accept of a LoRA file."""
+"""Compatibility of LoRA files with other tools."""

@@ -1,4 +1,4 @@
-"""The check of a LoRA file: how other tools read each tensor, by the rules of each tool, and what goes wrong without a message."""
+"""The check of a LoRA file: what other tools do with each tensor, and faults that they don't report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.headers.lora import bundled_notice
 from trainer.lora_file.base_weights import layout_of
 from trainer.lora_file.compatibility.keys import Entry, Keys, Verdict
 from trainer.lora_file.compatibility.tools import FORGE_LIMIT, TOOLS
-from trainer.lora_file.modules import PART_LABELS, Module
+from trainer.lora_file.modules import PART_LABELS, LoraModule
 from trainer.lora_file.reader import Tensors, modules_by_name, read_tensors
 from trainer.lora_file.scales import METADATA_KEY, Scales, read_scales, scale_notice
 from trainer.lora_file.sdxl_modules import Layout, find_module, sdxl
@@ -50,7 +50,7 @@ class Report:
     @property
     def ok(self) -> bool:
         """True when every tool reads every tensor, and the file has no fault."""
-        return not self.faults and all(verdict.whole for verdict in self.verdicts)
+        return not self.faults and all(verdict.is_complete for verdict in self.verdicts)
 
     def lines(self) -> list[str]:
         """The report as lines for a person."""
@@ -94,7 +94,7 @@ class _Checked:
 
     file: Tensors
     keys: Keys
-    modules: Mapping[str, Module]  # by name as spelled, with the scale as the reader finds it
+    modules: Mapping[str, LoraModule]  # by name as spelled, with the scale as the reader finds it
     scales: Scales | None
 
 
@@ -103,8 +103,8 @@ def check_file(path: Path, *, base: Path | None = None, bases: Path | None = Non
 
     Args:
         base: a diffusers folder or checkpoint whose modules the file is for.
-        bases: a folder of diffusers folders; without `base`, the file is compared with the one that its shapes fit best,
-            or with SDXL 1.0.
+        bases: a folder of diffusers folders; without `base`, the file is compared with the one that its
+            shapes fit best, or with SDXL 1.0.
 
     Raises:
         LoraFileError: the file is no LoRA for SDXL; the message names what it is.
@@ -136,8 +136,8 @@ def check_file(path: Path, *, base: Path | None = None, bases: Path | None = Non
     )
 
 
-def _modules(file: Tensors) -> tuple[Scales | None, dict[str, Module], list[str]]:
-    """(scales, modules by name as spelled, faults); a damaged scale is a fault, and then there are no scales."""
+def _modules(file: Tensors) -> tuple[Scales | None, dict[str, LoraModule], list[str]]:
+    """(scales, modules by name as spelled, faults); a scale that can't be read is a fault, and None."""
     try:
         scales = read_scales(file.path, file.header)
         return scales, modules_by_name(file, scales, strict=False), []
@@ -145,19 +145,19 @@ def _modules(file: Tensors) -> tuple[Scales | None, dict[str, Module], list[str]
         return None, modules_by_name(file, None, strict=False), [str(error)]
 
 
-def _entry(key: str, modules: Mapping[str, Module], fits: Mapping[str, bool], layout: Layout) -> Entry:
+def _entry(key: str, modules: Mapping[str, LoraModule], fits: Mapping[str, bool], layout: Layout) -> Entry:
     name, role, suffix = split_key(key) or (key.rpartition(".")[0], key.rpartition(".")[2], "")
     place = find_module(name) if name in modules and split_key(key) else None
     exists = place is not None and layout.shape(*place) is not None
     return Entry(key, name, role, suffix, place, exists, fits.get(name, True))
 
 
-def _scale_range(modules: list[Module]) -> tuple[float, float]:
+def _scale_range(modules: list[LoraModule]) -> tuple[float, float]:
     scales = [module.scale for module in modules]
     return min(scales), max(scales)
 
 
-def _best_layout(modules: Mapping[str, Module], bases: Path | None) -> Layout:
+def _best_layout(modules: Mapping[str, LoraModule], bases: Path | None) -> Layout:
     """The layout of SDXL 1.0, unless the shapes fit a base on disk better."""
     if all(_fits(module, sdxl()) for module in modules.values()):
         return sdxl()
@@ -170,8 +170,8 @@ def _best_layout(modules: Mapping[str, Module], bases: Path | None) -> Layout:
     return max(layouts, key=lambda layout: sum(_fits(module, layout) for module in modules.values()))
 
 
-def _fits(module: Module, layout: Layout) -> bool:
-    """True where the change of a module has the shape of the base's weight, and for tensors without a known change."""
+def _fits(module: LoraModule, layout: Layout) -> bool:
+    """True where the change of a module has the shape of the base's weight, or is not known."""
     shape = layout.shape(module.part, module.path)
     if shape is None:
         return False
@@ -184,8 +184,8 @@ def _faults(file: Tensors) -> list[str]:
     broken = [key for key, tensor in file.tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
     if broken:
         faults.append(
-            f"{len(broken)} tensors hold values that are no numbers, such as {broken[0]}; pictures come out black: use an "
-            "earlier checkpoint"
+            f"{len(broken)} tensors hold values that are no numbers, such as {broken[0]}; pictures come out "
+            "black: use an earlier checkpoint"
         )
     wide = [
         key
@@ -196,8 +196,8 @@ def _faults(file: Tensors) -> list[str]:
     ]
     if wide:
         faults.append(
-            f"{len(wide)} tensors hold values beyond fp16, such as {wide[0]}; pictures come out black in tools that work in "
-            "fp16: use an earlier checkpoint"
+            f"{len(wide)} tensors hold values beyond fp16, such as {wide[0]}; pictures come out black in "
+            "tools that work in fp16: use an earlier checkpoint"
         )
     return faults
 
@@ -214,26 +214,26 @@ def _warnings(checked: _Checked) -> list[str]:
     flat = [entry for entry in keys.entries if entry.style in ("flat", "dotted-flat")]
     if flat:
         warnings.append(
-            f"{len(flat)} keys of text encoders lack text_model ({flat[0].key}); only diffusers takes them, and only those "
-            f"of the first text encoder; Forge refuses the file for more than {FORGE_LIMIT}"
+            f"{len(flat)} keys of text encoders lack text_model ({flat[0].key}); only diffusers takes them, "
+            f"and only those of the first text encoder; Forge refuses the file for more than {FORGE_LIMIT}"
         )
     if any(entry.style == "diffusers" for entry in keys.entries):
         warnings.append(
-            "with diffusers' block names, sd-scripts' sdxl_merge_lora.py --sd_model and --network_weights drop the UNet's "
-            "modules; lora convert --to kohya mends it"
+            "with diffusers' block names, sd-scripts' sdxl_merge_lora.py --sd_model and --network_weights "
+            "drop the UNet's modules; lora convert --to kohya mends it"
         )
     for part in ("text_encoder", "text_encoder_2"):
         paths = {entry.place[1] for entry in keys.entries if entry.place and entry.place[0] == part}
         lacking = [p for p in paths if p.endswith(".q_proj") and p.replace("q_proj", "out_proj") not in paths]
         if lacking:
             warnings.append(
-                f"{PART_LABELS[part]} has no out_proj beside {lacking[0]}; diffusers may then refuse the file, and A1111 "
-                "drops the attention of text encoder 2"
+                f"{PART_LABELS[part]} has no out_proj beside {lacking[0]}; diffusers may then refuse the "
+                "file, and A1111 drops the attention of text encoder 2"
             )
     return [warning for warning in warnings if warning]
 
 
-def _dora_warning(modules: list[Module]) -> str:
+def _dora_warning(modules: list[LoraModule]) -> str:
     decomposed = [module for module in modules if module.is_decomposed]
     if not decomposed:
         return ""
@@ -243,7 +243,10 @@ def _dora_warning(modules: list[Module]) -> str:
         if by_input
         else "others divide by norms along different axes"
     )
-    return f"DoRA is not read by every tool: {read}, sd-scripts and diffusers do not; to be sure, bake it: lora bake"
+    return (
+        f"DoRA is not read by every tool: {read}, sd-scripts and diffusers do not; to be sure, bake it: "
+        "lora bake"
+    )
 
 
 def _metadata_warnings(file: Tensors) -> list[str]:
@@ -251,11 +254,13 @@ def _metadata_warnings(file: Tensors) -> list[str]:
     warnings = []
     if metadata and not metadata.get("ss_base_model_version", "").startswith("sdxl_"):
         warnings.append(
-            "the metadata lacks ss_base_model_version = sdxl_…, so A1111 hides the file while an SDXL model is loaded"
+            "the metadata lacks ss_base_model_version = sdxl_…, so A1111 hides the file while an SDXL "
+            "model is loaded"
         )
     if header_bytes > _HEADER_LIMIT:
         warnings.append(
-            f"the header has {header_bytes:,} bytes; beyond 1 MiB ComfyUI shows no metadata: make the thumbnail smaller"
+            f"the header has {header_bytes:,} bytes; beyond 1 MiB ComfyUI shows no metadata: make the "
+            "thumbnail smaller"
         )
     return warnings
 
@@ -266,8 +271,8 @@ def _scale_warnings(checked: _Checked) -> list[str]:
     boxed = [key for key, shape in keys.shapes.items() if key.endswith(".alpha") and shape != ()]
     if boxed:
         warnings.append(
-            f"alpha has a shape ({boxed[0]}: {keys.shapes[boxed[0]]}); sd-scripts can't merge such a file: lora convert "
-            "mends it"
+            f"alpha has a shape ({boxed[0]}: {keys.shapes[boxed[0]]}); sd-scripts can't merge such a file: "
+            "lora convert mends it"
         )
     for part in PART_LABELS:
         alphas = {
@@ -277,8 +282,8 @@ def _scale_warnings(checked: _Checked) -> list[str]:
         }
         if len(alphas) > 1:
             warnings.append(
-                f"{PART_LABELS[part]} has alphas of {min(alphas):g} to {max(alphas):g}; diffusers scales such a part "
-                "wrongly: lora convert mends it"
+                f"{PART_LABELS[part]} has alphas of {min(alphas):g} to {max(alphas):g}; diffusers scales "
+                "such a part wrongly: lora convert mends it"
             )
     return warnings
 
@@ -295,17 +300,18 @@ def _warnings_of_places(checked: _Checked) -> list[str]:
     sources = {name: scales.source(module, name) if scales else None for name, module in without.items()}
     warnings = []
     for source in ("ss_network_alpha", "adapter_config.json", METADATA_KEY):
-        scaled = [name for name, found in sources.items() if found == source and without[name].scale != 1]
+        scaled = [name for name, place in sources.items() if place == source and without[name].scale != 1]
         if scaled:
             warnings.append(
                 f"the scale of {len(scaled)} modules is only in {source}, which "
-                f"{'only diffusers reads' if source == METADATA_KEY else 'other tools do not read'}; elsewhere they have "
-                "scale 1: lora convert --to kohya writes the scale beside the matrices"
+                f"{'only diffusers reads' if source == METADATA_KEY else 'other tools do not read'}; "
+                "elsewhere they have scale 1: lora convert --to kohya writes the scale beside the matrices"
             )
-    unscaled = [name for name, found in sources.items() if found is None]
-    if unscaled and any(entry.kohya for entry in keys.entries):
+    unscaled = [name for name, place in sources.items() if place is None]
+    if unscaled and any(entry.is_kohya for entry in keys.entries):
         warnings.append(
-            f"{len(unscaled)} modules have no alpha; every tool then uses scale 1 (alpha = rank), whatever the training used"
+            f"{len(unscaled)} modules have no alpha; every tool then uses scale 1 (alpha = rank), whatever "
+            "the training used"
         )
     if scales:
         warnings.append(scale_notice(checked.file.path, checked.file.header))

@@ -1,4 +1,4 @@
-"""The keys of a LoRA file, sorted for the question what each tool does with them, and the answer."""
+"""The keys of a LoRA file in the terms of the tools' rules, and the verdict of a tool on them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,46 @@ from trainer.headers.lora import BUNDLED
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the file."""
+    """One tensor of a file.
+
+    Attributes:
+        key: its name in the file: a module name and a suffix.
+        name: the module name as spelled.
+        suffix: the suffix as spelled.
+        place: (part, path) of the module; None for a name of no module of SDXL.
+        exists: True if the base has the module.
+        fits: True if the shapes of the module are those of the base.
+    """
 
     key: str
-    name: str  # of its module, as spelled
+    name: str
     role: str
-    ending: str  # as written
-    place: tuple[str, str] | None  # (part, path), None for no module of SDXL
-    exists: bool  # in the base that the file is for
-    fits: bool  # the shapes of its module are those of the base
+    suffix: str
+    place: tuple[str, str] | None
+    exists: bool
+    fits: bool
 
     @property
     def style(self) -> str:
-        """`original`, `diffusers`, `text`, `short`, `flat`, `dotted`, `dotted-flat`, `processor`, `comfyui` or `unknown` spelling."""
+        """The spelling of the module name.
+
+        unknown      no module of SDXL
+        original     lora_unet_input_blocks_4_1_...          kohya, block names of the original checkpoint
+        diffusers    lora_unet_down_blocks_1_...             kohya, block names of diffusers
+        text         lora_te1_text_model_encoder_...         kohya
+        short        lora_te_text_model_encoder_...          kohya for Stable Diffusion 1.5
+        flat         lora_te1_encoder_...                    kohya without text_model
+        dotted       unet.down_blocks.1...., text_encoder.text_model.encoder....      PEFT
+        dotted-flat  text_encoder.encoder....                PEFT without text_model
+        processor    unet.down_blocks.1....attn1.processor.to_q    diffusers before 0.22
+        comfyui      diffusion_model.input_blocks.4.1...., text_encoders.clip_l....
+        """
         if self.place is None:
             return "unknown"
         part, path = self.place
         if self.name.startswith(("diffusion_model.", "text_encoders.")):
             return "comfyui"
-        whole = "text_model" in self.name or path == "text_projection"
+        has_text_model = "text_model" in self.name or path == "text_projection"
         if part == "unet":
             if not self.name.startswith("lora_unet_"):
                 return "processor" if ".processor." in self.name else "dotted"
@@ -39,22 +60,28 @@ class Entry:
         if self.name.startswith("lora_te_"):
             return "short"
         if self.name.startswith("lora_"):
-            return "text" if whole else "flat"
-        return "dotted" if whole else "dotted-flat"
+            return "text" if has_text_model else "flat"
+        return "dotted" if has_text_model else "dotted-flat"
 
     @property
     def is_bundled(self) -> bool:
-        """Of an embedding that lies in the LoRA's file."""
+        """True for a tensor of an embedding in the file of the LoRA."""
         return self.key.startswith(BUNDLED)
 
     @property
-    def kohya(self) -> bool:
+    def is_kohya(self) -> bool:
+        """True for a module name with kohya's prefixes and underscores."""
         return self.style in ("original", "diffusers", "text", "short", "flat")
 
 
-@dataclass(frozen=True, eq=False)  # compared and hashed as itself, so that answers about it can be kept
+@dataclass(frozen=True, eq=False)  # equal only to itself: its hash is a cache key in tools.py
 class Keys:
-    """All tensors of a file, with its metadata."""
+    """All tensors of a file with its metadata.
+
+    Attributes:
+        shapes: shape by key.
+        true_sdxl: True if the file is compared with SDXL 1.0, not with a smaller base.
+    """
 
     entries: Sequence[Entry]
     metadata: Mapping[str, str]
@@ -63,79 +90,91 @@ class Keys:
 
     @functools.cached_property
     def roles(self) -> dict[str, set[str]]:
-        """By module's name."""
-        found: dict[str, set[str]] = {}
+        """Roles by module name."""
+        roles: dict[str, set[str]] = {}
         for entry in self.entries:
             if not entry.is_bundled:
-                found.setdefault(entry.name, set()).add(entry.role)
-        return found
+                roles.setdefault(entry.name, set()).add(entry.role)
+        return roles
 
     @functools.cached_property
-    def endings(self) -> dict[str, set[str]]:
-        """By module's name."""
-        found: dict[str, set[str]] = {}
+    def suffixes(self) -> dict[str, set[str]]:
+        """Suffixes by module name."""
+        suffixes: dict[str, set[str]] = {}
         for entry in self.entries:
-            found.setdefault(entry.name, set()).add(entry.ending)
-        return found
+            suffixes.setdefault(entry.name, set()).add(entry.suffix)
+        return suffixes
 
     @property
     def misfit(self) -> str | None:
-        """The first module whose shapes are not the base's."""
+        """The name of the first module whose shapes are not those of the base."""
         return next((entry.name for entry in self.entries if entry.exists and not entry.fits), None)
 
     @functools.cached_property
     def styles(self) -> frozenset[str]:
+        """All spellings in the file."""
         return frozenset(entry.style for entry in self.entries)
 
     @functools.cached_property
     def paths(self) -> dict[str, set[str]]:
-        """Of the modules that the base has, by part."""
-        found: dict[str, set[str]] = {"unet": set(), "text_encoder": set(), "text_encoder_2": set()}
+        """Paths of the modules that the base has, by part."""
+        paths: dict[str, set[str]] = {"unet": set(), "text_encoder": set(), "text_encoder_2": set()}
         for entry in self.entries:
             if entry.place and entry.exists:
-                found[entry.place[0]].add(entry.place[1])
-        return found
+                paths[entry.place[0]].add(entry.place[1])
+        return paths
 
     @functools.cached_property
-    def forms(self) -> dict[str, str]:
-        """What diffusers takes each text encoder's keys for."""
+    def text_encoder_forms(self) -> dict[str, str]:
+        """The form that diffusers infers from the keys of each text encoder."""
         known = [entry for entry in self.entries if entry.style not in ("comfyui", "unknown")]
         return {
-            part: _form([e for e in known if e.place and e.place[0] == part])
+            part: _diffusers_form([e for e in known if e.place and e.place[0] == part])
             for part in ("text_encoder", "text_encoder_2")
         }
 
 
 @dataclass(frozen=True)
 class Drop:
+    """Keys that a tool ignores, with the reason."""
+
     reason: str
     keys: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Verdict:
+    """The result of reading a file with one tool.
+
+    Attributes:
+        taken: number of tensors that the tool applies, of `total`.
+        refusal: the reason to refuse the whole file.
+        needs: command-line options without which the tool does not read the file.
+    """
+
     tool: str
-    taken: int  # tensors
+    taken: int
     total: int
     drops: tuple[Drop, ...] = ()
-    refusal: str | None = None  # why the whole file is refused
-    needs: str = ""  # what it has to be told to read the file
+    refusal: str | None = None
+    needs: str = ""
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
+        """True if the tool applies every tensor."""
         return self.refusal is None and not self.drops
 
 
-def _form(found: Sequence[Entry]) -> str:
-    """diffusers' utils/state_dict_utils.py infers the form of a text encoder's keys from those that are there."""
-    if not found or any(
-        entry.ending.startswith(".lora_A") or (entry.kohya and ".out_proj" in entry.place[1])
-        for entry in found
+def _diffusers_form(entries: Sequence[Entry]) -> str:
+    """The form of a text encoder's keys, inferred as diffusers' utils/state_dict_utils.py does."""
+    if not entries or any(
+        entry.suffix.startswith(".lora_A") or (entry.is_kohya and ".out_proj" in entry.place[1])
+        for entry in entries
         if entry.place
     ):
         return "whole"
-    if any("lora_linear_layer" in entry.ending for entry in found) or any(
-        ".mlp." in entry.place[1] for entry in found if entry.place
+    if any("lora_linear_layer" in entry.suffix for entry in entries) or any(
+        ".mlp." in entry.place[1] for entry in entries if entry.place
     ):
         return "feed-forward"
     return "unknown"

@@ -1,7 +1,7 @@
-"""What other tools do with each key of an SDXL LoRA file: take it, drop it (mostly without a word), or refuse the file.
+"""Rules of other tools for SDXL LoRA files: the keys that each tool ignores, and the files that it refuses.
 
-The rules were read from the tools' sources and seen by running their loaders, in the versions that `TOOLS` names. Each
-tool knows a module by other spellings:
+Most tools ignore a key without a message. The rules come from the sources of the tools, and were confirmed by
+running their loaders, in the versions that `TOOLS` names. The tools know different spellings of module names:
 
                         A1111  Forge  ComfyUI  InvokeAI  sd-scripts  diffusers
 lora_unet_input_blocks    x      x       x        x          x          x
@@ -25,38 +25,54 @@ from dataclasses import dataclass
 from trainer.adapter.lycoris import split
 from trainer.headers.lora import BUNDLED
 from trainer.lora_file.compatibility.keys import Drop, Entry, Keys, Verdict
-from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, UP
+from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, LOHA, UP
 
-FORGE_LIMIT = 12  # unmatched keys; with more it applies nothing
+FORGE_LIMIT = 12  # unmatched keys; with more of them Forge applies nothing
 
 
 @dataclass(frozen=True)
 class Tool:
+    """The rules of one tool.
+
+    Attributes:
+        reason: the reason to ignore a key, or None.
+        refusal: the reason to refuse the file, given the number of ignored keys, or None.
+        needs: command-line options without which the tool does not read the file.
+        embeddings: the reason to ignore embeddings in the file, or None.
+    """
+
     name: str
-    reason: Callable[[Entry, Keys], str | None]  # to drop a key
-    refusal: Callable[[Keys, int], str | None]  # of the file, given the number of dropped keys
+    reason: Callable[[Entry, Keys], str | None]
+    refusal: Callable[[Keys, int], str | None]
     needs: Callable[[Keys], str] = lambda keys: ""
-    embeddings: str | None = "it reads no embedding out of a LoRA's file"  # reason to drop them
+    embeddings: str | None = "it reads no embedding out of a LoRA's file"
 
     def read(self, keys: Keys) -> Verdict:
+        """Applies the rules to the keys of a file."""
         reasons: dict[str, list[str]] = {}
         for entry in keys.entries:
-            if reason := self.embeddings if entry.is_bundled else _missing(entry) or self.reason(entry, keys):
+            if reason := self._reason(entry, keys):
                 reasons.setdefault(reason, []).append(entry.key)
         dropped = sum(map(len, reasons.values()))
         refusal = self.refusal(keys, dropped)
-        drops = tuple(Drop(reason, tuple(found)) for reason, found in reasons.items())
+        drops = tuple(Drop(reason, tuple(ignored)) for reason, ignored in reasons.items())
         taken = 0 if refusal else len(keys.entries) - dropped
         return Verdict(
             self.name, taken, len(keys.entries), drops, refusal, "" if refusal else self.needs(keys)
         )
 
+    def _reason(self, entry: Entry, keys: Keys) -> str | None:
+        """The reason to ignore a key, from the rules of all tools and of this one."""
+        if entry.is_bundled:
+            return self.embeddings
+        return _reason_for_all(entry) or self.reason(entry, keys)
 
-def _missing(entry: Entry) -> str | None:
-    """What no tool takes."""
+
+def _reason_for_all(entry: Entry) -> str | None:
+    """The reason for which every tool ignores a key, or None."""
     if entry.place is None:
         return "no module of SDXL has this name"
-    if entry.kohya and entry.name.endswith("_to_out"):
+    if entry.is_kohya and entry.name.endswith("_to_out"):
         return "the 0 of to_out_0 is missing; convert the file: lora convert --to kohya"
     if not entry.exists:
         return "the base has no such module"
@@ -67,7 +83,10 @@ def _missing(entry: Entry) -> str | None:
 
 _NO_PROJECTION = "text_projection is not among its LoRA modules"
 _DOTTED = "it knows no PEFT names (unet.….lora_A); convert the file: lora convert --to kohya"
-_FLAT = "text_model is missing in the name of the text encoder's module; convert the file: lora convert --to kohya"
+_FLAT = (
+    "text_model is missing in the name of the text encoder's module; convert the file: lora convert --to "
+    "kohya"
+)
 
 
 def _comfyui(entry: Entry, keys: Keys) -> str | None:
@@ -83,45 +102,51 @@ def _comfyui(entry: Entry, keys: Keys) -> str | None:
             return _NO_PROJECTION
         if not re.search(r"self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12]|text_projection", path):
             return "only attention and feed-forward modules of text encoders are known"
-    # Its table of dotted names says attn1.processor.to_q; those without attention are the same in both.
+    # Its table of dotted names has attn1.processor.to_q; the names of other layers are those of PEFT.
     if (entry.style == "dotted" and ".to_" in entry.name) or entry.key.startswith("base_model."):
         return _DOTTED
     if entry.role in ("rescale", "scale_weight", "on_input", "weight", "scalar"):
         return f"{entry.role} is not read"
-    if entry.ending.startswith(".lora_magnitude_vector"):
+    if entry.suffix.startswith(".lora_magnitude_vector"):
         return "PEFT's magnitude vectors are not read"
     return None
 
 
 def _comfyui_refusal(keys: Keys, dropped: int) -> str | None:
-    for name, found in keys.roles.items():  # a KeyError
-        if UP in found and DOWN not in found:
-            return f"{name} has no down matrix, at which loading stops"
+    for name, roles in keys.roles.items():
+        if UP in roles and DOWN not in roles:
+            return f"loading stops with an error, because {name} has no down matrix"
     return None
 
 
 def _forge(entry: Entry, keys: Keys) -> str | None:
-    """A copy of an older ComfyUI's."""
+    """Forge has a copy of an older loader of ComfyUI."""
     if entry.style == "comfyui" and entry.name.startswith("text_encoders."):
-        return "it knows ComfyUI's names of the UNet alone; convert the file: lora convert --to kohya"
-    if ".default." in entry.ending:
+        return "it knows ComfyUI's names only for the UNet; convert the file: lora convert --to kohya"
+    if ".default." in entry.suffix:
         return "it does not read PEFT's adapter names; convert the file: lora convert --to kohya"
     return _comfyui(entry, keys)
 
 
 def _forge_refusal(keys: Keys, dropped: int) -> str | None:
-    unmatched = dropped - sum(
-        entry.exists and not entry.fits for entry in keys.entries
-    )  # wrong shapes are met later
+    # Its limit counts names. Wrong shapes are found only when images are generated.
+    unmatched = dropped - sum(entry.exists and not entry.fits for entry in keys.entries)
     if unmatched > FORGE_LIMIT:
         return f"{unmatched} keys match nothing, more than {FORGE_LIMIT}, so it applies none of the file"
     if keys.misfit:
-        return f"{keys.misfit} has not the shapes of the base, at which drawing stops"
+        return (
+            f"generating images stops with an error, because {keys.misfit} does not have the shapes of the "
+            "base"
+        )
     return _comfyui_refusal(keys, dropped)
 
 
-def _not_kohyas(entry: Entry, short: str) -> str | None:
-    """Of a tool that knows kohya's names alone; `short`: why it does not take `lora_te_`."""
+def _only_kohya(entry: Entry, short: str) -> str | None:
+    """The reason to ignore a key, for a tool that knows only kohya's names.
+
+    Args:
+        short: the reason to ignore names that begin with `lora_te_`.
+    """
     if entry.style in ("dotted", "dotted-flat", "processor"):
         return _DOTTED
     if entry.style == "comfyui":
@@ -132,47 +157,52 @@ def _not_kohyas(entry: Entry, short: str) -> str | None:
 
 
 def _a1111(entry: Entry, keys: Keys) -> str | None:
-    """extensions-builtin/Lora/networks.py: names up to the first dot, converted to the original checkpoint's."""
+    """extensions-builtin/Lora/networks.py converts the name before the first dot to an original one."""
     part, path = entry.place or ("", "")
-    if reason := _not_kohyas(entry, "lora_te_ is a text encoder of Stable Diffusion 1.5 to it"):
+    if reason := _only_kohya(entry, "it reads lora_te_ as the text encoder of Stable Diffusion 1.5"):
         return reason
     if path == "text_projection":
         return _NO_PROJECTION
-    if entry.role in (ALPHA, DORA) and ".lora_A.weight" in keys.endings[entry.name]:
-        return f"it forgets {entry.role} where the matrices are called lora_A and lora_B"
+    if entry.role in (ALPHA, DORA) and ".lora_A.weight" in keys.suffixes[entry.name]:
+        return f"it ignores {entry.role} beside matrices that are named lora_A and lora_B"
     if entry.style == "diffusers" and path == "up_blocks.0.upsamplers.0.conv":
         return (
             "it looks for this upsampler in the wrong place (output_blocks_2_1 instead of output_blocks_2_2)"
         )
     if entry.style == "diffusers" and path.startswith(("add_embedding", "conv_norm_out")):
         return "it can't convert diffusers' name of this module"
-    if part == "text_encoder_2" and ".self_attn." in path and not _whole_attention(path, keys):
-        return "it applies the second text encoder's attention only if q, k, v and out are all there"
+    if part == "text_encoder_2" and ".self_attn." in path and not _has_whole_attention(path, keys):
+        return "it applies the attention of text encoder 2 only if the file has q, k, v and out of that layer"
     return None
 
 
-def _whole_attention(path: str, keys: Keys) -> bool:
+def _has_whole_attention(path: str, keys: Keys) -> bool:
+    """True if the file has q, k, v and out of a layer; A1111's text encoder 2 joins q, k and v."""
     layer = path.rpartition(".")[0]
     return all(f"{layer}.{name}_proj" in keys.paths["text_encoder_2"] for name in ("q", "k", "v", "out"))
 
 
 def _a1111_refusal(keys: Keys, dropped: int) -> str | None:
-    bare = [entry.name for entry in keys.entries if entry.kohya and entry.name.endswith("_to_out")]
+    bare = [entry.name for entry in keys.entries if entry.is_kohya and entry.name.endswith("_to_out")]
     if bare:
-        return f"{bare[0]} lacks the 0 of to_out_0, at which loading stops"
+        return f"loading stops with an error, because {bare[0]} has no 0 as in to_out_0"
     if any(entry.key.startswith("diffusion_model.") for entry in keys.entries):
-        return "it takes diffusion_model for a module, at which loading stops; convert the file: lora convert --to kohya"
+        return (
+            "loading stops with an error, because it reads diffusion_model as a module name; convert the "
+            "file: lora convert --to kohya"
+        )
     for entry in keys.entries:
-        if entry.kohya and entry.exists and not _complete(keys.roles[entry.name]) and not _a1111(entry, keys):
-            return f"{entry.name} holds no whole network, at which loading stops"
+        is_read = entry.is_kohya and entry.exists and not _a1111(entry, keys)
+        if is_read and not _is_a1111_network(keys.roles[entry.name]):
+            return f"loading stops with an error, because {entry.name} is not a complete network"
     return None
 
 
-def _complete(roles: set[str]) -> bool:
-    """Whether one of A1111's module types takes it."""
+def _is_a1111_network(roles: set[str]) -> bool:
+    """True if one of A1111's module types accepts a module of these roles."""
     if roles & {"w_norm", "oft_blocks", "oft_diag", "on_input", "diff"} or {DOWN, UP} <= roles:
         return True
-    if {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= roles:
+    if set(LOHA) <= roles:
         return True
     return all(name in roles or {f"{name}_a", f"{name}_b"} <= roles for name in ("lokr_w1", "lokr_w2"))
 
@@ -184,23 +214,29 @@ def _invokeai(entry: Entry, keys: Keys) -> str | None:
 
 
 def _invokeai_refusal(keys: Keys, dropped: int) -> str | None:
-    known = (
-        "lora_unet_",
-        "lora_te1_",
-        "lora_te2_",
-        BUNDLED,
-    )  # model_loaders/lora.py takes the last out before it looks
+    # model_loaders/lora.py removes embeddings from the file before it looks at the names.
+    known = ("lora_unet_", "lora_te1_", "lora_te2_", BUNDLED)
     odd = [entry.key for entry in keys.entries if not entry.key.startswith(known)]
     if odd:
-        return f"{odd[0]} starts with none of lora_unet_, lora_te1_ and lora_te2_; convert the file: lora convert --to kohya"
+        return (
+            f"{odd[0]} begins with none of lora_unet_, lora_te1_ and lora_te2_; convert the file: "
+            "lora convert --to kohya"
+        )
     if {"original", "diffusers"} <= keys.styles:
-        return "it mixes the original checkpoint's block names with diffusers'; convert the file: lora convert --to kohya"
+        return (
+            "the file mixes block names of the original checkpoint and of diffusers; convert it: "
+            "lora convert --to kohya"
+        )
     if keys.true_sdxl and not _looks_like_sdxl(keys):
-        return "nothing in it shows that it is for SDXL (cross-attention, both text encoders, or a third transformer block)"
-    return _without_partner(keys)
+        return (
+            "nothing in the file shows that it is for SDXL (cross-attention, text encoder 2, or a third "
+            "transformer block)"
+        )
+    return _half_module(keys)
 
 
 def _looks_like_sdxl(keys: Keys) -> bool:
+    """True if the file has a module that InvokeAI recognises SDXL by."""
     parts = {entry.place[0] for entry in keys.entries if entry.place}
     paths = [entry.place[1] for entry in keys.entries if entry.place]
     cross = any(re.search(r"attn2\.to_[kv]$", path) for path in paths)
@@ -210,39 +246,41 @@ def _looks_like_sdxl(keys: Keys) -> bool:
     return cross or deep or "text_encoder_2" in parts
 
 
-@functools.lru_cache(maxsize=1)  # asked again for every key of a file
+@functools.lru_cache(maxsize=1)  # called for every key of a file
 def _sd_module(keys: Keys) -> str:
-    """The --network_module that reads most of a file: sd-scripts' own, or the package lycoris."""
-    forms = {_form_of(found) for found in keys.roles.values()} - {"nothing"}
-    if forms <= {"lora"}:
+    """The --network_module that reads most of a file: one of sd-scripts, or the package lycoris."""
+    networks = {_sd_network(roles) for roles in keys.roles.values()} - {"nothing"}
+    if networks <= {"lora"}:
         return "networks.lora"
-    if forms == {"loha"} or (forms == {"lokr"} and _lokr_factor(keys) is not None):
-        return f"networks.{forms.pop()}"
-    lycoris = "lycoris" in keys.metadata.get("ss_network_module", "") or not any(
-        {DOWN, UP} & found for found in keys.roles.values()
-    )
-    return "lycoris.kohya" if lycoris else "networks.lora"
+    if networks == {"loha"} or (networks == {"lokr"} and _lokr_factor(keys) is not None):
+        return f"networks.{networks.pop()}"
+    has_lora = any({DOWN, UP} & roles for roles in keys.roles.values())
+    is_lycoris = "lycoris" in keys.metadata.get("ss_network_module", "") or not has_lora
+    return "lycoris.kohya" if is_lycoris else "networks.lora"
 
 
-def _form_of(roles: set[str]) -> str:
-    """`lora`, `loha` or `lokr` as sd-scripts' own modules know them, `other`, or `nothing` to apply."""
-    marks = {role.partition("_")[0] for role in roles - {ALPHA}}
+def _sd_network(roles: set[str]) -> str:
+    """`lora`, `loha` or `lokr` as sd-scripts reads them, `other`, or `nothing` without matrices."""
+    prefixes = {role.partition("_")[0] for role in roles - {ALPHA}}
     if not roles - {ALPHA, DORA}:
         return "nothing"
-    if marks == {"hada"}:
+    if prefixes == {"hada"}:
         return "loha"
-    if marks == {"lokr"}:
+    if prefixes == {"lokr"}:
         return "lokr" if "lokr_w1" in roles and "lokr_t2" not in roles else "other"
     return "lora" if roles <= {DOWN, UP, ALPHA} else "other"
 
 
 def _lokr_factor(keys: Keys) -> int | None:
-    """What --network_args must say as factor to make first matrices of the file's shapes; -1 for as nearly alike as can be."""
-    firsts = {
-        key.removesuffix(".lokr_w1"): shape for key, shape in keys.shapes.items() if key.endswith(".lokr_w1")
-    }
-    sides: set[tuple[int, int]] = set()  # (of the first matrix, of both)
-    for name, first in firsts.items():
+    """The factor for --network_args with which sd-scripts makes first matrices of the file's shapes.
+
+    -1 stands for factors as nearly equal as possible; None means that no factor makes them.
+    """
+    sides: set[tuple[int, int]] = set()  # (rows or columns of the first matrix, of the product)
+    for key, first in keys.shapes.items():
+        if not key.endswith(".lokr_w1"):
+            continue
+        name = key.removesuffix(".lokr_w1")
         second = keys.shapes.get(f"{name}.lokr_w2") or (*keys.shapes.get(f"{name}.lokr_w2_a", ())[:1], 0)
         sides.add((first[0], first[0] * second[0]))
         if f"{name}.lokr_w2" in keys.shapes:
@@ -254,6 +292,7 @@ def _lokr_factor(keys: Keys) -> int | None:
 
 
 def _sd_needs(keys: Keys) -> str:
+    """The options of sd-scripts that select the network of a file."""
     module = _sd_module(keys)
     factor = _lokr_factor(keys) if module == "networks.lokr" else -1
     return f"--network_module {module}" + (f" --network_args factor={factor}" if factor != -1 else "")
@@ -261,7 +300,7 @@ def _sd_needs(keys: Keys) -> str:
 
 def _sd_scripts(entry: Entry, keys: Keys) -> str | None:
     path = entry.place[1] if entry.place else ""
-    if reason := _not_kohyas(entry, "it calls the first text encoder lora_te1_"):
+    if reason := _only_kohya(entry, "its name for text encoder 1 is lora_te1_"):
         return reason
     module, roles = _sd_module(keys), keys.roles[entry.name]
     if entry.style == "diffusers" and not (
@@ -278,7 +317,7 @@ def _sd_scripts(entry: Entry, keys: Keys) -> str | None:
         return "dora_scale is ignored by networks.lora, which applies the rest as a plain LoRA"
     if entry.role not in (DOWN, UP, ALPHA):
         return f"networks.lora does not read {entry.role}"
-    if ".lora_down.weight" not in keys.endings[entry.name]:
+    if ".lora_down.weight" not in keys.suffixes[entry.name]:
         return (
             "networks.lora looks for lora_down.weight; convert the file: lora convert --to kohya"
             if DOWN in roles
@@ -290,65 +329,83 @@ def _sd_scripts(entry: Entry, keys: Keys) -> str | None:
 def _sd_scripts_refusal(keys: Keys, dropped: int) -> str | None:
     module = _sd_module(keys)
     if keys.misfit:
-        return f"{keys.misfit} has not the shapes of the base, at which loading stops"
+        return f"loading stops with an error, because {keys.misfit} does not have the shapes of the base"
     for name, roles in keys.roles.items():
         if module == "networks.lora" and {DOWN, UP, "mid"} <= roles:
-            return f"{name} has Tucker's form, at which networks.lora stops"
-        if module != "networks.lora" and ALPHA not in roles and _form_of(roles) in ("loha", "lokr"):
-            return f"{name} has no alpha, at which loading stops"
+            return f"networks.lora stops with an error, because {name} has a Tucker decomposition"
+        if module != "networks.lora" and ALPHA not in roles and _sd_network(roles) in ("loha", "lokr"):
+            return f"loading stops with an error, because {name} has no alpha"
         if module == "lycoris.kohya" and keys.shapes.get(f"{name}.dora_scale", (0,))[0] == 1:
             return (
-                "lycoris.kohya 4 makes dora_scale for each output, and here it is for each input; bake the file, or go on with it "
-                "by the --network_args algo=lora dora_wd=True wd_on_output=False"
+                "lycoris.kohya 4 expects a dora_scale for each output, and the file has one for each "
+                "input; bake the file, or continue its training with --network_args algo=lora dora_wd=True "
+                "wd_on_output=False"
             )
     return None
 
 
 def _diffusers(entry: Entry, keys: Keys) -> str | None:
     if not entry.key.startswith(("lora_", "unet.", "text_encoder.", "text_encoder_2.")):
-        return "it expects unet. before the names of the UNet's modules; convert the file: lora convert --to diffusers"
-    if entry.role == DORA and entry.kohya:
-        return "dora_scale is filtered out, and the rest applied as a plain LoRA"
+        return (
+            "it expects unet. before the names of the UNet's modules; convert the file: lora convert --to "
+            "diffusers"
+        )
+    if entry.role == DORA and entry.is_kohya:
+        return "it ignores dora_scale and applies the rest as a plain LoRA"
     if entry.style == "original" and "diffusers" in keys.styles:
-        return "it also holds diffusers' block names, beside which the original ones are dropped"
+        return "it ignores block names of the original checkpoint where the file also has those of diffusers"
     if (
-        entry.kohya
+        entry.is_kohya
         and entry.place
         and ".self_attn." in entry.place[1]
-        and keys.forms[entry.place[0]] == "feed-forward"
+        and keys.text_encoder_forms[entry.place[0]] == "feed-forward"
     ):
-        return "a text encoder's q, k and v are dropped where it has no out_proj"
+        return "it ignores q, k and v of a text encoder that has no out_proj"
     if entry.style == "diffusers" and entry.place and entry.place[1].startswith("add_embedding"):
         return "it can't convert diffusers' own name of this module back from underscores"
     return None
 
 
 def _diffusers_refusal(keys: Keys, dropped: int) -> str | None:
-    if all(
-        entry.key.startswith(("lora_te_", "lora_te1_", "lora_te2_", "lora_unet_")) for entry in keys.entries
-    ):
-        if kept := [entry.key for entry in keys.entries if entry.role not in (DOWN, UP, ALPHA, DORA)]:
-            return f"{kept[0]} has no place in its conversion of kohya's names, which takes LoRA and nothing else"
-        if any(entry.role == ALPHA for entry in keys.entries) and "lora_adapter_metadata" in keys.metadata:
-            return "both .alpha and the header's lora_adapter_metadata say the scale, which it does not allow"
-    elif odd := [entry.key for entry in keys.entries if "lora" not in entry.key and entry.is_bundled]:
-        return f"{odd[0]} does not have lora in its name, which it demands of every key; lora convert leaves it out"
-    elif odd := [entry.key for entry in keys.entries if "lora" not in entry.key]:
-        return f"{odd[0]} does not have lora in its name, which it demands of every key"
+    kohya = ("lora_te_", "lora_te1_", "lora_te2_", "lora_unet_")
+    is_kohya = all(entry.key.startswith(kohya) for entry in keys.entries)
+    if refusal := _kohya_in_diffusers(keys) if is_kohya else _key_without_lora(keys):
+        return refusal
     second = {entry.style for entry in keys.entries if entry.place and entry.place[0] == "text_encoder_2"}
     if second and second <= {"flat", "dotted-flat"}:
-        return "no module of its second text encoder has text_model in its name, at which loading stops"
+        return "loading stops with an error, because no module of text encoder 2 has text_model in its name"
     for part in ("text_encoder", "text_encoder_2"):
-        if keys.forms[part] == "unknown":
-            return f"its {part} has no out_proj module, without which its form is not recognised"
-    return _without_partner(keys)
+        if keys.text_encoder_forms[part] == "unknown":
+            return f"it does not recognise the names of {part}, because the file has no out_proj module of it"
+    return _half_module(keys)
 
 
-def _without_partner(keys: Keys) -> str | None:
-    """A KeyError in every loader."""
-    for name, found in keys.roles.items():
-        if (DOWN in found) != (UP in found):
-            return f"{name} has no {'up' if DOWN in found else 'down'} matrix, at which loading stops"
+def _kohya_in_diffusers(keys: Keys) -> str | None:
+    """The reason for which diffusers can't convert a file with kohya's names."""
+    if others := [entry.key for entry in keys.entries if entry.role not in (DOWN, UP, ALPHA, DORA)]:
+        return f"its conversion of kohya's names reads only LoRA, and not {others[0]}"
+    if any(entry.role == ALPHA for entry in keys.entries) and "lora_adapter_metadata" in keys.metadata:
+        return "it does not allow .alpha together with lora_adapter_metadata in the header"
+    return None
+
+
+def _key_without_lora(keys: Keys) -> str | None:
+    """The reason for which diffusers refuses a file with other names than kohya's."""
+    others = [entry for entry in keys.entries if "lora" not in entry.key]
+    if bundled := [entry.key for entry in others if entry.is_bundled]:
+        return (
+            f"it requires lora in the name of every key, and {bundled[0]} has none; lora convert leaves it "
+            "out"
+        )
+    return f"it requires lora in the name of every key, and {others[0].key} has none" if others else None
+
+
+def _half_module(keys: Keys) -> str | None:
+    """The reason for loaders that stop with a KeyError at a module with one of its two matrices."""
+    for name, roles in keys.roles.items():
+        if (DOWN in roles) != (UP in roles):
+            missing = UP if DOWN in roles else DOWN
+            return f"loading stops with an error, because {name} has no {missing} matrix"
     return None
 
 

@@ -1,4 +1,7 @@
-"""A base with a LoRA in its weights: W + strength * alpha / rank * up down, for tools that load no LoRA."""
+"""Baking of a LoRA into the weights of a base, for tools that can't load LoRAs.
+
+The new weight is W + strength * alpha / rank * up down, or the formula of the network in `LoraModule.change`.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,25 @@ from trainer.atomic_files import replacing
 from trainer.errors import BaseError, LoraFileError
 from trainer.headers.safetensors import read_header
 from trainer.lora_file.base_weights import PartWeights, base_weights
-from trainer.lora_file.modules import LoraFile, Module
+from trainer.lora_file.modules import LoraFile, LoraModule
 from trainer.lora_file.reader import read_modules
 
 
 def bake(source: Path, out: Path, base: Path, strength: float = 1.0) -> int:
-    """Writes a copy of `base`, a folder or a single file, with the LoRA in its weights, and says how many it changed.
+    """Writes a copy of `base`, a folder or a single file, with a LoRA in its weights.
 
-    One tensor is in memory at a time; dtypes and all other bytes stay as they are. `out` appears whole or not at all.
+    One tensor is in memory at a time. Dtypes and all other bytes stay as they are. `out` appears complete or
+    not at all.
+
+    Returns:
+        The number of weights that the LoRA changes.
 
     Raises:
         BaseError: the base can't be opened.
-        LoraFileError: `out` is there already, or a module of the file does not fit the base.
+        LoraFileError: `out` exists, or a module of the file does not fit the base.
     """
     if out.exists():
-        raise LoraFileError(f"{out} is there already; choose another name")
+        raise LoraFileError(f"{out} exists; choose another name")
     if base.is_file() and out.suffix != ".safetensors":
         raise LoraFileError(f"{out.name} must end in .safetensors, as {base.name} does")
     file, weights = read_modules(source), base_weights(base)
@@ -47,7 +54,10 @@ def bake(source: Path, out: Path, base: Path, strength: float = 1.0) -> int:
 
 
 def _left_out(folder: Path, names: list[str], base: Path, used: set[Path]) -> set[str]:
-    """Other copies of the same weights (fp16 variants, pickles, a single file beside the folders) would stay unbaked."""
+    """Files that are not copied: further copies of the weights, which would stay without the LoRA.
+
+    These are fp16 variants, pickles, and a single file beside the folders.
+    """
     baked_parts = {"unet", "text_encoder", "text_encoder_2"}
     if folder != base and folder.name not in baked_parts:
         return set()
@@ -60,6 +70,7 @@ def _left_out(folder: Path, names: list[str], base: Path, used: set[Path]) -> se
 
 
 def _expect_fit(file: LoraFile, weights: dict[str, PartWeights], base: str) -> None:
+    """Raises LoraFileError unless every module of the file fits a weight of the base."""
     for module in file.modules:
         shape = weights[module.part].shape(module.path)
         if shape is None:
@@ -70,17 +81,19 @@ def _expect_fit(file: LoraFile, weights: dict[str, PartWeights], base: str) -> N
             raise LoraFileError(module.unsupported())
         if module.sides != (shape[0], torch.Size(shape[1:]).numel()):
             raise LoraFileError(
-                f"{file.path.name} was trained on a base of another shape than {base} ({module.path}); choose its base"
+                f"{file.path.name} was trained on a base of another shape than {base} ({module.path}); "
+                "choose its base"
             )
 
 
-def _changed(module: Module, weight: torch.Tensor, strength: float, name: str) -> torch.Tensor:
-    """The new weight, in the dtype of the old one. Raises LoraFileError when it doesn't fit that."""
+def _changed(module: LoraModule, weight: torch.Tensor, strength: float, name: str) -> torch.Tensor:
+    """The new weight in the dtype of the old one. Raises LoraFileError where that can't hold a value."""
     new = weight.float() + strength * module.change(weight)
     new = new.to(weight.dtype)
     if not bool(torch.isfinite(new.float()).all()):
         raise LoraFileError(
-            f"{name} at strength {strength:g} does not fit {weight.dtype} in {module.path}; take a lower strength"
+            f"{name} at strength {strength:g} does not fit {weight.dtype} in {module.path}; take a lower "
+            "strength"
         )
     return new
 
@@ -88,7 +101,7 @@ def _changed(module: Module, weight: torch.Tensor, strength: float, name: str) -
 def _bake_file(
     copy: Path, original: Path, file: LoraFile, weights: dict[str, PartWeights], strength: float
 ) -> None:
-    """Overwrites the changed tensors of one weight file: same dtype and shape, so nothing else in it moves."""
+    """Overwrites the changed tensors of a weight file; dtypes and shapes stay, so no other byte changes."""
     header = read_header(original, BaseError)
     copy.chmod(copy.stat().st_mode | 0o200)  # a hub's cache is read-only
     with copy.open("r+b") as stream:

@@ -1,4 +1,4 @@
-"""A LoRA of the difference between two checkpoints, one layer in memory at a time."""
+"""Extraction of a LoRA from the difference between two checkpoints, one layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from trainer.errors import LoraFileError
 from trainer.lora_file.base_weights import PartWeights, base_weights
 from trainer.lora_file.edit.convert import expect_free, tensors_of, write_lora
-from trainer.lora_file.edit.resize import Kept
+from trainer.lora_file.edit.resize import ResizedLayer
 from trainer.lora_file.edit.svd import of_matrix
 from trainer.lora_file.metadata import network_metadata
-from trainer.lora_file.modules import Module, lora_module
+from trainer.lora_file.modules import LoraModule, lora_module
 
 
 def extract(
@@ -24,21 +24,22 @@ def extract(
     rank: int,
     text_encoders: bool = False,
     overwrite: bool = False,
-    report: Callable[[Kept], None] = lambda kept: None,
-) -> list[Kept]:
-    """Writes the best LoRA of `rank`, in fp16, of what `tuned` changed in the linear and convolution layers of `base`.
+    report: Callable[[ResizedLayer], None] = lambda layer: None,
+) -> list[ResizedLayer]:
+    """Writes the best approximation by a LoRA of `rank` of the difference `tuned` - `base`, in fp16.
 
     Args:
-        text_encoders: theirs too, not only the UNet's.
-        report: called after each layer.
+        text_encoders: extract from the layers of the text encoders too.
+        report: called after each linear or convolution layer that differs.
 
     Raises:
-        BaseError: a folder can't be opened.
-        LoraFileError: the two are of different shapes, or don't differ.
+        BaseError: a checkpoint can't be opened.
+        LoraFileError: the checkpoints have different shapes, or are equal.
     """
     expect_free(out, overwrite)
     first, second = base_weights(base), base_weights(tuned)
-    modules, kept = [], []
+    modules: list[LoraModule] = []
+    layers: list[ResizedLayer] = []
     for part in first if text_encoders else ["unet"]:
         for path in _layers(first[part], second[part], f"{tuned.name}/{part}"):
             change = second[part].tensor(path).float() - first[part].tensor(path).float()
@@ -47,35 +48,37 @@ def extract(
             spectrum = of_matrix(change.flatten(1))
             up, down = spectrum.factors(rank)
             modules.append(lora_module(part, path, up, down, alpha=up.shape[1], dtype=torch.float16))
-            kept.append(Kept(part, path, up.shape[1], spectrum.share(rank)))
-            report(kept[-1])
+            layers.append(ResizedLayer(part, path, up.shape[1], spectrum.share(rank)))
+            report(layers[-1])
     if not modules:
         raise LoraFileError(
-            f"{tuned.name} has the same layers as {base.name}, so there is nothing to extract; give the tuned one second"
+            f"{tuned.name} has the same layers as {base.name}, so there is nothing to extract; give the "
+            "tuned checkpoint second"
         )
-    write_lora(
-        out, tensors_of(modules, "kohya", out.name), _facts(base, tuned, out, modules), overwrite=overwrite
-    )
-    return kept
+    metadata = _metadata(base, tuned, out, modules)
+    write_lora(out, tensors_of(modules, "kohya", out.name), metadata, overwrite=overwrite)
+    return layers
 
 
 def _layers(base: PartWeights, tuned: PartWeights, where: str) -> list[str]:
-    """Paths of the linear and convolution layers. Raises LoraFileError when the two have other layers."""
+    """Paths of the linear and convolution layers. Raises LoraFileError where their shapes differ."""
     paths = [
         path
         for path, place in base.places.items()
         if len(place.shape) >= 2 and not path.startswith("embeddings.")
     ]
     for path in paths:
-        ours, theirs = base.shape(path), tuned.shape(path)
-        if theirs != ours:
+        expected, shape = base.shape(path), tuned.shape(path)
+        if shape != expected:
             raise LoraFileError(
-                f"{where} differs in {path} ({theirs or 'missing'}, not {ours}); give two checkpoints of one family"
+                f"{where} differs in {path} ({shape or 'missing'}, not {expected}); give two checkpoints of "
+                "one family"
             )
     return sorted(paths)
 
 
-def _facts(base: Path, tuned: Path, out: Path, modules: list[Module]) -> dict[str, str]:
+def _metadata(base: Path, tuned: Path, out: Path, modules: list[LoraModule]) -> dict[str, str]:
+    """Metadata of the new file."""
     return {
         **network_metadata(modules, {}),
         "ss_sd_model_name": base.name,

@@ -1,4 +1,4 @@
-"""Several LoRAs as one: sum of weight_i * alpha_i / rank_i * up_i down_i."""
+"""Merging of LoRAs into one file: the sum of weight_i * alpha_i / rank_i * up_i down_i."""
 
 from __future__ import annotations
 
@@ -13,18 +13,35 @@ from trainer.errors import LoraFileError
 from trainer.lora_file.edit.convert import expect_free, tensors_of, write_lora
 from trainer.lora_file.edit.svd import of_matrix, of_product
 from trainer.lora_file.metadata import network_metadata
-from trainer.lora_file.modules import LoraFile, Module, lora_module, side_by_side
+from trainer.lora_file.modules import LoraFile, LoraModule, lora_module, side_by_side
 from trainer.lora_file.reader import read_modules
+
+_BASE_ENTRIES = (
+    "ss_base_model",
+    "ss_v2",
+    "ss_sd_model",
+    "modelspec.architecture",
+    "modelspec.prediction_type",
+    "modelspec.resolution",
+)
 
 
 @dataclass(frozen=True)
 class Term:
+    """A LoRA file and its weight in a sum."""
+
     file: Path
     weight: float
 
 
 def term(text: str) -> Term:
-    """`FILE:WEIGHT`, read from the right since file names may hold colons; weight 1 without one. Raises LoraFileError."""
+    """The term of `FILE:WEIGHT`, split at the last colon because file names may have colons.
+
+    Without a weight, or with another word after the colon, the whole text is a file name and the weight is 1.
+
+    Raises:
+        LoraFileError: the weight is 0 or infinite.
+    """
     name, colon, number = text.rpartition(":")
     try:
         weight = float(number) if colon else math.nan
@@ -33,7 +50,8 @@ def term(text: str) -> Term:
     if colon and name and not math.isnan(weight):
         if weight == 0 or math.isinf(weight):
             raise LoraFileError(
-                f"{text!r} has the weight {number}, which takes nothing or everything; give a number such as 0.5 or -1"
+                f"{text!r} has the weight {number}, which merges nothing or everything; give a number such "
+                "as 0.5 or -1"
             )
         return Term(Path(name), weight)
     return Term(Path(text), 1.0)
@@ -47,15 +65,19 @@ def merge(
     rank: int | None = None,
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
-) -> list[Module]:
-    """Writes the sum of LoRA files; a module that only some of them have is kept as it is there.
+) -> list[LoraModule]:
+    """Writes the weighted sum of LoRA files, each of which may change other modules.
 
     Args:
-        method: `concat` puts the matrices side by side, exact, its ranks add up; `svd` is the best approximation of `rank`.
-        dtype: of the new file; the widest of the given ones by default.
+        method: `concat` puts the matrices side by side: exact, and the ranks add up. `svd` writes the best
+            approximation of `rank`.
+        dtype: dtype of the new file; by default the widest of the files.
+
+    Returns:
+        The modules of the new file.
 
     Raises:
-        LoraFileError: a file can't be read, or holds what can't be added up.
+        LoraFileError: a file can't be read, or has a network that can't be added up.
     """
     expect_free(out, overwrite)
     if method == "svd" and not rank:
@@ -64,15 +86,14 @@ def merge(
         )
     if method == "concat" and rank:
         raise LoraFileError(
-            "concat keeps every rank, so --rank has no place there; take --method svd, or leave --rank out"
+            "concat keeps every rank and so can't have --rank; take --method svd, or leave --rank out"
         )
     files = [read_modules(each.file) for each in terms]
-    weights = [each.weight for each in terms]
     dtype = dtype or _widest(files)
-    shared: dict[tuple[str, str], list[tuple[float, Module]]] = {}
-    for file, weight in zip(files, weights, strict=True):
+    shared: dict[tuple[str, str], list[tuple[float, LoraModule]]] = {}
+    for file, each in zip(files, terms, strict=True):
         for module in file.modules:
-            shared.setdefault((module.part, module.path), []).append((weight, module))
+            shared.setdefault((module.part, module.path), []).append((each.weight, module))
     if rank:
         modules = [
             _approximated(part, path, shared[part, path], rank, dtype) for part, path in sorted(shared)
@@ -80,7 +101,10 @@ def merge(
     else:
         modules = [_joined(part, path, shared[part, path], dtype) for part, path in sorted(shared)]
     write_lora(
-        out, tensors_of(modules, "kohya", out.name), _facts(out, files, terms, modules), overwrite=overwrite
+        out,
+        tensors_of(modules, "kohya", out.name),
+        _metadata(out, files, terms, modules),
+        overwrite=overwrite,
     )
     return modules
 
@@ -92,7 +116,7 @@ def _widest(files: Sequence[LoraFile]) -> torch.dtype:
     return dtype
 
 
-def _joined(part: str, path: str, terms: list[tuple[float, Module]], dtype: torch.dtype) -> Module:
+def _joined(part: str, path: str, terms: list[tuple[float, LoraModule]], dtype: torch.dtype) -> LoraModule:
     """The exact sum; its alpha is its rank, so that the scale is 1."""
     for _, module in terms:
         if module.network != "lora":
@@ -105,8 +129,8 @@ def _joined(part: str, path: str, terms: list[tuple[float, Module]], dtype: torc
 
 
 def _approximated(
-    part: str, path: str, terms: list[tuple[float, Module]], rank: int, dtype: torch.dtype
-) -> Module:
+    part: str, path: str, terms: list[tuple[float, LoraModule]], rank: int, dtype: torch.dtype
+) -> LoraModule:
     """The best approximation of the sum by a LoRA of `rank`."""
     outputs, inputs = _expect_same_shape(terms)
     if all(module.network == "lora" for _, module in terms):
@@ -120,8 +144,8 @@ def _approximated(
     return lora_module(part, path, up, down, alpha=up.shape[1], dtype=dtype)
 
 
-def _expect_same_shape(terms: list[tuple[float, Module]]) -> tuple[int, int]:
-    """(O, I) of the modules. Raises LoraFileError where they differ, or where a module is of no known network."""
+def _expect_same_shape(terms: list[tuple[float, LoraModule]]) -> tuple[int, int]:
+    """(O, I) of the modules. Raises LoraFileError where they differ, or where a module can't be computed."""
     sides = []
     for _, module in terms:
         if module.sides is None:
@@ -130,36 +154,27 @@ def _expect_same_shape(terms: list[tuple[float, Module]]) -> tuple[int, int]:
     if len(set(sides)) > 1:
         module = terms[0][1]
         raise LoraFileError(
-            f"{module.part}.{module.path} is {sides[0]} in one file and {sides[1]} in another; merge LoRAs of one base"
+            f"{module.part}.{module.path} is {sides[0]} in one file and {sides[1]} in another; merge LoRAs "
+            "of one base"
         )
     return sides[0]
 
 
-def _facts(
-    out: Path, files: Sequence[LoraFile], terms: Sequence[Term], modules: list[Module]
+def _metadata(
+    out: Path, files: Sequence[LoraFile], terms: Sequence[Term], modules: list[LoraModule]
 ) -> dict[str, str]:
-    """What all files agree on about their base, and what was merged."""
-    kept = {
+    """Metadata of the new file: entries about the base that all files share, and the names of the files."""
+    shared = {
         key: value
         for key, value in files[0].metadata.items()
-        if key.startswith(
-            (
-                "ss_base_model",
-                "ss_v2",
-                "ss_sd_model",
-                "modelspec.architecture",
-                "modelspec.prediction_type",
-                "modelspec.resolution",
-            )
-        )
-        and all(file.metadata.get(key) == value for file in files)
+        if key.startswith(_BASE_ENTRIES) and all(file.metadata.get(key) == value for file in files)
     }
-    sum_ = " ".join(f"{each.weight:+g} {each.file.stem}" for each in terms)
+    weighted_names = " ".join(f"{each.weight:+g} {each.file.stem}" for each in terms)
     return {
-        **kept,
-        **network_metadata(modules, kept),
+        **shared,
+        **network_metadata(modules, shared),
         "ss_output_name": out.stem,
-        "ss_training_comment": f"merged: {sum_}",
+        "ss_training_comment": f"merged: {weighted_names}",
         "modelspec.title": out.stem,
         "modelspec.merged_from": ", ".join(each.file.stem for each in terms),
     }

@@ -1,4 +1,4 @@
-"""A LoRA of another rank: in each module, the best approximation by singular values."""
+"""Change of the rank of a LoRA: in each module, the best approximation by singular values."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from trainer.errors import LoraFileError
 from trainer.lora_file.edit.convert import expect_free, tensors_of, write_lora
 from trainer.lora_file.edit.svd import Spectrum, of_matrix, of_product
 from trainer.lora_file.metadata import network_metadata
-from trainer.lora_file.modules import Module, lora_module
+from trainer.lora_file.modules import LoraModule, lora_module
 from trainer.lora_file.reader import read_modules
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What is left of one module."""
+class ResizedLayer:
+    """Result for one module: its new rank, and the share of its squared singular values that is left."""
 
     part: str
     path: str
     rank: int
-    share: float  # of the squared singular values
+    share: float
 
 
 def resize(
@@ -33,69 +33,71 @@ def resize(
     energy: float | None = None,
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
-) -> list[Kept]:
-    """Writes `source` with fewer (or, of a LoHa or LoKr, plain LoRA) ranks.
+) -> list[ResizedLayer]:
+    """Writes `source` as a LoRA of lower rank; LoHa and LoKr become LoRA.
 
     Args:
-        rank: at most this in every module.
-        energy: in every module the smallest rank that keeps this share of its squared singular values, 0 to 1.
+        rank: largest rank of a module.
+        energy: share, 0 to 1, of the squared singular values that each module keeps, with the smallest rank.
+        dtype: dtype of the new file; by default that of `source`.
 
     Raises:
-        LoraFileError: neither rank nor energy, or a form whose change depends on its base.
+        LoraFileError: neither rank nor energy is given, or the change of a module depends on its base (DoRA).
     """
     expect_free(out, overwrite)
     if rank is None and energy is None:
-        raise LoraFileError("say how much to keep: add --rank 16, or --energy 0.95")
+        raise LoraFileError("the size of the new file is not given; add --rank 16, or --energy 0.95")
     if energy is not None and not 0 < energy <= 1:
         raise LoraFileError(
             f"--energy is a share between 0 and 1, not {energy:g}; 0.95 keeps most of a style"
         )
     file = read_modules(source)
-    modules, kept = [], []
+    modules: list[LoraModule] = []
+    layers: list[ResizedLayer] = []
     for module in file.modules:
         try:
-            small, left = _resized(module, rank, energy, dtype or file.dtype)
-        except torch.linalg.LinAlgError:  # its product is infinite
+            small, layer = _resized(module, rank, energy, dtype or file.dtype)
+        except torch.linalg.LinAlgError:  # the product overflows to infinity
             raise LoraFileError(
-                f"{source.name}: the values of {module.part}.{module.path} are too large; use an earlier checkpoint"
+                f"{source.name}: the values of {module.part}.{module.path} are too large; use an earlier "
+                "checkpoint"
             ) from None
         modules.append(small)
-        kept.append(left)
-    facts = {
+        layers.append(layer)
+    metadata = {
         **file.metadata,
         **network_metadata(modules, file.metadata),
         "ss_network_module": "networks.lora",
         "ss_network_args": "{}",
     }
-    facts["ss_training_comment"] = "; ".join(
-        text
-        for text in (
-            file.metadata.get("ss_training_comment", ""),
-            f"resized from rank {file.metadata.get('ss_network_dim', '?')}",
-        )
-        if text
+    comments = (
+        file.metadata.get("ss_training_comment"),
+        f"resized from rank {file.metadata.get('ss_network_dim', '?')}",
     )
-    write_lora(out, tensors_of(modules, "kohya", source.name), facts, overwrite=overwrite)
-    return kept
+    metadata["ss_training_comment"] = "; ".join(filter(None, comments))
+    write_lora(out, tensors_of(modules, "kohya", source.name), metadata, overwrite=overwrite)
+    return layers
 
 
 def _resized(
-    module: Module, rank: int | None, energy: float | None, dtype: torch.dtype
-) -> tuple[Module, Kept]:
-    spectrum = spectrum_of(module)
-    if not len(spectrum.values):  # a module that changes nothing stays, so that no tool misses it
+    module: LoraModule, rank: int | None, energy: float | None, dtype: torch.dtype
+) -> tuple[LoraModule, ResizedLayer]:
+    """The module as a LoRA of lower rank, and the result for the report."""
+    part, path, spectrum = module.part, module.path, spectrum_of(module)
+    if not len(
+        spectrum.values
+    ):  # a module without a change stays in the file, because some tools require all of them
         up, down = torch.zeros(spectrum.left.shape[0], 1), torch.zeros(1, spectrum.right.shape[1])
-        return lora_module(module.part, module.path, up, down, alpha=1, dtype=dtype), Kept(
-            module.part, module.path, 1, 1.0
-        )
-    wanted = len(spectrum.values) if energy is None else spectrum.rank_for(energy)
-    wanted = min(wanted, rank or wanted, len(spectrum.values))
-    up, down = spectrum.factors(wanted)
-    kept = Kept(module.part, module.path, wanted, spectrum.share(wanted))
-    return lora_module(module.part, module.path, up, down, alpha=wanted, dtype=dtype), kept
+        return lora_module(part, path, up, down, alpha=1, dtype=dtype), ResizedLayer(part, path, 1, 1.0)
+    size = len(spectrum.values) if energy is None else spectrum.rank_for(energy)
+    size = min(size, rank or size, len(spectrum.values))
+    up, down = spectrum.factors(size)
+    layer = ResizedLayer(part, path, size, spectrum.share(size))
+    return lora_module(part, path, up, down, alpha=size, dtype=dtype), layer
 
 
-def spectrum_of(module: Module) -> Spectrum:
+def spectrum_of(module: LoraModule) -> Spectrum:
+    """The singular values of a module's change; for a LoRA without forming the whole matrix."""
     if module.network == "lora":
         up, down = module.matrices()
         return of_product(module.scale * up, down)

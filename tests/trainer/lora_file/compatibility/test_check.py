@@ -1,4 +1,4 @@
-"""`lora check`: what each tool takes, by its rules and by the loader of the one that is installed; and every wrong file a sentence."""
+"""`lora check`: the rules of each tool, compared with the loader of diffusers, which is installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import MODELS, trainer
 from tests.trainer.lora_file.lora_samples import (
     ATTENTION,
-    FACTS,
+    METADATA,
     TINY,
     assert_same,
     by_command_line,
@@ -35,14 +35,16 @@ OTHERS = ("A1111 1.10", "Forge", "ComfyUI 0.3", "InvokeAI 6.14", "sd-scripts", "
 
 @pytest.fixture(scope="module")
 def attention(places) -> dict:
-    """What a training adapts: attention of the UNet and of both text encoders."""
+    """The layers that a training adapts: attention of the UNet and of both text encoders."""
     return {
         place: shape for place, shape in places.items() if ".attn" in place[1] or ".self_attn." in place[1]
     }
 
 
 def verdicts(report: Report) -> dict[str, str]:
-    return {v.tool: "refuses" if v.refusal else "whole" if v.whole else "drops" for v in report.verdicts}
+    return {
+        v.tool: "refuses" if v.refusal else "whole" if v.is_complete else "drops" for v in report.verdicts
+    }
 
 
 def checked(path: Path) -> Report:
@@ -62,13 +64,16 @@ def dotted(part: str, path: str) -> str:
     return accepted_names(part, path)[2]
 
 
-def test_a_trained_file_is_taken_whole_by_every_tool(ink_run: Path):
+def test_every_tool_reads_a_trained_file_completely(ink_run: Path):
     report = checked(ink_run / "ink.safetensors")
-    assert report.ok and verdicts(report) == dict.fromkeys(OTHERS, "whole")
-    assert report.base == "tiny-sdxl" and not report.warnings and report.kinds == ("LoRA",)
+    assert report.ok
+    assert verdicts(report) == dict.fromkeys(OTHERS, "whole")
+    assert report.base == "tiny-sdxl"
+    assert not report.warnings
+    assert report.kinds == ("LoRA",)
 
 
-def test_a_file_for_the_true_sdxl_is_compared_with_that(tmp_path: Path):
+def test_a_file_for_sdxl_is_compared_with_sdxl(tmp_path: Path):
     attention = {
         ("unet", path): shape
         for path, shape in sdxl().shapes["unet"].items()
@@ -76,13 +81,15 @@ def test_a_file_for_the_true_sdxl_is_compared_with_that(tmp_path: Path):
     }
     write_lora(tmp_path / "a.safetensors", attention, rank=lambda n: 1, dtype=torch.float16)
     report = checked(tmp_path / "a.safetensors")
-    assert report.ok and report.base == "SDXL" and report.modules == {"unet": 560}
+    assert report.ok
+    assert report.base == "SDXL"
+    assert report.modules == {"unet": 560}
     assert {verdict.taken for verdict in report.verdicts} == {3 * 560}
     # The same file on the bundled base fits nowhere.
     assert not check_file(tmp_path / "a.safetensors", base=TINY).ok
 
 
-def test_text_encoders_without_text_model_are_taken_by_diffusers_alone(attention, tmp_path: Path):
+def test_only_diffusers_reads_text_encoders_without_text_model(attention, tmp_path: Path):
     write_lora(
         tmp_path / "a.safetensors",
         {place: shape for place, shape in attention.items() if place[0] != "text_encoder_2"},
@@ -95,22 +102,23 @@ def test_text_encoders_without_text_model_are_taken_by_diffusers_alone(attention
     }
     assert any("text_model" in warning for warning in report.warnings)
     (forge,) = [verdict for verdict in report.verdicts if verdict.tool == "Forge"]
-    assert forge.taken == 0 and "more than 12" in str(forge.refusal)
+    assert forge.taken == 0
+    assert "more than 12" in str(forge.refusal)
 
 
-def test_forge_bears_twelve_unknown_keys_and_no_more(attention, tmp_path: Path):
+def test_forge_accepts_at_most_twelve_unknown_keys(attention, tmp_path: Path):
     for unknown in (12, 13):
         write_lora(tmp_path / "a.safetensors", attention)
         tensors = load_file(tmp_path / "a.safetensors") | {
             f"lora_unet_nothing_{n}.alpha": torch.tensor(1.0) for n in range(unknown)
         }
-        save_file(tensors, tmp_path / "a.safetensors", metadata=FACTS)
+        save_file(tensors, tmp_path / "a.safetensors", metadata=METADATA)
         assert verdicts(checked(tmp_path / "a.safetensors"))["Forge"] == (
             "drops" if unknown == 12 else "refuses"
         )
 
 
-def test_peft_names_are_taken_whole_by_diffusers_alone(attention, tmp_path: Path):
+def test_only_diffusers_reads_peft_names_completely(attention, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", attention)
     convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "diffusers")
     report = checked(tmp_path / "b.safetensors")
@@ -121,39 +129,38 @@ def test_peft_names_are_taken_whole_by_diffusers_alone(attention, tmp_path: Path
     assert comfy.taken == sum(2 for part, _ in attention if part != "unet")
 
 
-def test_diffusers_block_names_are_taken_but_warned_of(attention, tmp_path: Path):
+def test_block_names_of_diffusers_are_read_with_a_warning(attention, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", attention, naming=diffusers_blocks)
     report = checked(tmp_path / "a.safetensors")
-    assert report.ok and any("sdxl_merge_lora" in warning for warning in report.warnings)
+    assert report.ok
+    assert any("sdxl_merge_lora" in warning for warning in report.warnings)
 
 
-def test_a1111_misses_the_first_upsampler_under_diffusers_name(places, tmp_path: Path):
+def test_a1111_ignores_the_first_upsampler_under_its_diffusers_name(places, tmp_path: Path):
     place = ("unet", "up_blocks.0.upsamplers.0.conv")
-    for naming, found in ((kohya_name, "whole"), (diffusers_blocks, "drops")):
+    for naming, expected in ((kohya_name, "whole"), (diffusers_blocks, "drops")):
         write_lora(
             tmp_path / "a.safetensors",
             {place: places[place], ("unet", ATTENTION): places["unet", ATTENTION]},
             naming=naming,
         )
-        assert verdicts(checked(tmp_path / "a.safetensors"))["A1111 1.10"] == found
+        assert verdicts(checked(tmp_path / "a.safetensors"))["A1111 1.10"] == expected
 
 
-def test_mixed_block_names_are_refused_by_invokeai_and_half_dropped_by_diffusers(attention, tmp_path: Path):
+def test_invokeai_refuses_mixed_block_names_and_diffusers_ignores_half_of_them(attention, tmp_path: Path):
     unet = [place for place in attention if place[0] == "unet"]
 
     def naming(part: str, path: str) -> str:
         return (kohya_name if unet.index((part, path)) % 2 else diffusers_blocks)(part, path)
 
     write_lora(tmp_path / "a.safetensors", {place: attention[place] for place in unet}, naming=naming)
-    found = verdicts(checked(tmp_path / "a.safetensors"))
-    assert (
-        found["InvokeAI 6.14"] == "refuses"
-        and found["diffusers 0.42"] == "drops"
-        and found["ComfyUI 0.3"] == "whole"
-    )
+    result = verdicts(checked(tmp_path / "a.safetensors"))
+    assert result["InvokeAI 6.14"] == "refuses"
+    assert result["diffusers 0.42"] == "drops"
+    assert result["ComfyUI 0.3"] == "whole"
 
 
-def test_sd15_names_of_the_text_encoder_are_taken_by_some(attention, tmp_path: Path):
+def test_some_tools_read_the_sd15_names_of_the_text_encoder(attention, tmp_path: Path):
     def naming(part: str, path: str) -> str:
         return kohya_name(part, path).replace("lora_te1_", "lora_te_")
 
@@ -168,18 +175,14 @@ def test_sd15_names_of_the_text_encoder_are_taken_by_some(attention, tmp_path: P
     }
 
 
-def test_a_second_encoder_without_out_proj_is_dropped_by_a1111_and_refused_by_diffusers(
-    attention, tmp_path: Path
-):
+def test_a1111_ignores_and_diffusers_refuses_text_encoder_2_without_out_proj(attention, tmp_path: Path):
     some = {place: shape for place, shape in attention.items() if "out_proj" not in place[1]}
     write_lora(tmp_path / "a.safetensors", some)
     report = checked(tmp_path / "a.safetensors")
-    found = verdicts(report)
-    assert (
-        found["A1111 1.10"] == "drops"
-        and found["diffusers 0.42"] == "refuses"
-        and found["ComfyUI 0.3"] == "whole"
-    )
+    result = verdicts(report)
+    assert result["A1111 1.10"] == "drops"
+    assert result["diffusers 0.42"] == "refuses"
+    assert result["ComfyUI 0.3"] == "whole"
     assert sum("out_proj" in warning for warning in report.warnings) == 2
 
 
@@ -191,45 +194,43 @@ def test_a_to_out_without_its_zero_stops_a1111(tmp_path: Path):
         naming=lambda part, where: kohya_name(part, where).removesuffix("_0"),
     )
     report = checked(tmp_path / "a.safetensors")
-    assert verdicts(report)["A1111 1.10"] == "refuses" and not any(
-        verdict.whole for verdict in report.verdicts
-    )
+    assert verdicts(report)["A1111 1.10"] == "refuses"
+    assert not any(verdict.is_complete for verdict in report.verdicts)
 
 
-def test_dora_is_told_to_differ(attention, tmp_path: Path):
+def test_a_dora_gets_a_warning(attention, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", attention)
     scales = {
         f"{kohya_name(*place)}.dora_scale": torch.ones(1, shape[1]) for place, shape in attention.items()
     }
-    save_file(load_file(tmp_path / "a.safetensors") | scales, tmp_path / "a.safetensors", metadata=FACTS)
+    save_file(load_file(tmp_path / "a.safetensors") | scales, tmp_path / "a.safetensors", metadata=METADATA)
     report = checked(tmp_path / "a.safetensors")
     dropping = {"sd-scripts": "drops", "diffusers 0.42": "drops"}
-    assert verdicts(report) == dict.fromkeys(OTHERS, "whole") | dropping and any(
-        "DoRA" in warning for warning in report.warnings
-    )
+    assert verdicts(report) == dict.fromkeys(OTHERS, "whole") | dropping
+    assert any("DoRA" in warning for warning in report.warnings)
 
 
-def test_a_lokr_is_refused_by_diffusers_alone(tmp_path: Path):
+def test_only_diffusers_refuses_a_lokr(tmp_path: Path):
     name = kohya_name("unet", ATTENTION)
     tensors = {
         f"{name}.lokr_w1": torch.ones(4, 4),
         f"{name}.lokr_w2": torch.ones(28, 36),
         f"{name}.alpha": torch.tensor(1.0),
     }
-    save_file(tensors, tmp_path / "a.safetensors", metadata=FACTS)
+    save_file(tensors, tmp_path / "a.safetensors", metadata=METADATA)
     assert verdicts(checked(tmp_path / "a.safetensors")) == dict.fromkeys(OTHERS, "whole") | {
         "diffusers 0.42": "refuses"
     }
 
 
-def test_only_the_true_sdxl_lets_invokeai_know_what_it_is(tmp_path: Path):
-    for path, found in (
+def test_invokeai_recognises_a_file_by_modules_that_only_sdxl_has(tmp_path: Path):
+    for path, expected in (
         ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", "refuses"),
         ("down_blocks.2.attentions.0.transformer_blocks.9.attn1.to_q", "whole"),
     ):
         shape = sdxl().shapes["unet"][path]
         write_lora(tmp_path / "a.safetensors", {("unet", path): shape})
-        assert verdicts(checked(tmp_path / "a.safetensors"))["InvokeAI 6.14"] == found
+        assert verdicts(checked(tmp_path / "a.safetensors"))["InvokeAI 6.14"] == expected
 
 
 def comfyui(part: str, path: str) -> str:
@@ -242,10 +243,10 @@ def comfyui(part: str, path: str) -> str:
     )
 
 
-def test_comfyuis_own_names_are_read_and_told_to_need_conversion_for_others(attention, tmp_path: Path):
+def test_names_of_comfyui_are_read_and_need_conversion_for_other_tools(attention, tmp_path: Path):
     changes = write_lora(tmp_path / "a.safetensors", attention, naming=comfyui, alpha=lambda n: None)
-    found = verdicts(checked(tmp_path / "a.safetensors"))
-    assert found == dict.fromkeys(OTHERS, "refuses") | {
+    result = verdicts(checked(tmp_path / "a.safetensors"))
+    assert result == dict.fromkeys(OTHERS, "refuses") | {
         "ComfyUI 0.3": "whole",
         "sd-scripts": "drops",
         "diffusers 0.42": "drops",
@@ -256,13 +257,13 @@ def test_comfyuis_own_names_are_read_and_told_to_need_conversion_for_others(atte
 
 
 def _verdict(
-    tensors: dict[str, torch.Tensor], folder: Path, facts: dict[str, str] = FACTS
+    tensors: dict[str, torch.Tensor], folder: Path, metadata: dict[str, str] = METADATA
 ) -> dict[str, Verdict]:
-    save_file(tensors, folder / "a.safetensors", metadata=facts)
+    save_file(tensors, folder / "a.safetensors", metadata=metadata)
     return {verdict.tool.split()[0]: verdict for verdict in checked(folder / "a.safetensors").verdicts}
 
 
-def test_a_half_missing_product_stops_a1111_and_is_met_by_each_tool_in_its_own_way(attention, tmp_path: Path):
+def test_each_tool_treats_a_module_with_a_missing_matrix_in_its_own_way(attention, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", attention)
     tensors, name = load_file(tmp_path / "a.safetensors"), kohya_name("unet", ATTENTION)
     up, down = f"{name}.lora_up.weight", f"{name}.lora_down.weight"
@@ -273,9 +274,9 @@ def test_a_half_missing_product_stops_a1111_and_is_met_by_each_tool_in_its_own_w
         ((up, down), (0, 0, None, 1)),
     ):
         left = {key: tensor for key, tensor in tensors.items() if key not in missing}
-        found = _verdict(left, tmp_path)
+        result = _verdict(left, tmp_path)
         dropped = tuple(
-            None if found[tool].refusal else len(left) - found[tool].taken
+            None if result[tool].refusal else len(left) - result[tool].taken
             for tool in ("ComfyUI", "Forge", "A1111", "sd-scripts")
         )
         assert dropped == expected, missing
@@ -283,22 +284,20 @@ def test_a_half_missing_product_stops_a1111_and_is_met_by_each_tool_in_its_own_w
 
 def test_a_module_of_another_shape_stops_forge_and_sd_scripts(attention, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", attention)
-    found = _verdict(
+    result = _verdict(
         load_file(tmp_path / "a.safetensors")
         | {f"{kohya_name('unet', ATTENTION)}.lora_up.weight": torch.ones(9, 3)},
         tmp_path,
     )
-    assert (
-        found["Forge"].refusal
-        and found["sd-scripts"].refusal
-        and len(found["ComfyUI"].drops) == len(found["A1111"].drops) == 1
-    )
+    assert result["Forge"].refusal
+    assert result["sd-scripts"].refusal
+    assert len(result["ComfyUI"].drops) == len(result["A1111"].drops) == 1
 
 
-def test_sd_scripts_is_told_which_network_module_reads_the_file(tmp_path: Path):
-    name, facts = (
+def test_the_options_of_sd_scripts_name_the_network_module_for_the_file(tmp_path: Path):
+    name, metadata = (
         kohya_name("unet", ATTENTION),
-        FACTS | {"ss_network_module": "lycoris.kohya"},
+        METADATA | {"ss_network_module": "lycoris.kohya"},
     )  # its weight is 112 x 144
     alpha = {f"{name}.alpha": torch.tensor(1.0)}
     up_down = {f"{name}.lora_up.weight": torch.ones(112, 2), f"{name}.lora_down.weight": torch.ones(2, 144)}
@@ -322,37 +321,39 @@ def test_sd_scripts_is_told_which_network_module_reads_the_file(tmp_path: Path):
         (lokr(2, 12), "--network_module lycoris.kohya"),  # no factor makes these
         (up_down | {f"{name}.dora_scale": torch.ones(112, 1)}, "--network_module lycoris.kohya"),
     ):
-        verdict = _verdict(tensors | alpha, tmp_path, facts)["sd-scripts"]
-        assert verdict.whole and verdict.needs == needs
-    # The package makes magnitudes of each output and stops at those of each input; a LoHa without alpha stops both.
-    assert _verdict(up_down | alpha | {f"{name}.dora_scale": torch.ones(1, 144)}, tmp_path, facts)[
+        verdict = _verdict(tensors | alpha, tmp_path, metadata)["sd-scripts"]
+        assert verdict.is_complete
+        assert verdict.needs == needs
+    # The package makes magnitudes of each output and stops at those of each input; a LoHa without alpha stops
+    # both.
+    assert _verdict(up_down | alpha | {f"{name}.dora_scale": torch.ones(1, 144)}, tmp_path, metadata)[
         "sd-scripts"
     ].refusal
-    assert _verdict(loha, tmp_path, facts)["sd-scripts"].refusal
+    assert _verdict(loha, tmp_path, metadata)["sd-scripts"].refusal
 
 
 Change = Callable[[dict[str, torch.Tensor], dict[str, str]], None]
 
 
-def _boxed(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
+def _boxed(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     tensors |= {key: tensor.reshape(1) for key, tensor in tensors.items() if key.endswith(".alpha")}
 
 
-def _mixed(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
+def _mixed(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     tensors[next(key for key in tensors if key.endswith(".alpha"))] = torch.tensor(5.0)
 
 
-def _without_alpha(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
+def _without_alpha(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     for key in [key for key in tensors if key.endswith(".alpha")]:
         del tensors[key]
 
 
-def _hidden(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
-    del facts["ss_base_model_version"]
+def _hidden(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    del metadata["ss_base_model_version"]
 
 
-def _heavy(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
-    facts["modelspec.thumbnail"] = "x" * (1 << 20)
+def _heavy(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    metadata["modelspec.thumbnail"] = "x" * (1 << 20)
 
 
 @pytest.mark.parametrize(
@@ -365,16 +366,18 @@ def _heavy(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
         (_heavy, "1 MiB"),
     ],
 )
-def test_what_goes_wrong_silently_is_warned_of_and_mended_by_conversion(
+def test_a_silent_problem_gets_a_warning_and_conversion_fixes_it(
     change: Change, warning: str, attention, tmp_path: Path
 ):
     write_lora(tmp_path / "a.safetensors", attention)
-    tensors, facts = load_file(tmp_path / "a.safetensors"), dict(FACTS)
+    tensors, metadata = load_file(tmp_path / "a.safetensors"), dict(METADATA)
     assert not checked(tmp_path / "a.safetensors").warnings
-    change(tensors, facts)
-    save_file(tensors, tmp_path / "a.safetensors", metadata=facts)
+    change(tensors, metadata)
+    save_file(tensors, tmp_path / "a.safetensors", metadata=metadata)
     report = checked(tmp_path / "a.safetensors")
-    assert [text for text in report.warnings if warning in text] and len(report.warnings) == 1 and report.ok
+    assert [text for text in report.warnings if warning in text]
+    assert len(report.warnings) == 1
+    assert report.ok
     convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya")
     mended = checked(tmp_path / "b.safetensors").warnings
     assert (mended == ()) != (change is _heavy), "all but the author's own thumbnail"
@@ -383,17 +386,18 @@ def test_what_goes_wrong_silently_is_warned_of_and_mended_by_conversion(
 @pytest.mark.parametrize(
     ("value", "fault"), [(float("nan"), "no numbers"), (float("inf"), "no numbers"), (1e6, "beyond fp16")]
 )
-def test_values_that_draw_black_pictures_are_a_fault(value: float, fault: str, attention, tmp_path: Path):
+def test_values_that_produce_black_images_are_a_fault(value: float, fault: str, attention, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", attention)
     tensors = load_file(tmp_path / "a.safetensors")
     tensors[next(key for key in tensors if "lora_up" in key)][0, 0] = value
-    save_file(tensors, tmp_path / "a.safetensors", metadata=FACTS)
+    save_file(tensors, tmp_path / "a.safetensors", metadata=METADATA)
     report = checked(tmp_path / "a.safetensors")
-    assert not report.ok and fault in report.faults[0]
+    assert not report.ok
+    assert fault in report.faults[0]
 
 
 def loaded(pipe: StableDiffusionXLPipeline, changes: dict[tuple[str, str], torch.Tensor]) -> int:
-    """How many modules the pipeline changes as the file says."""
+    """The number of modules that the pipeline changes by the expected change."""
     count = 0
     for (part, path), change in changes.items():
         model = getattr(pipe, part)
@@ -433,47 +437,43 @@ _FILES: dict[str, tuple[Callable[[str, str], str], Callable[[str, str], bool]]] 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", _FILES)
-def test_what_is_said_of_diffusers_is_what_diffusers_does(kind: str, places, tmp_path: Path):
-    naming, wanted = _FILES[kind]
+def test_the_verdict_on_diffusers_agrees_with_diffusers(kind: str, places, tmp_path: Path):
+    naming, is_in_file = _FILES[kind]
     path = tmp_path / "a.safetensors"
     changes = write_lora(
-        path, {place: shape for place, shape in places.items() if wanted(*place)}, naming=naming
+        path, {place: shape for place, shape in places.items() if is_in_file(*place)}, naming=naming
     )
     (verdict,) = [v for v in checked(path).verdicts if v.tool.startswith("diffusers")]
     pipe = pipeline()
     if verdict.refusal:
         with pytest.raises((ValueError, IndexError)):
-            pipe.load_lora_weights(path)
+            pipe.load_lora_weights(str(path))
         return
-    pipe.load_lora_weights(path)
+    pipe.load_lora_weights(str(path))
     assert 3 * loaded(pipe, changes) == verdict.taken, verdict
 
 
-def test_the_command_ends_with_status_1_when_a_tool_drops_something(attention, tmp_path: Path):
+def test_the_command_ends_with_status_1_when_a_tool_ignores_a_tensor(attention, tmp_path: Path):
     write_lora(tmp_path / "bad.safetensors", attention, naming=flat)
     done = trainer("lora", "check", tmp_path / "bad.safetensors", check=False)
-    assert (
-        done.returncode == 1
-        and "Forge" in done.stdout
-        and "refuses the file" in done.stdout
-        and "impasto:" not in done.stderr
-    )
+    assert done.returncode == 1
+    assert "Forge" in done.stdout
+    assert "refuses the file" in done.stdout
+    assert "impasto:" not in done.stderr
 
 
-def test_json_is_for_programs(attention, tmp_path: Path, monkeypatch, capsys):
+def test_the_json_report_contains_the_verdicts(attention, tmp_path: Path, monkeypatch, capsys):
     write_lora(tmp_path / "a.safetensors", attention)
     arguments = ["lora", "check", tmp_path / "a.safetensors", "--json", "--base", "tiny-sdxl"]
     status, out, _ = by_command_line(arguments, monkeypatch, capsys)
-    told = json.loads(out)
-    assert (
-        status == 0
-        and told["ok"]
-        and told["base"] == "tiny-sdxl"
-        and [v["tool"] for v in told["verdicts"]] == list(OTHERS)
-    )
+    parsed = json.loads(out)
+    assert status == 0
+    assert parsed["ok"]
+    assert parsed["base"] == "tiny-sdxl"
+    assert [v["tool"] for v in parsed["verdicts"]] == list(OTHERS)
 
 
-def test_pefts_own_file_of_a_unet_is_read_and_told_to_need_conversion(attention, tmp_path: Path):
+def test_a_peft_file_of_a_unet_is_read_and_needs_conversion(attention, tmp_path: Path):
     unet = {place: shape for place, shape in attention.items() if place[0] == "unet"}
     for prefix in ("", "base_model.model."):
         write_lora(
@@ -483,6 +483,7 @@ def test_pefts_own_file_of_a_unet_is_read_and_told_to_need_conversion(attention,
             alpha=lambda n: None,
         )
         report = checked(tmp_path / "a.safetensors")
-        assert not any(verdict.whole for verdict in report.verdicts) and report.modules == {"unet": len(unet)}
+        assert not any(verdict.is_complete for verdict in report.verdicts)
+        assert report.modules == {"unet": len(unet)}
         convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya", overwrite=True)
         assert checked(tmp_path / "b.safetensors").ok

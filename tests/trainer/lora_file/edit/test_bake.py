@@ -1,4 +1,4 @@
-"""bake and extract: a LoRA into the weights of a base, and out of the difference between two."""
+"""bake and extract: a LoRA in the weights of a base, and the LoRA of the difference of two bases."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def small(places) -> dict[Place, tuple[int, ...]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_baked_base_is_what_diffusers_fuses(small, tmp_path: Path, caplog):
+def test_a_baked_base_equals_the_one_that_diffusers_fuses(small, tmp_path: Path, caplog):
     write_lora(tmp_path / "a.safetensors", small)
     theirs = changed_by_diffusers({tmp_path / "a.safetensors": 0.75}, small, caplog)
     assert bake(tmp_path / "a.safetensors", tmp_path / "baked", TINY, 0.75) == len(small)
@@ -53,7 +53,7 @@ def test_a_baked_base_is_what_diffusers_fuses(small, tmp_path: Path, caplog):
     )  # still a whole folder
 
 
-def test_baking_changes_no_byte_but_those_of_its_layers(small, tmp_path: Path):
+def test_baking_changes_only_the_bytes_of_adapted_layers(small, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", small)
     bake(tmp_path / "a.safetensors", tmp_path / "still", TINY, 0.0)
     bake(tmp_path / "a.safetensors", tmp_path / "baked", TINY)
@@ -83,10 +83,10 @@ def test_a_single_file_checkpoint_is_baked_like_its_folder(small, tmp_path: Path
             assert torch.equal(single[part].tensor(path), weights.tensor(path)), (part, path)
 
 
-def test_baking_replaces_nothing_and_leaves_nothing_half_done(small, tmp_path: Path):
+def test_baking_replaces_no_file_and_leaves_no_partial_output(small, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", small)
     (tmp_path / "there").mkdir()
-    with pytest.raises(LoraFileError, match="there already"):
+    with pytest.raises(LoraFileError, match="exists; choose another name"):
         bake(tmp_path / "a.safetensors", tmp_path / "there", TINY)
     with pytest.raises(LoraFileError, match="lower strength"):
         bake(tmp_path / "a.safetensors", tmp_path / "overflown", TINY, 1e9)
@@ -105,13 +105,13 @@ def test_baking_replaces_nothing_and_leaves_nothing_half_done(small, tmp_path: P
     }
 
 
-def test_what_was_baked_is_extracted_again(small, tmp_path: Path):
+def test_a_baked_lora_is_extracted_again(small, tmp_path: Path):
     changes = write_lora(tmp_path / "a.safetensors", small, rank=lambda n: 2)
     bake(tmp_path / "a.safetensors", tmp_path / "tuned", TINY)
-    kept = extract(TINY, tmp_path / "tuned", tmp_path / "b.safetensors", rank=2, text_encoders=True)
-    assert {(module.part, module.path) for module in kept} == set(small)
+    layers = extract(TINY, tmp_path / "tuned", tmp_path / "b.safetensors", rank=2, text_encoders=True)
+    assert {(module.part, module.path) for module in layers} == set(small)
     # What is lost is the rounding of the baked fp16 weights, which no rank 2 holds.
-    assert all(module.share > 0.99 for module in kept)
+    assert all(module.share > 0.99 for module in layers)
     assert_same(changes_of(tmp_path / "b.safetensors"), changes, atol=3e-3)
     only_unet = extract(TINY, tmp_path / "tuned", tmp_path / "c.safetensors", rank=2)
     assert {module.part for module in only_unet} == {"unet"}
@@ -124,7 +124,8 @@ def test_a_difference_is_extracted_across_folder_and_single_file(small, tmp_path
     extract(TINY, tmp_path / "tuned", tmp_path / "b.safetensors", rank=3, text_encoders=True)
     extract(TINY, tmp_path / "tuned.safetensors", tmp_path / "c.safetensors", rank=3, text_encoders=True)
     b, c = load_file(tmp_path / "b.safetensors"), load_file(tmp_path / "c.safetensors")
-    assert set(b) == set(c) and all(torch.equal(b[key], c[key]) for key in b)
+    assert set(b) == set(c)
+    assert all(torch.equal(b[key], c[key]) for key in b)
 
 
 def test_equal_or_unlike_checkpoints_are_refused(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Reading any spelling, and convert: the new file changes the base as the old one did, also to diffusers and PEFT."""
+"""The reader and convert: every spelling is read, and a new file has the same change, also in diffusers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from tests.trainer.lora_file.lora_samples import (
     ATTENTION,
     CONVOLUTION,
-    FACTS,
+    METADATA,
     TINY,
     Place,
     assert_same,
@@ -46,9 +47,9 @@ def test_the_modules_of_sdxl_are_those_that_diffusers_and_transformers_build():
         unet = UNet2DConditionModel(
             sample_size=128,
             block_out_channels=(320, 640, 1280),
-            attention_head_dim=(5, 10, 20),
+            attention_head_dim=(5, 10, 20),  # pyright: ignore[reportArgumentType]
             cross_attention_dim=2048,
-            transformer_layers_per_block=(1, 2, 10),
+            transformer_layers_per_block=(1, 2, 10),  # pyright: ignore[reportArgumentType]
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=256,
@@ -83,7 +84,7 @@ def test_the_modules_of_sdxl_are_those_that_diffusers_and_transformers_build():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", FORMS)
-def test_diffusers_takes_every_module_of_a_converted_file_with_the_same_change(
+def test_diffusers_reads_every_module_of_a_converted_file_with_the_same_change(
     form: str, places, tmp_path: Path, caplog
 ):
     # add_embedding in diffusers' block names is beyond diffusers' own conversion; `lora check` says so.
@@ -99,7 +100,7 @@ def test_diffusers_takes_every_module_of_a_converted_file_with_the_same_change(
 def test_diffusers_reads_several_alphas_of_a_part_wrongly_until_the_file_is_converted(
     places, tmp_path: Path, caplog
 ):
-    """The reason for one alpha in each part: should diffusers learn it, this says so."""
+    """The reason for one alpha in each part; this test fails once diffusers reads several alphas right."""
     some = {place: shape for place, shape in places.items() if ".attn1." in place[1]}
     changes = write_lora(tmp_path / "a.safetensors", some, alpha=lambda n: 1.0 + n % 2)
     with pytest.warns(RuntimeWarning):
@@ -168,23 +169,21 @@ def test_metadata_is_kept_and_hashes_are_those_of_the_new_tensors(places, tmp_pa
     write_lora(
         tmp_path / "a.safetensors",
         places,
-        facts={**FACTS, "sshs_model_hash": "stale", "lora_adapter_metadata": "{}"},
+        metadata={**METADATA, "sshs_model_hash": "stale", "lora_adapter_metadata": "{}"},
     )
     convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya-diffusers")
     data = (tmp_path / "b.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
-    facts = json.loads(data[8:start])["__metadata__"]
-    assert (
-        {key: facts[key] for key in FACTS} == FACTS
-        and facts["ss_network_dim"] == "3"
-        and facts["ss_network_alpha"] == "2"
-    )
-    assert facts["sshs_model_hash"] == hashlib.sha256(data[start:]).hexdigest()
-    assert "lora_adapter_metadata" not in facts, "diffusers refuses it beside .alpha"
+    metadata = json.loads(data[8:start])["__metadata__"]
+    assert {key: metadata[key] for key in METADATA} == METADATA
+    assert metadata["ss_network_dim"] == "3"
+    assert metadata["ss_network_alpha"] == "2"
+    assert metadata["sshs_model_hash"] == hashlib.sha256(data[start:]).hexdigest()
+    assert "lora_adapter_metadata" not in metadata, "diffusers refuses it beside .alpha"
 
 
 def test_a_file_without_metadata_is_not_hidden_by_a1111_after_conversion(places, tmp_path: Path):
-    write_lora(tmp_path / "a.safetensors", places, facts={})
+    write_lora(tmp_path / "a.safetensors", places, metadata={})
     convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya")
     with safe_open(tmp_path / "b.safetensors", framework="pt") as file:
         assert file.metadata()["ss_base_model_version"].startswith("sdxl_")
@@ -205,7 +204,7 @@ def test_alpha_in_the_header_of_diffusers_own_file_is_applied(tmp_path: Path):
             torch.nn.init.normal_(parameter, std=0.1)
     StableDiffusionXLPipeline.save_lora_weights(
         tmp_path,
-        unet_lora_layers=get_peft_model_state_dict(unet),
+        unet_lora_layers=dict(get_peft_model_state_dict(unet)),
         unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
         weight_name="a.safetensors",
     )
@@ -219,11 +218,11 @@ def test_alpha_in_the_header_of_diffusers_own_file_is_applied(tmp_path: Path):
 
 def dora_file(path: Path, places: Mapping[Place, tuple[int, ...]], *, rows: bool) -> None:
     write_lora(path, places)
-    tensors, draw = load_file(path), torch.Generator().manual_seed(3)
+    tensors, generator = load_file(path), torch.Generator().manual_seed(3)
     for place, shape in places.items():
         size = (shape[0], 1) if rows else (1, shape[1])
-        tensors[f"{kohya_name(*place)}.dora_scale"] = 0.5 + torch.rand(size, generator=draw)
-    save_file(tensors, path, metadata=FACTS)
+        tensors[f"{kohya_name(*place)}.dora_scale"] = 0.5 + torch.rand(size, generator=generator)
+    save_file(tensors, path, metadata=METADATA)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -261,17 +260,17 @@ def test_a_dora_of_columns_is_refused_for_diffusers_and_baked_by_its_formula(tmp
 
 def loha_and_lokr(path: Path) -> dict[Place, torch.Tensor]:
     """A file with a LoHa and a LoKr module; their changes as LyCORIS computes them."""
-    draw = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(4)
     out, inputs = shape_of(ATTENTION)
     w1a, w1b, w2a, w2b = (
-        0.3 * torch.randn(*s, generator=draw) for s in ((out, 2), (2, inputs), (out, 2), (2, inputs))
+        0.3 * torch.randn(*s, generator=generator) for s in ((out, 2), (2, inputs), (out, 2), (2, inputs))
     )
     first, second = kohya_name("unet", ATTENTION), kohya_name("unet", CONVOLUTION)
     o, i = shape_of(CONVOLUTION)[:2]
     w1, left, right = (
-        torch.randn(4, 4, generator=draw),
-        torch.randn(o // 4, 2, generator=draw),
-        torch.randn(2, i // 4 * 9, generator=draw),
+        torch.randn(4, 4, generator=generator),
+        torch.randn(o // 4, 2, generator=generator),
+        torch.randn(2, i // 4 * 9, generator=generator),
     )
     save_file(
         {
@@ -286,13 +285,14 @@ def loha_and_lokr(path: Path) -> dict[Place, torch.Tensor]:
             f"{second}.alpha": torch.tensor(1.0),
         },
         path,
-        metadata=FACTS,
+        metadata=METADATA,
     )
     kronecker = lokr.diff_weight(
         w1, None, None, None, left, right.reshape(2, i // 4, 3, 3), None, gamma=1.0
     )  # alpha: it divides by the rank
+    scale: Any = torch.tensor(0.5)  # LyCORIS declares a float and requires a tensor
     return {
-        ("unet", ATTENTION): loha.diff_weight(w1b, w1a, w2b, w2a, None, None, gamma=torch.tensor(0.5)),
+        ("unet", ATTENTION): loha.diff_weight(w1b, w1a, w2b, w2a, None, None, gamma=scale),
         ("unet", CONVOLUTION): kronecker.reshape(o, i, 3, 3),
     }
 

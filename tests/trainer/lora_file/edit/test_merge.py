@@ -1,4 +1,4 @@
-"""merge and resize, and all tools by the command line: each new file changes the base as it says."""
+"""merge and resize, and all commands on the command line: each new file has the expected change."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_concatenation_is_the_weighted_sum_also_of_different_modules(weights, 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_merged_file_is_what_diffusers_makes_of_both_at_those_weights(places, tmp_path: Path, caplog):
+def test_a_merged_file_changes_the_base_as_diffusers_does_with_both(places, tmp_path: Path, caplog):
     first = {
         place: shape for place, shape in places.items() if ".attn1." in place[1] or place[0] == "text_encoder"
     }
@@ -92,9 +92,9 @@ def test_a_merged_file_is_what_diffusers_makes_of_both_at_those_weights(places, 
 
 
 @pytest.mark.parametrize("rank", [2, 4, 8])
-def test_a_merge_by_svd_errs_by_the_singular_values_left_out(rank: int, tmp_path: Path):
-    place = ("unet", CONVOLUTION)
-    shapes = {place: shape_of(CONVOLUTION)}
+def test_the_error_of_a_merge_by_svd_is_that_of_the_omitted_singular_values(rank: int, tmp_path: Path):
+    place: Place = ("unet", CONVOLUTION)
+    shapes: dict[Place, tuple[int, ...]] = {place: shape_of(CONVOLUTION)}
     one, two = (
         write_lora(tmp_path / f"{n}.safetensors", shapes, seed=n, rank=lambda n: 4)[place] for n in (1, 2)
     )
@@ -135,7 +135,7 @@ def test_the_weight_is_read_from_the_right(text: str, file: str, weight: float):
 
 
 @pytest.mark.parametrize("text", ["a.safetensors:0", "a.safetensors:inf"])
-def test_a_weight_that_makes_no_sense_is_refused(text: str):
+def test_a_weight_of_zero_or_infinity_is_refused(text: str):
     with pytest.raises(LoraFileError, match="weight"):
         term(text)
 
@@ -152,7 +152,7 @@ def test_loras_of_two_bases_are_not_merged(tmp_path: Path):
             )
 
 
-def test_merging_asks_for_a_rank_exactly_where_it_has_one(tmp_path: Path):
+def test_merging_requires_a_rank_for_svd_and_refuses_one_for_concat(tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", {("unet", ATTENTION): (112, 144)})
     with pytest.raises(LoraFileError, match="--rank"):
         merge(tmp_path / "c.safetensors", [Term(tmp_path / "a.safetensors", 1)], method="svd")
@@ -168,26 +168,26 @@ def test_merging_asks_for_a_rank_exactly_where_it_has_one(tmp_path: Path):
     seed=st.integers(0, 999),
     share=st.floats(0.05, 1),
 )
-def test_singular_values_are_torchs_and_the_kept_share_is_reached(out, inputs, rank, seed, share):
-    draw = torch.Generator().manual_seed(seed)
-    up, down = torch.randn(out, rank, generator=draw), torch.randn(rank, inputs, generator=draw)
+def test_singular_values_equal_those_of_torch_and_the_share_is_reached(out, inputs, rank, seed, share):
+    generator = torch.Generator().manual_seed(seed)
+    up, down = torch.randn(out, rank, generator=generator), torch.randn(rank, inputs, generator=generator)
     values = torch.linalg.svdvals(up @ down)
     for spectrum in (of_product(up, down), of_matrix(up @ down)):
         torch.testing.assert_close(spectrum.values, values[: len(spectrum.values)], rtol=1e-3, atol=1e-3)
         assert bool((values[len(spectrum.values) :] < 1e-3).all())
-        kept = spectrum.rank_for(share)
-        assert spectrum.share(kept) >= share - 1e-6
-        assert kept == 1 or spectrum.share(kept - 1) < share
+        size = spectrum.rank_for(share)
+        assert spectrum.share(size) >= share - 1e-6
+        assert size == 1 or spectrum.share(size - 1) < share
         left, right = spectrum.factors(len(spectrum.values))
         torch.testing.assert_close(left @ right, up @ down, rtol=1e-3, atol=1e-3)
 
 
-def test_a_smaller_rank_errs_by_the_singular_values_left_out(places, tmp_path: Path):
+def test_the_error_of_a_smaller_rank_is_that_of_the_omitted_singular_values(places, tmp_path: Path):
     some = dict(list(places.items())[::20])
     changes = write_lora(tmp_path / "a.safetensors", some, rank=lambda n: 6)
-    kept = resize(tmp_path / "a.safetensors", tmp_path / "b.safetensors", rank=2)
+    layers = resize(tmp_path / "a.safetensors", tmp_path / "b.safetensors", rank=2)
     small = changes_of(tmp_path / "b.safetensors")
-    for module in kept:
+    for module in layers:
         values = torch.linalg.svdvals(changes[module.part, module.path])
         error = (small[module.part, module.path] - changes[module.part, module.path]).norm()
         torch.testing.assert_close(error, values[2:].norm(), rtol=1e-3, atol=1e-4)
@@ -202,35 +202,34 @@ def test_ranks_by_energy_differ_and_are_still_read_right_by_diffusers(places, tm
         place: shape for place, shape in places.items() if ".attn" in place[1] or ".self_attn." in place[1]
     }
     write_lora(tmp_path / "a.safetensors", some, rank=lambda n: 3 + n % 6)
-    kept = resize(tmp_path / "a.safetensors", tmp_path / "b.safetensors", energy=0.8, rank=4)
-    assert len({module.rank for module in kept}) > 1 and max(module.rank for module in kept) <= 4
-    assert all(module.share >= 0.8 or module.rank == 4 for module in kept)
+    layers = resize(tmp_path / "a.safetensors", tmp_path / "b.safetensors", energy=0.8, rank=4)
+    assert len({module.rank for module in layers}) > 1
+    assert max(module.rank for module in layers) <= 4
+    assert all(module.share >= 0.8 or module.rank == 4 for module in layers)
     assert_same(
         changed_by_diffusers({tmp_path / "b.safetensors": 1.0}, some, caplog),
         changes_of(tmp_path / "b.safetensors"),
         atol=1e-5,
     )
     with safe_open(tmp_path / "b.safetensors", framework="pt") as file:
-        assert (
-            file.metadata()["ss_network_dim"] == "Dynamic"
-            and "resized" in file.metadata()["ss_training_comment"]
-        )
+        assert file.metadata()["ss_network_dim"] == "Dynamic"
+        assert "resized" in file.metadata()["ss_training_comment"]
 
 
-def test_all_energy_of_a_file_is_the_file(places, tmp_path: Path):
+def test_resizing_to_all_energy_keeps_the_change(places, tmp_path: Path):
     changes = write_lora(tmp_path / "a.safetensors", places)
     resize(tmp_path / "a.safetensors", tmp_path / "b.safetensors", energy=1)
     assert_same(changes_of(tmp_path / "b.safetensors"), changes, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", [{}, {"energy": 0.0}, {"energy": 95.0}])
-def test_resizing_needs_to_know_how_much_to_keep(how: dict, tmp_path: Path):
+def test_resizing_requires_a_rank_or_a_share(how: dict, tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", {("unet", ATTENTION): (112, 144)})
     with pytest.raises(LoraFileError, match="--energy"):
         resize(tmp_path / "a.safetensors", tmp_path / "b.safetensors", **how)
 
 
-def test_nothing_is_written_over_unless_asked_and_never_in_part(places, tmp_path: Path, monkeypatch):
+def test_a_file_is_replaced_only_with_overwrite_and_never_in_part(places, tmp_path: Path, monkeypatch):
     source, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     write_lora(source, places)
     out.write_bytes(b"precious")
@@ -247,7 +246,8 @@ def test_nothing_is_written_over_unless_asked_and_never_in_part(places, tmp_path
     with pytest.raises(OSError, match="disk full"):
         attempts[0](overwrite=True)
     monkeypatch.undo()
-    assert out.read_bytes() == b"precious" and {path.name for path in tmp_path.iterdir()} == {
+    assert out.read_bytes() == b"precious"
+    assert {path.name for path in tmp_path.iterdir()} == {
         source.name,
         out.name,
     }
@@ -256,36 +256,34 @@ def test_nothing_is_written_over_unless_asked_and_never_in_part(places, tmp_path
         assert read_modules(out).modules
 
 
-def test_what_does_not_fit_fp16_is_not_written(tmp_path: Path):
+def test_values_that_do_not_fit_fp16_are_not_written(tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", {("unet", ATTENTION): shape_of(ATTENTION)})
     with pytest.raises(LoraFileError, match="does not fit float16"):
         merge(tmp_path / "b.safetensors", [Term(tmp_path / "a.safetensors", 1e7)], dtype=torch.float16)
     assert not (tmp_path / "b.safetensors").exists()
 
 
-def test_the_tools_work_by_the_command_line_on_a_trained_file(
-    ink_run: Path, tmp_path: Path, monkeypatch, capsys
-):
-    def told(*arguments: str | Path) -> str:
+def test_all_commands_work_on_a_trained_file(ink_run: Path, tmp_path: Path, monkeypatch, capsys):
+    def output_of(*arguments: str | Path) -> str:
         status, out, err = by_command_line(["lora", *arguments], monkeypatch, capsys)
         assert status == 0, err
         return out
 
     ink, base, again = ink_run / "ink.safetensors", tmp_path / "base", tmp_path / "again.safetensors"
     other, both, few = (tmp_path / f"{name}.safetensors" for name in ("other", "both", "few"))
-    assert "names of diffusers" in told("convert", ink, other, "--to", "diffusers")
-    assert "rank 32" in told("merge", both, f"{ink}:0.5", f"{other}:0.5")
-    assert "squared singular values kept" in told(
+    assert "names of diffusers" in output_of("convert", ink, other, "--to", "diffusers")
+    assert "rank 32" in output_of("merge", both, f"{ink}:0.5", f"{other}:0.5")
+    assert "squared singular values kept" in output_of(
         "resize", both, few, "--energy", "0.9", "--rank", "8", "--precision", "fp32"
     )
     assert {tensor.dtype for key, tensor in load_file(few).items() if key.endswith("lora_up.weight")} == {
         torch.float32
     }
-    assert "weights of tiny-sdxl changed" in told(
+    assert "weights of tiny-sdxl changed" in output_of(
         "bake", few, base, "--base", "tiny-sdxl", "--strength", "0.5"
     )
-    assert "UNet" in told("extract", "tiny-sdxl", base, again, "--rank", "4")
-    assert "LoRA" in told("inspect", few)
+    assert "UNet" in output_of("extract", "tiny-sdxl", base, again, "--rank", "4")
+    assert "LoRA" in output_of("inspect", few)
     # Both halves are the same change, so the sum is the trained one.
     expected = changes_of(ink)
     scale = max(float(change.abs().max()) for change in expected.values())
