@@ -78,9 +78,8 @@ def main() -> int:
             raise
         print(f"impasto: {_message(error)}", file=sys.stderr)
         return 2 if _is_usage_error(error) else 1
-    return (
-        status if isinstance(status, int) else 0
-    )  # without standalone mode, typer returns the status of an Exit
+    # Without standalone mode, typer returns the status of an Exit.
+    return status if isinstance(status, int) else 0
 
 
 def _is_expected(error: BaseException) -> bool:
@@ -94,7 +93,7 @@ def _is_usage_error(error: BaseException) -> bool:
 
 
 def _message(error: BaseException) -> str:
-    """What happened and what to do, in one line."""
+    """Returns the message for an error, in one line: the problem and its remedy."""
     if isinstance(error, TrainerError):
         return str(error)
     if isinstance(error, typer.Abort | KeyboardInterrupt):
