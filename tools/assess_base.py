@@ -1,4 +1,4 @@
-"""Measures the bundled base: the quality of its autoencoder, and how many generated images show what their prompt names.
+"""Measures the bundled base: error of the autoencoder, recognisable concepts in generated images.
 
     python -m tools.assess_base --work build/base --base models/tiny-sdxl --sheet docs/contact-sheet.png
     python -m tools.assess_base ... --lora outputs/ink/ink.safetensors      also: style and concepts of a LoRA

@@ -80,14 +80,14 @@ def _card(steps: dict[str, int], images: int) -> str:
     trained = ", ".join(f"{part} {count} steps" for part, count in steps.items())
     return f"""# tiny-sdxl
 
-A small SDXL: the same block layout, both text encoders, the CLIP vocabulary, `text_time` conditioning, native size
-128 x 128. Trained from scratch by `tools/` on {images} images of open emoji art ({trained}).
+A small SDXL: the same block layout, both text encoders, the CLIP vocabulary, `text_time` conditioning,
+native size 128 x 128. Trained from scratch by `tools/` on {images} images of open emoji art ({trained}).
 
 | set | author | licence | source |
 |---|---|---|---|
 {rows}
 
-The vocabulary and merges are OpenAI CLIP's (MIT). The weights are under Apache-2.0, as Impasto is; see `NOTICE`.
+The vocabulary and merges are OpenAI CLIP's (MIT). The weights are under Apache-2.0, see `NOTICE`.
 """
 
 

@@ -1,7 +1,7 @@
 """Trains the autoencoder of the bundled base on emoji art.
 
     python -m tools.train_vae --work build/base --steps 900
-    torchrun --nproc-per-node 2 -m tools.train_vae --work build/base --steps 900    # one process for each core
+    torchrun --nproc-per-node 2 -m tools.train_vae --work build/base --steps 900    # one process a core
 
 Most steps are on crops, which have more detail for the same number of pixels. The last fifth is on whole
 images, so that the group norms fit the sizes at which the model is used.
@@ -54,7 +54,7 @@ def build_vae() -> Any:
 
 
 def random_crops(images: torch.Tensor, count: int, side: int, generator: torch.Generator) -> torch.Tensor:
-    """Returns (count, 3, side, side) in [-1, 1]: random crops with random changes of colours, contrast and lines.
+    """Returns random crops (count, 3, side, side) in [-1, 1] with random changes of colours and lines.
 
     Args:
         images: (n, 128, 128, 3) uint8.

@@ -1,7 +1,7 @@
-"""Writes a single-file checkpoint of the original (Stability) layout, from a diffusers folder or with random weights.
+"""Writes a single-file checkpoint of the original layout, from a diffusers folder or with random weights.
 
-    python -m tools.write_checkpoint random.safetensors                           # SDXL, random weights: 6.9 GB
-    python -m tools.write_checkpoint tiny.safetensors --of models/tiny-sdxl       # the bundled base as one file
+    python -m tools.write_checkpoint random.safetensors                        # SDXL, random weights: 6.9 GB
+    python -m tools.write_checkpoint tiny.safetensors --of models/tiny-sdxl    # the bundled base as one file
 
 A model of random weights generates noise, but it loads, trains and takes memory as SDXL does. One tensor is
 in memory at a time.
