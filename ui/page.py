@@ -9,7 +9,6 @@ import gradio as gr
 
 from trainer.errors import TrainerError
 from ui import api
-from ui.routes.login import account_html
 from ui.tabs import (
     PRIVATE,
     QUIET,
@@ -25,6 +24,7 @@ from ui.tabs import (
 )
 from ui.text import LANGUAGES, sentences
 from ui.updates import SECTIONS
+from ui.views.login import account_html
 from ui.workspace import Studio, Workspace
 
 TABS = {"artwork": artwork, "captions": captions, "train": train, "try_it": try_it, "library": library}

@@ -1,4 +1,4 @@
-"""The web server: our own routes with the page mounted beside them, the guard before both; one server to a folder."""
+"""The web server: the studio's routes and the page behind the guard; one server for each folder of outputs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 from fastapi import FastAPI
 
 from trainer.atomic_files import write_atomically
 from trainer.errors import RunError, TrainerError
+from trainer.json_files import read_object
 from trainer.runs.queue import Queue
 from trainer.runs.run import Run, claim
 from ui.access.hosts import Hosts, url
@@ -27,6 +28,19 @@ from ui.workspace import Studio
 
 _CLEAN_UP_SECONDS = 600
 _QUEUE: dict[str, Any] = {"max_size": 100, "default_concurrency_limit": 4}
+_ADDRESS_ATTEMPTS = 10  # to read the address of another server, which may be about to write it
+
+
+class StudioOptions(TypedDict, total=False):
+    """Keyword arguments of `build_app`."""
+
+    host: Required[str]
+    datasets: Required[Path]
+    outputs: Required[Path]
+    models: Required[Path]
+    limits: Limits | None
+    users: Path | None
+    names: tuple[str, ...]
 
 
 def build_app(
@@ -39,8 +53,15 @@ def build_app(
     users: Path | None = None,
     names: tuple[str, ...] = (),
 ) -> Guard:
-    """The whole application as ASGI, guard included; `names` are host names that it answers to besides its own."""
+    """Builds the guarded ASGI application.
+
+    Args:
+        host: address that the server is bound to.
+        users: file of accounts; without one there is no login.
+        names: allowed host names besides those of `host`.
+    """
     studio = Studio(datasets, outputs, models, limits, users)
+    # Gradio reads these variables while it is imported, so they are set first and it is imported here.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(studio.uploads.folder)
     without_editor_stubs()
@@ -53,9 +74,9 @@ def build_app(
     from ui.theme import CSS, HEAD, theme
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    frontend = Assets(Path(gr.__file__).parent / "templates" / "frontend" / "assets")
-    add_routes(app, studio, frontend)
-    doors = [*own_endpoints(app.routes), *gradio_endpoints(studio.limits)]
+    assets = Assets(Path(gr.__file__).parent / "templates" / "frontend" / "assets")
+    add_routes(app, studio, assets)
+    endpoints = [*own_endpoints(app.routes), *gradio_endpoints(studio.limits)]
     label = translations()
     page = build_page(studio, label).queue(**_QUEUE)
     gr.mount_gradio_app(
@@ -74,42 +95,29 @@ def build_app(
         ssr_mode=False,
         max_file_size=studio.limits.file_bytes,
     )
-    return Guard(app, studio, doors, Hosts.of(host, names), frontend.links)
+    return Guard(app, studio, endpoints, Hosts.of(host, names), assets.links)
 
 
-def serve(
-    *,
-    host: str,
-    port: int,
-    datasets: Path,
-    outputs: Path,
-    models: Path,
-    limits: Limits,
-    users: Path | None,
-    names: tuple[str, ...],
-) -> int:
-    """Serves until stopped; the exit status. Says the address and the device on the terminal."""
+def serve(*, port: int, **options: Unpack[StudioOptions]) -> int:
+    """Serves until interrupted and prints the address and the devices; returns the exit status.
+
+    Args:
+        options: keyword arguments of `build_app`.
+    """
     import uvicorn
 
+    host, address = options["host"], url(options["host"], port)
     try:
-        for folder in (datasets, outputs):
+        for folder in (options["datasets"], options["outputs"]):
             folder.mkdir(parents=True, exist_ok=True)
-        with only_server(outputs, url(host, port)):
+        with only_server(options["outputs"], address):
             if not _is_free(host, port):
                 raise TrainerError(
-                    f"{url(host, port)} can't be used; another program may hold it: try --port {port + 1}"
+                    f"{address} is not available, probably because another program uses it; try --port {port + 1}"
                 )
-            app = build_app(
-                host=host,
-                datasets=datasets,
-                outputs=outputs,
-                models=models,
-                limits=limits,
-                users=users,
-                names=names,
-            )
-            print(f"Impasto is at {url(host, port)}  (Ctrl-C ends it)", flush=True)
-            threading.Thread(target=_say_devices, args=(app.studio.queue,), daemon=True).start()
+            app = build_app(**options)
+            print(f"Impasto is at {address}  (Ctrl-C ends it)", flush=True)
+            threading.Thread(target=_run_queue, args=(app.studio.queue,), daemon=True).start()
             threading.Thread(target=_clean_up_regularly, args=(app.studio,), daemon=True).start()
             uvicorn.run(
                 app,
@@ -127,30 +135,32 @@ def serve(
 
 @contextlib.contextmanager
 def only_server(outputs: Path, address: str) -> Iterator[None]:
-    """Makes this process the only server of a folder; a dead one's place is taken. Raises TrainerError, naming the living one."""
-    place = Run(outputs / ".cache" / "server")
-    place.path.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
+    """Makes this process the only server of a folder for the duration of the block. A dead server is replaced.
+
+    Raises:
+        TrainerError: another process serves the folder; the message has its address.
+    """
+    server = Run(outputs / ".cache" / "server")
+    server.path.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
         try:
-            held.enter_context(claim(place))
+            stack.enter_context(claim(server))
         except RunError:
             raise TrainerError(
-                f"{outputs} is served already{_by_whom(place.path)}; open that one, or stop it first"
+                f"{outputs} is served already{_other_server(server.path)}; open that address, or stop that process first"
             ) from None
-        write_atomically(
-            place.path / "address.json", json.dumps({"pid": os.getpid(), "address": address}).encode()
-        )
+        text = json.dumps({"pid": os.getpid(), "address": address})
+        write_atomically(server.path / "address.json", text.encode())
         yield
 
 
-def _by_whom(place: Path) -> str:
-    """` by process 71 at http://...`: the other server may just be about to write it."""
-    for _ in range(10):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            pid = json.loads((place / "owner.json").read_text())["pid"]
-            said = json.loads((place / "address.json").read_text())
-            if said["pid"] == pid:
-                return f" by process {pid} at {said['address']}"
+def _other_server(folder: Path) -> str:
+    """Returns ` by process 71 at http://127.0.0.1:7860`, or "" if that can't be found out."""
+    for _ in range(_ADDRESS_ATTEMPTS):
+        owner, other = read_object(folder / "owner.json"), read_object(folder / "address.json")
+        # Of different processes while the other server starts: it claims the folder, then writes its address.
+        if "address" in other and other.get("pid") == owner.get("pid"):
+            return f" by process {other['pid']} at {other['address']}"
         time.sleep(0.1)
     return ""
 
@@ -166,14 +176,14 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _clean_up_regularly(studio: Studio) -> None:
-    studio.clean_up(0)  # whoever was sending has gone with the server before this one
+    studio.clean_up(0)  # no upload of an earlier server can still be going on
     while True:
         time.sleep(_CLEAN_UP_SECONDS)
         studio.clean_up()
 
 
-def _say_devices(queue: Queue) -> None:
-    """Asked of a child process, so that torch stays out of this one; then the line is looked after."""
+def _run_queue(queue: Queue) -> None:
+    """Prints the devices, which a child process detects so that torch stays out of this one, and runs the queue."""
     queue.detect_devices()
     print(f"Device: {', '.join(device.words for device in queue.devices or ())}", flush=True)
     queue.serve()

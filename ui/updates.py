@@ -1,7 +1,7 @@
-"""What may have changed by itself: one cheap answer that the page's script asks for again and again. No gradio.
+"""The state that the page polls: one cheap response, requested again and again by its script. No gradio.
 
-The head's status comes as it is to be shown; of each section only a mark, another one whenever its tab would look
-different, so that the costly events of the page are raised for what is in sight and new.
+The status line comes as HTML. Each section of the page comes as a mark, a hash that changes whenever its tab should; the
+script then triggers the expensive events of Gradio only for tabs that are visible and have changed.
 """
 
 from __future__ import annotations
@@ -11,94 +11,90 @@ from typing import Any
 
 from ui.store.captioning import Captioning
 from ui.store.drawings import Drawings
+from ui.store.file_jobs import FileJobs
 from ui.store.library import Library
 from ui.views.progress import status_html
 from ui.views.training import shown_run
 from ui.workspace import Workspace
 
-# A tab's own, and what all tabs look at: that a training or a file was made, changed or removed, or that a drop of pictures
-# has come in whole.
+# One section for each tab, and two that several tabs need: "made", when a training or LoRA file was created, changed or
+# deleted, and "arrived", when all pictures of an upload have been added.
 SECTIONS = ("artwork", "captions", "train", "try_it", "library", "made", "arrived")
 
 
 def page_state(workspace: Workspace, project: str) -> dict[str, Any]:
-    """{"project": the chosen one, "status": HTML, "marks": {section: mark}}; an unknown project is none."""
+    """Returns {"project": name, "status": HTML, "marks": {section: mark}}; an unknown project counts as none."""
     chosen = project if project in workspace.projects.names() else ""
     made = _made(workspace)
-    seen = {
+    queued = [job.folder.name for job in workspace.runs.queued()]
+    states = {
         "artwork": _artwork(workspace, chosen),
         "captions": _captions(workspace, chosen),
         "train": _train(workspace, chosen),
-        "try_it": (
-            made,
-            [job.folder.name for job in workspace.runs.queued()],
-            Drawings(workspace.runs).marks(),
-        ),
-        "library": (made, Library(workspace.runs).works()),
+        "try_it": (made, queued, Drawings(workspace.runs).revisions()),
+        "library": (made, FileJobs(workspace.runs).all()),
         "made": made,
         "arrived": _arrived(workspace, chosen),
     }
-    of = {
-        section: "" if section == "made" else chosen for section in SECTIONS
-    }  # what was made is every project's
-    marks = {section: _mark(of[section], seen[section]) for section in SECTIONS}
-    return {"project": chosen, "status": head_html(workspace, chosen), "marks": marks}
+    marks = {section: _mark(chosen, states[section]) for section in SECTIONS if section != "made"}
+    marks["made"] = made_mark(workspace, made)
+    return {"project": chosen, "status": status_line_html(workspace, chosen), "marks": marks}
 
 
-def made_mark(workspace: Workspace) -> str:
-    """The mark of "made" now, for what is drawn from it: the page's first question may come after the next change."""
-    return _mark("", _made(workspace))
+def made_mark(workspace: Workspace, made: Any = None) -> str:
+    """Returns the current mark of "made", which is the same for all projects.
+
+    Tabs put it into their HTML: the first poll may come after the next change, and the script compares the two.
+    """
+    return _mark("", _made(workspace) if made is None else made)
 
 
 def arrived_mark(workspace: Workspace, project: str) -> str:
-    """The mark of "arrived" now, likewise."""
+    """Returns the current mark of "arrived", for the HTML of tabs."""
     return _mark(project, _arrived(workspace, project))
 
 
-def _made(workspace: Workspace) -> Any:
+def _made(workspace: Workspace) -> tuple[list[str], str]:
     return workspace.runs.names(), Library(workspace.runs).revision()
 
 
 def _arrived(workspace: Workspace, chosen: str) -> Any:
-    drop = workspace.intake.progress(chosen) if chosen else None
-    return drop and drop.ended and id(drop)
+    progress = workspace.intake.progress(chosen) if chosen else None
+    return progress and progress.ended and id(progress)
 
 
-def _mark(project: str, seen: Any) -> str:
-    return hashlib.sha256(repr((project, seen)).encode()).hexdigest()[:16]
+def _mark(project: str, state: Any) -> str:
+    return hashlib.sha256(repr((project, state)).encode()).hexdigest()[:16]
 
 
-def head_html(workspace: Workspace, chosen: str) -> str:
-    """What trains is told, whatever project is chosen."""
+def status_line_html(workspace: Workspace, chosen: str) -> str:
+    """Returns the status of the artist's training that is running, or else of the chosen project's latest run."""
+    runs, queue = workspace.runs, workspace.runs.queue
     run = shown_run(workspace, chosen)
-    active = workspace.runs.active(chosen) if chosen else None
-    run = run if active else workspace.runs.busy() or run
-    standing = workspace.runs.status(run) if run else None
-    queue = workspace.runs.queue
-    others = standing is None and queue.blocking_job() is not None
-    return status_html(standing, workspace.words, name=run or "", paused=queue.is_paused, others=others)
+    if not (chosen and runs.active(chosen)):
+        run = runs.busy() or run
+    status = runs.status(run) if run else None
+    others = status is None and queue.blocking_job() is not None
+    return status_html(status, workspace.words, name=run or "", paused=queue.is_paused, others=others)
 
 
 def _artwork(workspace: Workspace, chosen: str) -> Any:
     if not chosen:
         return None
-    drop, look = workspace.intake.progress(chosen), workspace.checks.progress(chosen)
-    return drop and (id(drop), drop.rev), look and (id(look), look.done, look.ended)
+    intake, checks = workspace.intake.progress(chosen), workspace.checks.progress(chosen)
+    return intake and (id(intake), intake.rev), checks and (id(checks), checks.done, checks.ended)
 
 
 def _captions(workspace: Workspace, chosen: str) -> Any:
-    stands = Captioning(workspace.projects, workspace.runs).status(chosen) if chosen else None
-    return stands and (
-        len(stands.view.captions),
-        stands.alive,
-        stands.waits,
-        stands.view.ended,
-        stands.view.done,
-        stands.view.stage,
-    )
+    status = Captioning(workspace.projects, workspace.runs).status(chosen) if chosen else None
+    if status is None:
+        return None
+    view = status.view
+    return len(view.captions), status.is_running, status.is_waiting, view.ended, view.done, view.stage
 
 
 def _train(workspace: Workspace, chosen: str) -> Any:
     run, queue = shown_run(workspace, chosen), workspace.runs.queue
-    line = [(job.folder.name, job.state, job.queue_position) for job in queue.active()]
-    return run, run and workspace.runs.status(run).key, line, queue.is_paused, workspace.runs.estimates.mark()
+    jobs = [(job.folder.name, job.state, job.queue_position) for job in queue.active()]
+    status = run and workspace.runs.status(run).key
+    return run, status, jobs, queue.is_paused, workspace.runs.estimates.revision()

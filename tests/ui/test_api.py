@@ -95,6 +95,6 @@ def test_what_a_script_sends_is_checked_like_everything_else(address: str):
 def test_no_user_reaches_anothers_training(address: str):
     ben = client_of(address, "ben")
     for endpoint in ("/status", "/download"):
-        with pytest.raises(AppError, match="not there"):
+        with pytest.raises(AppError, match="no longer exists"):
             ben.predict("ink", api_name=endpoint)
     assert client_of(address, "ana").predict("ink", api_name="/status")["state"] == "finished"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import MODELS
 from tests.ui.conftest import sample_home
-from ui.access.body_limits import Parts, Refused
+from ui.access.body_limits import MultipartInspector, RequestRejected
 from ui.access.hosts import Hosts, is_loopback, url
 from ui.guard import Guard
 from ui.server import build_app
@@ -42,9 +42,6 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Guard:
 @pytest.fixture(scope="module")
 def client(guard: Guard) -> TestClient:
     return TestClient(guard, base_url=HERE)
-
-
-# who -----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -112,7 +109,7 @@ def test_only_the_studios_own_pages_may_post(
 def test_bound_to_every_address_the_studio_answers_to_numbers_and_named_names_only():
     hosts = Hosts.of("0.0.0.0", ("Studio.Example.com",))
     assert all(
-        hosts.knows(host)
+        hosts.allows(host)
         for host in (
             "192.168.1.5:7860",
             "studio.example.com",
@@ -122,7 +119,7 @@ def test_bound_to_every_address_the_studio_answers_to_numbers_and_named_names_on
         )
     )
     assert not any(
-        hosts.knows(host)
+        hosts.allows(host)
         for host in ("evil.example", "192.168.1.5.evil.com", "studio.example.com.evil.com", "")
     )
 
@@ -135,12 +132,9 @@ def test_addresses_are_printed_as_a_browser_takes_them():
 
 @given(st.text(alphabet="127.0localhostevl:[]@/?#%x ", max_size=24))
 def test_no_host_header_is_a_fault(text: str):
-    assert Hosts.of("127.0.0.1").knows(text) == (
-        text.lower().split(":")[0] in ("127.0.0.1", "localhost") and Hosts.of("127.0.0.1").knows(text)
+    assert Hosts.of("127.0.0.1").allows(text) == (
+        text.lower().split(":")[0] in ("127.0.0.1", "localhost") and Hosts.of("127.0.0.1").allows(text)
     )
-
-
-# what ----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -241,9 +235,6 @@ def test_no_spelling_of_a_path_leads_out(guard: Guard, client: TestClient):
     assert not wrong
 
 
-# how much ------------------------------------------------------------------------------------------------------------------------
-
-
 def pieces(size: int) -> Iterator[bytes]:
     for _ in range(size // 65_536 + 1):
         yield b"x" * 65_536
@@ -302,10 +293,10 @@ def test_an_upload_that_is_none_is_refused(client: TestClient, kind: str):
 
 @given(st.binary(max_size=300))
 def test_damaged_uploads_are_refused_or_read_never_a_fault(body: bytes):
-    parts = Parts("multipart/form-data; boundary=b")
+    parts = MultipartInspector("multipart/form-data; boundary=b")
     try:
-        parts.look(b"--b\r\n" + body)
-    except Refused as refused:
+        parts.inspect(b"--b\r\n" + body)
+    except RequestRejected as refused:
         assert refused.status in (400, 413)
 
 
@@ -381,9 +372,6 @@ async def ask(
     except Exception as error:  # what a server makes of an aborted request
         assert type(error).__name__ in ("ClientDisconnect", "ExceptionGroup"), error
     return status, taken
-
-
-# how an answer is to be treated --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_a_folder_without_pictures_is_told_without_its_path(tmp_path: Path):
     (tmp_path / "datasets" / "empty").mkdir(parents=True)
     with pytest.raises(DatasetError) as told:
         Runs(tmp_path / "outputs", MODELS).start(tmp_path / "datasets" / "empty", {"name": "x"})
-    assert str(tmp_path) not in str(told.value) and "empty holds no picture" in str(told.value)
+    assert str(tmp_path) not in str(told.value) and "empty has no pictures" in str(told.value)
 
 
 @given(st.text(max_size=100))
@@ -237,7 +237,7 @@ def test_a_training_that_was_stuck_and_ended_by_stop_is_told_as_stopped():
     )
     view = View(stage="training", step=3, steps=9)
     assert run_status(view, False, job).state == "stopped"
-    assert run_status(view, False, dataclasses.replace(job, stops=0)).killed
+    assert run_status(view, False, dataclasses.replace(job, stops=0)).was_killed
 
 
 def test_two_visitors_may_ask_for_the_same_thumbnail_at_once(tmp_path: Path):

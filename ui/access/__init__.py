@@ -1,1 +1,1 @@
-"""Who may come in and with how much: accounts and sessions, the guard before every route, limits."""
+"""Access control: accounts, sessions, allowed hosts and endpoints, limits of request bodies."""

@@ -1,9 +1,9 @@
-"""Accounts: a file of users, and passwords that are never kept.
+"""Accounts: a file of users with hashed passwords, and a throttle of login attempts.
 
     [users]
     ana = "scrypt$32768$8$3$<salt>$<hash>"        RFC 7914: N, r, p; salt and hash in base64
 
-`python app.py add-user ana` writes it. A user is let in by name and password; who tries too often waits.
+`python app.py add-user ana` writes it.
 """
 
 from __future__ import annotations
@@ -25,57 +25,70 @@ from pathlib import Path
 from trainer.atomic_files import write_atomically
 from trainer.errors import TrainerError
 
-_N, _R, _P = 2**15, 8, 3  # 32 MiB and a quarter of a second: OWASP's second choice, for small machines
+# 32 MiB and about a quarter of a second for each attempt: the OWASP setting for machines with little memory
+# (https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html).
+SCRYPT_N, _R, _P = 2**15, 8, 3
 _NAME = re.compile(r"\w[\w.\-]{0,39}")
-_SHORTEST = 8
+_MIN_CHARACTERS = 8  # of a password
 
 
 class AccountError(TrainerError):
-    pass
+    """A user name, password or file of users that can't be used."""
 
 
 def user_name(text: str) -> str:
-    """A name as it is kept: the same for `Ana` and `ana`, safe as a folder's. Raises AccountError."""
+    """Returns the stored form of a name: the same for `Ana` and `ana`, and safe as the name of a folder.
+
+    Raises:
+        AccountError: the name has characters that are not allowed, or is too long.
+    """
     name = unicodedata.normalize("NFKC", text).strip().casefold()
     if not _NAME.fullmatch(name) or name.startswith("_") or name.endswith("."):
         raise AccountError(
-            "a user's name has 1 to 40 letters, digits, dots and dashes, and begins with a letter or digit; choose another"
+            "a user name has 1 to 40 letters, digits, dots and dashes, and begins with a letter or digit; choose another"
         )
     return name
 
 
 def hash_password(password: str) -> str:
+    """Returns the stored form of a password: scrypt parameters, a new salt, and the hash."""
     salt = secrets.token_bytes(16)
-    return "$".join(
-        ("scrypt", str(_N), str(_R), str(_P), _b64(salt), _b64(_scrypt(password, salt, _N, _R, _P)))
-    )
+    parts = (str(SCRYPT_N), str(_R), str(_P), _b64(salt), _b64(_scrypt(password, salt, SCRYPT_N, _R, _P)))
+    return "$".join(("scrypt", *parts))
 
 
-def fits(password: str, kept: str) -> bool:
-    """Whether a password is the one that `kept` was made of; takes as long when not."""
+def verify_password(password: str, hashed: str) -> bool:
+    """Returns True if a password belongs to a hash. Takes the same time if it does not."""
     try:
-        kind, n, r, p, salt, expected = kept.split("$")
+        kind, n, r, p, salt, expected = hashed.split("$")
         if kind != "scrypt":
             return False
-        made = _scrypt(password, base64.b64decode(salt), int(n), int(r), int(p))
-        return hmac.compare_digest(made, base64.b64decode(expected))
+        computed = _scrypt(password, base64.b64decode(salt), int(n), int(r), int(p))
+        return hmac.compare_digest(computed, base64.b64decode(expected))
     except ValueError:
         return False
 
 
 @functools.cache
-def _nobodys() -> str:
-    """What an unknown user's password is compared with, so that the answer takes as long."""
+def unknown_user_hash() -> str:
+    """Returns a hash for the passwords of unknown users, so that a login takes as long for them as for known ones.
+
+    Without it the response time would tell an attacker which user names exist.
+    """
     return hash_password(secrets.token_hex(16))
 
 
 def add_user(path: Path, name: str, password: str) -> str:
-    """Writes a user, or a new password for one, into the file; the name as it is kept. Raises AccountError."""
+    """Writes a new user, or a new password of a user, into the file of users; returns the stored name.
+
+    Raises:
+        AccountError: the name or password is not allowed.
+    """
     import tomlkit
 
     name = user_name(name)
-    if len(password) < _SHORTEST:
-        raise AccountError(f"a password has at least {_SHORTEST} characters; choose a longer one")
+    if len(password) < _MIN_CHARACTERS:
+        raise AccountError(f"a password has at least {_MIN_CHARACTERS} characters; choose a longer one")
     document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
     document.setdefault("users", tomlkit.table())[name] = hash_password(password)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,97 +98,108 @@ def add_user(path: Path, name: str, password: str) -> str:
 
 
 class Accounts:
-    """The users of a file, read again when it has changed."""
+    """The users of a file, which is read again when it changes.
+
+    Raises:
+        AccountError: at the start, the file has no users or can't be read. A file that is damaged later is ignored, so
+            that it locks nobody out.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._read: tuple[int, dict[str, str]] = (-1, {})
+        self._version, self._hashes = -1, dict[str, str]()
         if not self._users():
-            raise AccountError(f"{path} names no user; add one: python app.py add-user NAME --auth {path}")
+            raise AccountError(f"{path} has no users; add one: python app.py add-user NAME --auth {path}")
 
     def _users(self) -> dict[str, str]:
+        """Returns the password hashes by user name."""
         try:
-            changed = self.path.stat().st_mtime_ns
-            if changed != self._read[0]:
-                said = tomllib.loads(self.path.read_text(encoding="utf-8")).get("users", {})
-                self._read = (
-                    changed,
-                    {user_name(name): kept for name, kept in said.items() if isinstance(kept, str)},
-                )
+            version = self.path.stat().st_mtime_ns
+            if version != self._version:
+                table = tomllib.loads(self.path.read_text(encoding="utf-8")).get("users", {})
+                self._hashes = {
+                    user_name(name): text for name, text in table.items() if isinstance(text, str)
+                }
+                self._version = version
         except (OSError, ValueError, AttributeError, AccountError) as error:
-            if self._read[0] < 0:
+            if self._version < 0:
                 raise AccountError(
-                    f"{self.path} can't be read as a file of users ({type(error).__name__}); add one: "
+                    f"{self.path} is not a file of users ({type(error).__name__}); create one: "
                     f"python app.py add-user NAME --auth {self.path}"
                 ) from None
-        return self._read[1]
+        return self._hashes
 
     def check(self, name: str, password: str) -> str | None:
-        """The user whose password this is. Takes a quarter of a second: never call it on the event loop."""
+        """Returns the user with this name and password, or None.
+
+        Takes a quarter of a second of CPU time: never call it on the event loop.
+        """
         try:
             user = user_name(name)
         except AccountError:
             user = ""
-        kept = self._users().get(user)
-        return user if fits(password, kept or _nobodys()) and kept else None
+        hashed = self._users().get(user)
+        is_right = verify_password(password, hashed or unknown_user_hash())
+        return user if is_right and hashed else None
 
     def fingerprint(self, user: str) -> str | None:
-        """Another one when the user's password has changed; None when the user is gone."""
-        kept = self._users().get(user)
-        return hashlib.sha256(kept.encode()).hexdigest()[:16] if kept else None
+        """Returns a value that changes with the user's password, which ends its sessions; None without such a user."""
+        hashed = self._users().get(user)
+        return hashlib.sha256(hashed.encode()).hexdigest()[:16] if hashed else None
 
 
 class LoginThrottle:
-    """How often a login was tried in vain: after five, each further one makes the next wait twice as long, an hour at most.
+    """Delays logins after failed attempts: after five, each further one doubles the wait, up to an hour.
 
-    Counted for a user at an address, and for an address alone with four times as much patience.
+    Attempts are counted for each pair of user and address, and for each address alone with four times the limit: one
+    stops guessing of one user's password, the other guessing over many names.
     """
 
-    FREE, FIRST_SECONDS, LONGEST_SECONDS = 5, 30.0, 3600.0
-    _KEPT = 20_000
+    FREE_ATTEMPTS, FIRST_SECONDS, MAX_SECONDS = 5, 30.0, 3600.0
+    _MAX_KEYS = 20_000  # so that attempts with many names don't fill the memory
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now, self._lock = now, threading.Lock()
-        self._failed: OrderedDict[tuple[str, str], tuple[int, float]] = (
-            OrderedDict()
-        )  # -> times, when the next may be
+        # (user, address) -> (failed attempts, time of the next allowed one)
+        self._failed: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
 
-    def _places(self, user: str, address: str) -> list[tuple[tuple[str, str], int]]:
-        return [((user, address), self.FREE), (("", address), 4 * self.FREE)]
+    def start_attempt(self, user: str, address: str) -> float:
+        """Starts a login attempt, or returns the seconds until the next one is allowed; 0 if it may go on.
 
-    def wait(self, user: str, address: str) -> float:
-        """Seconds until a login may be tried. The try counts as failed until `succeeded` says otherwise, so that many at once
-        are as slow as one after another."""
+        The attempt counts as failed until `record_success`: attempts at the same time are throttled like consecutive ones.
+        """
+        limits = {(user, address): self.FREE_ATTEMPTS, ("", address): 4 * self.FREE_ATTEMPTS}
         with self._lock:
             now = self._now()
-            places = self._places(user, address)
-            for place, _ in places:
-                if now - self._failed.get(place, (0, now))[1] > self.LONGEST_SECONDS:
-                    del self._failed[place]
-            left = max(self._failed.get(place, (0, now))[1] - now for place, _ in places)
-            if left > 0:
-                return left
-            for place, free in places:
-                times = self._failed.pop(place, (0, 0.0))[0] + 1
-                delay = (
-                    min(self.LONGEST_SECONDS, self.FIRST_SECONDS * 2 ** min(times - free, 20))
-                    if times >= free
-                    else 0.0
-                )
-                self._failed[place] = (times, now + delay)
-            while len(self._failed) > self._KEPT:
+            for key in limits:
+                if now - self._failed.get(key, (0, now))[1] > self.MAX_SECONDS:
+                    del self._failed[key]
+            wait = max(self._failed.get(key, (0, now))[1] - now for key in limits)
+            if wait > 0:
+                return wait
+            for key, free in limits.items():
+                attempts = self._failed.pop(key, (0, 0.0))[0] + 1
+                self._failed[key] = (attempts, now + self._delay(attempts - free))
+            while len(self._failed) > self._MAX_KEYS:
                 self._failed.popitem(last=False)
             return 0.0
 
-    def succeeded(self, user: str, address: str) -> None:
+    def _delay(self, beyond_free: int) -> float:
+        if beyond_free < 0:
+            return 0.0
+        return min(self.MAX_SECONDS, self.FIRST_SECONDS * 2 ** min(beyond_free, 20))
+
+    def record_success(self, user: str, address: str) -> None:
+        """Forgets the failed attempts of a user at an address, and this attempt of the address."""
         with self._lock:
             self._failed.pop((user, address), None)
-            times, until = self._failed.get(("", address), (0, 0.0))
-            if times:
-                self._failed["", address] = (times - 1, until)
+            attempts, until = self._failed.get(("", address), (0, 0.0))
+            if attempts:
+                self._failed["", address] = (attempts - 1, until)
 
 
 def _scrypt(password: str, salt: bytes, n: int, r: int, p: int) -> bytes:
+    # NFKC: keyboards and systems send the same letter in several ways.
     secret = unicodedata.normalize("NFKC", password).encode()
     return hashlib.scrypt(secret, salt=salt, n=n, r=r, p=p, maxmem=256 * n * r, dklen=32)
 
@@ -185,7 +209,11 @@ def _b64(data: bytes) -> str:
 
 
 def prompt_password(name: str) -> str:
-    """Asked twice at a terminal; the first line of what is piped in otherwise. Raises AccountError."""
+    """Prompts twice for a password at a terminal; reads the first line of piped input otherwise.
+
+    Raises:
+        AccountError: the two passwords differ.
+    """
     import getpass
     import sys
 

@@ -1,6 +1,6 @@
-"""Bodies of requests, counted as they come: a length that a header claims proves nothing.
+"""Limits of request bodies, enforced while they arrive: a Content-Length header can be wrong or missing.
 
-Gradio keeps the text parts and headers of a multipart body in memory without a limit (6.31); they are counted here.
+Gradio stores the text parts and headers of a multipart body in memory without a limit (6.31), so they are counted here.
 """
 
 from __future__ import annotations
@@ -12,23 +12,32 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.types import Message, Receive
 
-_TEXT_BYTES = 64_000  # all text parts and headers of a multipart body
-_PARTS = 1_001
+_MAX_TEXT_BYTES = 64_000  # of all text parts of a multipart body
+_MAX_HEADER_BYTES = 8_000  # of one part
+_MAX_PARTS = 1_001  # 1,000 files and one text part
 
 
-class Refused(Exception):
-    """A request that is turned away, with a sentence of the studio's by its `key`."""
+class RequestRejected(Exception):
+    """A request that the guard rejects, with the HTTP status and the key of a sentence in ui/text."""
 
     def __init__(self, status: int, key: str) -> None:
         super().__init__(key)
         self.status, self.key = status, key
 
 
-def counted(
-    receive: Receive, body_bytes: int, refused: list[Refused], look: Callable[[bytes], None] | None = None
+def limited(
+    receive: Receive,
+    body_bytes: int,
+    rejections: list[RequestRejected],
+    inspect: Callable[[bytes], None] | None = None,
 ) -> Receive:
-    """`receive` that raises Refused once more than `body_bytes` have come, and notes it in `refused`, since a route may turn what
-    it meets while reading into an answer of its own; `look` sees each piece first, and may raise Refused too."""
+    """Wraps `receive` so that it raises RequestRejected after `body_bytes`.
+
+    Args:
+        rejections: receives the exception too. A route may catch an exception while it reads its body and send a response
+            of its own, which the guard then replaces.
+        inspect: called with each piece of the body; may raise RequestRejected.
+    """
     total = 0
 
     async def next_message() -> Message:
@@ -38,80 +47,89 @@ def counted(
         total += len(piece)
         try:
             if total > body_bytes:
-                raise Refused(413, "refused.too_large")
-            if look and piece:
-                look(piece)
-        except Refused as error:
-            refused.append(error)
+                raise RequestRejected(413, "refused.too_large")
+            if inspect and piece:
+                inspect(piece)
+        except RequestRejected as error:
+            rejections.append(error)
             raise
         return message
 
     return next_message
 
 
-async def whole(receive: Receive) -> bytes:
-    """All of a body; its size is limited by `counted`."""
+async def read_body(receive: Receive) -> bytes:
+    """Returns the complete body; `limited` limits its size.
+
+    Raises:
+        RequestRejected: the browser disconnected.
+    """
     pieces: list[bytes] = []
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise Refused(400, "refused.broke_off")
+            raise RequestRejected(400, "refused.broke_off")
         pieces.append(message.get("body", b""))
         if not message.get("more_body"):
             return b"".join(pieces)
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives `body`, then what the connection says."""
-    given = False
+    """Returns a `receive` with `body` as its first message, followed by the messages of the connection."""
+    is_sent = False
 
     async def next_message() -> Message:
-        nonlocal given
-        if given:
+        nonlocal is_sent
+        if is_sent:
             return await receive()
-        given = True
+        is_sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return next_message
 
 
-class Parts:
-    """Looks at a multipart body on its way and raises Refused for too many parts or too much text."""
+class MultipartInspector:
+    """Parses a multipart body while it passes and limits the number of parts and the size of texts.
+
+    Raises:
+        RequestRejected: for a body that is not multipart, damaged, or over a limit.
+    """
 
     def __init__(self, content_type: str) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise Refused(400, "refused.bad_request")
-        self._text_bytes, self._parts, self._header, self._is_file = 0, 0, b"", False
+            raise RequestRejected(400, "refused.bad_request")
+        self._text_bytes, self._parts, self._header = 0, 0, b""
         self._parser = MultipartParser(
             options[b"boundary"],
             {
-                "on_part_begin": self._begin,
-                "on_header_field": self._head,
-                "on_header_value": self._head,
-                "on_part_data": self._data,
+                "on_part_begin": self._on_part,
+                "on_header_field": self._on_header,
+                "on_header_value": self._on_header,
+                "on_part_data": self._on_data,
             },
         )
 
-    def look(self, piece: bytes) -> None:
+    def inspect(self, piece: bytes) -> None:
+        """Parses the next piece of the body."""
         try:
             self._parser.write(piece)
         except FormParserError:
-            raise Refused(400, "refused.damaged") from None
+            raise RequestRejected(400, "refused.damaged") from None
 
-    def _begin(self) -> None:
+    def _on_part(self) -> None:
         self._parts, self._header = self._parts + 1, b""
-        if self._parts > _PARTS:
-            raise Refused(413, "refused.too_many")
+        if self._parts > _MAX_PARTS:
+            raise RequestRejected(413, "refused.too_many")
 
-    def _head(self, data: bytes, start: int, end: int) -> None:
+    def _on_header(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
-        if len(self._header) > 8_000:
-            raise Refused(413, "refused.too_large")
+        if len(self._header) > _MAX_HEADER_BYTES:
+            raise RequestRejected(413, "refused.too_large")
 
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        if b"filename" in self._header.lower():
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        if b"filename" in self._header.lower():  # Gradio writes files to the disk; `limited` counts them
             return
         self._text_bytes += end - start
-        if self._text_bytes > _TEXT_BYTES:
-            raise Refused(413, "refused.too_large")
+        if self._text_bytes > _MAX_TEXT_BYTES:
+            raise RequestRejected(413, "refused.too_large")

@@ -1,8 +1,8 @@
-"""Gradio's own scripts and styles, some sixty to a page: read and compressed once, and kept by browsers for good.
+"""Routes of Gradio's scripts and styles: compressed once, cached by browsers, and preloaded.
 
-Gradio compresses each anew whenever it is asked for, and the guard lets nothing be kept. Their names change with what is in
-them, so that both can be spared. What pages have asked for so far, the next page names in its head: a browser fetches it at
-once instead of when one script after another asks for it.
+A page loads some sixty of them. Gradio compresses each file for every request, and the guard forbids caching by default.
+Their names have a hash of their content, so both can be avoided. Files that earlier pages requested are linked in the head
+of later ones: a browser then loads all of them at once instead of one script after another.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import Response
 
-_LONG = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Accept-Encoding"}
-_MOST_LINKS = 120
+_FOREVER = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Accept-Encoding"}
+_MAX_LINKS = 120
 _LINKS = {
     ".js": '<link rel="modulepreload" href="/assets/{}">',
     ".css": '<link rel="preload" as="style" href="/assets/{}" crossorigin>',
@@ -25,33 +25,41 @@ _LINKS = {
 
 @dataclass
 class Assets:
-    """The files of one folder, and which of them have been asked for."""
+    """The files of one folder; those that were requested are kept compressed in memory."""
 
     folder: Path
-    _kept: dict[str, bytes] = field(default_factory=dict)  # name -> gzip
+    _compressed: dict[str, bytes] = field(default_factory=dict)  # name -> gzip
 
     def compressed(self, name: str) -> bytes:
-        """A file as gzip. Raises FileNotFoundError for a name that is none of the folder's."""
-        if name not in self._kept:
+        """Returns a file as gzip.
+
+        Raises:
+            FileNotFoundError: the folder has no file of this name.
+        """
+        if name not in self._compressed:
             if Path(name).name != name or not (self.folder / name).is_file():
                 raise FileNotFoundError(name)
-            self._kept[name] = gzip.compress((self.folder / name).read_bytes(), 6, mtime=0)
-        return self._kept[name]
+            self._compressed[name] = gzip.compress((self.folder / name).read_bytes(), 6, mtime=0)
+        return self._compressed[name]
 
     def links(self) -> str:
-        """Elements for the head of a page."""
-        asked = [(Path(name).suffix, name) for name in list(self._kept)[:_MOST_LINKS]]
-        return "".join(_LINKS[suffix].format(name) for suffix, name in asked if suffix in _LINKS)
+        """Returns elements for the head of a page that preload the files requested so far."""
+        names = list(self._compressed)[:_MAX_LINKS]
+        return "".join(
+            _LINKS[suffix].format(name) for name in names if (suffix := Path(name).suffix) in _LINKS
+        )
 
 
 def add_routes(app: FastAPI, assets: Assets) -> None:
+    """Adds the route of the files."""
+
     @app.get("/assets/{name}")
     async def asset(name: str, request: Request) -> Response:
         try:
             content = assets.compressed(name)
         except FileNotFoundError:
             raise HTTPException(404) from None
-        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
         if "gzip" in request.headers.get("accept-encoding", ""):
-            return Response(content, media_type=kind, headers={**_LONG, "Content-Encoding": "gzip"})
-        return Response(gzip.decompress(content), media_type=kind, headers=_LONG)
+            return Response(content, media_type=media_type, headers={**_FOREVER, "Content-Encoding": "gzip"})
+        return Response(gzip.decompress(content), media_type=media_type, headers=_FOREVER)

@@ -1,4 +1,4 @@
-"""Pictures of a project: shown small and large, captioned, cropped, counted, masked, removed and restored, each by its name."""
+"""Routes of a project's pictures: thumbnails, captions, repeats, crops, masks, and removing and restoring by name."""
 
 from __future__ import annotations
 
@@ -8,127 +8,144 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from trainer.dataset.augmentations import mask_file
 from trainer.dataset.overrides import MAX_REPEATS, Override, override_from, read_overrides
 from trainer.errors import DatasetError, TrainerError
-from ui.access.allowlist import takes
+from ui.access.allowlist import max_body
+from ui.routes.files import picture_response
 from ui.store import masks
 from ui.store.caption_edits import save_caption
 from ui.workspace import Studio, Workspace
 
-_KEPT = {"Cache-Control": "private, max-age=3600"}
+_MAX_CAPTION_BYTES, _MAX_CHOICE_BYTES = 16_384, 1_024
+
+# A change by a request body; returns fields of the JSON response besides "message". Raises TrainerError.
+_Change = Callable[[Workspace, bytes], dict[str, Any] | None]
 
 
-def add_picture_routes(app: FastAPI, studio: Studio) -> None:
-    _add_shown(app, studio)
-    _add_changed(app, studio)
+def add_routes(app: FastAPI, studio: Studio) -> None:
+    """Adds the routes that show pictures and those that change them."""
+    _add_reading_routes(app, studio)
+    _add_writing_routes(app, studio)
 
 
-def _add_shown(app: FastAPI, studio: Studio) -> None:
+def _add_reading_routes(app: FastAPI, studio: Studio) -> None:
     @app.get("/thumb/{project}/{name:path}")
     def thumb(project: str, name: str, request: Request) -> FileResponse:
-        return _file(lambda: studio.workspace_of(request).projects.thumbnail(project, name), "image/webp")
+        return picture_response(
+            lambda: studio.workspace_of(request).projects.thumbnail(project, name), "image/webp"
+        )
 
     @app.get("/thumb-removed/{project}/{name:path}")
     def thumb_removed(project: str, name: str, request: Request) -> FileResponse:
-        return _file(
+        return picture_response(
             lambda: studio.workspace_of(request).projects.removed_thumbnail(project, name), "image/webp"
         )
 
     @app.get("/large/{project}/{name:path}")
     def large(project: str, name: str, request: Request) -> FileResponse:
-        return _file(lambda: studio.workspace_of(request).projects.large(project, name), "image/webp")
+        return picture_response(
+            lambda: studio.workspace_of(request).projects.large(project, name), "image/webp"
+        )
 
     @app.get("/mask/{project}/{name:path}")
     def mask(project: str, name: str, request: Request) -> FileResponse:
-        def look() -> Path:
-            found = mask_file(studio.workspace_of(request).projects.picture(project, name))
-            if found is None:
-                raise DatasetError("no mask")
-            return found
+        def find() -> Path:
+            path = mask_file(studio.workspace_of(request).projects.picture(project, name))
+            if path is None:
+                raise DatasetError("this picture has no mask")
+            return path
 
-        return _file(look, "image/png")
+        return picture_response(find, "image/png")
 
 
-def _add_changed(app: FastAPI, studio: Studio) -> None:
-    async def change(
-        request: Request, work: Callable[[Workspace, bytes], dict[str, Any] | None], most_bytes: int
-    ) -> JSONResponse:
-        """Answers with what was done, or with the reason why not."""
+def _add_writing_routes(app: FastAPI, studio: Studio) -> None:
+    async def change(request: Request, work: _Change, max_bytes: int) -> JSONResponse:
+        """Runs a change in a thread; responds with what was done, or with status 400 and the reason why not."""
         try:
-            workspace, body = studio.workspace_of(request), await _body(request, most_bytes)
-            facts = await run_in_threadpool(work, workspace, body)
-            return JSONResponse({"message": workspace.words("artwork.saved"), **(facts or {})})
+            workspace, body = studio.workspace_of(request), await _body(request, max_bytes)
+            fields = await run_in_threadpool(work, workspace, body)
+            return JSONResponse({"message": workspace.words("artwork.saved"), **(fields or {})})
         except TrainerError as error:
             return JSONResponse({"message": str(error)}, status_code=400)
 
     @app.put("/caption/{project}/{name:path}")
     async def caption(project: str, name: str, request: Request) -> Response:
         def work(workspace: Workspace, body: bytes) -> dict[str, Any]:
-            hint = save_caption(workspace.projects, project, name, body.decode("utf-8", errors="replace"))
-            return {"hint": workspace.words("captions.long", tokens=hint) if hint else ""}
+            text = body.decode("utf-8", errors="replace")
+            tokens = save_caption(workspace.projects, project, name, text)
+            return {"hint": workspace.words("captions.long", tokens=tokens) if tokens else ""}
 
-        return await change(request, work, 16_384)
+        return await change(request, work, _MAX_CAPTION_BYTES)
 
     @app.put("/choice/{project}/{name:path}")
     async def choice(project: str, name: str, request: Request) -> Response:
-        return await change(request, lambda workspace, body: _choose(workspace, project, name, body), 1024)
+        def work(workspace: Workspace, body: bytes) -> None:
+            _set_override(workspace, project, name, body)
+
+        return await change(request, work, _MAX_CHOICE_BYTES)
 
     @app.put("/mask/{project}/{name:path}")
-    @takes(masks.MAX_BYTES)
+    @max_body(masks.MAX_BYTES)
     async def put_mask(project: str, name: str, request: Request) -> Response:
-        return await change(
-            request,
-            lambda workspace, body: masks.save_mask(workspace.projects.picture(project, name), body),
-            masks.MAX_BYTES,
-        )
+        def work(workspace: Workspace, body: bytes) -> None:
+            masks.save_mask(workspace.projects.picture(project, name), body)
+
+        return await change(request, work, masks.MAX_BYTES)
 
     @app.post("/remove/{project}/{name:path}")
     async def remove(project: str, name: str, request: Request) -> Response:
-        return await change(request, lambda workspace, _: workspace.projects.remove(project, name), 0)
+        def work(workspace: Workspace, body: bytes) -> None:
+            workspace.projects.remove(project, name)
+
+        return await change(request, work, 0)
 
     @app.post("/restore/{project}/{name:path}")
     async def restore(project: str, name: str, request: Request) -> Response:
-        return await change(
-            request, lambda workspace, _: {"name": workspace.projects.restore(project, name)}, 0
-        )
+        def work(workspace: Workspace, body: bytes) -> dict[str, Any]:
+            return {"name": workspace.projects.restore(project, name)}
+
+        return await change(request, work, 0)
 
 
-def _choose(workspace: Workspace, project: str, name: str, body: bytes) -> None:
-    """{"repeats": 2} or {"crop": [0.5, 0]}: what is not said stays. Raises DatasetError."""
+def _set_override(workspace: Workspace, project: str, name: str, body: bytes) -> None:
+    """Stores the repeats or the crop of a picture: {"repeats": 2} or {"crop": [0.5, 0]}. Other fields stay as they are.
+
+    Raises:
+        DatasetError: there is no such picture, or a value is not valid.
+    """
     try:
-        wanted = json.loads(body)
+        fields = json.loads(body)
     except (ValueError, RecursionError):
-        wanted = None
-    said = override_from(wanted)
-    if not isinstance(wanted, dict) or not wanted or set(wanted) - {"repeats", "crop"}:
-        raise DatasetError("that could not be read; reload the page")
-    if "repeats" in wanted and (type(wanted["repeats"]) is not int or said.repeats != wanted["repeats"]):
-        raise DatasetError(f"a picture is seen 1 to {MAX_REPEATS} times")
-    if wanted.get("crop") is not None and said.crop is None:
-        raise DatasetError("a crop lies between the picture's edges; move it again")
-    kept = read_overrides(workspace.projects.folder(project)).get(name, Override())
-    changes = {key: getattr(said, key) for key in wanted}
-    workspace.projects.set_choice(project, name, dataclasses.replace(kept, **changes))
+        fields = None
+    override = override_from(fields)
+    if not isinstance(fields, dict) or not fields or set(fields) - {"repeats", "crop"}:
+        raise DatasetError("this change could not be read; reload the page")
+    # `override_from` replaces invalid values by defaults, so a value that differs was invalid.
+    if "repeats" in fields and (type(fields["repeats"]) is not int or override.repeats != fields["repeats"]):
+        raise DatasetError(
+            f"a picture can be repeated 1 to {MAX_REPEATS} times; enter a number in this range"
+        )
+    if fields.get("crop") is not None and override.crop is None:
+        raise DatasetError("the crop is outside the picture; move it again")
+    stored = read_overrides(workspace.projects.folder(project)).get(name, Override())
+    changes = {key: getattr(override, key) for key in fields}
+    workspace.projects.set_override(project, name, dataclasses.replace(stored, **changes))
 
 
-async def _body(request: Request, most_bytes: int) -> bytes:
-    """Raises DatasetError as soon as more has come than may be."""
+async def _body(request: Request, max_bytes: int) -> bytes:
+    """Returns the request body.
+
+    Raises:
+        DatasetError: as soon as more than `max_bytes` have arrived.
+    """
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most_bytes:
-            raise DatasetError("that is too long; make it shorter")
+    async for piece in request.stream():
+        body += piece
+        if len(body) > max_bytes:
+            raise DatasetError("that is too long; shorten it")
     return bytes(body)
-
-
-def _file(look: Callable[[], Path], media_type: str) -> FileResponse:
-    """404 without a reason for what is not there and for what is not one's own."""
-    try:
-        return FileResponse(look(), media_type=media_type, headers=_KEPT)
-    except (TrainerError, OSError, ValueError):
-        raise HTTPException(404, "not found") from None

@@ -1,4 +1,4 @@
-"""The line of trainings: the small buttons beside each, and Stop."""
+"""Routes of the queue: the buttons beside each training, and Stop."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ui.workspace import Studio
 
 
 def add_routes(app: FastAPI, studio: Studio) -> None:
+    """Adds the routes that change the queue."""
+
     @app.post("/line/{run}/{action}")
     def change(run: str, action: str, request: Request) -> JSONResponse:
         try:
@@ -29,10 +31,10 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
 
     @app.post("/stop/{project}")
     def stop(project: str, request: Request) -> JSONResponse:
-        """Stops what the Train tab shows of a project."""
+        """Stops the run that the Train tab shows for a project."""
         workspace = studio.workspace_of(request)
         run = shown_run(workspace, project)
         if run:
-            with contextlib.suppress(TrainerError):  # it has gone meanwhile
+            with contextlib.suppress(TrainerError):  # the run has been deleted meanwhile
                 workspace.runs.stop(run)
         return JSONResponse({"message": ""})

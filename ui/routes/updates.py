@@ -1,4 +1,4 @@
-"""What the page's script asks and tells by itself: what is new, and the fields of Advanced."""
+"""Routes that the page's script uses on its own: the poll for changes, and saving the fields under Advanced."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from ui.workspace import Studio
 
 
 def add_routes(app: FastAPI, studio: Studio) -> None:
+    """Adds the routes of the page's script."""
+
     @app.get("/pulse")
-    def news(request: Request, project: str = "") -> JSONResponse:
+    def poll(request: Request, project: str = "") -> JSONResponse:
         try:
             return JSONResponse(page_state(studio.workspace_of(request), project))
         except TrainerError as error:
             return JSONResponse({"message": str(error)}, status_code=400)
 
     @app.post("/settings/{project}")
-    async def keep(project: str, request: Request) -> JSONResponse:
+    async def save_settings(project: str, request: Request) -> JSONResponse:
+        """Saves {field: value} of the Advanced section."""
         try:
             workspace = studio.workspace_of(request)
-            said = await request.json()
-            if not isinstance(said, dict):
-                raise TrainerError("that is no form")
-            await run_in_threadpool(save_advanced, workspace, project, said)
+            fields = await request.json()
+            if not isinstance(fields, dict):
+                raise TrainerError("the settings must be a JSON object; reload the page")
+            await run_in_threadpool(save_advanced, workspace, project, fields)
         except TrainerError as error:
             return JSONResponse({"message": str(error)}, status_code=400)
         except (ValueError, RecursionError):
-            return JSONResponse({"message": "that is no JSON"}, status_code=400)
+            message = "the settings are not valid JSON; reload the page"
+            return JSONResponse({"message": message}, status_code=400)
         return JSONResponse({"message": ""})

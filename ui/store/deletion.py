@@ -1,4 +1,4 @@
-"""A project deleted with all that was made of it, and a receipt of what is gone."""
+"""Deletes a project with everything that was created from it, and returns a receipt."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def delete_project(
     names = runs.names(project)
     if runs.active(project) or any(runs.run(name).is_alive() for name in names):
         raise DatasetError(words("artwork.delete_busy"))
-    Captioning(projects, runs).forget(project)
+    Captioning(projects, runs).remove_jobs(project)
     files = projects.delete(project)
     for cache in ("latents", "text"):
         shutil.rmtree(projects.cache / cache, ignore_errors=True)

@@ -286,7 +286,7 @@ class _Addition:
         self.projects.thumbnails.keep(self.project, target, thumbnail)
         repeats = kohya_folder(file.parent)
         if repeats and repeats[0] > 1:  # `10_cats` means 10 repeats in kohya-style folders
-            self.projects.set_choice(self.project, target.name, Override(min(repeats[0], MAX_REPEATS)))
+            self.projects.set_override(self.project, target.name, Override(min(repeats[0], MAX_REPEATS)))
         self.progress.kept += 1
         self.progress.rev += 1
 

@@ -1,4 +1,4 @@
-"""What names and captions from a browser become."""
+"""Safe file and folder names from the text that a browser sends."""
 
 from __future__ import annotations
 
@@ -12,35 +12,47 @@ from trainer.dataset.pictures import SUFFIXES
 from trainer.errors import DatasetError, RunError
 
 MAX_CAPTION = 2000  # characters
+_MAX_NAMES = 10_000  # tried for one wanted name
 
 
 def clean_name(text: str) -> str:
-    """A safe file or folder name in any script: letters, digits, space, dot, dash and underscore; at most 200 bytes,
-    so that a suffix still fits what file systems take."""
-    kept = re.sub(r"[^\w .\-]", "", one_line(text)).strip(" .")
-    return kept[:80].encode()[:200].decode(errors="ignore").strip(" .")
+    """Returns a safe file or folder name in any script, "" if nothing is left.
+
+    It has letters, digits, space, dot, dash and underscore, at most 80 characters and 200 bytes: file systems limit
+    names to 255 bytes, and suffixes are added.
+    """
+    allowed = re.sub(r"[^\w .\-]", "", one_line(text)).strip(" .")
+    return allowed[:80].encode()[:200].decode(errors="ignore").strip(" .")
 
 
-def numbered(wanted: str) -> Iterator[str]:
-    """`wanted`, `wanted-2`, `wanted-3` ...: names to choose a free one from."""
-    yield wanted
-    yield from (f"{wanted}-{number}" for number in range(2, 10_000))
+def numbered(name: str) -> Iterator[str]:
+    """Yields `name`, `name-2`, `name-3` and so on, to choose a free one from."""
+    yield name
+    yield from (f"{name}-{number}" for number in range(2, _MAX_NAMES))
 
 
-def new_folder(place: Path, wanted: str) -> Path:
-    """A folder of `place` that was not there; two servers may want one at once. Raises RunError."""
-    place.mkdir(parents=True, exist_ok=True)
-    for name in numbered(wanted):
+def create_folder(parent: Path, name: str) -> Path:
+    """Creates a new folder, with a number if the name is taken. Safe with several servers and threads.
+
+    Raises:
+        RunError: every numbered name is taken.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for free_name in numbered(name):
         with contextlib.suppress(FileExistsError):
-            (place / name).mkdir()
-            return place / name
-    raise RunError(f"there are too many called {wanted}; choose another name")
+            (parent / free_name).mkdir()
+            return parent / free_name
+    raise RunError(f"there are too many entries with the name {name}; choose another name")
 
 
-def free_stem(place: Path, wanted: str) -> str:
-    """`wanted`, or `wanted-2` ... when a picture of that stem is there: captions and masks go by stems."""
-    taken = {path.stem.casefold() for path in place.iterdir() if path.suffix.lower() in SUFFIXES}
-    for stem in numbered(wanted):
-        if stem.casefold() not in taken:
-            return stem
-    raise DatasetError(f"this project holds too many pictures called {wanted}; rename some")
+def free_stem(folder: Path, stem: str) -> str:
+    """Returns `stem`, or a numbered one if a picture has it already: captions and masks are found by stem.
+
+    Raises:
+        DatasetError: every numbered stem is taken.
+    """
+    taken = {path.stem.casefold() for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+    for free in numbered(stem):
+        if free.casefold() not in taken:
+            return free
+    raise DatasetError(f"this project has too many pictures with the name {stem}; rename some")

@@ -158,7 +158,7 @@ def picture_report(
         size = _size(checks.projects, project, picture.name, measures)
         if size:
             sizes[picture.name] = size
-    crops = {picture.name: picture.choice.crop for picture in pictures}
+    crops = {picture.name: picture.override.crop for picture in pictures}
     try:
         placed = goal.plan.place_all(list(sizes.values()), [crops[name] for name in sizes])
     except ConfigError:  # the bucket limits of the form leave no bucket; the Train tab reports that

@@ -1,4 +1,4 @@
-"""What an artist chose for a project's training: kept with its pictures, checked, and made whole. No gradio.
+"""The training settings that an artist chose for a project, stored with its pictures and completed for a run. No gradio.
 
 datasets/ink/.impasto/settings.json    {"name": "ink", "trigger": "...", "preset": "style", "advanced": {"rank": 8}}
 """
@@ -18,75 +18,84 @@ from trainer.dataset.overrides import IMPASTO_FOLDER
 from trainer.dataset.quick_scan import quick_scan
 from trainer.errors import DatasetError
 from trainer.headers.base_model import is_small
+from trainer.json_files import read_object
 
-MIN_PICTURES = 3  # of one or two pictures, everything is learnt by heart: the subject can't be told from what is around it
+# From one or two pictures a LoRA memorises everything, since nothing tells the subject from its background.
+MIN_PICTURES = 3
 MAIN_FIELDS = (
     "name",
     "trigger",
     "preset",
     "pace",
     "base",
-)  # beside the button; everything else is under Advanced
-_LONGEST = 4000  # characters of one field
+)  # beside the Train button; all others are under Advanced
+_MAX_CHARACTERS = 4000  # of one field
+_PREVIEWS = 5  # about this many during a training, unless the artist chose otherwise
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Form field -> what it held; {} for a project that has none, or whose file can't be read."""
-    try:
-        found = json.loads((folder / IMPASTO_FOLDER / "settings.json").read_text(encoding="utf-8"))
-        advanced = found.get("advanced", {})
-        kept = {name: found[name] for name in MAIN_FIELDS if isinstance(found.get(name), str)}
-        return {**kept, "advanced": {name: value for name, value in advanced.items() if _is_plain(value)}}
-    except (OSError, ValueError, AttributeError, RecursionError):
+    """Returns the main fields and, under "advanced", the others; {} without a readable file."""
+    settings = read_object(folder / IMPASTO_FOLDER / "settings.json")
+    advanced = settings.get("advanced", {})
+    if not settings or not isinstance(advanced, dict):
         return {}
+    main = {name: settings[name] for name in MAIN_FIELDS if isinstance(settings.get(name), str)}
+    return {**main, "advanced": {name: value for name, value in advanced.items() if _is_plain(value)}}
 
 
 def write_settings(folder: Path, above: dict[str, Any], advanced: dict[str, Any]) -> None:
-    """Keeps the form's fields as they are, half-typed ones too; what no field can hold is left out."""
-    kept: dict[str, Any] = {
+    """Stores the form's fields as they are, half-typed ones too. Values that no field can hold are left out.
+
+    Args:
+        above: the main fields.
+        advanced: the fields under Advanced.
+    """
+    settings: dict[str, Any] = {
         name: above[name]
         for name in MAIN_FIELDS
         if isinstance(above.get(name), str) and _is_plain(above[name])
     }
-    kept["advanced"] = {
+    settings["advanced"] = {
         name: value for name, value in advanced.items() if value not in (None, "") and _is_plain(value)
     }
     (folder / IMPASTO_FOLDER).mkdir(exist_ok=True)
-    write_atomically(
-        folder / IMPASTO_FOLDER / "settings.json", json.dumps(kept, ensure_ascii=False, indent=1).encode()
-    )
+    text = json.dumps(settings, ensure_ascii=False, indent=1)
+    write_atomically(folder / IMPASTO_FOLDER / "settings.json", text.encode())
 
 
 def _is_plain(value: Any) -> bool:
+    """True for a text, a finite number or None; False for True and False."""
     if isinstance(value, str):
-        return len(value) <= _LONGEST and "\0" not in value
-    return value is None or (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    )
+        return len(value) <= _MAX_CHARACTERS and "\0" not in value
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or (is_number and math.isfinite(value))
 
 
 def training_values(folder: Path, settings: dict[str, Any], models: Path) -> dict[str, Any]:
-    """Every setting of a training of these pictures, for `config_from`: what was said, the preset's, and the page's own.
+    """Returns every setting of a training for `config_from`: the artist's, the preset's, and defaults of the page.
 
-    Raises TrainerError: for too few pictures, too.
+    Raises:
+        TrainerError: invalid settings, or fewer than MIN_PICTURES pictures.
     """
     preset = settings.get("preset", PRESET_NAMES[0])
     config_from({**settings, "preset": preset})
     items = quick_scan(folder).items
     if not items:
         raise DatasetError(
-            f"{folder.name} holds no picture to train on; add some under Artwork (at least {MIN_PICTURES})"
+            f"{folder.name} has no pictures to train on; add at least {MIN_PICTURES} in the Artwork tab"
         )
     if len(items) < MIN_PICTURES:
+        pictures = "1 picture" if len(items) == 1 else f"{len(items)} pictures"
         raise DatasetError(
-            f"{folder.name} has {len(items)} picture{'s' if len(items) > 1 else ''}, and a training needs at least {MIN_PICTURES}: "
-            "of fewer, everything is learnt by heart, background and all; add some under Artwork"
+            f"{folder.name} has {pictures}, and a training needs at least {MIN_PICTURES} "
+            "(from fewer, a LoRA memorises everything, backgrounds too); add some in the Artwork tab"
         )
     small = is_small(settings.get("base", TrainConfig.base), models)
     values = preset_values(preset, sum(item.repeats for item in items), settings, small=small)
-    # The page shows a training's pictures from its start on, some five times.
-    values.setdefault("sample_every", max(10, -(-values["steps"] // 5)))
+    values.setdefault("sample_every", max(10, -(-values["steps"] // _PREVIEWS)))
     values.setdefault("sample_at_start", True)
-    if any(mask_file(Path(item.path)) for item in items):  # whoever drew a mask wants it to count
+    if any(
+        mask_file(Path(item.path)) for item in items
+    ):  # a drawn mask is used unless the artist turned masks off
         values.setdefault("mask", "file")
     return values

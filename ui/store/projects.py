@@ -1,10 +1,10 @@
-"""An artist's picture folders under `datasets/`: listed, made, deleted; their pictures looked up, removed, restored, shown small.
+"""An artist's projects: picture folders under `datasets/`, and their pictures, found by name and never by path.
 
 ink/
   art.png art.txt        pictures and their captions
-  masks/art.png          where a picture counts
-  .impasto/              what is ours: pictures.json (repeats and crops), settings.json, captions-undo.json
-  .impasto/removed/      pictures taken out, with what belongs to them
+  masks/art.png          white where the picture is trained on
+  .impasto/              files of Impasto: pictures.json (repeats and crops), settings.json, captions-undo.json
+  .impasto/removed/      pictures that were removed, with their captions and masks
 """
 
 from __future__ import annotations
@@ -27,165 +27,199 @@ from trainer.errors import DatasetError
 from ui.store.naming import clean_name, free_stem, numbered
 from ui.store.thumbnails import LARGE, Thumbnails
 
-SAMPLES = ("ink-emoji",)  # come with Impasto; an artist's own pictures do not go in there
+SAMPLES = ("ink-emoji",)  # bundled with Impasto; uploads go to another project
+_LOCK_SECONDS = 30  # a lock file that is older was left by a killed process
 
 
 @dataclass(frozen=True)
 class ProjectPicture:
-    name: str  # `art.png`, or `10_sks cat/art.png` in a kohya-style sub-folder
+    """A picture of a project as the page lists it."""
+
+    name: str  # `art.png`, or `10_sks cat/art.png` in a kohya-style subfolder
     caption: str
-    version: int  # another one when the picture has been replaced
+    version: int  # modification time in ns: changes when the picture is replaced
     size_bytes: int = 0
-    choice: Override = field(default_factory=Override)
-    mask: int = 0  # another one when the mask has been replaced; 0: there is none
+    override: Override = field(default_factory=Override)  # the artist's repeats and crop
+    mask: int = 0  # modification time of the mask in ns; 0 without a mask
 
 
 @dataclass(frozen=True)
 class Projects:
-    """`datasets` holds one folder a project; `cache` their thumbnails."""
+    """One artist's projects. `datasets` has a folder for each project, `cache` their thumbnails."""
 
     datasets: Path
     cache: Path
 
     @property
     def thumbnails(self) -> Thumbnails:
+        """The thumbnails of all projects."""
         return Thumbnails(self.cache / "thumbnails")
 
     def names(self) -> list[str]:
-        """Projects, newest first."""
+        """Returns the names of all projects, newest first."""
         if not self.datasets.is_dir():
             return []
-        folders = [p for p in self.datasets.iterdir() if p.is_dir() and not p.name.startswith((".", "_"))]
-        return [p.name for p in sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True)]
+        folders = [path for path in self.datasets.iterdir() if path.is_dir()]
+        folders = [path for path in folders if not path.name.startswith((".", "_"))]
+        return [path.name for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)]
 
     def folder(self, name: str) -> Path:
-        """The folder of a project. Raises DatasetError for a name that is none of ours, paths included."""
+        """Returns the folder of a project.
+
+        Raises:
+            DatasetError: there is no project of this name; a path is not a name.
+        """
         if name not in self.names():
-            raise DatasetError("that picture folder is not there any more; choose another")
+            raise DatasetError("that project no longer exists; choose another")
         return self.datasets / name
 
     def latest(self) -> str | None:
-        """The project an artist worked on last; the sample set when there is none."""
+        """Returns the project that was changed last; a sample set only if there is nothing else."""
         names = self.names()
         return next((name for name in names if name not in SAMPLES), names[0] if names else None)
 
     def free_name(self, name: str) -> str:
-        """`name`, or `name-2` ... when that is taken."""
+        """Returns `name`, or `name-2` and so on if it is taken."""
         taken = {existing.casefold() for existing in self.names()}
-        return next(n for n in numbered(name) if n.casefold() not in taken)
+        return next(free for free in numbered(name) if free.casefold() not in taken)
 
     def create(self, name: str) -> str:
-        """A new empty project; its name, made safe and free."""
-        made = self.free_name(clean_name(name).lstrip("_") or "my-pictures")
-        (self.datasets / made).mkdir(parents=True)
-        return made
+        """Creates an empty project and returns its name, which is made safe and free."""
+        created = self.free_name(clean_name(name).lstrip("_") or "my-pictures")
+        (self.datasets / created).mkdir(parents=True)
+        return created
 
     def delete(self, name: str) -> int:
-        """Removes a project with all that was made of its pictures for looking at; the number of files. Raises DatasetError."""
+        """Deletes a project with its thumbnails and check results; returns the number of files.
+
+        Raises:
+            DatasetError: there is no such project, it is a link, or files could not be deleted.
+        """
         folder = self.folder(name)
-        if folder.is_symlink():  # what a link points at is not ours
-            raise DatasetError("that project is a link to another folder; remove the link yourself")
-        count = sum(
-            len(files) for place in (folder, self.thumbnails.folder / name) for _, _, files in os.walk(place)
-        )
-        # Out of sight first: whoever lists projects meanwhile sees it whole or not at all.
-        aside = folder.with_name(f".deleted-{os.getpid()}-{time.time_ns()}")
-        folder.rename(aside)
-        for place in (aside, self.thumbnails.folder / name):
-            shutil.rmtree(place, ignore_errors=True)
+        if folder.is_symlink():  # its target may be used by other programs
+            raise DatasetError("that project is a link to another folder; delete the link yourself")
+        thumbnails = self.thumbnails.folder / name
+        count = sum(len(files) for top in (folder, thumbnails) for _, _, files in os.walk(top))
+        # Renamed first: a reader sees the project completely or not at all.
+        renamed = folder.with_name(f".deleted-{os.getpid()}-{time.time_ns()}")
+        folder.rename(renamed)
+        for path in (renamed, thumbnails):
+            shutil.rmtree(path, ignore_errors=True)
         (self.cache / "doctor" / f"{name}.jsonl").unlink(missing_ok=True)
-        if aside.exists():
+        if renamed.exists():
             raise DatasetError(
-                "some files could not be deleted; another program may hold them: close it and remove them by hand"
+                "some files could not be deleted; close programs that have them open and delete them yourself"
             )
         return count
 
     def pictures(self, name: str) -> list[ProjectPicture]:
-        folder, cards = self.folder(name), []
-        choices = read_overrides(folder)
-        for place, _, token in picture_folders(folder):
-            listed, _ = metadata_captions(place)
-            within = "" if place == folder else f"{place.name}/"
-            for path in pictures_in(place)[0]:
+        """Lists the pictures of a project without opening them.
+
+        Raises:
+            DatasetError: there is no such project.
+        """
+        project, pictures = self.folder(name), []
+        overrides = read_overrides(project)
+        for folder, _, token in picture_folders(project):
+            rows, _ = metadata_captions(folder)
+            prefix = "" if folder == project else f"{folder.name}/"
+            for path in pictures_in(folder)[0]:
                 caption = sidecar_caption(path)
                 if caption is None:
-                    caption = listed.get(path.name, MetadataRow(token)).caption
-                stat, shown, mask = path.stat(), within + path.name, mask_file(path)
-                drawn = mask.stat().st_mtime_ns if mask else 0
-                cards.append(
-                    ProjectPicture(
-                        shown, caption, stat.st_mtime_ns, stat.st_size, choices.get(shown, Override()), drawn
-                    )
+                    caption = rows.get(path.name, MetadataRow(token)).caption
+                stat, mask = path.stat(), mask_file(path)
+                picture = ProjectPicture(
+                    prefix + path.name,
+                    caption,
+                    stat.st_mtime_ns,
+                    stat.st_size,
+                    overrides.get(prefix + path.name, Override()),
+                    mask.stat().st_mtime_ns if mask else 0,
                 )
-        return cards
+                pictures.append(picture)
+        return pictures
 
     def picture(self, project: str, name: str) -> Path:
-        """A picture of a project. Raises DatasetError for anything else, paths and links out of it included."""
-        return self._looked_up(self.folder(project), name)
+        """Returns the path of a picture.
 
-    def _looked_up(self, root: Path, name: str) -> Path:
-        path, parts = root / name, name.split("/")
-        is_ours = len(parts) == 1 or (len(parts) == 2 and kohya_folder(parts[0]) is not None)
-        is_plain = "\\" not in name and is_displayable_name(name) and is_picture_name(parts[-1])
-        if not (is_ours and is_plain and path.is_file() and path.resolve().is_relative_to(root.resolve())):
-            raise DatasetError("that picture is not there any more; reload the page")
-        return path
+        Raises:
+            DatasetError: there is no such picture, or its path or link leads out of the project.
+        """
+        return _find(self.folder(project), name)
 
     def thumbnail(self, project: str, name: str) -> Path:
-        """A small WebP of a picture; at most 60 kB."""
+        """Returns a WebP of a picture for its card, with at most 60 kB. Raises DatasetError."""
         return self.thumbnails.of(project, self.picture(project, name))
 
     def large(self, project: str, name: str) -> Path:
-        """A WebP to look closely at."""
+        """Returns a WebP of a picture for the mask brush. Raises DatasetError."""
         return self.thumbnails.of(project, self.picture(project, name), LARGE)
 
     def removed_thumbnail(self, project: str, name: str) -> Path:
-        return self.thumbnails.of(
-            project, self._looked_up(self.folder(project) / IMPASTO_FOLDER / "removed", name)
-        )
+        """Returns a WebP of a removed picture. Raises DatasetError."""
+        return self.thumbnails.of(project, _find(_removed_folder(self.folder(project)), name))
 
-    def set_choice(self, project: str, name: str, choice: Override) -> None:
-        """Keeps what was chosen for one picture. Raises DatasetError."""
+    def set_override(self, project: str, name: str, override: Override) -> None:
+        """Stores the repeats and crop of a picture. Raises DatasetError."""
         folder = self.folder(project)
-        self._looked_up(folder, name)
+        _find(folder, name)
         with locked(folder):
-            choices = {**read_overrides(folder), name: choice}
-            facts = {key: value.to_json() for key, value in sorted(choices.items()) if value != Override()}
-            write_atomically(
-                folder / IMPASTO_FOLDER / "pictures.json",
-                json.dumps(facts, ensure_ascii=False, indent=1).encode(),
-            )
+            overrides = {**read_overrides(folder), name: override}
+            changed = {
+                key: value.to_json() for key, value in sorted(overrides.items()) if value != Override()
+            }
+            text = json.dumps(changed, ensure_ascii=False, indent=1)
+            write_atomically(folder / IMPASTO_FOLDER / "pictures.json", text.encode())
 
     def removed(self, project: str) -> list[str]:
-        """Names of the pictures that were taken out."""
-        place = self.folder(project) / IMPASTO_FOLDER / "removed"
-        return (
-            [
-                path.relative_to(place).as_posix()
-                for part, _, _ in picture_folders(place)
-                for path in pictures_in(part)[0]
-            ]
-            if place.is_dir()
-            else []
-        )
+        """Returns the names of the removed pictures. Raises DatasetError."""
+        removed = _removed_folder(self.folder(project))
+        if not removed.is_dir():
+            return []
+        paths = [path for folder, _, _ in picture_folders(removed) for path in pictures_in(folder)[0]]
+        return [path.relative_to(removed).as_posix() for path in paths]
 
     def remove(self, project: str, name: str) -> None:
-        """Takes a picture out of a project, with its caption and mask; `restore` brings it back. Raises DatasetError."""
+        """Moves a picture with its caption and mask to the removed ones; `restore` undoes it. Raises DatasetError."""
         folder = self.folder(project)
         with locked(folder):
-            _moved(self._looked_up(folder, name), folder, folder / IMPASTO_FOLDER / "removed")
+            _move(_find(folder, name), folder, _removed_folder(folder))
 
     def restore(self, project: str, name: str) -> str:
-        """Brings a removed picture back; its name, another one when the old one is taken. Raises DatasetError."""
+        """Moves a removed picture back; returns its name, with a number if it is taken. Raises DatasetError."""
         folder = self.folder(project)
         with locked(folder):
-            place = folder / IMPASTO_FOLDER / "removed"
-            return _moved(self._looked_up(place, name), place, folder)
+            removed = _removed_folder(folder)
+            return _move(_find(removed, name), removed, folder)
+
+
+def _removed_folder(project: Path) -> Path:
+    return project / IMPASTO_FOLDER / "removed"
+
+
+def _find(root: Path, name: str) -> Path:
+    """Returns the path of a picture in a folder or in a kohya-style subfolder of it.
+
+    Raises:
+        DatasetError: there is none, or its path or link leads out of the folder.
+    """
+    path, parts = root / name, name.split("/")
+    is_in_project = len(parts) == 1 or (len(parts) == 2 and kohya_folder(parts[0]) is not None)
+    is_plain = "\\" not in name and is_displayable_name(name) and is_picture_name(parts[-1])
+    if not (is_in_project and is_plain and path.is_file() and path.resolve().is_relative_to(root.resolve())):
+        raise DatasetError("that picture no longer exists; reload the page")
+    return path
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One writer at a time in a project's own files, whichever page or process it belongs to."""
+    """Allows one writer at a time in a project's own files, across threads and processes.
+
+    The lock is a file, since a second server or a command line may have the same project open.
+
+    Raises:
+        DatasetError: another writer holds the lock for 10 seconds.
+    """
     lock = folder / IMPASTO_FOLDER / ".lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(1000):
@@ -194,7 +228,7 @@ def locked(folder: Path) -> Iterator[None]:
             break
         except FileExistsError:
             with contextlib.suppress(OSError):
-                if time.time() - lock.stat().st_mtime > 30:  # of a process that was killed
+                if time.time() - lock.stat().st_mtime > _LOCK_SECONDS:
                     lock.unlink()
             time.sleep(0.01)
     else:
@@ -205,21 +239,23 @@ def locked(folder: Path) -> Iterator[None]:
         lock.unlink(missing_ok=True)
 
 
-def _moved(picture: Path, root: Path, target: Path) -> str:
-    """Moves a picture and what belongs to it from under one root to another; its name there."""
-    place = target / picture.parent.relative_to(root)
-    place.mkdir(parents=True, exist_ok=True)
-    stem = free_stem(place, picture.stem)
+def _move(picture: Path, root: Path, target: Path) -> str:
+    """Moves a picture with its caption and mask from one root to another; returns its name there."""
+    folder = target / picture.parent.relative_to(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = free_stem(folder, picture.stem)
+    # Pictures such as art.png and art.jpg share a caption and a mask, which then have to stay.
     shares = any(path != picture and path.stem == picture.stem for path in pictures_in(picture.parent)[0])
     mask = mask_file(picture)
     if mask and not shares:
-        kept = place / "masks" / f"{stem}.png" if mask.parent.name == "masks" else place / f"{stem}.mask.png"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        mask.replace(kept)
+        in_masks = mask.parent.name == "masks"
+        new_mask = folder / "masks" / f"{stem}.png" if in_masks else folder / f"{stem}.mask.png"
+        new_mask.parent.mkdir(parents=True, exist_ok=True)
+        mask.replace(new_mask)
     for suffix in SIDECARS:
         sidecar = picture.with_suffix(suffix)
         if sidecar.is_file():
-            (shutil.copyfile if shares else os.replace)(sidecar, place / f"{stem}{suffix}")
-    moved = place / f"{stem}{picture.suffix}"
+            (shutil.copyfile if shares else os.replace)(sidecar, folder / f"{stem}{suffix}")
+    moved = folder / f"{stem}{picture.suffix}"
     picture.replace(moved)
     return moved.relative_to(target).as_posix()

@@ -1,4 +1,4 @@
-"""Pictures made small for the page, kept as WebP: cache/thumbnails/<project>/<key>.webp, made anew when a picture changes."""
+"""Thumbnails of pictures for the page: cache/thumbnails/<project>/<key>.webp, created again when a picture changes."""
 
 from __future__ import annotations
 
@@ -18,30 +18,38 @@ THUMBNAIL_BYTES = 60_000
 
 @dataclass(frozen=True)
 class Thumbnails:
+    """A folder of thumbnails with a subfolder for each project."""
+
     folder: Path
 
     def of(self, project: str, path: Path, side: int = THUMBNAIL) -> Path:
-        """A picture whose longer side is at most `side` px, made once. Raises DatasetError when it can't be read."""
-        place = self._place(project, path, side)
-        if not place.exists():
-            _write(place, small_picture(path, side)[0], side)
-        return place
+        """Returns a WebP of a picture whose longer side is at most `side` px, creating it if necessary.
+
+        Raises:
+            DatasetError: the picture can't be read.
+        """
+        thumbnail = self._path(project, path, side)
+        if not thumbnail.exists():
+            _write(thumbnail, small_picture(path, side)[0], side)
+        return thumbnail
 
     def keep(self, project: str, path: Path, picture: Image.Image) -> None:
-        """The thumbnail of a picture that has just been opened, so that it is not opened again."""
-        _write(self._place(project, path, THUMBNAIL), picture, THUMBNAIL)
+        """Stores the thumbnail of a picture that has just been decoded, which spares decoding it again."""
+        _write(self._path(project, path, THUMBNAIL), picture, THUMBNAIL)
 
-    def _place(self, project: str, path: Path, side: int) -> Path:
+    def _path(self, project: str, path: Path, side: int) -> Path:
         stat = path.stat()
         key = hashlib.sha256(f"{path.name}/{stat.st_mtime_ns}/{stat.st_size}/{side}".encode()).hexdigest()
         return self.folder / project / f"{key[:32]}.webp"
 
 
-def _write(place: Path, picture: Image.Image, side: int) -> None:
+def _write(path: Path, picture: Image.Image, side: int) -> None:
+    """Writes a WebP; a thumbnail with lower quality until it has at most THUMBNAIL_BYTES."""
+    data = io.BytesIO()
     for quality in (82, 60, 40, 20, 5):
         data = io.BytesIO()
         picture.save(data, format="WEBP", quality=quality, method=1)
         if side > THUMBNAIL or data.tell() <= THUMBNAIL_BYTES:
             break
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, data.getvalue())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, data.getvalue())

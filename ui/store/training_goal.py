@@ -1,4 +1,4 @@
-"""What a project is aimed at, as its form settings say (`.impasto/settings.json`): base, preset, trigger word and buckets."""
+"""The form settings of a project (`.impasto/settings.json`) that decide crops, checks and the trigger word."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from trainer.dataset.buckets import BucketPlan
 from trainer.headers.base_model import bucket_geometry
 from ui.store.project_settings import read_settings
 
+_MAX_SIDE = 16_384  # px
+
 
 @dataclass(frozen=True)
 class TrainingGoal:
+    """The preset, trigger word and buckets of a project's next training."""
+
     preset: str
     trigger: str
     plan: BucketPlan
 
 
 def training_goal(folder: Path, models: Path) -> TrainingGoal:
-    """TrainingGoal of a project folder; what is not said, or can't be, is as usual."""
-    kept = read_settings(folder)
-    said = {**kept, **kept.get("advanced", {})}
-    preset = said.get("preset")
-    base = said.get("base")
-    side, cell = bucket_geometry(base if isinstance(base, str) and base else TrainConfig.base, models)
-    numbers = {
-        name: _whole(said.get(name)) for name in ("resolution", "bucket_step", "bucket_min", "bucket_max")
-    }
-    plan = BucketPlan(
-        side=numbers["resolution"] or side,
-        latent_factor=cell,
-        bucket_step=numbers["bucket_step"] or TrainConfig.bucket_step,
-        bucket_min=numbers["bucket_min"],
-        bucket_max=numbers["bucket_max"],
-        no_upscale=said.get("no_upscale") in (True, "yes"),
+    """Reads the goal of a project folder; missing and invalid fields have their default."""
+    settings = read_settings(folder)
+    settings = {**settings, **settings.get("advanced", {})}
+    preset, base, trigger = (settings.get(name) for name in ("preset", "base", "trigger"))
+    native_side, latent_factor = bucket_geometry(
+        base if isinstance(base, str) and base else TrainConfig.base, models
     )
-    trigger = said.get("trigger")
+    plan = BucketPlan(
+        side=_side(settings.get("resolution")) or native_side,
+        latent_factor=latent_factor,
+        bucket_step=_side(settings.get("bucket_step")) or TrainConfig.bucket_step,
+        bucket_min=_side(settings.get("bucket_min")),
+        bucket_max=_side(settings.get("bucket_max")),
+        no_upscale=settings.get("no_upscale") in (True, "yes"),
+    )
     return TrainingGoal(
         preset if preset in PRESET_NAMES else "style",
         trigger.strip() if isinstance(trigger, str) else "",
@@ -45,8 +46,9 @@ def training_goal(folder: Path, models: Path) -> TrainingGoal:
     )
 
 
-def _whole(value: Any) -> int:
+def _side(value: Any) -> int:
+    """Returns a form field as px, 0 if it is empty or not a number."""
     try:
-        return max(0, min(16_384, int(value)))
+        return max(0, min(_MAX_SIDE, int(value)))
     except (TypeError, ValueError, OverflowError):
         return 0

@@ -9,7 +9,8 @@ import gradio as gr
 from gradio.components import Component
 
 from trainer.errors import DatasetError
-from ui.store.caption_edits import KINDS, CaptionEdit, apply_edit, changes, last_edit, undo_last
+from ui.store.caption_edits import KINDS, CaptionEdit, apply_edit, changes
+from ui.store.caption_undo import last_edit, undo_last
 from ui.store.captioning import Captioning
 from ui.store.naming import MAX_CAPTION
 from ui.store.picture_checks import picture_report
@@ -181,9 +182,9 @@ class ModelPanel:
         if status is None:
             updates: Updates = {self.shown: (project, 0, False, None)}
             return updates if is_same_project else {**updates, self.status: ""}
-        view, is_active = status.view, status.alive or status.waits
+        view, is_active = status.view, status.is_running or status.is_waiting
         count = len(view.captions)
-        state = (project, count, is_active, view.ended, view.done, view.total, view.stage, status.waits)
+        state = (project, count, is_active, view.ended, view.done, view.total, view.stage, status.is_waiting)
         if tuple(shown) == state:
             return gr.skip()
         # Captions that were written before the project was opened are in the list already.

@@ -10,7 +10,9 @@ from gradio.components import Component
 
 from trainer.errors import TrainerError
 from trainer.headers.edit_metadata import MAX_TEXT
-from ui.store.library import OUTSIDE, Library
+from ui.store.file_jobs import FileJobs
+from ui.store.library import LIBRARY_PREFIX, Library
+from ui.store.lora_edits import LoraEdit, start_edit
 from ui.tabs import (
     PRIVATE,
     QUIET,
@@ -123,7 +125,7 @@ class LibraryTab:
             try:
                 workspace.limits.check_free_space(workspace.runs.outputs, path.stat().st_size)
                 key = Library(workspace.runs).import_file(path, str(name or "lora"))
-                imported.append(workspace.words("library.taken_in", name=key.removeprefix(OUTSIDE)))
+                imported.append(workspace.words("library.taken_in", name=key.removeprefix(LIBRARY_PREFIX)))
             except TrainerError as error:
                 problems.append(str(error))
             finally:
@@ -166,20 +168,21 @@ class LibraryTab:
         is_merge = values[copy.tool] == "merge"
         if is_merge:
             files += other_loras(copy.others, values)
-        work = Library(workspace.runs).make(
-            values[copy.tool],
-            [key for key, _ in files],
-            weights=[weight for _, weight in files] if is_merge else [],
+        edit = LoraEdit(
+            tool=values[copy.tool],
+            keys=tuple(key for key, _ in files),
+            weights=tuple(weight for _, weight in files) if is_merge else (),
             rank=values[copy.rank] or 0,
             form=values[copy.form],
             name=str(values[copy.name] or "")[:_MAX_NAME],
         )
+        work = start_edit(Library(workspace.runs), edit)
         message = messages_html([workspace.words("library.working")])
         return {copy.works: (*values[copy.works], work), self.message: message}
 
     def update_works(self, workspace: Workspace, works: tuple[str, ...]) -> Updates:
         """Shows which of the new files are finished or have failed."""
-        statuses = {work: Library(workspace.runs).job_status(work) for work in works or ()}
+        statuses = {work: FileJobs(workspace.runs).status(work) for work in works or ()}
         working = tuple(work for work, (state, _) in statuses.items() if state == "working")
         if len(working) == len(statuses):
             return gr.skip()
@@ -192,7 +195,7 @@ class LibraryTab:
     def ask_before_deletion(self, workspace: Workspace, key: str | None) -> Updates:
         """Shows the question with the number and the size of the files."""
         library, key = Library(workspace.runs), _chosen(workspace, key)
-        files, size = library.size_of(key)
+        files, size = library.size_on_disk(key)
         name = library.entry(key).name
         question = workspace.words("library.delete_ask", name=name, files=files, size=format_size(size))
         return {

@@ -10,7 +10,7 @@ from gradio.components import Component
 
 from trainer.errors import TrainerError
 from trainer.sampling_config import SAMPLERS
-from ui.store.drawings import MOST_LETTERS, MOST_PROMPTS, SHAPES, Drawing, Drawings
+from ui.store.drawings import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, SHAPES, Drawing, Drawings
 from ui.tabs import (
     PRIVATE,
     QUIET,
@@ -76,7 +76,7 @@ class DrawingPanel:
         """Shows the progress of the drawing, and its images when they are there."""
         if not shown:
             return gr.skip()
-        drawing = Drawings(workspace.runs).follow(shown.id)
+        drawing = Drawings(workspace.runs).status(shown.id)
         current = ShownDrawing(shown.id, drawing.state, drawing.done)
         if current == shown:
             return gr.skip()
@@ -136,7 +136,7 @@ class TryItTab:
         updates: Updates = {}
         for panel in (self.own, self.grid):
             name = drawings.newest(key, panel.kind) if key else None
-            drawing = drawings.follow(name) if name else None
+            drawing = drawings.status(name) if name else None
             is_drawn = drawing is not None and drawing.state == "drawn"
             updates[panel.drawing] = ShownDrawing(drawing.id) if drawing and drawing.is_open else None
             updates[panel.images] = panel.images_html(workspace, drawing) if drawing and is_drawn else ""
@@ -170,7 +170,9 @@ class TryItTab:
         files = mixed_files(key, values[self.fields["weight"]], other_loras(self.others, values))
         between = values[self.when] == "between" and shown_strip(workspace, key)[1]
         base = values[self.fields["base"]] or ""
-        drawing = Drawings(workspace.runs).ask(files, self._form(values), between=between, base=base)
+        drawing = Drawings(workspace.runs).submit(
+            files, self._form(values), during_training=between, base=base
+        )
         return {self.own.drawing: ShownDrawing(drawing)}
 
     def generate_grid(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
@@ -237,10 +239,12 @@ def _grid_panel(page: PageContext) -> DrawingPanel:
 
 def _fields(page: PageContext) -> dict[str, Component]:
     label = page.label
-    max_length = MOST_PROMPTS * (MOST_LETTERS + 1)
+    max_length = MAX_PROMPTS * (MAX_PROMPT_CHARACTERS + 1)
     fields: dict[str, Component] = {
         "prompts": gr.Textbox(label=label("try_it.prompt"), lines=2, max_length=max_length, elem_id="prompt"),
-        "negative": gr.Textbox(label=label("try_it.negative"), max_length=MOST_LETTERS, elem_id="negative"),
+        "negative": gr.Textbox(
+            label=label("try_it.negative"), max_length=MAX_PROMPT_CHARACTERS, elem_id="negative"
+        ),
     }
     with gr.Row():
         shapes = [(label(f"try_it.{shape}"), shape) for shape in SHAPES]

@@ -80,7 +80,7 @@ def _actions(words: Words, picture: ProjectPicture) -> str:
         min=1,
         max=100,
         step=1,
-        value=picture.choice.repeats,
+        value=picture.override.repeats,
         aria_label=repeats,
     )
     label = element("label", f"{escape(words('artwork.repeats'))} {field}", title=repeats)
@@ -131,7 +131,7 @@ def _crop(
     ]
     spare = placement.resized[0] - bucket_width, placement.resized[1] - bucket_height
     axis = 0 if spare[0] >= spare[1] else 1
-    share = (picture.choice.crop or (0.5, 0.5))[axis]
+    share = (picture.override.crop or (0.5, 0.5))[axis]
     percent = max(1, round(100 * placement.cropped_share))
     cut = element("path", class_="cut", fill_rule="evenodd", d=crop_path(size, box))
     frame = element("rect", class_="kept", x=box[0], y=box[1], width=box[2], height=box[3])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import time
 
-from ui.store.caption_edits import TOKENS, CaptionChange, UndoEntry, estimate_tokens, fused_tags, tag_counts
+from ui.store.caption_edits import CaptionChange
+from ui.store.caption_text import WINDOW_TOKENS, estimate_tokens, fused_tags, tag_counts
+from ui.store.caption_undo import UndoEntry
 from ui.store.captioning import CaptioningStatus
 from ui.store.naming import MAX_CAPTION
 from ui.store.picture_checks import PictureReport
@@ -83,7 +85,7 @@ def _item(
 def length_hint(words: Words, caption: str) -> str:
     """Returns a hint if a caption may have more tokens than training reads, otherwise ""."""
     tokens = estimate_tokens(caption)
-    return words("captions.long", tokens=tokens) if tokens > TOKENS else ""
+    return words("captions.long", tokens=tokens) if tokens > WINDOW_TOKENS else ""
 
 
 def summary_html(words: Words, pictures: list[ProjectPicture]) -> str:
@@ -169,13 +171,13 @@ def progress_html(words: Words, status: CaptioningStatus, fresh: dict[str, str],
             caption into its field, unless somebody is editing that field.
     """
     view = status.view
-    if status.waits:
+    if status.is_waiting:
         return text_element("p", words("captions.model_waits"), role="status")
     if view.ended == "failed":
         message = words("captions.model_failed", message=view.message)
         return text_element("div", message, role="alert", class_="alert")
     bar = ""
-    if view.ended or not status.alive:
+    if view.ended or not status.is_running:
         key = "captions.model_done" if view.ended == "finished" else "captions.model_stopped"
         line = words(key, count=len(view.captions))
     else:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from urllib.parse import quote
 
 from ui.store.library import Library, LoraEntry
+from ui.store.lora_pictures import card_sample
 from ui.text import Words
 from ui.views.html import element, escape, text_element
 
@@ -21,7 +22,7 @@ def cards_html(words: Words, library: Library, entries: Sequence[LoraEntry]) -> 
 def _card(words: Words, library: Library, entry: LoraEntry) -> str:
     label, path = entry.label, quote(entry.key)
     title = label.title or entry.name
-    has_picture = bool(library.picture(entry.key)) or "modelspec.thumbnail" in entry.facts
+    has_picture = bool(card_sample(library, entry.key)) or "modelspec.thumbnail" in entry.metadata
     if has_picture:
         picture = element(
             "img",
@@ -33,7 +34,7 @@ def _card(words: Words, library: Library, entry: LoraEntry) -> str:
         )
     else:
         picture = text_element("div", words("library.no_picture"), class_="blank")
-    origin = words(f"library.origin_{entry.origin}", of=", ".join(entry.of)) if entry.origin else ""
+    origin = words(f"library.origin_{entry.origin}", of=", ".join(entry.made_from)) if entry.origin else ""
     author = f" · {label.author}" if label.author else ""
     parts = [text_element("h3", title), text_element("p", origin + author, class_="hint")]
     if entry.problem:
@@ -54,9 +55,9 @@ def _attributes(words: Words, entry: LoraEntry) -> str:
         "weight": f"{label.weight:g}" if label.weight is not None else "",
         "base": entry.base,
         "licence": label.licence,
-        "made": datetime.fromtimestamp(entry.made, UTC).astimezone().strftime("%Y-%m-%d"),
+        "made": datetime.fromtimestamp(entry.created_at, UTC).astimezone().strftime("%Y-%m-%d"),
         "size": format_size(entry.file.stat().st_size),
-        "compatible_with": ", ".join(entry.takes),
+        "compatible_with": ", ".join(entry.compatible_tools),
     }
     rows = "".join(
         text_element("dt", words(f"library.{name}")) + text_element("dd", value)

@@ -26,7 +26,7 @@ def status_words(status: RunStatus, words: Words, *, paused: bool = False) -> st
     """
     view = status.view
     if status.state == "waiting":
-        return words("train.waiting_paused" if paused else "train.waiting", place=status.place)
+        return words("train.waiting_paused" if paused else "train.waiting", place=status.queue_position)
     if status.state in ("failed", "starting"):
         return words(f"train.{status.state}")
     if status.state == "finished":
@@ -37,10 +37,10 @@ def status_words(status: RunStatus, words: Words, *, paused: bool = False) -> st
             parts.append(words("train.advice", message=view.advice))
         return " ".join(parts)
     if status.state in ("stopped", "interrupted"):
-        key = "killed" if status.killed else status.state if view.step else f"{status.state}_early"
+        key = "killed" if status.was_killed else status.state if view.step else f"{status.state}_early"
         return words(f"train.{key}", step=view.step, steps=view.steps)
     line = _running_words(status, words)
-    if status.seems_stuck:
+    if status.is_stuck:
         line += f" {words('train.stuck', time=format_duration(status.silent_seconds, words))}"
     return line
 

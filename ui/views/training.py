@@ -132,8 +132,8 @@ def _planned(workspace: Workspace, project: str, fields: Fields) -> PlannedTrain
 def preflight(workspace: Workspace, project: str, fields: Fields) -> Preflight:
     """Returns the estimate and the checks of a training, and starts the estimate if there is none."""
     planned, estimates = _planned(workspace, project, fields), workspace.runs.estimates
-    key = estimates.ask(planned.folder, planned.values) if planned.values is not None else ""
-    estimate = estimates.answer(key) if key else None
+    key = estimates.submit(planned.folder, planned.values) if planned.values is not None else ""
+    estimate = estimates.result(key) if key else None
     is_pending = bool(key) and estimate is None and estimates.is_pending(key)
     line = estimate_html(
         planned, estimate, workspace.words, is_pending=is_pending, is_busy=estimates.is_busy()
@@ -147,7 +147,7 @@ def finished_preflight(workspace: Workspace, pending: dict[str, str] | None) -> 
     if not pending:
         return None
     estimates, key = workspace.runs.estimates, pending["key"]
-    if estimates.answer(key) is None and estimates.is_pending(key):
+    if estimates.result(key) is None and estimates.is_pending(key):
         return None
     return preflight(workspace, pending["project"], saved_fields(workspace, pending["project"]))
 
@@ -197,7 +197,7 @@ def retry(workspace: Workspace, project: str, run: str) -> str:
 def retry_changes(workspace: Workspace, run: str) -> dict[str, Any]:
     """Returns the changes with which to retry a failed or killed training; {} if the artist must choose."""
     status = workspace.runs.status(run)
-    if status.killed:
+    if status.was_killed:
         from trainer.runs.failures import reduced_memory_settings
 
         return reduced_memory_settings(workspace.runs.run(run).config)

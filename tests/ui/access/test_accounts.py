@@ -23,10 +23,18 @@ from hypothesis import strategies as st
 from tests.conftest import MODELS, ROOT
 from trainer.errors import TrainerError
 from ui.access import accounts
-from ui.access.accounts import AccountError, Accounts, LoginThrottle, add_user, fits, hash_password, user_name
+from ui.access.accounts import (
+    AccountError,
+    Accounts,
+    LoginThrottle,
+    add_user,
+    hash_password,
+    user_name,
+    verify_password,
+)
 from ui.access.allowlist import own_endpoints
 from ui.access.hosts import Hosts
-from ui.access.sessions import COOKIE, IDLE_SECONDS, Sessions
+from ui.access.sessions import COOKIE, IDLE_SECONDS, Sessions, open_database
 from ui.guard import Guard
 from ui.launch import studio
 from ui.routes import login, static
@@ -56,9 +64,9 @@ def door(home: Path) -> Guard:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
-        accounts, "_N", 2**10
+        accounts, "SCRYPT_N", 2**10
     )  # the hash says its own cost; a quarter of a second each is for attackers
-    accounts._nobodys.cache_clear()
+    accounts.unknown_user_hash.cache_clear()
     add_user(tmp_path / "users.toml", "ana", ANA["password"])
     return tmp_path
 
@@ -68,9 +76,6 @@ def client(home: Path) -> TestClient:
     return TestClient(door(home), base_url=HERE, follow_redirects=False)
 
 
-# passwords -----------------------------------------------------------------------------------------------------------------------
-
-
 def test_a_password_is_kept_as_scrypt_of_a_salt_of_its_own():
     one, two = hash_password("vermilion"), hash_password("vermilion")
     _, n, r, p, salt, kept = one.split("$")
@@ -78,7 +83,7 @@ def test_a_password_is_kept_as_scrypt_of_a_salt_of_its_own():
     made = hashlib.scrypt(
         b"vermilion", salt=base64.b64decode(salt), n=int(n), r=int(r), p=int(p), maxmem=2**27, dklen=32
     )
-    assert base64.b64decode(kept) == made and fits("vermilion", one)
+    assert base64.b64decode(kept) == made and verify_password("vermilion", one)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +91,7 @@ def test_a_password_is_kept_as_scrypt_of_a_salt_of_its_own():
     ["", "plain", "md5$1$2$3$4$5", "scrypt$3$8$1$AA==$AA==", "scrypt$x$8$1$AA==$AA==", "scrypt$1024$8$1$*$*"],
 )
 def test_a_damaged_hash_lets_nobody_in(kept: str):
-    assert not fits("", kept) and not fits("plain", kept)
+    assert not verify_password("", kept) and not verify_password("plain", kept)
 
 
 @given(st.text(max_size=60))
@@ -120,7 +125,7 @@ def test_an_unknown_user_costs_as_much_as_a_wrong_password(home: Path, monkeypat
         lambda *a, real=hashlib.scrypt, **k: spent.append((k["n"], k["r"], k["p"])) or real(*a, **k),
     )
     for name in ("ana", "nobody", "", "a/b", "x" * 500):
-        accounts._nobodys()
+        accounts.unknown_user_hash()
         spent.clear()
         assert users.check(name, "wrong") is None
         assert spent == [(2**10, 8, 3)], name
@@ -140,15 +145,12 @@ def test_a_removed_user_is_out_and_a_broken_file_locks_nobody_out(home: Path):
         Accounts(home / "none.toml")
 
 
-# tries ---------------------------------------------------------------------------------------------------------------------------
-
-
 def test_of_a_thousand_guesses_a_minute_at_most_ten_reach_the_hash():
     clock = [0.0]
-    tries, reached = LoginThrottle(now=lambda: clock[0]), 0
+    throttle, reached = LoginThrottle(now=lambda: clock[0]), 0
     for _ in range(1000):
         clock[0] += 60 / 1000
-        reached += tries.wait("ana", "a") == 0
+        reached += throttle.start_attempt("ana", "a") == 0
     assert reached <= 10
 
 
@@ -167,28 +169,25 @@ def test_guesses_that_must_wait_are_not_compared(client: TestClient, monkeypatch
 
 def test_waiting_grows_and_ends():
     clock = [0.0]
-    tries = LoginThrottle(now=lambda: clock[0])
-    assert [tries.wait("ana", "a") for _ in range(6)] == [0, 0, 0, 0, 0, 30.0]
+    throttle = LoginThrottle(now=lambda: clock[0])
+    assert [throttle.start_attempt("ana", "a") for _ in range(6)] == [0, 0, 0, 0, 0, 30.0]
     clock[0] = 30
-    assert tries.wait("ana", "a") == 0 and tries.wait("ana", "a") == 60
-    assert tries.wait("ana", "another address") == 0 and tries.wait("ben", "a") == 0
+    assert throttle.start_attempt("ana", "a") == 0 and throttle.start_attempt("ana", "a") == 60
+    assert throttle.start_attempt("ana", "another address") == 0 and throttle.start_attempt("ben", "a") == 0
     for _ in range(30):
-        clock[0] += tries.wait("ana", "a")
-    assert tries.wait("ana", "a") <= 3600
+        clock[0] += throttle.start_attempt("ana", "a")
+    assert throttle.start_attempt("ana", "a") <= 3600
     clock[0] += 8000
-    assert [tries.wait("ana", "a") for _ in range(5)] == [0] * 5
-    tries.succeeded("ana", "a")
-    assert tries.wait("ana", "a") == 0
+    assert [throttle.start_attempt("ana", "a") for _ in range(5)] == [0] * 5
+    throttle.record_success("ana", "a")
+    assert throttle.start_attempt("ana", "a") == 0
 
 
 def test_guesses_at_the_same_time_are_counted_too():
-    tries = LoginThrottle()
+    throttle = LoginThrottle()
     with ThreadPoolExecutor(16) as guessers:
-        waits = list(guessers.map(lambda _: tries.wait("ana", "a"), range(200)))
-    assert waits.count(0) == LoginThrottle.FREE
-
-
-# sessions ------------------------------------------------------------------------------------------------------------------------
+        waits = list(guessers.map(lambda _: throttle.start_attempt("ana", "a"), range(200)))
+    assert waits.count(0) == LoginThrottle.FREE_ATTEMPTS
 
 
 def test_a_session_outlives_the_server_and_only_its_hash_is_kept(tmp_path: Path):
@@ -200,7 +199,7 @@ def test_a_session_outlives_the_server_and_only_its_hash_is_kept(tmp_path: Path)
             rows.execute("SELECT token FROM sessions").fetchone()[0]
             == hashlib.sha256(token.encode()).digest()
         )
-    assert Sessions(tmp_path / "s.sqlite3")._rows.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
+    assert open_database(tmp_path / "s.sqlite3").execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
 
 
 def test_a_session_ends_when_it_is_not_used_and_stays_while_it_is(tmp_path: Path):
@@ -227,9 +226,6 @@ def test_a_clock_that_jumps_back_neither_ends_sessions_nor_makes_them_last_for_e
 @pytest.mark.parametrize("token", ["", "x", "é", "\0", "' OR 1=1 --", "\ud800", "x" * 100_000])
 def test_no_cookie_is_a_fault(tmp_path: Path, token: str):
     assert Sessions(tmp_path / "s.sqlite3").user(token) is None
-
-
-# the page of the login -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_user_logs_in_by_a_form_and_out_by_a_post(client: TestClient, home: Path):
@@ -325,7 +321,7 @@ def test_no_form_is_a_fault(client: TestClient, body: bytes):
 
 def test_what_everybody_sees_is_this_and_no_more(home: Path):
     """A new route is private unless it is added here as well."""
-    doors = door(home).doors
+    doors = door(home).endpoints
     assert {path.path.pattern for path in doors if path.public} == {
         f"^{re.escape(path)}$"
         for path in (
@@ -342,15 +338,12 @@ def test_what_everybody_sees_is_this_and_no_more(home: Path):
     }
 
 
-# the terminal --------------------------------------------------------------------------------------------------------------------
-
-
 def test_a_user_is_added_by_what_is_piped_in(tmp_path: Path):
     command = [sys.executable, "app.py", "add-user", "ana", "--auth", str(tmp_path / "users.toml")]
     done = subprocess.run(command, cwd=ROOT, input="vermilion & ink\n", capture_output=True, text=True)
     assert done.returncode == 0 and "ana can log in" in done.stdout
     kept = tomllib.loads((tmp_path / "users.toml").read_text())["users"]["ana"]
-    assert kept.startswith("scrypt$32768$8$3$") and fits("vermilion & ink", kept)
+    assert kept.startswith("scrypt$32768$8$3$") and verify_password("vermilion & ink", kept)
     refused = subprocess.run(command, cwd=ROOT, input="short\n", capture_output=True, text=True)
     assert refused.returncode == 2 and "at least 8" in refused.stderr and "Traceback" not in refused.stderr
 

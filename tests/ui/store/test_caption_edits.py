@@ -10,19 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainer.errors import DatasetError
-from ui.store.caption_edits import (
-    KINDS,
-    CaptionEdit,
-    apply_edit,
-    changes,
-    estimate_tokens,
-    fused_tags,
-    last_edit,
-    record_captions,
-    save_caption,
-    tag_counts,
-    undo_last,
-)
+from ui.store.caption_edits import KINDS, CaptionEdit, apply_edit, changes, save_caption
+from ui.store.caption_text import estimate_tokens, fused_tags, tag_counts
+from ui.store.caption_undo import last_edit, record_captions, undo_last
 from ui.store.picture_checks import PictureReport
 from ui.store.projects import Projects
 from ui.text import Words

@@ -38,19 +38,19 @@ def test_the_warm_process_draws_mixes_and_grids_and_leaves_out_what_was_cancelle
     drawings: Drawings, ink_run: Path
 ):
     other = drawings.library.import_file(ink_run / "ink.safetensors", "wash.safetensors")
-    mix = drawings.ask(
+    mix = drawings.submit(
         [("ink", 0.5), (other, 0.25)],
         asked(strengths=(0.0, 1.0), shape="portrait", sampler="unipc", negative="blurry"),
     )
-    gone = drawings.ask([("ink", 1.0)], asked())
+    gone = drawings.submit([("ink", 1.0)], asked())
     grid = drawings.grid("ink", asked())
-    assert drawings.follow(mix).state == "waiting" and "Waiting" in drawing_html(
-        Words(), drawings.follow(mix)
+    assert drawings.status(mix).state == "waiting" and "Waiting" in drawing_html(
+        Words(), drawings.status(mix)
     )
     drawings.cancel(gone)
     serve(drawings.session.path, MODELS, idle_seconds=0.2)
-    assert [drawings.follow(name).state for name in (mix, gone, grid)] == ["drawn", "cancelled", "drawn"]
-    found = drawings.follow(mix)
+    assert [drawings.status(name).state for name in (mix, gone, grid)] == ["drawn", "cancelled", "drawn"]
+    found = drawings.status(mix)
     shown = Image.open(drawings.picture(mix, "p00_s1.00.png"))
     assert shown.size == (96, 160) and [picture["file"] for picture in found.pictures()] == [
         "p00_s0.00.png",
@@ -60,7 +60,7 @@ def test_the_warm_process_draws_mixes_and_grids_and_leaves_out_what_was_cancelle
         "<lora:ink:0.5> <lora:wash:0.25>" in shown.text["parameters"]
         and "Sampler: UniPC" in shown.text["parameters"]
     )
-    rows = {picture["step"] for picture in drawings.follow(grid).pictures()}
+    rows = {picture["step"] for picture in drawings.status(grid).pictures()}
     assert rows == {5, 10, 12}
     # At strength 0 every checkpoint is the base, to the bit; at 1 each is another.
     at = {
@@ -105,44 +105,44 @@ def test_what_can_not_be_drawn_is_refused_before_anything_is_asked(drawings: Dra
     ]
     for files, values in wrong:
         with pytest.raises(TrainerError):
-            drawings.ask(files, values)
+            drawings.submit(files, values)
     with pytest.raises(ConfigError):
-        drawings.ask([("ink", 9.0)], asked())
+        drawings.submit([("ink", 9.0)], asked())
     with pytest.raises(TrainerError, match="base model"):
-        drawings.ask([("ink", 1.0)], asked(), base="../../etc")
+        drawings.submit([("ink", 1.0)], asked(), base="../../etc")
     assert not drawings.session.path.exists()
 
 
 def test_a_drawing_between_two_steps_goes_to_the_training_itself(drawings: Drawings):
-    with pytest.raises(RunError, match="does not run"):
-        drawings.ask([("ink", 1.0)], asked(), between=True)
+    with pytest.raises(RunError, match="not running"):
+        drawings.submit([("ink", 1.0)], asked(), during_training=True)
     run = drawings.runs.run("ink")
     with claim(run):
-        name = drawings.ask([("ink", 1.0)], asked(), between=True)
+        name = drawings.submit([("ink", 1.0)], asked(), during_training=True)
         (command,) = [c for c in events.read(run.commands)[0] if c["kind"] == "draw"]
         assert command["id"] == name and not drawings.session.commands.exists()
         run.emit("drawing", id=name, done=3, total=16)
-        found = drawings.follow(name)
+        found = drawings.status(name)
         assert (found.state, found.done, found.total) == (
             "drawing",
             3,
             16,
         ) and 'value="3" max="16"' in drawing_html(Words("de"), found)
-    assert drawings.follow(name).state == "failed"  # the training has ended without it
+    assert drawings.status(name).state == "failed"  # the training has ended without it
 
 
 def test_a_process_that_ended_before_it_answered_is_told(drawings: Drawings):
-    name = drawings.ask([("ink", 1.0)], asked())
+    name = drawings.submit([("ink", 1.0)], asked())
     for _ in range(2):  # it is started once more before that is given up
         drawings.runs.queue.stop(drawings.session.path)
-        found = drawings.follow(name)
+        found = drawings.status(name)
     drawings.runs.queue.stop(drawings.session.path)
-    found = drawings.follow(name)
+    found = drawings.status(name)
     assert found.state == "failed" and "press Generate again" in drawing_html(Words(), found)
 
 
 def test_an_idle_process_leaves_when_others_wait_for_the_device(drawings: Drawings):
-    drawings.ask([("ink", 1.0)], asked())
+    drawings.submit([("ink", 1.0)], asked())
     assert not others_wait(drawings.session.path)  # what waits is itself
     waiting = drawings.runs.outputs / "next"
     waiting.mkdir()
@@ -151,10 +151,10 @@ def test_an_idle_process_leaves_when_others_wait_for_the_device(drawings: Drawin
 
 
 def test_drawings_of_others_are_not_there(drawings: Drawings):
-    name = drawings.ask([("ink", 1.0)], asked())
+    name = drawings.submit([("ink", 1.0)], asked())
     for wrong in ("..", "", "x" * 32, f"../drawn/{name}"):
         with pytest.raises(RunError):
-            drawings.follow(wrong)
+            drawings.status(wrong)
     for file in ("asked.json", "../asked.json", "/etc/passwd", "gone.png"):
         with pytest.raises(RunError):
             drawings.picture(name, file)
@@ -177,7 +177,7 @@ def test_strip_comparison_and_grid_show_markup_as_text(drawings: Drawings):
         and page.count('aria-pressed="true"') == 1
         and "0 : modèle de base sans le LoRA" in page
     )
-    found = drawings.follow(drawings.ask([("ink", 1.0)], asked(prompts=[EVIL])))
+    found = drawings.status(drawings.submit([("ink", 1.0)], asked(prompts=[EVIL])))
     assert "<img src=x" not in strip_html(words, drawn_pictures(found))
 
 
@@ -186,8 +186,8 @@ def test_the_size_of_a_picture_follows_its_base(tmp_path: Path):
 
 
 def test_old_drawings_make_room(drawings: Drawings, monkeypatch):
-    monkeypatch.setattr("ui.store.drawings._KEPT", 3)
-    names = [drawings.ask([("ink", 1.0)], asked()) for _ in range(5)]
+    monkeypatch.setattr("ui.store.drawings._MAX_DRAWINGS", 3)
+    names = [drawings.submit([("ink", 1.0)], asked()) for _ in range(5)]
     left = {path.parent.name for path in drawings.session.path.glob("drawn/*/asked.json")}
     assert len(left) == 3 and names[-1] in left and names[0] not in left
 

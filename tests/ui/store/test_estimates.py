@@ -11,14 +11,11 @@ from trainer.workers import planning as planner
 from ui.store.estimates import Estimates
 
 
-class Still(Estimates):
-    """Whose child process is not started: what it was told can be read."""
+class RunningProcess:
+    """Stands for a child process that is running, so that the requests to it can be read."""
 
-    def _wake(self, place: Run) -> None:
-        pass
-
-    def _lives(self) -> bool:
-        return True
+    def poll(self) -> None:
+        return None
 
 
 def asked(cache: Path) -> list[int]:
@@ -26,14 +23,14 @@ def asked(cache: Path) -> list[int]:
 
 
 def test_a_setting_changed_back_and_forth_is_asked_for_again(tmp_path: Path):
-    estimates = Still(tmp_path, MODELS)
+    estimates = Estimates(tmp_path, MODELS, start_process=lambda run, models: RunningProcess())
     for steps in (10, 10, 20, 10):
-        key = estimates.ask(INK, {"steps": steps})
+        key = estimates.submit(INK, {"steps": steps})
     assert asked(tmp_path) == [10, 20, 10]
     events.append(tmp_path / "planning" / "events.jsonl", "planned", id=f"{key}/1", seconds=1)
-    estimates.ask(INK, {"steps": 20})
-    estimates.ask(INK, {"steps": 10})  # is known by now
-    assert asked(tmp_path) == [10, 20, 10, 20] and (estimates.answer(key) or {})["seconds"] == 1
+    estimates.submit(INK, {"steps": 20})
+    estimates.submit(INK, {"steps": 10})  # is known by now
+    assert asked(tmp_path) == [10, 20, 10, 20] and (estimates.result(key) or {})["seconds"] == 1
 
 
 def test_two_projects_that_ask_at_once_are_both_answered_and_of_one_the_newest(tmp_path: Path):

@@ -134,7 +134,7 @@ def test_a_zip_is_taken_in_like_a_drop(projects: Projects):
         "note.md",
         "inner.zip",
     }
-    assert next(card for card in projects.pictures("art") if card.name == "tom.png").choice.repeats == 3
+    assert next(card for card in projects.pictures("art") if card.name == "tom.png").override.repeats == 3
     assert not list(projects.datasets.parent.rglob("evil*"))
     assert sorted(path.name for path in (projects.datasets / "art" / ".impasto").iterdir()) == [
         "pictures.json"

@@ -21,7 +21,10 @@ from tests.trainer.lora_file.lora_samples import ATTENTION, shape_of, write_lora
 from trainer.errors import LoraFileError, RunError, TrainerError
 from trainer.workers.lora_tools import work
 from ui.server import build_app
+from ui.store.file_jobs import FileJobs
 from ui.store.library import Library
+from ui.store.lora_edits import LoraEdit, start_edit
+from ui.store.lora_pictures import embedded_picture, thumbnail
 from ui.store.runs import Runs
 from ui.text import Words
 from ui.views.library import cards_html
@@ -38,9 +41,9 @@ def library(tmp_path: Path, ink_run: Path) -> Library:
 
 def done(library: Library, made: str | None) -> tuple[str, str]:
     """Does started work here."""
-    assert made and library.job_status(made) == ("working", "")
+    assert made and FileJobs(library.runs).status(made) == ("working", "")
     work(library.runs.outputs / f".making-{made}", MODELS)
-    return library.job_status(made)
+    return FileJobs(library.runs).status(made)
 
 
 def test_a_training_is_a_card_with_all_that_its_file_says(library: Library):
@@ -50,7 +53,7 @@ def test_a_training_is_a_card_with_all_that_its_file_says(library: Library):
         "ink-12",
         "tiny-sdxl",
         "ink",
-    ) and "ComfyUI 0.3" in entry.takes
+    ) and "ComfyUI 0.3" in entry.compatible_tools
     page = cards_html(Words(), library, [entry])
     assert (
         'href="/download/ink"' in page
@@ -94,9 +97,13 @@ def test_a_lora_from_elsewhere_is_kept_and_checked(library: Library, tmp_path: P
     write_lora(tmp_path / "upload", PLACE)
     key = library.import_file(tmp_path / "upload", "../../Ma lora.safetensors")
     entry = library.entry(key)
-    assert entry.name == "Ma lora" and entry.file.is_relative_to(library.runs.outputs) and not entry.takes
+    assert (
+        entry.name == "Ma lora"
+        and entry.file.is_relative_to(library.runs.outputs)
+        and not entry.compatible_tools
+    )
     job = next(library.runs.outputs.glob(".making-*")).name.removeprefix(".making-")
-    assert done(library, job) == ("finished", "") and "Forge" in library.entry(key).takes
+    assert done(library, job) == ("finished", "") and "Forge" in library.entry(key).compatible_tools
     assert library.import_file(tmp_path / "upload", "Ma lora.safetensors") != key  # nothing is overwritten
 
 
@@ -146,17 +153,15 @@ def test_a_hostile_file_is_refused_in_one_sentence_and_leaves_nothing(
 def test_two_loras_are_merged_into_a_new_entry(library: Library, tmp_path: Path):
     write_lora(tmp_path / "upload", PLACE)
     other = library.import_file(tmp_path / "upload", "b.safetensors")
-    assert done(library, library.make("merge", ["ink", other], weights=[1.0, 0.5], name="both")) == (
-        "finished",
-        "",
-    )
+    both = LoraEdit(tool="merge", keys=("ink", other), weights=(1.0, 0.5), name="both")
+    assert done(library, start_edit(library, both)) == ("finished", "")
     entry = library.entry("library:both")
-    assert entry.origin == "merge" and entry.of == ("ink", "b") and entry.stem == "both"
+    assert entry.origin == "merge" and entry.made_from == ("ink", "b") and entry.stem == "both"
     for wrong in (["ink"], ["ink", "ink"], []):
         with pytest.raises(TrainerError):
-            library.make("merge", wrong, weights=[1.0] * len(wrong))
+            start_edit(library, LoraEdit(tool="merge", keys=tuple(wrong), weights=(1.0,) * len(wrong)))
     with pytest.raises(TrainerError, match="rank"):
-        library.make("resize", ["ink"], rank=2000)
+        start_edit(library, LoraEdit(tool="resize", keys=("ink",), rank=2000))
 
 
 def test_keys_are_looked_up_never_joined(library: Library):
@@ -179,7 +184,7 @@ def test_keys_are_looked_up_never_joined(library: Library):
 
 def test_deleting_removes_all_that_came_of_a_lora(library: Library, tmp_path: Path):
     outputs = library.runs.outputs
-    library.thumbnail("ink")
+    thumbnail(library, "ink")
     for name, keys in (("one", ["ink"]), ("two", ["library:other"])):
         folder = outputs / ".drawing" / "drawn" / name
         folder.mkdir(parents=True)
@@ -288,6 +293,6 @@ def test_a_thumbnail_inside_a_file_that_is_no_picture_is_no_picture(library: Lib
     ):
         save_file(tensors, tmp_path / "upload", metadata={"modelspec.thumbnail": said})
         key = library.import_file(tmp_path / "upload", "x.safetensors")
-        assert library.cover(key) is None
+        assert embedded_picture(library, key) is None
         with pytest.raises(RunError):
-            library.thumbnail(key)
+            thumbnail(library, key)
