@@ -52,7 +52,7 @@ def problems_of(finished: run.Run) -> list[str]:
 
 @pytest.mark.parametrize(("limit", "is_clipped"), [(1e-3, True), (0.0, False)])
 def test_max_grad_norm_limits_the_norm_of_the_gradient(tmp_path: Path, limit: float, is_clipped: bool):
-    """SGD at rate 1 moves the weights by the gradient; only the matrices B, zero before, have one at first."""
+    """SGD at rate 1 moves the weights by the gradient, which only the matrices B have in the first step."""
     sgd = {"optimizer": "custom", "optimizer_class": "torch.optim.SGD", "learning_rate": 1.0}
     finished = train_one_step(tmp_path / "run", **sgd, weight_decay=0.0, max_grad_norm=limit)
     ups = [tensor for name, tensor in trained_weights(finished).items() if name.endswith(".up")]
@@ -96,7 +96,7 @@ def test_caption_windows_include_the_end_of_a_long_caption(tmp_path: Path):
 
 
 def test_weighted_captions_read_brackets_as_emphasis(tmp_path: Path):
-    """Emphasis of 1 is no emphasis, so the loss is that of the plain caption; as text the brackets change it."""
+    """Emphasis of 1 is none, so the loss is that of the plain caption; as text the brackets change it."""
     plain = picture_with_caption(tmp_path / "plain", "a red apple")
     brackets = picture_with_caption(tmp_path / "brackets", "a (red:1.0) apple")
     strong = picture_with_caption(tmp_path / "strong", "a (red:3.0) apple")
