@@ -166,3 +166,10 @@ def test_a_file_that_does_not_fit_the_training_is_rejected(base, settings, word:
     fresh, _ = in_unet(base, config_of(**{"network": "lora", **settings}))
     with pytest.raises(LoraFileError, match=word):
         start_from(tmp_path / "a.safetensors", fresh)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_lokr_factor_limits_the_first_matrix_of_lokr(base, factor: int):
+    adapter, _ = in_unet(base, config_of("lokr", lokr_factor=factor))
+    shapes = [tuple(layer.tensors()["lokr_w1"].shape) for _, _, layer in adapter.walk()]
+    assert max(max(shape) for shape in shapes) == factor
