@@ -27,10 +27,11 @@ RELATIVES = re.compile(r"(What|Which|How|Whether|Where|Who|Whose|Of|That)\b")
 EXEMPT = ("benchmarks/NOTES.md",)
 
 
-def python_files() -> Iterator[Path]:
-    yield ROOT / "app.py"
+def python_files() -> list[Path]:
+    files = [ROOT / "app.py"]
     for folder in FOLDERS:
-        yield from sorted((ROOT / folder).rglob("*.py"))
+        files += sorted((ROOT / folder).rglob("*.py"))
+    return files
 
 
 def pages() -> list[Path]:

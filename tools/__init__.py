@@ -1,0 +1,1 @@
+"""Makes the bundled base and the sample set from public packages, reproducibly."""

@@ -1,7 +1,7 @@
-"""The true CLIP tokenizer (49,408 tokens) as the two folders that SDXL pipelines expect.
+"""CLIP's tokenizer (49,408 tokens) as the two folders of an SDXL pipeline.
 
-The merges are OpenAI's `bpe_simple_vocab_16e6.txt` (MIT), taken from the open-clip-torch package; the order of the
-vocabulary is the one its reference tokenizer builds: bytes, bytes that end a word, merges, start, end.
+The merges are OpenAI's `bpe_simple_vocab_16e6.txt` (MIT) from the package open-clip-torch. The vocabulary has
+the order of the reference tokenizer: bytes, bytes at the end of a word, merges, start token, end token.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ MERGES = 49152 - 256 - 2
 
 
 def write_tokenizers(base: Path, cache: Path) -> None:
-    """tokenizer/ and tokenizer_2/ under `base`; they differ, as in SDXL, in what they pad with."""
+    """Writes tokenizer/ and tokenizer_2/, which differ in their padding token as in SDXL.
+
+    Args:
+        base: the folder in which they are written.
+        cache: keeps the downloaded package.
+    """
     merges = _merges(cache)
     symbols = _byte_symbols()
     tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m.split()) for m in merges)]
@@ -49,7 +54,10 @@ def _merges(cache: Path) -> list[str]:
 
 
 def _byte_symbols() -> list[str]:
-    """The 256 printable stand-ins for bytes: printable ones first, as themselves, then the rest shifted past 255."""
+    """Returns a printable symbol for each byte.
+
+    Printable bytes first, then the others as characters above 255.
+    """
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),

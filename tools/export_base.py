@@ -1,4 +1,4 @@
-"""Writes the trained parts as a diffusers folder in fp16, licences beside the weights.
+"""Writes the trained parts as a diffusers folder in fp16, with the licences of the training data.
 
 python -m tools.export_base --work build/base --out models/tiny-sdxl
 """
@@ -22,15 +22,21 @@ from tools.train_vae import build_vae
 
 
 def export(work: Path, out: Path) -> None:
+    """Writes the base.
+
+    Args:
+        work: folder of the trainings' states.
+        out: the diffusers folder; its parts are replaced.
+    """
     art = emoji_art.load(work / "art")
     vae, generator = build_vae(), Generator()
     steps = {
         "vae": load_state(work / "vae.pt", average=vae),
         "diffusion": load_state(work / "diffusion.pt", average=generator),
     }
-    if (work / "decoder.pt").exists():  # of tools.train_decoder; encoder and latents are the same
+    if (work / "decoder.pt").exists():  # of tools.train_decoder, which does not change encoder and latents
         steps["decoder"] = load_state(work / "decoder.pt", model=vae)
-    scale = scaling_factor(*encode_latents(work, art.pictures))
+    scale = scaling_factor(*encode_latents(work, art.images))
     vae.register_to_config(scaling_factor=round(scale, 5))
     write_tokenizers(out, work / "art")
     for name, model in (
@@ -66,7 +72,7 @@ def export(work: Path, out: Path) -> None:
     assert size <= 40e6
 
 
-def _card(steps: dict[str, int], pictures: int) -> str:
+def _card(steps: dict[str, int], images: int) -> str:
     rows = "\n".join(
         f"| `@iconify-json/{e.package}` {e.version} | {e.author} | {e.licence} | {e.source} |"
         for e in emoji_art.TRAINING_SETS
@@ -74,18 +80,19 @@ def _card(steps: dict[str, int], pictures: int) -> str:
     trained = ", ".join(f"{part} {count} steps" for part, count in steps.items())
     return f"""# tiny-sdxl
 
-SDXL in small: the block layout, both text encoders, the true CLIP vocabulary, `text_time` conditioning, native size
-128 x 128. Trained from nothing by `tools/` on {pictures} pictures of open emoji art ({trained}).
+A small SDXL: the same block layout, both text encoders, the CLIP vocabulary, `text_time` conditioning,
+native size 128 x 128. Trained from scratch by `tools/` on {images} images of open emoji art ({trained}).
 
 | set | author | licence | source |
 |---|---|---|---|
 {rows}
 
-The vocabulary and merges are OpenAI CLIP's (MIT). The weights are under Apache-2.0, as Impasto is; see `NOTICE`.
+The vocabulary and merges are OpenAI CLIP's (MIT). The weights are under Apache-2.0, see `NOTICE`.
 """
 
 
 def main() -> None:
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

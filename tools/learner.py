@@ -1,4 +1,4 @@
-"""A model that a tool teaches: the optimizers of its two kinds of weights, its running average, and its state on disk."""
+"""Training state of one model: two optimizers, an exponential moving average, and a file to resume from."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tools.muon import Muon, set_rates, split
 from tools.progress import average_gradients, load_state, save_state
 
 
-def parser_of(
+def build_parser(
     doc: str | None, *, steps: int, muon_rate: float, adam_rate: float, save_every: int
 ) -> argparse.ArgumentParser:
-    """What every teaching tool asks, with this one's usual answers."""
+    """Returns the options that all trainings have, with the defaults of one of them."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/base"))
     parser.add_argument("--steps", type=int, default=steps)
@@ -27,15 +27,20 @@ def parser_of(
 
 
 class Learner:
-    """Goes on from `store` where that exists."""
+    """A model in training, resumed from its file if that exists.
+
+    Args:
+        store: file of the state.
+        options: of `build_parser`.
+        average: another instance of the model, for the exponential moving average of its weights.
+
+    Attributes:
+        first: number of the first step to do, 0 unless the training is resumed.
+    """
 
     def __init__(
         self, model: nn.Module, store: Path, options: argparse.Namespace, average: nn.Module | None = None
     ) -> None:
-        """
-        Args:
-            average: starts as the model and follows it.
-        """
         self.model, self.average, self.store, self.options = model, average, store, options
         if average is not None:
             average.load_state_dict(model.state_dict())
@@ -48,16 +53,22 @@ class Learner:
 
     @property
     def parts(self) -> dict[str, Any]:
-        found = {"model": self.model, "average": self.average, "muon": self.muon, "adam": self.adam}
-        return {name: part for name, part in found.items() if part is not None}
+        """The objects whose state is saved."""
+        parts = {"model": self.model, "average": self.average, "muon": self.muon, "adam": self.adam}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def step(self, number: int, loss: torch.Tensor, *, decay: float = 0.0) -> None:
-        """Moves the weights against the gradients of `loss`, and the average by 1 - `decay` of the way to them."""
+        """Does one step of both optimizers.
+
+        Args:
+            number: of the step, from which the learning rates follow.
+            decay: of the moving average; it moves by 1 - `decay` of the way to the weights.
+        """
         options = self.options
         set_rates(number, options.steps, (self.muon, options.muon_rate), (self.adam, options.adam_rate))
         loss.backward()
         average_gradients([*self.matrices, *self.others])
-        nn.utils.clip_grad_norm_(self.others, 1.0)  # Muon's steps have one length
+        nn.utils.clip_grad_norm_(self.others, 1.0)  # the length of Muon's steps does not depend on gradients
         for optimizer in (self.muon, self.adam):
             optimizer.step()
             optimizer.zero_grad()
@@ -67,7 +78,7 @@ class Learner:
                     list(self.average.parameters()), list(self.model.parameters()), 1 - decay
                 )
 
-    def keep(self, done: int) -> None:
-        """Writes the state after every `--save-every` steps and the last one."""
-        if done % self.options.save_every == 0 or done == self.options.steps:
-            save_state(self.store, done, **self.parts)
+    def save_if_due(self, steps_done: int) -> None:
+        """Writes the state after every `--save-every` steps and after the last one."""
+        if steps_done % self.options.save_every == 0 or steps_done == self.options.steps:
+            save_state(self.store, steps_done, **self.parts)

@@ -1,4 +1,4 @@
-"""A tool's training: its state on disk, whole or not at all, and its share of the work when a process runs on each core."""
+"""State of a training on disk, and communication between the processes of `torchrun`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ import torch.distributed as dist
 
 
 def save_state(path: Path, step: int, **parts: Any) -> None:
-    """Writes the `state_dict` of each part and the number of steps done."""
+    """Writes the `state_dict` of each part and the number of finished steps.
+
+    The file appears complete or not at all.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    half_written = path.with_suffix(".part")
-    with half_written.open("wb") as file:
+    temporary = path.with_suffix(".part")
+    with temporary.open("wb") as file:
         torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, file)
         file.flush()
         os.fsync(file.fileno())
-    half_written.replace(path)
+    temporary.replace(path)
 
 
 def load_state(path: Path, **parts: Any) -> int:
-    """Puts the saved state into each part; the number of steps done, 0 when nothing was saved."""
+    """Loads the saved state of each part; returns the number of finished steps, 0 if there is no file."""
     if not path.exists():
         return 0
     saved = torch.load(path, weights_only=True)
@@ -32,7 +35,10 @@ def load_state(path: Path, **parts: Any) -> int:
 
 
 def join_processes() -> tuple[int, int]:
-    """(rank, processes): (0, 1) alone; under `torchrun`, one thread each (two processes outrun two threads here)."""
+    """Returns (rank, number of processes), (0, 1) without `torchrun`.
+
+    Under `torchrun` each process has one thread: on two cores, two processes are faster than two threads.
+    """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         torch.set_num_threads(1)
@@ -41,16 +47,16 @@ def join_processes() -> tuple[int, int]:
 
 
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """The mean gradient over all processes."""
+    """Replaces gradients by their mean over all processes."""
     if not dist.is_initialized():
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    for parameter, total in zip(parameters, sums(gradients), strict=True):
+    for parameter, total in zip(parameters, sum_over_processes(gradients), strict=True):
         parameter.grad = total / dist.get_world_size()
 
 
-def sums(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Each tensor's sum over all processes, in one message."""
+def sum_over_processes(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns the sum of each tensor over all processes; all tensors are one message."""
     if not dist.is_initialized():
         return tensors
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])

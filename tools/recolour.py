@@ -1,7 +1,8 @@
-"""Pictures in other colours, with the words for it: so the base knows colour as a thing that words govern.
+"""Recoloured training images with captions for their colours.
 
-Large SDXL has seen sepia prints, neon signs and blue hours; emoji show every thing in one colour only. Nothing here is
-grey or black and white: ink is what an artist's first LoRA teaches.
+Emoji show each object in one colour only. Recoloured copies teach the base that captions decide colours, as
+the images of SDXL's training did. None of them is grey or black and white, since that is the style of the
+sample set (ink), which must be new to the base.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ COLOURS = {
 }
 
 
-def recoloured(picture: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, str]:
-    """(h, w, 3) uint8 and what a caption says of it, such as "in blue" or "in red light"."""
-    word = str(draw.choice(list(COLOURS)))
+def recolour(image: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, str]:
+    """Returns (image, words for its caption), such as "in blue" or "in red light".
+
+    Args:
+        image: (height, width, 3) uint8.
+    """
+    word = str(generator.choice(list(COLOURS)))
     colour = np.array(COLOURS[word], dtype=np.float32) / 255
-    values = picture.astype(np.float32) / 255
-    kind = draw.choice(4, p=(0.45, 0.3, 0.15, 0.1))
+    values = image.astype(np.float32) / 255
+    kind = generator.choice(4, p=(0.45, 0.3, 0.15, 0.1))
     if kind == 0:
         values, words = tinted(values, colour), f"in {word}"
     elif kind == 1:
@@ -39,6 +44,9 @@ def recoloured(picture: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarr
 
 
 def tinted(values: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """Brightness alone decides: from the colour's shade over the colour to white, as a print in one ink."""
+    """Returns an image by its brightness alone.
+
+    From a dark shade over the colour to white, as a one-colour print.
+    """
     brightness = values @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     return np.stack([np.interp(brightness, (0.0, 0.5, 1.0), (0.2 * c, c, 1.0)) for c in colour], axis=-1)

@@ -1,34 +1,37 @@
-"""A last course for the bundled autoencoder's decoder alone, on latents that are a little wrong, as drawn ones are.
+"""Trains the decoder of the bundled autoencoder further, on latents with a small error.
 
     torchrun --nproc-per-node 2 -m tools.train_decoder --work build/base
 
-What a UNet draws is never quite what the encoder says of a picture: ink's black then came out as (9, 0, 5), which no eye
-sees and every measure of saturation counts in full. The encoder stays as it is, so latents and UNet do too.
+Latents from the UNet differ slightly from those of the encoder. Without this training the black of ink
+becomes (9, 0, 5), which is invisible but has the highest saturation in every measurement. The encoder is
+frozen, so that latents and UNet stay valid. The training is resumable and seeded by the number of the step,
+as `tools.train_vae`.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
+from typing import Any
 
 import torch
 
 from tools import emoji_art
-from tools.learner import Learner, parser_of
+from tools.learner import Learner, build_parser
 from tools.progress import join_processes, load_state
-from tools.train_vae import build_vae, crops, psnr, squared_error
+from tools.train_vae import build_vae, psnr, random_crops, squared_error
 
-WRONG = 0.2  # deviation of the latents' error; theirs is about 1
-BEYOND = 1.3  # black and white are asked for this far out, so that a small error leaves them pure
+LATENT_ERROR = 0.2  # largest deviation of the error; that of the latents is about 1
+OVERSHOOT = 1.3  # target for black and white, in place of 1: a small error of the latents leaves them pure
 
 
-def main() -> None:
-    parser = parser_of(__doc__, steps=150, muon_rate=1.5e-3, adam_rate=3e-4, save_every=50)
-    parser.add_argument("--batch", type=int, default=8, help="whole pictures a step, over all processes")
-    options = parser.parse_args()
-    rank, world = join_processes()
-    torch.set_flush_denormal(True)
-    art = emoji_art.load(options.work / "art")
-    pictures = torch.from_numpy(art.pictures[~art.held_out()])
+def train(images: torch.Tensor, options: argparse.Namespace, *, rank: int = 0, world: int = 1) -> Any:
+    """Trains the decoder of the autoencoder in `options.work`, or resumes; returns the autoencoder.
+
+    Args:
+        images: (n, 128, 128, 3) uint8.
+        options: of `build_parser`, and `batch`.
+    """
     vae = build_vae()
     load_state(options.work / "vae.pt", average=vae)
     vae = vae.to(memory_format=torch.channels_last)
@@ -38,29 +41,36 @@ def main() -> None:
     started = time.monotonic()
     for step in range(learner.first, options.steps):
         generator = torch.Generator().manual_seed(9_000_011 + step * world + rank)
-        batch = crops(pictures, options.batch // world, emoji_art.SIZE, generator).to(
-            memory_format=torch.channels_last
-        )
+        batch = random_crops(images, options.batch // world, emoji_art.SIZE, generator)
+        batch = batch.to(memory_format=torch.channels_last)
         with torch.no_grad():
             latents = vae.encode(batch).latent_dist.mean
-            latents = latents + WRONG * torch.rand(len(batch), 1, 1, 1, generator=generator) * torch.randn(
-                latents.shape, generator=generator
-            )
-        loss = squared_error(vae.decode(latents).sample, batch, beyond=BEYOND)
+            deviation = LATENT_ERROR * torch.rand(len(batch), 1, 1, 1, generator=generator)
+            latents = latents + deviation * torch.randn(latents.shape, generator=generator)
+        loss = squared_error(vae.decode(latents).sample, batch, OVERSHOOT)
         learner.step(step, loss)
-        if rank == 0 and (step + 1) % 10 == 0:
-            print(
-                f"step {step + 1}/{options.steps}  loss {loss.item():.4f}  {time.monotonic() - started:.0f} s",
-                flush=True,
-            )
-        if rank == 0:
-            learner.keep(step + 1)
+        if rank != 0:
+            continue
+        if (step + 1) % 10 == 0:
+            seconds = time.monotonic() - started
+            print(f"step {step + 1}/{options.steps}  loss {loss.item():.4f}  {seconds:.0f} s", flush=True)
+        learner.save_if_due(step + 1)
+    return vae
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = build_parser(__doc__, steps=150, muon_rate=1.5e-3, adam_rate=3e-4, save_every=50)
+    parser.add_argument("--batch", type=int, default=8, help="whole images in a step, over all processes")
+    options = parser.parse_args()
+    rank, world = join_processes()
+    torch.set_flush_denormal(True)
+    art = emoji_art.load(options.work / "art")
+    vae = train(torch.from_numpy(art.images[~art.held_out()]), options, rank=rank, world=world)
     if rank == 0:
-        ink = emoji_art.load(options.work / "art", (emoji_art.SAMPLE_SET,)).pictures[::16]
-        print(
-            f"PSNR held out {psnr(vae, art.pictures[art.held_out()][:96]):.2f} dB, ink {psnr(vae, ink):.2f} dB",
-            flush=True,
-        )
+        held_out = art.images[art.held_out()][:96]
+        ink = emoji_art.load(options.work / "art", (emoji_art.SAMPLE_SET,)).images[::16]
+        print(f"PSNR held out {psnr(vae, held_out):.2f} dB, ink {psnr(vae, ink):.2f} dB", flush=True)
 
 
 if __name__ == "__main__":

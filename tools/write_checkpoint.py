@@ -1,9 +1,10 @@
-"""Writes a single-file checkpoint of the original (Stability) layout: of a diffusers folder, or of SDXL's own shape at random.
+"""Writes a single-file checkpoint of the original layout, from a diffusers folder or with random weights.
 
-    python -m tools.write_checkpoint random.safetensors                           # true SDXL, random weights: 6.9 GB
-    python -m tools.write_checkpoint tiny.safetensors --of models/tiny-sdxl       # the bundled base as one file
+    python -m tools.write_checkpoint random.safetensors                        # SDXL, random weights: 6.9 GB
+    python -m tools.write_checkpoint tiny.safetensors --of models/tiny-sdxl    # the bundled base as one file
 
-Random weights draw noise, but they load, train and weigh what SDXL does. One tensor is in memory at a time.
+A model of random weights generates noise, but it loads, trains and takes memory as SDXL does. One tensor is
+in memory at a time.
 """
 
 from __future__ import annotations
@@ -36,26 +37,29 @@ def write(
     markers: Iterable[str] = (),
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """The chosen parts, and empty marker tensors such as `v_pred`."""
+    """Writes a checkpoint.
+
+    Args:
+        configs: folder of the base's configuration.
+        lookup: returns each weight.
+        markers: names of empty tensors such as `v_pred`, by which some models state their prediction type.
+    """
     weights = {part: _by_key(part, build(part, configs)) for part in parts}
     plan = {key: (part, pieces) for part, keys in weights.items() for key, pieces in keys.items()}
     shapes = {key: _shape(key, pieces) for key, (_, pieces) in plan.items()}
     extra: dict[str, torch.Tensor] = {marker: torch.zeros(0, dtype=dtype) for marker in markers}
-    if "text_encoder" in weights:  # two tensors that no part of diffusers has, as in Stability's own file
+    if "text_encoder" in weights:  # Stability's file has two tensors more than diffusers' modules
         extra[f"{TEXT_1}text_model.embeddings.position_ids"] = torch.arange(77)[None]
     if "text_encoder_2" in weights:
         extra[f"{TEXT_2}logit_scale"] = torch.tensor(4.6, dtype=dtype)
     header: dict[str, dict] = {"__metadata__": metadata} if metadata else {}
-    at, size = 0, dtype.itemsize
-    for key, shape in shapes.items():
-        end = at + size * torch.Size(shape).numel()
-        header[key], at = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [at, end]}, end
-    for key, tensor in extra.items():
-        end = at + tensor.numel() * tensor.element_size()
-        header[key], at = (
-            {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]},
-            end,
-        )
+    entries = {key: (dtype, torch.Size(shape)) for key, shape in shapes.items()}
+    entries |= {key: (tensor.dtype, tensor.shape) for key, tensor in extra.items()}
+    start = 0
+    for key, (kind, shape) in entries.items():
+        end = start + kind.itemsize * shape.numel()
+        header[key] = {"dtype": CODES[kind], "shape": list(shape), "data_offsets": [start, end]}
+        start = end
     text = json.dumps(header).encode()
     with replacing(path, sync=False) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
@@ -69,7 +73,7 @@ Piece = tuple[str, torch.Size, Source]
 
 
 def _by_key(part: str, model: torch.nn.Module) -> dict[str, list[Piece]]:
-    """Key of the file -> the parameters it is made of: one, or q, k and v."""
+    """Returns the parameters of each tensor of the file by its key: one, or q, k and v."""
     keys: dict[str, list[Piece]] = {}
     for name, tensor in model.state_dict().items():
         source = ldm_source(part, name)
@@ -96,7 +100,10 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def random_weights(seed: int) -> Lookup:
-    """Weights that keep what passes through them of like size: norms 1, biases 0, all else normal with deviation 1/sqrt(inputs)."""
+    """Returns random weights that preserve the scale of activations.
+
+    Norms are 1, biases 0, all others normal with deviation 1 / sqrt(inputs).
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def of(part: str, name: str, shape: torch.Size) -> torch.Tensor:
@@ -109,7 +116,7 @@ def random_weights(seed: int) -> Lookup:
 
 
 def folder_weights(folder: Path) -> Lookup:
-    """Weights of a diffusers folder."""
+    """Returns the weights of a diffusers folder; those of one part are in memory at a time."""
     weights = FolderWeights(folder)
     known: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -123,11 +130,12 @@ def folder_weights(folder: Path) -> Lookup:
 
 
 def main() -> None:
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--of", type=Path, help="a diffusers folder; without it, SDXL's own shape at random")
+    parser.add_argument("--of", type=Path, help="a diffusers folder; without it, SDXL with random weights")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     parser.add_argument("--marker", action="append", default=[], help="v_pred, ztsnr")
     parser.add_argument("--without-vae", action="store_true")

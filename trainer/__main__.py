@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from trainer import __version__
+from trainer import SOFTWARE
 from trainer.cli import base, dataset, lora
 from trainer.cli.info import device, print_settings
 from trainer.cli.preview import preview
@@ -45,7 +45,7 @@ app.add_typer(base.app, name="base")
 
 def _print_version(requested: bool) -> None:
     if requested:
-        typer.echo(f"impasto {__version__}")
+        typer.echo(SOFTWARE)
         raise typer.Exit
 
 
@@ -78,9 +78,8 @@ def main() -> int:
             raise
         print(f"impasto: {_message(error)}", file=sys.stderr)
         return 2 if _is_usage_error(error) else 1
-    return (
-        status if isinstance(status, int) else 0
-    )  # without standalone mode, typer returns the status of an Exit
+    # Without standalone mode, typer returns the status of an Exit.
+    return status if isinstance(status, int) else 0
 
 
 def _is_expected(error: BaseException) -> bool:
@@ -94,7 +93,7 @@ def _is_usage_error(error: BaseException) -> bool:
 
 
 def _message(error: BaseException) -> str:
-    """What happened and what to do, in one line."""
+    """Returns the message for an error, in one line: the problem and its remedy."""
     if isinstance(error, TrainerError):
         return str(error)
     if isinstance(error, typer.Abort | KeyboardInterrupt):

@@ -135,7 +135,7 @@ class Guard:
     ) -> None:
         """Checks ownership, replaces ids by private ones and calls the application. Raises RequestRejected."""
         if endpoint.ids:
-            scope = self._with_private_ids(scope, endpoint.ids, parameters, user)
+            scope = self._withprivate_ids(scope, endpoint.ids, parameters, user)
         if endpoint.kind == "file" and not self.studio.uploads.owns(user, parameters["file"]):
             raise RequestRejected(404, "refused.not_here")
         if "event_id" in parameters and self._events.get(parameters["event_id"]) != user:
@@ -160,7 +160,7 @@ class Guard:
         if is_cross_site or is_other_origin:
             raise RequestRejected(403, "refused.site")
 
-    def _private_id(self, user: str, name: str) -> str:
+    def private_id(self, user: str, name: str) -> str:
         """Returns an id that only this user's requests can contain.
 
         Gradio finds a browser's state and uploads by ids that the browser chooses, so whoever learns an id could use
@@ -169,16 +169,16 @@ class Guard:
         text = f"{user}\0{name}".encode(errors="replace")
         return hmac.new(self._secret, text, hashlib.sha256).hexdigest()[:32]
 
-    def _with_private_ids(
+    def _withprivate_ids(
         self, scope: Scope, ids: tuple[str, ...], parameters: dict[str, str], user: str
     ) -> Scope:
         """Replaces the ids in the query and at the end of the path."""
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        query = [(key, self._private_id(user, value) if key in ids else value) for key, value in query]
+        query = [(key, self.private_id(user, value) if key in ids else value) for key, value in query]
         scope = {**scope, "query_string": urlencode(query).encode()}
         for key in set(ids) & set(parameters):
             prefix = scope["path"].removesuffix(parameters[key])
-            scope["path"] = prefix + self._private_id(user, parameters[key])
+            scope["path"] = prefix + self.private_id(user, parameters[key])
             scope["raw_path"] = scope["path"].encode()
         return scope
 
@@ -191,7 +191,7 @@ class Guard:
         if not isinstance(call, dict):
             raise RequestRejected(400, "refused.bad_request")
         if isinstance(call.get("session_hash"), str):
-            call["session_hash"] = self._private_id(user, call["session_hash"])
+            call["session_hash"] = self.private_id(user, call["session_hash"])
         if call.get("event_id") is not None and self._events.get(str(call["event_id"])) != user:
             raise RequestRejected(404, "refused.not_here")
         return json.dumps(call).encode()

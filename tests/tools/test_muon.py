@@ -1,17 +1,21 @@
+"""Muon against the singular value decomposition, and the error of the autoencoder's training."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import nn
 
-from tools.muon import Muon, orthogonal, split
+from tools.muon import Muon, orthogonalise, split
 from tools.train_vae import squared_error
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (48, 200), (200, 48)])
-def test_an_orthogonal_move_has_singular_values_near_one_and_the_same_directions(shape: tuple[int, int]):
+def test_an_orthogonalised_matrix_has_singular_values_near_one_and_the_same_directions(
+    shape: tuple[int, int],
+):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    moved = orthogonal(matrix)
+    moved = orthogonalise(matrix)
     values = torch.linalg.svdvals(moved)
     assert float(values.min()) > 0.5
     assert float(values.max()) < 1.3
@@ -19,7 +23,7 @@ def test_an_orthogonal_move_has_singular_values_near_one_and_the_same_directions
     assert float((left.T @ moved @ right.T).diagonal().min()) > 0.5
 
 
-def test_muon_moves_matrices_and_convolutions_and_leaves_the_rest_to_adamw():
+def test_muon_updates_matrices_and_convolutions_and_no_other_parameters():
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 32, 3), nn.GroupNorm(4, 32), nn.Flatten(), nn.Linear(32 * 4, 32), nn.Embedding(4, 32)
@@ -33,11 +37,11 @@ def test_muon_moves_matrices_and_convolutions_and_leaves_the_rest_to_adamw():
     Muon(matrices, lr=1e-2).step()
     for old, new in zip(before, matrices, strict=True):
         size = float((new.detach() - old).square().mean().sqrt())
-        assert 0.5 < size / (0.2 * 1e-2) < 1.5  # the root mean square of a step that the docstring promises
+        assert 0.5 < size / (0.2 * 1e-2) < 1.5  # root mean square of a step, as in the docstring
 
 
-def test_black_and_white_are_free_beyond_the_range_and_nothing_else_is():
-    picture = torch.tensor([-1.0, 1.0, 0.0])
-    assert float(squared_error(torch.tensor([-1.4, 1.2, 0.0]), picture)) == 0
-    assert float(squared_error(torch.tensor([-0.98, 1.0, 0.0]), picture)) > 0
-    assert float(squared_error(torch.tensor([-1.4, 1.2, 0.1]), picture)) > 0
+def test_only_black_and_white_have_no_error_beyond_the_range():
+    image = torch.tensor([-1.0, 1.0, 0.0])
+    assert float(squared_error(torch.tensor([-1.4, 1.2, 0.0]), image)) == 0
+    assert float(squared_error(torch.tensor([-0.98, 1.0, 0.0]), image)) > 0
+    assert float(squared_error(torch.tensor([-1.4, 1.2, 0.1]), image)) > 0

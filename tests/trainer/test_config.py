@@ -37,10 +37,10 @@ def options_of(command: Any, path: str = "") -> dict[str, list[str]]:
     if subcommands is None:
         options = (option for option in command.params if type(option).__name__ == "TyperOption")
         return {path: [flag for option in options for flag in (*option.opts, *option.secondary_opts)]}
-    found: dict[str, list[str]] = {}
+    by_command: dict[str, list[str]] = {}
     for name, subcommand in subcommands.items():
-        found |= options_of(subcommand, f"{path} {name}".strip())
-    return found
+        by_command |= options_of(subcommand, f"{path} {name}".strip())
+    return by_command
 
 
 def values_accepted_by(recorded: dict[str, Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The work of a training step, counted and not timed, so that no fast or busy machine hides a regression."""
+"""Work of a training step, counted rather than timed, so that the speed of the machine has no influence."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ def launched() -> Counter[str]:
     return launches_of_step(ONE, SDXL)[1]
 
 
-def test_a_step_of_true_sdxl_is_few_operations(launched: Counter[str]):
+def test_a_step_of_sdxl_launches_few_operations(launched: Counter[str]):
     """PEFT with autocast launches 13,222, PEFT alone 9,022 (counted the same way)."""
     assert launched.total() <= 6100
 
 
-def test_precision_costs_no_operation_a_layer(launched: Counter[str]):
-    """Masters are fp32 and the base bf16: one copy of all masters, one sum of all gradients."""
+def test_casts_between_precisions_are_shared_by_all_layers(launched: Counter[str]):
+    """Master weights are fp32 and the base bf16: one cast of all weights, one of all gradients."""
     assert launched["_to_copy"] + launched["copy_"] + launched["zero_"] < 12
 
 
-def test_nothing_is_divided_by_one(launched: Counter[str]):
+def test_divisions_by_one_are_left_out(launched: Counter[str]):
     """diffusers divides by an output factor of 1 in every attention."""
     assert launched["div"] < 40
 
 
-def test_learning_costs_little_more_than_two_forward_passes():
-    """Against the frozen UNet's own forward pass; full fine-tuning would be 2.99."""
+def test_a_step_costs_little_more_than_two_forward_passes():
+    """The unit is the forward pass of the frozen UNet; full fine-tuning would cost 2.99."""
     forward, step = flops_of_step(ONE, SDXL)
     assert step <= 2.10 * forward
 
 
 @pytest.mark.parametrize(("level", "most"), [("none", 4.5), ("all", 0.5)])
-def test_true_sdxl_keeps_no_more_than_its_floor(level: str, most: float):
+def test_activations_of_sdxl_stay_below_their_limit(level: str, most: float):
     """Peak activation bytes of a step at 1024 px, batch 1, bf16, with its backward pass."""
     assert trace_step(ONE, SDXL, level).passing <= most * GIB
 
 
-class Waits(TorchDispatchMode):
-    """Counts what makes the host wait for the device: numbers read from tensors."""
+class SynchronizationCounter(TorchDispatchMode):
+    """Counts numbers that are read from tensors: each read makes the host wait for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,8 +71,8 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.usefixtures("shared_cache")
-def test_the_loop_waits_for_the_device_only_to_tell_steps(tmp_path: Path, monkeypatch):
-    """Steps are told together when told seldom; between, nothing is read."""
+def test_the_loop_waits_for_the_device_only_to_report_steps(tmp_path: Path, monkeypatch):
+    """The metrics of several steps are read together, and nothing is read in between."""
     values = {
         **preset_values("style", 24),
         "network": "lora",
@@ -84,20 +84,20 @@ def test_the_loop_waits_for_the_device_only_to_tell_steps(tmp_path: Path, monkey
         "rank": 2,
         "sample_prompts": ("a star --w 64 --h 64 --s 1",),
     }
-    made = run.create(tmp_path / "run", config_from({**values, "checkpoint_every": 100}), scan(INK))
+    new_run = run.create(tmp_path / "run", config_from({**values, "checkpoint_every": 100}), scan(INK))
     monkeypatch.setattr("trainer.training.metrics.DeferredMetrics.is_due", property(lambda self: False))
-    seen: list[int] = []
-    waits = Waits()
-    begin = torch.optim.AdamW.step
+    counts: list[int] = []
+    reads = SynchronizationCounter()
+    original = torch.optim.AdamW.step
 
     def step(self, *args, **kwargs):
-        seen.append(waits.count)
-        return begin(self, *args, **kwargs)
+        counts.append(reads.count)
+        return original(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    with waits:
-        assert train(made, MODELS) == "finished"
-    assert len(seen) == 3
-    assert seen[0] == seen[2], seen
-    told = [event["step"] for event in events.read(made.events)[0] if event["kind"] == "step"]
-    assert told == [1, 2, 3]
+    with reads:
+        assert train(new_run, MODELS) == "finished"
+    assert len(counts) == 3
+    assert counts[0] == counts[2], counts
+    reported = [event["step"] for event in events.read(new_run.events)[0] if event["kind"] == "step"]
+    assert reported == [1, 2, 3]

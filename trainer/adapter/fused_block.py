@@ -169,11 +169,11 @@ class _SelfAttentionIn(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:  # pyright: ignore
         x_TC, mean, rstd, normed_TC = ctx.saved_tensors
         # The first block's x comes from frozen layers that are not adapted, so its gradient is never used.
         dtype = x_TC.dtype if ctx.needs_input_grad[0] else None
-        rows = [_rows(gradient) for gradient in gradients]
+        rows = [_rows(gradient) for gradient in grad_outputs]
         stream = ctx.block.own.backward(normed_TC, rows, ctx.strength, dtype=dtype)
         if stream is not None:
             stream = _norm_backward(ctx.block.norms[0], stream, x_TC, mean, rstd).view(ctx.shape)
@@ -210,7 +210,8 @@ class _CrossAttentionIn(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, stream: torch.Tensor, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:  # pyright: ignore
+        stream, *gradients = grad_outputs
         a_TC, mean, rstd, attended_TC, normed_TC, text_TC = ctx.saved_tensors
         block, strength, (to_attended, to_x, to_text, *_) = ctx.block, ctx.strength, ctx.needs_input_grad
         query, key, value = (_rows(gradient) for gradient in gradients)
@@ -261,7 +262,8 @@ class _FeedForward(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, stream: torch.Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:  # pyright: ignore
+        (stream,) = grad_outputs
         b_TC, mean, rstd, attended_TC, normed_TC, wide = ctx.saved_tensors
         block, strength, (to_attended, to_a, *_) = ctx.block, ctx.strength, ctx.needs_input_grad
         stream = stream.reshape(b_TC.shape)

@@ -256,10 +256,10 @@ class _GroupFunction(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:  # pyright: ignore
         (x_TI,) = ctx.saved_tensors
         dtype = x_TI.dtype if ctx.needs_input_grad[0] else None
-        return ctx.group.backward(x_TI, outputs, ctx.strength, dtype=dtype), None, None, None
+        return ctx.group.backward(x_TI, grad_outputs, ctx.strength, dtype=dtype), None, None, None
 
 
 def working_dtype(base: Any) -> torch.dtype:

@@ -192,7 +192,7 @@ def resize(
     """
     from trainer.lora_file.edit.resize import resize as resized
 
-    _print_kept(
+    _print_extracted(
         out, resized(file, out, rank=rank, energy=energy, dtype=_dtype(precision), overwrite=overwrite)
     )
     _print_notices(file)
@@ -226,10 +226,10 @@ def extract(
         def show(layer: ResizedLayer) -> None:
             status.update(f"{layer.part}.{layer.path}: {layer.share:.0%} of the difference kept")
 
-        kept = extracted(
+        layers = extracted(
             *paths, out, rank=rank, text_encoders=text_encoders, overwrite=overwrite, report=show
         )
-    _print_kept(out, kept)
+    _print_extracted(out, layers)
 
 
 @app.command()
@@ -283,13 +283,13 @@ def _print_notices(*files: Path) -> None:
             typer.echo(notice, err=True)
 
 
-def _print_kept(out: Path, kept: list[ResizedLayer]) -> None:
+def _print_extracted(out: Path, layers: list[ResizedLayer]) -> None:
     """Prints how much of each part of the model a new file keeps."""
     from trainer.lora_file.modules import PART_LABELS
 
-    typer.echo(f"{out}: {len(kept)} modules")
+    typer.echo(f"{out}: {len(layers)} modules")
     for part, label in PART_LABELS.items():
-        of_part = [module for module in kept if module.part == part]
+        of_part = [module for module in layers if module.part == part]
         if of_part:
             mean_share = sum(module.share for module in of_part) / len(of_part)
             worst = min(of_part, key=lambda module: module.share)

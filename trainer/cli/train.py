@@ -96,7 +96,7 @@ def resume(
     models: ModelsOption = MODELS,
     commands_offset: Annotated[
         int | None,
-        # --heard is the name in queues that earlier versions wrote to disk.
+        # The second name occurs in queues that earlier versions wrote to disk.
         typer.Option(
             "--commands-offset",
             "--heard",

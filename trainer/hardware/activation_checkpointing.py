@@ -9,6 +9,7 @@ all            every block is recomputed
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from diffusers.models.attention import FeedForward
 from torch import nn
@@ -39,7 +40,8 @@ def enable_activation_checkpointing(unet: UNet, level: str) -> None:
     if level == "deep":
         deep = [unet.down_blocks[-1], unet.mid_block, unet.up_blocks[0]]
         inside = {id(module) for block in deep for module in block.modules()}
-        for module in unet.modules():
+        modules: list[Any] = list(unet.modules())
+        for module in modules:
             if hasattr(module, "gradient_checkpointing") and id(module) not in inside:
                 module.gradient_checkpointing = False
     if level in ("feed-forward", "deep"):

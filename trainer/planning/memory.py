@@ -26,7 +26,7 @@ from trainer.lora_file.module_names import kohya_name
 from trainer.lora_file.tensor_names import suffix_of
 from trainer.planning.tracer import META, MetaMemoryTracer, counting_fused_attention
 from trainer.sdxl.latents import decoding_tile, encoding_tile, set_tile, vae_scale_factor
-from trainer.sdxl.protocols import Module, TextEncoder, UNet
+from trainer.sdxl.protocols import HasWeights, Module, TextEncoder, UNet
 from trainer.sdxl.quantised import quantisable_paths
 from trainer.sdxl.weights import build
 
@@ -94,7 +94,7 @@ def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def weight_bytes(model: Module) -> int:
+def weight_bytes(model: HasWeights) -> int:
     """Returns the bytes of a model's weights and buffers."""
     return tensor_bytes((*model.parameters(), *model.buffers()))
 

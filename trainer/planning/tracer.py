@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from trainer.sdxl.protocols import Module
+from trainer.sdxl.protocols import HasWeights
 
 META = torch.device("meta")
 
@@ -40,7 +40,7 @@ class MetaMemoryTracer(TorchDispatchMode):
         models: their weights are not counted.
     """
 
-    def __init__(self, *models: Module) -> None:
+    def __init__(self, *models: HasWeights) -> None:
         super().__init__()
         self.now = self.peak = 0
         self.calls = 0

@@ -19,7 +19,19 @@ import torch
 from torch import nn
 
 
-class Module(Protocol):
+class HasWeights(Protocol):
+    """A model whose memory can be counted."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Iterates over all weights."""
+        ...
+
+    def buffers(self) -> Iterator[torch.Tensor]:
+        """Iterates over all buffers."""
+        ...
+
+
+class Module(HasWeights, Protocol):
     """The members of `torch.nn.Module` that are used on a whole model.
 
     Functions that work on any model (the adapter, the memory estimate) take this, so that a `UNet` can be
@@ -38,14 +50,6 @@ class Module(Protocol):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Sets whether the weights collect gradients."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Iterates over all weights."""
-        ...
-
-    def buffers(self) -> Iterator[torch.Tensor]:
-        """Iterates over all buffers."""
         ...
 
     def modules(self) -> Iterator[nn.Module]:
@@ -137,7 +141,7 @@ class UNet(Module, Protocol):
         ...
 
 
-class Vae(Protocol):
+class Vae(HasWeights, Protocol):
     """SDXL's VAE, as `diffusers.AutoencoderKL`."""
 
     use_tiling: bool

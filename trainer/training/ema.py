@@ -27,7 +27,7 @@ class EmaWeights:
 
     @property
     def is_on(self) -> bool:
-        """Whether the averaged weights differ from the trained ones."""
+        """True if the averaged weights differ from the trained ones."""
         return self.ema is not None or self.optimizer is not None
 
     def step(self) -> None:

@@ -69,7 +69,7 @@ class DeferredMetrics:
 
     @property
     def is_due(self) -> bool:
-        """Whether numbers should be read now; on a CPU always, since each step is already computed there."""
+        """True if numbers should be read now; always on a CPU, where each step is already computed."""
         return self.device.type == "cpu" or time.monotonic() - self._last_read > SECONDS
 
     def read(self) -> list[StepMetrics]:

@@ -1,4 +1,4 @@
-"""Optimizers by name, each from its own library, and the learning rate's schedules."""
+"""The optimizers, each from its own library, and the schedules of the learning rate."""
 
 from __future__ import annotations
 

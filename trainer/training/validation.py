@@ -51,7 +51,7 @@ class Validation:
 
     @property
     def is_on(self) -> bool:
-        """Whether the run has validation images."""
+        """True if the run has validation images."""
         return bool(self.dataset.items)
 
     def is_due(self, step: int) -> bool:

@@ -3,7 +3,7 @@
 Its directory has the protocol of a run, one JSON object in a line:
 
     commands.jsonl   {"kind": "plan", "id": "1", "folder": "/pictures", "settings": {"steps": 500}}
-    events.jsonl     {"kind": "planned", "id": "1", "seconds": 840.5, "peak": 62e8, "budget": 8e9, "file": 4e7}
+    events.jsonl     {"kind": "planned", "id": "1", "seconds": 840, "peak": 62e8, "budget": 8e9, "file": 4e7}
                      {"kind": "refused", "id": "1", "message": "", "cause": "memory", "remedy": {"batch": 2}}
 
 If several requests for one folder wait, only the newest gets an estimate: each replaces the earlier ones.

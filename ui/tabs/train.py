@@ -335,7 +335,7 @@ def _settings_form(page: PageContext) -> SettingsForm:
 def _main_fields(page: PageContext) -> dict[str, Component]:
     """Returns name -> field. Loading a project enables the fields: it replaces text that is typed before."""
     label, bases = page.label, page.studio.initial.runs.bases()
-    disabled = {"interactive": False}
+    disabled: dict[str, Any] = {"interactive": False}
     with gr.Row():
         presets = [(label(f"train.{preset}"), preset) for preset in PRESET_NAMES]
         preset = gr.Radio(presets, value="style", label=label("train.preset"), elem_id="preset", **disabled)

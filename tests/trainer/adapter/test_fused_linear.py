@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.conftest import MODELS
-from tests.trainer.adapter.test_lora import CPU, adapted, predict, randomise
+from tests.trainer.adapter.test_lora import CPU, adapted, gradient_of, layers_of, predict, randomise
 from trainer.adapter.lora import Adapter, LayerSpec, LoraLinear
 from trainer.adapter.targets import layer_specs, linear_paths, parameter_groups
 from trainer.config import TrainConfig
@@ -41,7 +41,7 @@ def plain_gradients(adapter: Adapter, unet: nn.Module) -> dict[str, torch.Tensor
         return layer.base(x) + torch.nn.functional.linear(x, low)
 
     weights = dict(adapter.master_weights())
-    for _, _, layer in adapter.walk():
+    for layer in layers_of(adapter):
         layer.forward = partial(formula, layer)
         layer.network = "plain"  # so that attention calls the layer itself
     try:
@@ -78,7 +78,7 @@ def test_gradients_of_grouped_layers_equal_the_plain_formula(base, choice: str):
     for flat in adapter.flat_vectors:  # the optimizer and the layers share the gradients
         assert flat.value.grad is not None
         assert all(
-            p.grad.untyped_storage().data_ptr() == flat.value.grad.untyped_storage().data_ptr()
+            gradient_of(p).untyped_storage().data_ptr() == flat.value.grad.untyped_storage().data_ptr()
             for p in members_of(flat)
         )
 
@@ -90,12 +90,12 @@ def members_of(flat) -> list[nn.Parameter]:
 def test_gradients_accumulate_over_batches_until_they_are_zeroed(base):
     adapter, unet = learned(base, include_layers=("*mid_block*",))
     predict(unet).square().mean().backward()
-    once = [vector.grad.clone() for vector in adapter.vectors()]
+    once = [gradient_of(vector).clone() for vector in adapter.vectors()]
     predict(unet).square().mean().backward()
     for vector, before in zip(adapter.vectors(), once, strict=True):
         torch.testing.assert_close(vector.grad, 2 * before)
     adapter.zero_grad()
-    assert not any(bool(parameter.grad.any()) for parameter in adapter.parameters())
+    assert not any(bool(gradient_of(parameter).any()) for parameter in adapter.parameters())
 
 
 def test_layers_of_different_ranks_in_one_attention_are_one_group(base):
@@ -126,19 +126,21 @@ def test_gradients_of_a_bf16_base_are_fp32(base):
     attention = unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1")
     attention(x).float().square().mean().backward()
     (vector,) = adapter.vectors()
-    assert vector.grad.dtype == torch.float32
-    assert bool(vector.grad.any())
+    gradient = gradient_of(vector)
+    assert gradient.dtype == torch.float32
+    assert bool(gradient.any())
     exact, plain = learned(base, include_layers=("*mid_block*",))
     plain.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1")(
         x.float()
     ).square().mean().backward()
-    assert float((vector.grad - exact.vectors()[0].grad).norm() / vector.grad.norm()) < 0.03
+    difference = gradient - gradient_of(exact.vectors()[0])
+    assert float(difference.norm() / gradient.norm()) < 0.03
 
 
 @pytest.mark.parametrize("through_data", [False, True])
 def test_a_bf16_base_uses_changed_master_weights(base, through_data: bool):
     adapter, _ = learned(base, torch.bfloat16, include_layers=("*mid_block*",))
-    layer = next(layer for _, _, layer in adapter.walk())
+    layer = layers_of(adapter)[0]
     x = torch.randn(1, 2, layer.base.in_features, dtype=torch.bfloat16)
     with torch.inference_mode():
         before = layer(x)

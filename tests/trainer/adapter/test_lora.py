@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from typing import Any
 
 import pytest
 import torch
@@ -47,10 +48,21 @@ def adapted(unet, rank: int = 4, alpha: float = 8.0) -> Adapter:
     return adapter
 
 
+def layers_of(adapter: Adapter) -> list[Any]:
+    """Returns all layers, in order of name."""
+    return [layer for _, _, layer in adapter.walk()]
+
+
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient of a parameter, which must have one."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def randomise(adapter: Adapter) -> None:
     draw = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for _, _, layer in adapter.walk():
+        for layer in layers_of(adapter):
             layer.up.copy_(0.05 * torch.randn(layer.up.shape, generator=draw))
 
 
@@ -145,7 +157,7 @@ def test_training_does_not_change_the_base(base):
 def test_a_bf16_base_has_fp32_master_weights_and_gradients(base):
     unet = base.unet(CPU, torch.bfloat16)
     adapter = adapted(unet)
-    linear = next(layer for _, _, layer in adapter.walk())
+    linear = layers_of(adapter)[0]
     linear(torch.randn(2, 3, linear.base.in_features, dtype=torch.bfloat16)).sum().backward()
     assert linear.up.dtype == torch.float32
     assert linear.up.grad.dtype == torch.float32
@@ -323,7 +335,7 @@ def test_norms_are_limited_as_in_kohya(base):
     adapter = adapted(base.unet(CPU, torch.float32), alpha=3.0)
     randomise(adapter)
     before = {
-        path: (layer.product().detach().clone(), layer.down.detach().clone())
+        path: (layer.product().detach().clone(), layer.tensors()["down"].detach().clone())
         for _, path, layer in adapter.walk()
     }
     limit = sorted(float(product.norm()) for product, _ in before.values())[len(before) // 2]
@@ -353,7 +365,7 @@ def test_norms_of_every_network_are_limited(base, network: str):
     )
 
 
-def dropped(base, kind: str = "lora", **shares) -> tuple[Adapter, nn.Module]:
+def dropped(base, kind: str = "lora", **shares) -> tuple[Adapter, Any]:
     unet, adapter = base.unet(CPU, torch.float32), Adapter(Dropout(**shares))
     adapter.attach("unet", unet, sizes_of(unet, network=kind, rank=4, alpha=8.0))
     adapter.init_weights(1)
@@ -426,7 +438,7 @@ def test_module_dropout_drops_about_its_share_of_the_layers(base):
     adapter, _ = dropped(base, module=0.3)
     adapter.dropout.batch_seed = 3
     silent = 0
-    for _, _, layer in adapter.walk():
+    for layer in layers_of(adapter):
         x = torch.ones(1, 2, layer.base.in_features)
         silent += torch.equal(layer(x), layer.base(x))
     assert 0.15 < silent / len(adapter.layers["unet"]) < 0.45

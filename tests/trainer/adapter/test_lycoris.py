@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ class Holder(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer: Any = layer
 
 
 def randomised(adapter: Adapter) -> Adapter:
@@ -75,7 +76,7 @@ def alone(
     alpha: float = 6.0,
     factor: int = 4,
     dtype: torch.dtype = torch.float32,
-):
+) -> tuple[Adapter, Any, torch.Tensor]:
     """Returns (adapter, its only layer, an input) for a base layer of a kind."""
     torch.manual_seed(1)
     holder, adapter = Holder(BASES[kind]().to(dtype)), Adapter()
@@ -87,7 +88,7 @@ def alone(
     return randomised(adapter), holder.layer, x.to(dtype)
 
 
-def lycoris_module(network: str, layer, **more) -> nn.Module:
+def lycoris_module(network: str, layer, **more) -> Any:
     expected = (
         {"weight_decompose": True, "wd_on_out": False}
         if network == "dora"
@@ -254,7 +255,7 @@ def test_lycoris_reads_the_file_with_the_same_effect(base, network: str):
         kind = {"locon": LoConModule, "loha": LohaModule, "lokr": LokrModule}[network]
         weights = kind.extract_state_dict(tensors, name)
         with torch.no_grad():
-            theirs = make_module(kind, weights, name, copy.deepcopy(layer.base))
+            theirs: Any = make_module(kind, weights, name, copy.deepcopy(layer.base))
             x = torch.randn(
                 2,
                 *(
@@ -275,7 +276,7 @@ def _kohya(path: str) -> str:
 @pytest.mark.parametrize("network", ["lora", "loha", "lokr"])
 def test_a_tucker_convolution_has_the_effect_that_it_has_in_lycoris(network: str, tmp_path: Path):
     torch.manual_seed(2)
-    unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)
+    unet: Any = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)
     path = "mid_block.resnets.0.conv1"
     theirs = THEIRS[network]("m", copy.deepcopy(unet.get_submodule(path)), 1.0, 4, 2.0, use_tucker=True)
     for parameter in theirs.parameters():
@@ -293,10 +294,10 @@ def test_a_tucker_convolution_has_the_effect_that_it_has_in_lycoris(network: str
 
 @pytest.mark.parametrize("end", [".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".dora_scale"])
 def test_a_dora_along_the_axis_of_peft_has_the_effect_that_it_has_in_peft(end: str, tmp_path: Path):
-    unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)
+    unet: Any = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)
     theirs, path = copy.deepcopy(unet), "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     inject_adapter_in_model(LoraConfig(r=4, lora_alpha=4, target_modules=[path], use_dora=True), theirs)
-    module = theirs.get_submodule(path)
+    module: Any = theirs.get_submodule(path)
     with torch.no_grad():
         module.lora_B["default"].weight.normal_(std=0.3)
         module.lora_magnitude_vector["default"].weight.mul_(1.3)
@@ -307,7 +308,7 @@ def test_a_dora_along_the_axis_of_peft_has_the_effect_that_it_has_in_peft(end: s
         f"unet.{path}{end}": magnitudes[:, None] if end == ".dora_scale" else magnitudes,
     }
     save_file(tensors, tmp_path / "d.safetensors")
-    ours = attach_lora(tmp_path / "d.safetensors", {"unet": unet}).layers["unet"][path]
+    ours: Any = attach_lora(tmp_path / "d.safetensors", {"unet": unet}).layers["unet"][path]
     x = torch.randn(2, 7, ours.base.in_features)
     torch.testing.assert_close(ours(x), module(x), rtol=1e-4, atol=1e-5)
 
@@ -338,7 +339,7 @@ def test_diffusers_reads_convolutions_and_mixed_ranks_with_the_same_effect(base,
         {"ss_base_model_version": "sdxl_base_v1-0"},
         format=format,
     )
-    pipe = StableDiffusionXLPipeline.from_pretrained(
+    pipe: Any = StableDiffusionXLPipeline.from_pretrained(
         MODELS / "tiny-sdxl", torch_dtype=torch.float32, local_files_only=True
     )
     pipe.load_lora_weights(tmp_path / "a.safetensors")

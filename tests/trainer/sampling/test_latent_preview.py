@@ -1,4 +1,4 @@
-"""Rough pictures of what is being drawn."""
+"""Rough images of latents, shown while an image is generated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def warm() -> WarmBase:
     return WarmBase(open_base("tiny-sdxl", MODELS), "fp32")
 
 
-def test_a_rough_picture_has_the_colours_that_the_decoder_gives(warm: WarmBase):
+def test_a_rough_image_has_the_colours_of_the_decoded_image(warm: WarmBase):
     art = Image.new("RGB", (128, 128), "white")
     pen = ImageDraw.Draw(art)
     pen.ellipse((16, 16, 80, 80), fill="#d0302a")
@@ -31,27 +31,27 @@ def test_a_rough_picture_has_the_colours_that_the_decoder_gives(warm: WarmBase):
     decoded = decode_images(warm.vae, latents)[0]
     assert rough.size == decoded.size
 
-    def coarse(picture: Image.Image) -> torch.Tensor:
-        return to_pixels(picture.resize((16, 16), Image.Resampling.BOX)).flatten()
+    def coarse(image: Image.Image) -> torch.Tensor:
+        return to_pixels(image.resize((16, 16), Image.Resampling.BOX)).flatten()
 
     assert torch.corrcoef(torch.stack([coarse(rough), coarse(decoded)]))[0, 1] > 0.85
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
-def test_whoever_follows_a_drawing_sees_it_come(warm: WarmBase, tmp_path: Path, sampler: str):
-    seen = []
+def test_rough_images_are_written_during_sampling_and_change_no_result(
+    warm: WarmBase, tmp_path: Path, sampler: str
+):
+    frame_sizes = []
 
-    def look(done: int, total: int) -> None:
+    def read_frame(done: int, total: int) -> None:
         if (tmp_path / FRAME).is_file():
-            seen.append(Image.open(tmp_path / FRAME).size)
+            frame_sizes.append(Image.open(tmp_path / FRAME).size)
 
-    request = SamplingConfig(prompts=("a cat", "a house"), strengths=(0.0, 1.0), steps=2, sampler=sampler)
-    drawn = generate_and_save(warm, [], request, tmp_path, look)
-    assert seen
-    assert seen[0] == (2 * 128, 2 * 128)
+    config = SamplingConfig(prompts=("a cat", "a house"), strengths=(0.0, 1.0), steps=2, sampler=sampler)
+    watched = generate_and_save(warm, [], config, tmp_path, read_frame)
+    assert frame_sizes
+    assert frame_sizes[0] == (2 * 128, 2 * 128)
     assert not (tmp_path / FRAME).exists()
-    assert len(drawn) == 5
-    quiet = generate_and_save(warm, [], request, tmp_path / "quiet")
-    assert [path.read_bytes() for path in quiet] == [
-        path.read_bytes() for path in drawn
-    ]  # to look changes nothing
+    assert len(watched) == 5
+    unwatched = generate_and_save(warm, [], config, tmp_path / "unwatched")
+    assert [path.read_bytes() for path in unwatched] == [path.read_bytes() for path in watched]

@@ -1,4 +1,4 @@
-"""A preview samples as the file was trained, where training overrode what the base says of itself."""
+"""A preview uses the prediction type of the file's training, which may differ from that of the base."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMED = {"ss_sd_model_name": "tiny-sdxl"}
 
 
 @pytest.mark.parametrize(
-    ("facts", "prediction"),
+    ("metadata", "prediction"),
     [
         ([], BASE.prediction_type),
         ([{}], BASE.prediction_type),
@@ -53,11 +53,11 @@ NAMED = {"ss_sd_model_name": "tiny-sdxl"}
         ([{"modelspec.prediction_type": "nonsense"}], BASE.prediction_type),
     ],
 )
-def test_files_trained_on_this_base_decide_and_others_leave_it(facts, prediction):
-    assert scheduler_of_lora_files(facts, BASE).config["prediction_type"] == prediction
+def test_only_files_trained_on_this_base_change_the_prediction_type(metadata, prediction):
+    assert scheduler_of_lora_files(metadata, BASE).config["prediction_type"] == prediction
 
 
-def test_zero_terminal_snr_is_sampled_as_it_was_trained():
+def test_a_preview_uses_the_terminal_snr_of_the_training():
     config = TrainConfig(prediction_type="v_prediction", zero_terminal_snr="on")
     trained = training_scheduler(config, BASE)
     shown = scheduler_of_lora_files(
@@ -67,7 +67,7 @@ def test_zero_terminal_snr_is_sampled_as_it_was_trained():
     assert torch.equal(shown.alphas_cumprod, trained.alphas_cumprod)
 
 
-def test_a_preview_draws_what_the_trainings_own_strip_draws(tmp_path: Path):
+def test_a_preview_equals_the_image_of_the_training_itself(tmp_path: Path):
     warm = WarmBase(BASE)
     adapter = attach_to_meta(TrainConfig(rank=2), {"unet": warm.unet})
     adapter.init_weights(0)
@@ -83,6 +83,6 @@ def test_a_preview_draws_what_the_trainings_own_strip_draws(tmp_path: Path):
         return sampler.generate(request, sampler.prompt_encoder(texts, texts.__getitem__))[0].image
 
     expected, other = generated(OTHER), generated(BASE.prediction_type)
-    # The adapter's B is zero: it draws the base's own picture.
+    # The adapter's B is zero, so the image is that of the base.
     assert np.abs(np.asarray(shown.image, float) - np.asarray(expected, float)).max() <= 1
     assert np.abs(np.asarray(shown.image, float) - np.asarray(other, float)).mean() > 1

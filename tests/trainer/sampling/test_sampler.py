@@ -1,3 +1,5 @@
+"""Previews of LoRA files: files on disk, strengths, the base kept in memory, and errors."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -24,8 +26,8 @@ PROMPTS = ("a cat", "a house")
 
 
 @pytest.fixture(scope="module")
-def drawn(ink_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("drawn")
+def previews(ink_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("previews")
     trainer(
         "preview",
         ink_run / "ink.safetensors",
@@ -45,20 +47,20 @@ def drawn(ink_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_one_picture_a_prompt_and_strength_and_a_strip(drawn: Path):
+def test_a_preview_writes_one_image_for_each_prompt_and_strength_and_a_strip(previews: Path):
     expected = {f"p{p:02d}_s{s:.2f}.png" for p in (0, 1) for s in (0, 0.25, 1)} | {"strip.png"}
-    assert {path.name for path in drawn.iterdir()} == expected
-    assert Image.open(drawn / "p00_s0.00.png").size == (128, 128)
+    assert {path.name for path in previews.iterdir()} == expected
+    assert Image.open(previews / "p00_s0.00.png").size == (128, 128)
 
 
-def test_pictures_carry_their_parameters_as_a1111_writes_them(drawn: Path):
-    told = Image.open(drawn / "p01_s0.25.png").info["parameters"]
-    assert told.startswith(
+def test_images_contain_their_parameters_in_the_format_of_a1111(previews: Path):
+    parameters = Image.open(previews / "p01_s0.25.png").info["parameters"]
+    assert parameters.startswith(
         "a house <lora:ink:0.25>\nSteps: 4, Sampler: Euler, CFG scale: 5, Seed: 8, Size: 128x128"
     )
 
 
-def test_strength_zero_is_the_base_models_own_picture(ink_run: Path):
+def test_strength_zero_gives_the_image_of_the_base(ink_run: Path):
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
     request = SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), seed=7, steps=4)
     with_adapter = warm.generate(ink_run / "ink.safetensors", request)
@@ -68,12 +70,12 @@ def test_strength_zero_is_the_base_models_own_picture(ink_run: Path):
     assert not np.array_equal(np.asarray(with_adapter[1].image), np.asarray(alone[1].image))
 
 
-def test_a_strip_is_one_pass_for_all_strengths(ink_run: Path, monkeypatch):
+def test_all_strengths_of_a_prompt_share_a_forward_pass(ink_run: Path, monkeypatch):
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
     rows = []
-    ask = warm.unet.forward
+    forward = warm.unet.forward
     monkeypatch.setattr(
-        warm.unet, "forward", lambda sample, *a, **k: rows.append(len(sample)) or ask(sample, *a, **k)
+        warm.unet, "forward", lambda sample, *a, **k: rows.append(len(sample)) or forward(sample, *a, **k)
     )
     warm.generate(
         ink_run / "ink.safetensors",
@@ -82,11 +84,11 @@ def test_a_strip_is_one_pass_for_all_strengths(ink_run: Path, monkeypatch):
     assert rows == [10, 10, 10]
 
 
-def test_the_warm_base_is_itself_again_when_no_lora_is_asked_for(ink_run: Path, tmp_path: Path):
+def test_the_base_is_restored_for_a_preview_without_a_lora(ink_run: Path, tmp_path: Path):
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
     names = [name for name, _ in warm.unet.named_modules()]
     warm.generate(ink_run / "ink.safetensors", SamplingConfig(prompts=("a cat",), strengths=(1.0,), steps=1))
-    assert [name for name, _ in warm.unet.named_modules()] != names  # ready for the next strength
+    assert [name for name, _ in warm.unet.named_modules()] != names  # stays attached for the next strength
     warm.generate(None, SamplingConfig(prompts=("a cat",), strengths=(1.0,), steps=1))
     assert [name for name, _ in warm.unet.named_modules()] == names
     # A file that fits no module leaves nothing attached either.
@@ -105,13 +107,13 @@ def test_the_warm_base_is_itself_again_when_no_lora_is_asked_for(ink_run: Path, 
 
 
 def scaled(file: Path, times: float, to: Path) -> Path:
-    """The same LoRA with a change so many times as large."""
+    """Writes the LoRA with its change multiplied by `times` to `to`."""
     tensors = {name: tensor * (times if "lora_up" in name else 1) for name, tensor in load_file(file).items()}
     save_file(tensors, to)
     return to
 
 
-def test_a_lora_of_the_same_shape_takes_the_place_of_the_last_one(ink_run: Path, tmp_path: Path):
+def test_a_lora_of_the_same_shape_reuses_the_layers_of_the_last_one(ink_run: Path, tmp_path: Path):
     warm, fresh = (WarmBase(open_base("tiny-sdxl", MODELS)) for _ in range(2))
     request = SamplingConfig(prompts=("a cat",), strengths=(1.0,), steps=2)
     other = scaled(ink_run / "ink.safetensors", 3.0, tmp_path / "other.safetensors")
@@ -119,24 +121,22 @@ def test_a_lora_of_the_same_shape_takes_the_place_of_the_last_one(ink_run: Path,
     layers = [layer for _, _, layer in warm.adapter_of([(ink_run / "ink.safetensors", 1.0)]).walk()]
     second = warm.generate(other, request)
     assert all(
-        layer is kept
-        for (_, _, layer), kept in zip(warm.adapter_of([(other, 1.0)]).walk(), layers, strict=True)
+        layer is previous
+        for (_, _, layer), previous in zip(warm.adapter_of([(other, 1.0)]).walk(), layers, strict=True)
     )
-    wanted = fresh.generate(other, request)
-    assert np.array_equal(np.asarray(second[0].image), np.asarray(wanted[0].image))
+    expected = fresh.generate(other, request)
+    assert np.array_equal(np.asarray(second[0].image), np.asarray(expected[0].image))
     assert not np.array_equal(np.asarray(second[0].image), np.asarray(first[0].image))
 
 
-def test_the_outermost_level_on_the_deep_layers_answer_is_the_whole_answer():
-    unet, draw = (
-        open_base("tiny-sdxl", MODELS).unet(torch.device("cpu"), torch.float32),
-        torch.Generator().manual_seed(1),
-    )
+def test_cached_deep_features_give_the_same_output_for_the_same_input():
+    unet = open_base("tiny-sdxl", MODELS).unet(torch.device("cpu"), torch.float32)
+    generator = torch.Generator().manual_seed(1)
     width = unet.config["projection_class_embeddings_input_dim"] - 6 * unet.config["addition_time_embed_dim"]
-    pooled = torch.randn(1, width, generator=draw)
-    latents = torch.randn(1, 4, 16, 16, generator=draw)
+    pooled = torch.randn(1, width, generator=generator)
+    latents = torch.randn(1, 4, 16, 16, generator=generator)
     conditioning = Conditioning(
-        torch.randn(1, 77, unet.config["cross_attention_dim"], generator=draw), pooled
+        torch.randn(1, 77, unet.config["cross_attention_dim"], generator=generator), pooled
     )
     arguments = (latents, torch.tensor(500), conditioning, torch.full((1, 6), 128.0))
     with torch.inference_mode(), DeepCache(unet, 9) as fast, FlopCounterMode(display=False) as counted:
@@ -147,26 +147,27 @@ def test_the_outermost_level_on_the_deep_layers_answer_is_the_whole_answer():
         assert counted.get_total_flops() < 1.7 * before
 
 
-def test_a_fast_preview_is_like_the_true_one_for_far_less_work_and_says_so(ink_run: Path, tmp_path: Path):
+def test_a_fast_preview_is_similar_for_far_fewer_operations_and_names_itself_in_its_file(
+    ink_run: Path, tmp_path: Path
+):
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
     request = SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), steps=10)
-    work, drawn = [], []
-    for wanted in (request, dataclasses.replace(request, fast=True)):
+    work, cells = [], []
+    for config in (request, dataclasses.replace(request, fast=True)):
         with FlopCounterMode(warm.unet, display=False) as counted:
-            drawn.append(warm.generate(ink_run / "ink.safetensors", wanted))
+            cells.append(warm.generate(ink_run / "ink.safetensors", config))
         work.append(counted.get_total_flops())
-    assert (
-        work[1] < 0.6 * work[0]
-    )  # of SDXL's shape a third: its outermost level is a smaller part of the whole
-    elsewhere = warm.generate(
+    # A third for SDXL's shape, whose outermost level is a smaller part of the UNet.
+    assert work[1] < 0.6 * work[0]
+    other_seed = warm.generate(
         ink_run / "ink.safetensors", dataclasses.replace(request, seed=5, strengths=(1.0,))
     )
     true, fast, other = (
-        np.asarray(cell.image).astype(float) for cell in (drawn[0][1], drawn[1][1], elsewhere[0])
+        np.asarray(cell.image).astype(float) for cell in (cells[0][1], cells[1][1], other_seed[0])
     )
     assert np.abs(true - fast).mean() < np.abs(true - other).mean()
     save_image(
-        drawn[1][0], dataclasses.replace(request, fast=True), tmp_path / "a.png", base="tiny-sdxl", loras=[]
+        cells[1][0], dataclasses.replace(request, fast=True), tmp_path / "a.png", base="tiny-sdxl", loras=[]
     )
     assert "Fast preview: guidance on 40% of the steps" in Image.open(tmp_path / "a.png").info["parameters"]
 
@@ -181,7 +182,7 @@ def test_a_fast_preview_is_like_the_true_one_for_far_less_work_and_says_so(ink_r
         (["--base", "no-such-base"], "no-such-base"),
     ],
 )
-def test_wrong_input_is_one_sentence(ink_run: Path, tmp_path: Path, arguments, word):
+def test_a_wrong_option_is_reported_in_one_sentence(ink_run: Path, tmp_path: Path, arguments, word):
     done = trainer(
         "preview",
         ink_run / "ink.safetensors",
@@ -209,7 +210,7 @@ def test_wrong_input_is_one_sentence(ink_run: Path, tmp_path: Path, arguments, w
     ],
     ids=lambda a: a[0],
 )
-def test_what_is_not_there_is_told_in_one_sentence(arguments, tmp_path: Path):
+def test_a_missing_file_or_folder_is_reported_in_one_sentence(arguments, tmp_path: Path):
     done = trainer(*(a if a != "x" else tmp_path / "x" for a in arguments), check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("impasto: ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def layer_of(kind: str, bias: bool = True) -> tuple[torch.Tensor, QuantisedLinear]:
+def layer_of(kind: str, bias: bool = True) -> tuple[torch.Tensor, Any]:
     weight = drawn(48, 64) * torch.linspace(0.01, 3, 48)[:, None]
     return weight, QuantisedLinear(weight, kind=kind, dtype=torch.float32, bias=drawn(48) if bias else None)
 
@@ -74,8 +76,8 @@ def test_neither_weight_nor_input_is_saved_for_the_backward_pass(kind):
 
 
 def test_attention_and_feed_forward_are_quantised_and_nothing_else():
-    unet = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32, "int8")
-    plain = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)
+    unet: Any = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32, "int8")
+    plain: Any = open_base("tiny-sdxl", MODELS).unet(CPU, torch.float32)
     changed = {path for path, module in unet.named_modules() if isinstance(module, QuantisedLinear)}
     assert changed == set(quantisable_paths(plain))
     assert all(".attentions." in path for path in changed)

@@ -35,7 +35,7 @@ def pipeline():
 @pytest.mark.parametrize("skip", [2, 3])
 @torch.inference_mode()
 def test_the_encoding_of_a_prompt_equals_that_of_the_sdxl_pipeline(parts, pipeline, prompt, skip):
-    ours = encode([prompt], *parts, PromptEncoding(clip_skip=skip))
+    ours = encode([prompt], *parts, encoding=PromptEncoding(clip_skip=skip))
     theirs = pipeline.encode_prompt(
         prompt, do_classifier_free_guidance=False, clip_skip=None if skip == 2 else skip - 2
     )
@@ -48,10 +48,10 @@ def test_a_long_prompt_is_encoded_to_its_end_in_windows(parts):
     tokenizers, _ = parts
     assert count_truncated_tokens(LONG, tokenizers[0]) > 0
     assert count_windows(LONG, tokenizers[0]) == 3
-    long = encode([LONG], *parts, PromptEncoding(windows=3))
+    long = encode([LONG], *parts, encoding=PromptEncoding(windows=3))
     assert long.text_NTD.shape[1] == 3 * 77
     assert count_truncated_tokens(LONG, tokenizers[0], PromptEncoding(windows=3)) == 0
-    other_end = encode([LONG.removesuffix("rain") + "snow"], *parts, PromptEncoding(windows=3))
+    other_end = encode([LONG.removesuffix("rain") + "snow"], *parts, encoding=PromptEncoding(windows=3))
     assert torch.equal(long.text_NTD[:, :154], other_end.text_NTD[:, :154])
     assert not torch.equal(long.text_NTD, other_end.text_NTD)
     assert torch.equal(long.pooled_NP, other_end.pooled_NP)  # that of the first window
@@ -62,12 +62,14 @@ def test_a_long_prompt_is_encoded_to_its_end_in_windows(parts):
 @torch.inference_mode()
 def test_a_weight_moves_only_its_words_away_from_the_empty_prompt(parts):
     plain, empty = encode(["a red apple"], *parts).text_NTD, encode([""], *parts).text_NTD
-    heavy = encode(["a (red:1.5) apple"], *parts, PromptEncoding(weighted=True)).text_NTD
+    heavy = encode(["a (red:1.5) apple"], *parts, encoding=PromptEncoding(weighted=True)).text_NTD
     moved = (heavy - plain).abs().amax(dim=(0, 2)) > 1e-6
     assert moved.nonzero().flatten().tolist() == [2]  # start token, a, red
     assert torch.allclose(heavy[:, 2], empty[:, 2] + 1.5 * (plain[:, 2] - empty[:, 2]), atol=1e-5)
     assert torch.allclose(
-        encode(["a (red:1.0) apple"], *parts, PromptEncoding(weighted=True)).text_NTD, plain, atol=1e-5
+        encode(["a (red:1.0) apple"], *parts, encoding=PromptEncoding(weighted=True)).text_NTD,
+        plain,
+        atol=1e-5,
     )
 
 
@@ -86,7 +88,7 @@ def test_a_clip_skip_deeper_than_the_encoder_is_rejected(parts):
     with pytest.raises(
         ConfigError, match="clip_skip 9 is deeper than this base's text encoder; take at most 3"
     ):
-        encode(["a"], *parts, PromptEncoding(clip_skip=9))
+        encode(["a"], *parts, encoding=PromptEncoding(clip_skip=9))
 
 
 @pytest.mark.parametrize(

@@ -44,27 +44,27 @@ class Fp16Training:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> run.Run:
+def training_run(tmp_path: Path) -> run.Run:
     return run.create(tmp_path / "run", config_from({}), Manifest(folder="", items=()))
 
 
-def save(made: run.Run, state: TrainingState, step: int) -> None:
-    writer = CheckpointWriter(made, state, keep=2)
+def save(training_run: run.Run, state: TrainingState, step: int) -> None:
+    writer = CheckpointWriter(training_run, state, keep=2)
     writer.write(step)
     writer.close()
 
 
 @pytest.mark.parametrize("last", [2, 3, 5])
-def test_a_resumed_fp16_run_continues_with_its_loss_scale(made: run.Run, last: int):
-    """Before the scale first grew, after it, and after an overflow has halved it."""
+def test_a_resumed_fp16_run_continues_with_its_loss_scale(training_run: run.Run, last: int):
+    """Stops before the scale first grows, after it has grown, and after an overflow has halved it."""
     unbroken, resumed = Fp16Training(), Fp16Training()
     scale = 0.0
     for number in range(1, 11):
         unbroken.step(number)
         if number == last:
-            save(made, unbroken.state, last)
+            save(training_run, unbroken.state, last)
             scale = unbroken.scaler.get_scale()
-    assert resumed.state.load_newest(made) == (last, [])
+    assert resumed.state.load_newest(training_run) == (last, [])
     assert resumed.scaler.get_scale() == scale
     for number in range(last + 1, 11):
         resumed.step(number)
@@ -72,14 +72,14 @@ def test_a_resumed_fp16_run_continues_with_its_loss_scale(made: run.Run, last: i
     assert torch.equal(resumed.weights(), unbroken.weights())
 
 
-def test_a_checkpoint_of_version_01_without_a_loss_scale_still_loads(made: run.Run):
+def test_a_checkpoint_of_version_01_without_a_loss_scale_still_loads(training_run: run.Run):
     before, after = Fp16Training(), Fp16Training()
     before.step(1)
-    save(made, TrainingState(before.adapter, before.optimizer), 1)
-    file = made.checkpoints / "step-1" / "state.json"
+    save(training_run, TrainingState(before.adapter, before.optimizer), 1)
+    file = training_run.checkpoints / "step-1" / "state.json"
     fields = json.loads(file.read_text())
     del fields["scaler"]
     file.write_text(json.dumps(fields))
-    assert after.state.load_newest(made) == (1, [])
+    assert after.state.load_newest(training_run) == (1, [])
     assert torch.equal(after.weights(), before.weights())
     assert after.scaler.get_scale() == 2.0**10

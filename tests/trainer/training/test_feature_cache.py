@@ -1,4 +1,4 @@
-"""What is cached is found again by whoever would make the same, and by no other."""
+"""The cache of latents: a training finds exactly the latents that it would compute itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.conftest import INK, MODELS
 from trainer.config import TrainConfig, config_from
@@ -31,50 +32,52 @@ def art(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def mean_of(tmp_path: Path, art: Path):
-    """The one picture's mean, as a training with this tile caches it."""
+def mean_latents(tmp_path: Path, art: Path):
+    """Returns a function from tile and resolution to the mean of the one image's latents."""
     base, manifest = open_base("tiny-sdxl", MODELS), scan(art)
     owner = run.Run(tmp_path / "owner")
     owner.path.mkdir()
 
-    def of(tile: int, resolution: int = 256) -> torch.Tensor:
+    def mean(tile: int, resolution: int = 256) -> torch.Tensor:
         cache = FeatureCache(tmp_path / ".cache", base.fingerprint, tile)
         config = TrainConfig(resolution=resolution)
         inbox = CommandInbox(owner, None)
         extractor = caching.FeatureExtractor(owner, config, base, cache, CPU, inbox)
         return extractor.latents(manifest.training_items).examples[0][0].mean
 
-    return of
+    return mean
 
 
-def test_latents_of_tiles_never_serve_a_training_that_takes_pictures_whole(mean_of):
-    tiled, whole = mean_of(128), mean_of(0)
+def test_latents_of_tiles_are_not_used_by_a_training_that_encodes_whole_images(mean_latents):
+    tiled, whole = mean_latents(128), mean_latents(0)
     assert 0.01 < float((tiled - whole).norm() / whole.norm()) < 0.2
-    assert torch.equal(mean_of(128), tiled)
-    assert torch.equal(mean_of(0), whole)
+    assert torch.equal(mean_latents(128), tiled)
+    assert torch.equal(mean_latents(0), whole)
 
 
-def test_latents_of_whole_pictures_serve_a_training_that_is_short_of_memory(mean_of, monkeypatch):
-    whole, small = mean_of(0), mean_of(0, 128)
+def test_latents_of_whole_images_are_used_by_a_training_that_encodes_in_tiles(mean_latents, monkeypatch):
+    whole, small = mean_latents(0), mean_latents(0, 128)
     monkeypatch.setattr(
-        "trainer.training.caching.encode_image", lambda *_: pytest.fail("a picture was encoded again")
+        "trainer.training.caching.encode_image", lambda *_: pytest.fail("an image was encoded again")
     )
-    assert torch.equal(mean_of(128), whole)
-    assert torch.equal(mean_of(128, 128), small)
+    assert torch.equal(mean_latents(128), whole)
+    assert torch.equal(mean_latents(128, 128), small)
 
 
-def test_a_picture_no_larger_than_a_tile_is_the_same_in_either_way(mean_of, monkeypatch):
-    small = mean_of(128, 128)
+def test_an_image_no_larger_than_a_tile_has_the_same_latents_with_and_without_tiles(
+    mean_latents, monkeypatch
+):
+    small = mean_latents(128, 128)
     monkeypatch.setattr(
-        "trainer.training.caching.encode_image", lambda *_: pytest.fail("a picture was encoded again")
+        "trainer.training.caching.encode_image", lambda *_: pytest.fail("an image was encoded again")
     )
-    assert torch.equal(mean_of(0, 128), small)
+    assert torch.equal(mean_latents(0, 128), small)
 
 
-def test_a_training_short_of_memory_encodes_in_tiles_and_so_does_its_continuation(
+def test_a_training_with_little_memory_encodes_in_tiles_and_so_does_its_continuation(
     tmp_path: Path, art: Path, monkeypatch
 ):
-    """Though there is memory enough by then: its bytes are those of a run that was never interrupted."""
+    """More memory is free when the run continues; its weights must still equal those of an unbroken run."""
     settings = {
         "steps": 2,
         "rank": 2,
@@ -91,22 +94,24 @@ def test_a_training_short_of_memory_encodes_in_tiles_and_so_does_its_continuatio
     sides: list[int] = []
     encode = caching.encode_image
 
-    def watched(vae, picture, tile):
+    def recording(vae, image, tile):
         sides.append(tile)
-        return encode(vae, picture, tile)
+        return encode(vae, image, tile)
 
-    monkeypatch.setattr("trainer.training.caching.encode_image", watched)
+    monkeypatch.setattr("trainer.training.caching.encode_image", recording)
     monkeypatch.setattr("trainer.planning.plan.process_bytes", lambda device: 0)
-    of = run.create(tmp_path / "run", config_from(settings), scan(art))
-    assert train(of, MODELS) == "finished"
+    small_run = run.create(tmp_path / "run", config_from(settings), scan(art))
+    assert train(small_run, MODELS) == "finished"
     assert sides == [128]
-    whole = of.lora_file.read_bytes()
+    unbroken = load_file(small_run.lora_file)
 
-    shutil.rmtree(of.checkpoints / "step-2")
-    of.lora_file.unlink()
+    shutil.rmtree(small_run.checkpoints / "step-2")
+    small_run.lora_file.unlink()
     monkeypatch.setattr("trainer.planning.plan.process_bytes", lambda device: -(10**9))
-    assert train(of, MODELS) == "finished"
+    assert train(small_run, MODELS) == "finished"
     assert sides == [128]
-    tiles = [event["tile"] for event in events.read(of.events)[0] if event["kind"] == "planned"]
+    tiles = [event["tile"] for event in events.read(small_run.events)[0] if event["kind"] == "planned"]
     assert tiles == [128, 0]
-    assert of.lora_file.stat().st_size == len(whole)
+    continued = load_file(small_run.lora_file)
+    assert continued.keys() == unbroken.keys()
+    assert all(torch.equal(continued[name], tensor) for name, tensor in unbroken.items())

@@ -1,4 +1,4 @@
-"""Pictures drawn while a training runs: answered, cancelled, refused, and without a trace in the file."""
+"""Images generated during a training: finished, cancelled or rejected, without an effect on the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.training import checkpoint as state
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
-def trained(path: Path, wishes: list[dict], **settings) -> run.Run:
+def trained(path: Path, commands: list[dict], **settings) -> run.Run:
     values = {
         "network": "lora",
         "steps": 3,
@@ -33,49 +33,39 @@ def trained(path: Path, wishes: list[dict], **settings) -> run.Run:
         "name": "lora",
         **settings,
     }
-    made = run.create(path, config_from({**preset_values("style", 24), **values}), scan(INK))
-    for wish in wishes:
-        events.append(made.commands, wish.pop("kind"), **wish)
-    assert train(made, MODELS, commands_offset=0) == "finished"
-    return made
+    new_run = run.create(path, config_from({**preset_values("style", 24), **values}), scan(INK))
+    for command in commands:
+        events.append(new_run.commands, command.pop("kind"), **command)
+    assert train(new_run, MODELS, commands_offset=0) == "finished"
+    return new_run
 
 
-def weights(made: run.Run) -> str:
-    return hashlib.sha256((state.checkpoints(made)[0] / "adapter.safetensors").read_bytes()).hexdigest()
+def weights(finished: run.Run) -> str:
+    """Hash of the newest checkpoint's weights."""
+    return hashlib.sha256((state.checkpoints(finished)[0] / "adapter.safetensors").read_bytes()).hexdigest()
 
 
-def test_a_picture_between_two_steps_changes_no_byte_of_the_training(tmp_path: Path):
+def test_an_image_generated_between_two_steps_changes_no_byte_of_the_weights(tmp_path: Path):
     request = dataclasses.asdict(
         SamplingConfig(prompts=("a cat never seen",), strengths=(0.0, 1.0), steps=2, sampler="euler_a")
     )
-    wishes = [
+    commands = [
         {"kind": "draw", "id": "good", "request": request, "out": str(tmp_path / "good")},
         {"kind": "draw", "id": "gone", "request": request, "out": str(tmp_path / "gone")},
         {"kind": "cancel", "id": "gone"},
         {"kind": "draw", "id": "bad", "request": {**request, "steps": 0}, "out": str(tmp_path / "bad")},
     ]
-    # Dropout draws in every step: a stream that pictures disturbed would show.
+    # Dropout draws random numbers in every step, so another generator state would change the weights.
     plain = trained(tmp_path / "plain", [], network_dropout=0.1)
-    asked = trained(tmp_path / "run", wishes, network_dropout=0.1)
-    assert weights(asked) == weights(plain)
-    said = {
-        event["id"]: event
-        for event in events.read(asked.events)[0]
-        if event["kind"] in ("drawn", "cancelled", "failed")
-    }
-    assert {name: event["kind"] for name, event in said.items()} == {
-        "good": "drawn",
-        "gone": "cancelled",
-        "bad": "failed",
-    }
-    assert "steps must be from 1 to 200" in said["bad"]["message"]
-    assert [Image.open(tmp_path / "good" / name).size for name in said["good"]["pictures"]] == [
-        (128, 128)
-    ] * 2
+    with_images = trained(tmp_path / "run", commands, network_dropout=0.1)
+    assert weights(with_images) == weights(plain)
+    written = events.read(with_images.events)[0]
+    last = {event["id"]: event for event in written if event["kind"] in ("drawn", "cancelled", "failed")}
+    kinds = {request_id: event["kind"] for request_id, event in last.items()}
+    assert kinds == {"good": "drawn", "gone": "cancelled", "bad": "failed"}
+    assert "steps must be from 1 to 200" in last["bad"]["message"]
+    sizes = [Image.open(tmp_path / "good" / name).size for name in last["good"]["pictures"]]
+    assert sizes == [(128, 128)] * 2
     assert not (tmp_path / "gone").exists()
-    told = [
-        event["done"]
-        for event in events.read(asked.events)[0]
-        if event["kind"] == "drawing" and event["id"] == "good"
-    ]
-    assert told == [0, 1, 2]
+    progress = [event for event in written if event["kind"] == "drawing" and event["id"] == "good"]
+    assert [event["done"] for event in progress] == [0, 1, 2]

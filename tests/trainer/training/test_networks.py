@@ -1,4 +1,4 @@
-"""Whole trainings of each network: their files, their resumption, and where they start from."""
+"""Whole trainings of each network: their files, their resumption, and the files that they start from."""
 
 from __future__ import annotations
 
@@ -30,8 +30,6 @@ def base():
     return open_base("tiny-sdxl", MODELS)
 
 
-# Whole trainings.
-
 QUICK = {
     "steps": 3,
     "batch": 2,
@@ -46,7 +44,7 @@ QUICK = {
 }
 
 
-def made(path: Path, **settings) -> run.Run:
+def new_run(path: Path, **settings) -> run.Run:
     values = {**preset_values("style", 24), **QUICK, "name": "lora", **settings}
     return run.create(path, config_from(values), scan(INK))
 
@@ -66,27 +64,24 @@ def made(path: Path, **settings) -> run.Run:
     ],
     ids=lambda settings: settings["network"],
 )
-def test_each_network_trains_to_a_checked_file_that_says_what_it_is(settings, tmp_path: Path):
-    done = made(tmp_path / "run", **settings)
+def test_each_network_trains_to_a_checked_file_that_names_its_network(settings, tmp_path: Path):
+    done = new_run(tmp_path / "run", **settings)
     assert train(done, MODELS) == "finished"
     assert (done.samples / "strip.png").is_file()
-    told = dict(describe(done.lora_file))
-    assert told["network"].lower() == settings["network"]
-    assert told["ss_network_module"] in (
-        "networks.lora",
-        "lycoris.kohya",
-    )
+    description = dict(describe(done.lora_file))
+    assert description["network"].lower() == settings["network"]
+    assert description["ss_network_module"] in ("networks.lora", "lycoris.kohya")
     learned = load_file(state.checkpoints(done)[0] / "adapter.safetensors")
-    # SDXL does not read the last layer of text encoder 1, so nothing reaches it.
-    silent = {name.rpartition(".")[0] for name, tensor in learned.items() if not bool(tensor.any())}
-    assert all(name.startswith("text_encoder/encoder.layers.") for name in silent), (
-        "every matrix has left zero"
-    )
-    assert len({name.split(".")[2] for name in silent}) <= 1
+    # SDXL does not use the last layer of text encoder 1, so that layer gets no gradient.
+    untrained = {name.rpartition(".")[0] for name, tensor in learned.items() if not bool(tensor.any())}
+    assert all(name.startswith("text_encoder/encoder.layers.") for name in untrained)
+    assert len({name.split(".")[2] for name in untrained}) <= 1
 
 
 @pytest.mark.parametrize("network", ["lora", "dora", "lokr"])
-def test_a_resumed_training_drops_out_what_the_unbroken_one_did(network: str, tmp_path: Path, monkeypatch):
+def test_a_resumed_training_drops_out_the_same_parts_as_an_unbroken_one(
+    network: str, tmp_path: Path, monkeypatch
+):
     settings = {
         "network": network,
         "network_dropout": 0.2,
@@ -94,13 +89,13 @@ def test_a_resumed_training_drops_out_what_the_unbroken_one_did(network: str, tm
         "module_dropout": 0.2,
         "scale_weight_norms": 0.5,
     }
-    whole, broken = made(tmp_path / "whole", **settings), made(tmp_path / "broken", **settings)
+    whole, broken = new_run(tmp_path / "whole", **settings), new_run(tmp_path / "broken", **settings)
     assert train(whole, MODELS) == "finished"
     emit = run.Run.emit
 
-    def stop_at_two(self, kind, **facts):
-        emit(self, kind, **facts)
-        if kind == "step" and facts["step"] == 2:
+    def stop_at_two(self, kind, **fields):
+        emit(self, kind, **fields)
+        if kind == "step" and fields["step"] == 2:
             events.append(self.commands, "stop")
 
     monkeypatch.setattr(run.Run, "emit", stop_at_two)
@@ -109,26 +104,26 @@ def test_a_resumed_training_drops_out_what_the_unbroken_one_did(network: str, tm
     assert train(broken, MODELS) == "finished"
     files = [(state.checkpoints(one)[0] / "adapter.safetensors").read_bytes() for one in (whole, broken)]
     assert files[0] == files[1]
-    undropped = made(tmp_path / "undropped", network=network, scale_weight_norms=0.5)
+    undropped = new_run(tmp_path / "undropped", network=network, scale_weight_norms=0.5)
     train(undropped, MODELS)
     assert (state.checkpoints(undropped)[0] / "adapter.safetensors").read_bytes() != files[0]
 
 
-def test_a_training_goes_on_from_a_file_and_from_its_checkpoint_without_it(tmp_path: Path):
-    first = made(tmp_path / "first")
+def test_a_training_starts_from_a_file_and_resumes_after_the_file_is_deleted(tmp_path: Path):
+    first = new_run(tmp_path / "first")
     train(first, MODELS)
     start = tmp_path / "start.safetensors"
     start.write_bytes(first.lora_file.read_bytes())
-    still = made(tmp_path / "still", start_from=str(start), learning_rate=0.0, steps=2)
-    assert train(still, MODELS) == "finished"
-    before, after = load_file(start), load_file(still.lora_file)
+    unchanged = new_run(tmp_path / "unchanged", start_from=str(start), learning_rate=0.0, steps=2)
+    assert train(unchanged, MODELS) == "finished"
+    before, after = load_file(start), load_file(unchanged.lora_file)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     start.unlink()
-    assert train(still, MODELS) == "finished", "a checkpoint needs the file no more"
+    assert train(unchanged, MODELS) == "finished"
 
 
-def test_what_does_not_fit_leaves_no_run_behind(tmp_path: Path):
+def test_settings_that_do_not_fit_leave_no_run_behind(tmp_path: Path):
     for arguments, word in (
         (["--set", 'include_layers=["attn2"]'], "matches no linear layer"),
         (["--set", f"start_from={tmp_path / 'none.safetensors'}"], "does not exist"),
@@ -148,15 +143,13 @@ def test_what_does_not_fit_leaves_no_run_behind(tmp_path: Path):
     ("network", "format"),
     [("lora", "diffusers"), ("locon", "kohya"), ("dora", "kohya"), ("loha", "kohya"), ("lokr", "kohya")],
 )
-def test_a_training_starts_from_a_file_at_whatever_scale_it_was_made(
-    base, network: str, format: str, tmp_path: Path
-):
-    made, _ = in_unet(base, config_of(network))
-    save_lora(tmp_path / "a.safetensors", randomised(made), {}, format=format)
+def test_a_training_starts_from_a_file_of_any_scale(base, network: str, format: str, tmp_path: Path):
+    source, _ = in_unet(base, config_of(network))
+    save_lora(tmp_path / "a.safetensors", randomised(source), {}, format=format)
     fresh, _ = in_unet(base, config_of(network, alpha=3.0, conv_alpha=5.0))
     start_from(tmp_path / "a.safetensors", fresh)
-    for (_, _, mine), (_, _, found) in zip(made.walk(), fresh.walk(), strict=True):
-        torch.testing.assert_close(found.change(), mine.change(), rtol=5e-3, atol=1e-3)
+    for (_, _, original), (_, _, loaded) in zip(source.walk(), fresh.walk(), strict=True):
+        torch.testing.assert_close(loaded.change(), original.change(), rtol=5e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -167,9 +160,16 @@ def test_a_training_starts_from_a_file_at_whatever_scale_it_was_made(
         ({"train_feed_forward": False}, "adapts"),
     ],
 )
-def test_a_start_that_does_not_fit_is_told(base, settings, word: str, tmp_path: Path):
-    made, _ = in_unet(base, config_of("lora"))
-    save_lora(tmp_path / "a.safetensors", made, {})
+def test_a_file_that_does_not_fit_the_training_is_rejected(base, settings, word: str, tmp_path: Path):
+    source, _ = in_unet(base, config_of("lora"))
+    save_lora(tmp_path / "a.safetensors", source, {})
     fresh, _ = in_unet(base, config_of(**{"network": "lora", **settings}))
     with pytest.raises(LoraFileError, match=word):
         start_from(tmp_path / "a.safetensors", fresh)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_lokr_factor_limits_the_first_matrix_of_lokr(base, factor: int):
+    adapter, _ = in_unet(base, config_of("lokr", lokr_factor=factor))
+    shapes = [tuple(layer.tensors()["lokr_w1"].shape) for _, _, layer in adapter.walk()]
+    assert max(max(shape) for shape in shapes) == factor

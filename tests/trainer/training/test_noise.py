@@ -1,4 +1,8 @@
+"""Noise and targets against diffusers; weights of the loss against the paper."""
+
 from __future__ import annotations
+
+from typing import cast
 
 import pytest
 import torch
@@ -11,15 +15,15 @@ LATENTS, NOISE = torch.randn(4, 8, 16, 16), torch.randn(4, 8, 16, 16)
 TIMESTEPS = torch.tensor([0, 10, 500, 999])
 
 
-def test_noising_equals_diffusers():
+def test_noisy_latents_equal_those_of_diffusers():
     ours = noise.add_noise(LATENTS, NOISE, TIMESTEPS, SCHEDULER.alphas_cumprod)
-    torch.testing.assert_close(ours, SCHEDULER.add_noise(LATENTS, NOISE, TIMESTEPS))
+    torch.testing.assert_close(ours, SCHEDULER.add_noise(LATENTS, NOISE, cast(torch.IntTensor, TIMESTEPS)))
 
 
-def test_targets_equal_diffusers():
+def test_targets_equal_those_of_diffusers():
     assert noise.target("epsilon", LATENTS, NOISE, TIMESTEPS, SCHEDULER.alphas_cumprod) is NOISE
     v = noise.target("v_prediction", LATENTS, NOISE, TIMESTEPS, SCHEDULER.alphas_cumprod)
-    torch.testing.assert_close(v, SCHEDULER.get_velocity(LATENTS, NOISE, TIMESTEPS))
+    torch.testing.assert_close(v, SCHEDULER.get_velocity(LATENTS, NOISE, cast(torch.IntTensor, TIMESTEPS)))
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

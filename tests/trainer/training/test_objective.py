@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from trainer.dataset.buckets import place
 from trainer.dataset.scan import scan
 from trainer.dataset.sources import with_class_and_validation
 from trainer.errors import ConfigError, DatasetError
-from trainer.sdxl.base import open_base
+from trainer.sdxl.base import Base, open_base
 from trainer.sdxl.schedulers import training_scheduler
 from trainer.training import noise
 from trainer.training.objective import Objective, objective_of
@@ -41,17 +42,14 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def base_with(**scheduler) -> SimpleNamespace:
-    """A base of which only the scheduler is looked at."""
-    made = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **scheduler
+def base_with(**options) -> Base:
+    """A base with no model but a scheduler; `options` are those of EulerDiscreteScheduler."""
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **options
     )
-    return SimpleNamespace(
-        name="base", prediction_type=scheduler.get("prediction_type", "epsilon"), scheduler=lambda: made
-    )
-
-
-# ---- weights
+    prediction_type = options.get("prediction_type", "epsilon")
+    stand_in = SimpleNamespace(name="base", prediction_type=prediction_type, scheduler=lambda: scheduler)
+    return cast(Base, stand_in)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +60,7 @@ def base_with(**scheduler) -> SimpleNamespace:
         ("debiased", lambda snr: snr.sqrt()),
     ],
 )
-def test_weights_mean_the_same_error_in_the_picture_whatever_is_predicted(weighting: str, of_x0):
+def test_weights_apply_the_same_factor_to_errors_of_the_image_for_each_prediction_type(weighting: str, of_x0):
     snr = SNR[LEVELS]
     # An error d in x_0 is an error sqrt(snr) d in the noise and sqrt(snr + 1) d in v.
     torch.testing.assert_close(objective(snr_weighting=weighting).weight(LEVELS) * snr, of_x0(snr))
@@ -71,18 +69,15 @@ def test_weights_mean_the_same_error_in_the_picture_whatever_is_predicted(weight
     )
 
 
-def test_debiased_estimation_weighs_the_noise_by_the_inverse_root_of_snr():
+def test_debiased_estimation_multiplies_errors_of_noise_by_the_inverse_root_of_snr():
     torch.testing.assert_close(objective(snr_weighting="debiased").weight(LEVELS), 1 / SNR[LEVELS].sqrt())
 
 
-def test_no_weighting_weighs_all_levels_alike():
+def test_without_weighting_all_timesteps_have_weight_one():
     assert torch.equal(objective(snr_weighting="none").weight(LEVELS), torch.ones(5))
     assert torch.equal(
         objective(snr_weighting="soft_min_snr", min_snr_gamma=0.0).weight(LEVELS), torch.ones(5)
     )
-
-
-# ---- zero terminal SNR
 
 
 def test_zero_terminal_snr_follows_the_paper():
@@ -95,35 +90,35 @@ def test_zero_terminal_snr_follows_the_paper():
         scheduler.alphas_cumprod.double()[:-1], rescaled[:-1] ** 2, atol=1e-6, rtol=1e-3
     )
     assert scheduler.alphas_cumprod[-1] < 1e-6
-    scheduler.set_timesteps(10)
-    assert scheduler.timesteps[0] == 999  # trailing: drawing begins where there is only noise
+    scheduler.set_timesteps(10, device=torch.device("cpu"))
+    assert scheduler.timesteps[0] == 999  # trailing spacing: sampling begins at pure noise
 
 
 @pytest.mark.parametrize(
     ("setting", "of_base", "zero"),
     [("auto", True, True), ("auto", False, False), ("off", True, False), ("on", False, True)],
 )
-def test_zero_terminal_snr_follows_the_base_unless_told(setting: str, of_base: bool, zero: bool):
+def test_zero_terminal_snr_is_that_of_the_base_unless_it_is_set(setting: str, of_base: bool, zero: bool):
     base = base_with(prediction_type="v_prediction", rescale_betas_zero_snr=of_base)
-    made = objective_of(TrainConfig(zero_terminal_snr=setting), base)
-    assert made.zero_terminal_snr is zero
-    assert bool(made.alphas_cumprod[-1] < 1e-6) is zero
+    built = objective_of(TrainConfig(zero_terminal_snr=setting), base)
+    assert built.zero_terminal_snr is zero
+    assert bool(built.alphas_cumprod[-1] < 1e-6) is zero
 
 
 def test_weights_and_targets_stay_finite_at_zero_terminal_snr():
-    made = objective_of(TrainConfig(zero_terminal_snr="on"), open_base("tiny-sdxl", MODELS))
+    built = objective_of(TrainConfig(zero_terminal_snr="on"), open_base("tiny-sdxl", MODELS))
     last = torch.tensor([999])
     for weighting in ("min_snr", "soft_min_snr", "debiased"):
-        weight = noise.loss_weight("v_prediction", last, made.alphas_cumprod, 5.0, weighting)
+        weight = noise.loss_weight("v_prediction", last, built.alphas_cumprod, 5.0, weighting)
         assert 0 <= float(weight) < 1e-3
     x, e = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4)
     torch.testing.assert_close(
-        made.target(x, e, last), -x, atol=2e-3, rtol=0
-    )  # v of pure noise is the picture
-    torch.testing.assert_close(made.noisy(x, e, last, seeded()), e, atol=2e-3, rtol=0)
+        built.target(x, e, last), -x, atol=2e-3, rtol=0
+    )  # v of pure noise is the negative image
+    torch.testing.assert_close(built.noisy(x, e, last, seeded()), e, atol=2e-3, rtol=0)
 
 
-def test_zero_terminal_snr_is_refused_where_noise_is_predicted():
+def test_zero_terminal_snr_is_rejected_with_prediction_of_noise():
     with pytest.raises(ConfigError, match="to off"):
         objective_of(TrainConfig(zero_terminal_snr="on"), base_with(prediction_type="epsilon"))
     with pytest.raises(ConfigError, match="to off"):
@@ -131,30 +126,23 @@ def test_zero_terminal_snr_is_refused_where_noise_is_predicted():
 
 
 @pytest.mark.parametrize(
-    ("asked", "of_base", "expected"),
+    ("setting", "of_base", "expected"),
     [
         ("auto", "epsilon", "epsilon"),
         ("v_prediction", "epsilon", "v_prediction"),
         ("epsilon", "v_prediction", "epsilon"),
     ],
 )
-def test_the_prediction_type_can_be_told(asked: str, of_base: str, expected: str):
-    made = objective_of(TrainConfig(prediction_type=asked), base_with(prediction_type=of_base))
+def test_the_prediction_type_can_be_set(setting: str, of_base: str, expected: str):
+    config, base = TrainConfig(prediction_type=setting), base_with(prediction_type=of_base)
     x, e = torch.randn(5, 4, 8, 8), torch.randn(5, 4, 8, 8)
-    wanted = e if expected == "epsilon" else SCHEDULER.get_velocity(x, e, LEVELS)
-    torch.testing.assert_close(made.target(x, e, LEVELS), wanted)
-    assert (
-        training_scheduler(
-            TrainConfig(prediction_type=asked), base_with(prediction_type=of_base)
-        ).config.prediction_type
-        == expected
-    )
+    velocity = SCHEDULER.get_velocity(x, e, cast(torch.IntTensor, LEVELS))
+    target = objective_of(config, base).target(x, e, LEVELS)
+    torch.testing.assert_close(target, e if expected == "epsilon" else velocity)
+    assert training_scheduler(config, base).config["prediction_type"] == expected
 
 
-# ---- noise
-
-
-def test_a_random_offset_is_drawn_for_each_picture():
+def test_a_random_noise_offset_is_drawn_for_each_image():
     shape = torch.Size((4000, 1, 4, 4))
     plain = noise.draw_noise(shape, 0.0, seeded())
     fixed = noise.draw_noise(shape, 1.0, seeded()) - plain
@@ -168,32 +156,29 @@ def test_a_random_offset_is_drawn_for_each_picture():
 
 def test_multi_resolution_noise_has_unit_deviation_and_more_at_coarse_scales():
     fine = torch.randn(16, 4, 64, 64, generator=seeded())
-    made = objective(multires_noise_iterations=6, multires_noise_discount=0.5).noise(fine.shape, seeded())
-    torch.testing.assert_close(made.std(dim=(1, 2, 3)), torch.ones(16))
+    built = objective(multires_noise_iterations=6, multires_noise_discount=0.5).noise(fine.shape, seeded())
+    torch.testing.assert_close(built.std(dim=(1, 2, 3)), torch.ones(16))
     coarse = torch.nn.functional.avg_pool2d
-    assert coarse(made, 16).std() > 3 * coarse(fine, 16).std()
+    assert coarse(built, 16).std() > 3 * coarse(fine, 16).std()
     assert torch.equal(
         noise.multires_noise(fine, 6, 0.5, seeded(1)), noise.multires_noise(fine, 6, 0.5, seeded(1))
     )
 
 
-def test_without_discount_multi_resolution_noise_is_the_noise_itself():
+def test_multi_resolution_noise_with_discount_zero_is_plain_noise():
     fine = torch.randn(2, 4, 16, 16, generator=seeded())
     torch.testing.assert_close(
         noise.multires_noise(fine, 4, 0.0, seeded()), fine / fine.std(dim=(1, 2, 3), keepdim=True)
     )
 
 
-def test_input_perturbation_adds_noise_that_the_target_does_not_know():
-    made = objective(input_perturbation=0.1)
+def test_input_perturbation_adds_noise_that_the_target_does_not_contain():
+    built = objective(input_perturbation=0.1)
     x, e = torch.zeros(5, 4, 64, 64), torch.randn(5, 4, 64, 64, generator=seeded())
-    more = made.noisy(x, e, LEVELS, seeded(1)) - objective().noisy(x, e, LEVELS, seeded(1))
+    more = built.noisy(x, e, LEVELS, seeded(1)) - objective().noisy(x, e, LEVELS, seeded(1))
     expected = 0.1 * (1 - ALPHAS[LEVELS]).sqrt()
     torch.testing.assert_close(more.std(dim=(1, 2, 3)), expected, rtol=0.02, atol=1e-4)
-    assert torch.equal(made.target(x, e, LEVELS), e)
-
-
-# ---- noise levels
+    assert torch.equal(built.target(x, e, LEVELS), e)
 
 
 @pytest.mark.parametrize(
@@ -211,25 +196,22 @@ def test_input_perturbation_adds_noise_that_the_target_does_not_know():
     ids=["uniform", "logit_normal", "moved", "cubic_low", "cubic_high"],
 )
 @pytest.mark.parametrize(("low", "high"), [(0, 999), (200, 599)])
-def test_noise_levels_follow_their_distribution(settings: dict, share_below, low: int, high: int):
+def test_timesteps_follow_their_distribution(settings: dict, share_below, low: int, high: int):
     drawn = objective(**settings, timestep_min=low, timestep_max=high).timesteps(40_000, seeded()).float()
     assert low <= drawn.min()
     assert drawn.max() <= high
     for u in (0.1, 0.25, 0.5, 0.75, 0.9):
-        found = float((drawn < low + u * (high - low + 1)).float().mean())
-        assert found == pytest.approx(share_below(u), abs=0.01)
+        share = float((drawn < low + u * (high - low + 1)).float().mean())
+        assert share == pytest.approx(share_below(u), abs=0.01)
 
 
 def _normal_below(x: float) -> float:
     return 0.5 * (1 + math.erf(x / math.sqrt(2)))
 
 
-def test_a_range_of_noise_levels_must_not_be_empty():
+def test_a_range_of_timesteps_must_not_be_empty():
     with pytest.raises(ConfigError, match="exceeds timestep_max 500; lower it"):
         TrainConfig(timestep_min=600, timestep_max=500)
-
-
-# ---- losses
 
 
 @given(st.floats(1e-3, 10), st.floats(-20, 20))
@@ -237,20 +219,20 @@ def test_robust_losses_are_pseudo_huber(delta: float, distance: float):
     d = torch.full((1, 1, 1, 1), distance, dtype=torch.float64)
     root = math.sqrt(distance**2 + delta**2) - delta
     for kind, expected in (("mse", distance**2), ("huber", 2 * delta * root), ("smooth_l1", 2 * root)):
-        made = objective(loss=kind, huber_delta=delta, huber_schedule="constant")
-        found = made.error(d, torch.zeros_like(d), torch.tensor([500]))
-        assert float(found) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+        robust = objective(loss=kind, huber_delta=delta, huber_schedule="constant")
+        error = robust.error(d, torch.zeros_like(d), torch.tensor([500]))
+        assert float(error) == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
 def test_a_small_error_counts_as_its_square_and_a_large_one_linearly():
-    made = objective(loss="huber", huber_delta=1.0, huber_schedule="constant")
+    built = objective(loss="huber", huber_delta=1.0, huber_schedule="constant")
     zero = torch.zeros(1, 1, 1, 1)
-    assert float(made.error(zero + 1e-3, zero, LEVELS[:1])) == pytest.approx(1e-6, rel=1e-3)
-    far = [float(made.error(zero + x, zero, LEVELS[:1])) for x in (1000.0, 2000.0)]
+    assert float(built.error(zero + 1e-3, zero, LEVELS[:1])) == pytest.approx(1e-6, rel=1e-3)
+    far = [float(built.error(zero + x, zero, LEVELS[:1])) for x in (1000.0, 2000.0)]
     assert far[1] / far[0] == pytest.approx(2, rel=1e-2)
 
 
-def test_delta_follows_its_schedule():
+def test_the_delta_of_robust_losses_follows_its_schedule():
     exponential = objective(huber_schedule="exponential", huber_delta=0.1).delta(torch.tensor([0, 500, 999]))
     assert exponential.tolist() == pytest.approx([1.0, math.sqrt(0.1), 0.1**0.999])
     sigma = ((1 - ALPHAS[LEVELS]) / ALPHAS[LEVELS]).sqrt()
@@ -262,14 +244,17 @@ def test_delta_follows_its_schedule():
     )
 
 
-def test_a_masked_loss_counts_only_where_the_mask_is():
+def test_a_masked_loss_is_weighted_by_the_mask():
     wrong, right = torch.ones(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
     mask = torch.zeros(2, 1, 8, 8)
     mask[0, :, :, :4], mask[1] = 1.0, 0.25
     assert objective().error(wrong, right, LEVELS[:2], mask).tolist() == pytest.approx([0.5, 0.25])
 
 
-# ---- masks and class pictures on disk
+def first_row(mask: Image.Image | None) -> list[int]:
+    """Values of a mask's first 256 pixels."""
+    assert mask is not None
+    return list(mask.crop((0, 0, 256, 1)).tobytes())
 
 
 def art(folder: Path) -> Path:
@@ -287,24 +272,23 @@ def art(folder: Path) -> Path:
     return folder
 
 
-def test_a_mask_is_found_beside_its_picture_and_is_no_picture_itself(tmp_path: Path):
+def test_a_mask_is_found_beside_its_picture_and_is_not_a_picture_of_the_set(tmp_path: Path):
     items = {item.name: item for item in scan(art(tmp_path / "art")).items}
     assert set(items) == {"a.png", "b.png"}
     by_file, by_alpha = TrainConfig(mask="file"), TrainConfig(mask="alpha")
     left, right = [255] * 128 + [0] * 128, [0] * 128 + [255] * 128
-    row = lambda mask: list(mask.crop((0, 0, 256, 1)).tobytes())  # noqa: E731
-    assert row(mask_of(by_file, items["a.png"])) == left
-    assert row(mask_of(by_file, items["b.png"])) == right
+    assert first_row(mask_of(by_file, items["a.png"])) == left
+    assert first_row(mask_of(by_file, items["b.png"])) == right
     assert mask_of(by_alpha, items["a.png"]) is None
-    assert row(mask_of(by_alpha, items["b.png"])) == left
+    assert first_row(mask_of(by_alpha, items["b.png"])) == left
     assert mask_of(TrainConfig(), items["a.png"]) is None
 
 
-def test_a_mask_is_placed_like_its_picture(tmp_path: Path):
+def test_a_mask_is_cropped_and_mirrored_with_its_picture(tmp_path: Path):
     item = scan(art(tmp_path / "art")).items[0]
     mask = mask_of(TrainConfig(mask="file"), item)
     assert mask is not None
-    # Twice as wide as high in a square bucket: the middle is left, so the mask's edge is in the middle.
+    # The picture is twice as wide as high. A square bucket shows its middle, where the mask's edge is.
     variant = Augmentation(placement=place(256, 128, [(64, 64)], step=64))
     weights = mask_weights(mask, variant, cell=8, outside=0.2)
     expected = np.array([[1.0] * 4 + [0.2] * 4] * 8)
@@ -316,11 +300,11 @@ def test_a_mask_is_placed_like_its_picture(tmp_path: Path):
     assert np.abs(mirrored - weights[:, ::-1]).max() < 1e-6
 
 
-@pytest.mark.parametrize(("there", "repeats"), [(3, 8), (24, 1), (40, 1)])
-def test_class_pictures_are_seen_as_often_as_the_users(tmp_path: Path, there: int, repeats: int):
+@pytest.mark.parametrize(("count", "repeats"), [(3, 8), (24, 1), (40, 1)])
+def test_class_pictures_occur_as_often_as_training_pictures(tmp_path: Path, count: int, repeats: int):
     folder = tmp_path / "class"
     folder.mkdir()
-    for number in range(there):
+    for number in range(count):
         Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / f"{number:02d}.png")
     (folder / "00.txt").write_text("a red square")
     config = TrainConfig(prior_folder=str(folder), prior_caption="a square", prior_weight=0.5, trigger="ink")
@@ -332,11 +316,12 @@ def test_class_pictures_are_seen_as_often_as_the_users(tmp_path: Path, there: in
     assert [item.caption for item in of_class][:2] == ["a red square", "a square"]
 
 
-def test_a_preset_takes_twice_the_steps_when_every_second_picture_is_of_the_class():
-    alone, together = (preset_values("style", 24, said)["steps"] for said in ({}, {"prior_folder": "cats"}))
+def test_a_preset_doubles_the_steps_of_a_training_with_class_pictures():
+    own_values: tuple[dict, ...] = ({}, {"prior_folder": "cats"})
+    alone, together = (preset_values("style", 24, values)["steps"] for values in own_values)
     assert together == 2 * alone
 
 
-def test_a_class_folder_without_pictures_is_refused(tmp_path: Path):
+def test_a_class_folder_without_pictures_is_rejected(tmp_path: Path):
     with pytest.raises(DatasetError, match="holds no picture"):
         with_class_and_validation(scan(INK), TrainConfig(prior_folder=str(tmp_path)))

@@ -1,4 +1,4 @@
-"""Optimizers, schedules and averages against formulas and other implementations."""
+"""Optimizers, schedules and weight averages against formulas and other implementations."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from trainer.training.ema import EmaWeights
 from trainer.training.optim import build_optimizer, learning_rate_factor, parse_arguments
 
 CPU = torch.device("cpu")
-HERE = [name for name in OPTIMIZERS if name != "adamw8bit"]  # which needs a CUDA card
+ON_CPU = [name for name in OPTIMIZERS if name != "adamw8bit"]  # adamw8bit needs a CUDA card
 
 
 def config_of(optimizer: str, **settings) -> TrainConfig:
-    more = {
+    needed = {
         "schedulefree": {"schedule": "constant"},
         "custom": {"optimizer_class": "pytorch_optimizer.AdaBelief"},
     }.get(optimizer, {})
-    return TrainConfig(optimizer=optimizer, **{**more, **settings})
+    return TrainConfig(optimizer=optimizer, **{**needed, **settings})
 
 
 def regression(
@@ -51,15 +51,15 @@ def regression(
     return losses, weight, optimizer
 
 
-@pytest.mark.parametrize("name", HERE)
-def test_every_optimizer_learns(name: str):
-    steps, rate = (600, 1.0) if name == "prodigy" else (60, 0.05)  # prodigy first finds its rate
+@pytest.mark.parametrize("name", ON_CPU)
+def test_every_optimizer_halves_the_loss(name: str):
+    steps, rate = (600, 1.0) if name == "prodigy" else (60, 0.05)  # prodigy estimates its rate first
     losses, _, _ = regression(config_of(name), steps, rate)
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("name", HERE)
-def test_every_optimizer_goes_on_from_its_saved_state_to_the_same_bits(name: str):
+@pytest.mark.parametrize("name", ON_CPU)
+def test_every_optimizer_continues_from_its_saved_state_to_the_same_bits(name: str):
     rate = 1.0 if name == "prodigy" else 0.02
     _, unbroken, _ = regression(config_of(name), 6, rate)
     _, weight, optimizer = regression(config_of(name), 3, rate)
@@ -96,7 +96,7 @@ def test_optimizer_arguments_reach_the_optimizer():
     assert (group["betas"], group["eps"], group["amsgrad"]) == ((0.5, 0.6), 1e-3, True)
 
 
-def test_a_custom_class_takes_rate_decay_and_arguments():
+def test_a_custom_class_gets_rate_decay_and_arguments():
     config = config_of(
         "custom", optimizer_class="torch.optim.SGD", optimizer_args=("momentum=0.9",), weight_decay=0.3
     )
@@ -117,7 +117,7 @@ def test_a_custom_class_takes_rate_decay_and_arguments():
         ({"optimizer": "custom", "optimizer_class": "torch.optim.LBFGS"}, "more than a gradient"),
     ],
 )
-def test_an_optimizer_that_can_not_be_built_says_what_to_do(settings: dict, words: str):
+def test_an_optimizer_that_can_not_be_built_raises_an_error_with_a_remedy(settings: dict, words: str):
     with pytest.raises(ConfigError, match=words):
         build_optimizer(
             TrainConfig(**settings), [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1}], CPU
@@ -133,7 +133,7 @@ def test_an_optimizer_that_can_not_be_built_says_what_to_do(settings: dict, word
         ({"optimizer": "schedulefree", "schedule": "constant", "ema_decay": 0.9}, "set ema_decay to 0"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(settings: dict, words: str):
+def test_settings_that_contradict_each_other_are_rejected(settings: dict, words: str):
     with pytest.raises(ConfigError, match=words):
         TrainConfig(**settings)
 
@@ -146,7 +146,7 @@ def test_a_preset_gives_schedulefree_a_constant_schedule():
     st.text(alphabet="abc_", min_size=1).filter(str.isidentifier),
     st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False)),
 )
-def test_any_literal_argument_is_read_back(name: str, value):
+def test_any_literal_argument_is_parsed_to_its_value(name: str, value):
     assert parse_arguments((f"{name}={value!r}",)) == {name: value}
 
 
@@ -207,11 +207,11 @@ def test_rex_follows_the_paper():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("least", [0.0, 0.25])
 def test_every_schedule_warms_up_and_stays_between_its_minimum_and_one(schedule: str, least: float):
-    found = factors(schedule=schedule, min_rate=least, restarts=1)
-    assert found[:20] == pytest.approx([(step + 1) / 21 for step in range(20)])
-    assert found[20] == 1.0
-    assert all(least <= factor <= 1 for factor in found[20:])
-    assert found[20:] == sorted(found[20:], reverse=True)
+    rates = factors(schedule=schedule, min_rate=least, restarts=1)
+    assert rates[:20] == pytest.approx([(step + 1) / 21 for step in range(20)])
+    assert rates[20] == 1.0
+    assert all(least <= factor <= 1 for factor in rates[20:])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
 
 
 def small_adapter() -> tuple[Adapter, torch.nn.Module]:
@@ -236,7 +236,7 @@ def trained(
         average.step()
 
 
-def test_the_average_is_an_exponential_one_that_forgets_the_start():
+def test_the_average_is_exponential_and_its_decay_grows_from_zero():
     adapter, model = small_adapter()
     optimizer = torch.optim.SGD(adapter.parameters(), lr=0.05)
     average = EmaWeights(adapter, optimizer, 0.3)
@@ -255,7 +255,7 @@ def test_the_average_is_an_exponential_one_that_forgets_the_start():
 
 
 @pytest.mark.parametrize("kind", ["ema", "schedulefree"])
-def test_showing_the_average_leaves_the_trained_weights_as_they_were(kind: str):
+def test_swapping_in_the_average_and_out_restores_the_trained_weights(kind: str):
     adapter, model = small_adapter()
     config = config_of("schedulefree") if kind == "schedulefree" else config_of("adamw")
     optimizer = build_optimizer(config, [{"params": adapter.parameters(), "lr": 0.05}], CPU)
@@ -270,7 +270,7 @@ def test_showing_the_average_leaves_the_trained_weights_as_they_were(kind: str):
     assert all(torch.equal(within[name], tensor) for name, tensor in adapter.tensors().items())
 
 
-def test_schedulefree_shows_the_weights_that_its_evaluation_mode_recommends():
+def test_the_average_of_schedulefree_is_its_evaluation_weights():
     adapter, model = small_adapter()
     optimizer = build_optimizer(
         config_of("schedulefree"), [{"params": adapter.parameters(), "lr": 0.05}], CPU
@@ -285,8 +285,8 @@ def test_schedulefree_shows_the_weights_that_its_evaluation_mode_recommends():
 
 
 @pytest.mark.parametrize("name", ["adamw", "prodigy", "lion", "schedulefree"])
-def test_a_vectors_state_is_kept_by_matrix_and_put_back_from_either(name: str):
-    """Checkpoints name each matrix's state, as those of trainings before vectors did."""
+def test_the_state_of_a_vector_is_saved_by_matrix_and_loaded_into_either(name: str):
+    """Checkpoints hold one state for each matrix, also where the optimizer updates one vector of them all."""
     adapter, model = small_adapter()
     config = config_of(name, steps=9)
     optimizer = build_optimizer(config, parameter_groups(config, adapter), CPU)
@@ -296,32 +296,34 @@ def test_a_vectors_state_is_kept_by_matrix_and_put_back_from_either(name: str):
         optimizer.step()
         adapter.mark_dirty()
         adapter.zero_grad()
-    kept = split_state(optimizer, adapter.flat_vectors)
+    by_matrices = split_state(optimizer, adapter.flat_vectors)
     order = [
         parameter
         for flat in adapter.flat_vectors
         for parameter in (layer.tensors()[role] for layer, role in flat.members)
     ]
     assert (
-        sum(len(group["params"]) for group in kept["param_groups"]) == len(order) == len(adapter.parameters())
+        sum(len(group["params"]) for group in by_matrices["param_groups"])
+        == len(order)
+        == len(adapter.parameters())
     )
-    # Over the matrices themselves it is a state like any other.
+    # An optimizer of the matrices loads it as its own state.
     by_matrix = build_optimizer(
         config, [{"params": order, "lr": group["lr"]} for group in parameter_groups_of_matrices(adapter)], CPU
     )
-    by_matrix.load_state_dict(copy.deepcopy(kept))
-    longs = [
+    by_matrix.load_state_dict(copy.deepcopy(by_matrices))
+    per_value = [
         key
         for key, value in optimizer.state[adapter.vectors()[0]].items()
         if getattr(value, "numel", lambda: 1)() > 1
     ]
-    assert longs
-    assert all(by_matrix.state[order[0]][key].shape[-2:] == order[0].shape[-2:] for key in longs)
-    # And back again, to the bit.
+    assert per_value
+    assert all(by_matrix.state[order[0]][key].shape[-2:] == order[0].shape[-2:] for key in per_value)
+    # An optimizer of the vectors loads it bit for bit.
     again = build_optimizer(config, [{"params": [vector], "lr": 1e-3} for vector in adapter.vectors()], CPU)
-    again.load_state_dict(join_state(kept, again, adapter.flat_vectors))
+    again.load_state_dict(join_state(by_matrices, again, adapter.flat_vectors))
     for vector in adapter.vectors():
-        for key in longs:
+        for key in per_value:
             assert torch.equal(again.state[vector][key].flatten(), optimizer.state[vector][key].flatten())
 
 

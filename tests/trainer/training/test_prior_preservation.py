@@ -12,7 +12,7 @@ from trainer.training.prior_preservation import NoisyBatch, replace_targets_with
 from trainer.training.text_conditioning import TextConditioner, TextModels
 
 
-def test_only_the_selected_rows_get_the_bases_prediction_as_target():
+def test_only_the_selected_rows_get_the_prediction_of_the_base_as_target():
     base, cpu = open_base("tiny-sdxl", MODELS), torch.device("cpu")
     unet, models = base.unet(cpu, torch.float32), TextModels(base, cpu)
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Sample prompts with kohya's flags."""
+"""Sample prompts with the flags of kohya's scripts, and the steps after which samples are generated."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from trainer.training.samples import sample_configs, sample_is_due, sample_promp
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
-def requests(*prompts: str, **settings):
+def configs_of(*prompts: str, **settings):
     return sample_configs(
         TrainConfig(sample_prompts=prompts, **settings), scan(INK), open_base("tiny-sdxl", MODELS)
     )
 
 
-def test_flags_are_read_as_kohya_writes_them():
-    text, facts = parse_prompt_line("a cat --n blurry, grey --w 832 --h 1216 --d 7 --l 6.5 --s 24")
+def test_flags_of_kohya_are_parsed():
+    text, values = parse_prompt_line("a cat --n blurry, grey --w 832 --h 1216 --d 7 --l 6.5 --s 24")
     assert text == "a cat"
-    assert facts == {
+    assert values == {
         "negative": "blurry, grey",
         "width": 832,
         "height": 1216,
@@ -41,7 +41,7 @@ def test_flags_are_read_as_kohya_writes_them():
     st.integers(0, 2**31 - 1),
     st.integers(1, 200),
 )
-def test_any_prompt_keeps_its_words_and_flags(text: str, seed: int, steps: int):
+def test_words_and_flags_of_any_prompt_are_parsed(text: str, seed: int, steps: int):
     assert parse_prompt_line(f"{text} --d {seed} --s {steps}") == (
         text.strip(),
         {"seed": seed, "steps": steps},
@@ -54,23 +54,23 @@ def test_an_unknown_flag_is_rejected(line: str):
         parse_prompt_line(line)
 
 
-def test_sizes_must_suit_the_base():
+def test_a_size_that_the_base_can_not_generate_is_rejected():
     with pytest.raises(ConfigError, match="multiples of"):
-        requests("a star --w 100")
+        configs_of("a star --w 100")
 
 
-def test_prompts_without_flags_are_drawn_together_and_each_has_its_own_seed():
-    found = requests("a", "b", "c --d 3", "d --n blurry", "e", seed=10)
-    assert [(first, request.prompts, request.seed, request.negative) for first, request in found] == [
+def test_prompts_without_flags_share_a_batch_and_each_has_its_own_seed():
+    configs = configs_of("a", "b", "c --d 3", "d --n blurry", "e", seed=10)
+    assert [(first, config.prompts, config.seed, config.negative) for first, config in configs] == [
         (0, ("a", "b"), 10, ""),
         (2, ("c",), 3, ""),
         (3, ("d",), 13, "blurry"),
         (4, ("e",), 14, ""),
     ]
-    assert sample_prompts_of(found) == {"a", "b", "c", "d", "e", "blurry", ""}
+    assert sample_prompts_of(configs) == {"a", "b", "c", "d", "e", "blurry", ""}
 
 
-def test_samples_come_every_so_many_steps_or_epochs():
+def test_samples_are_due_after_each_interval_of_steps_or_epochs():
     def steps(config: TrainConfig, per_epoch: int = 4) -> list[int]:
         return [
             step

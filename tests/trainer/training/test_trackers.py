@@ -1,4 +1,4 @@
-"""Curves for a tracker: what it lacks is said before any work is done."""
+"""Trackers: a missing or broken package is reported before any work is done."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.conftest import INK, ROOT, SMALLEST, trainer
 
 
 def package(folder: Path, code: str) -> None:
-    """A wandb as pip would install it."""
+    """Creates a package `wandb` with this code, as pip would install it."""
     (folder / "wandb").mkdir()
     (folder / "wandb" / "__init__.py").write_text(code)
     (folder / "wandb-9.dist-info").mkdir()
     (folder / "wandb-9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: wandb\nVersion: 9\n")
 
 
-@pytest.mark.skipif("wandb" in sys.modules, reason="the package itself is there")
-def test_a_broken_package_of_a_tracker_ends_in_a_sentence_and_leaves_no_run(tmp_path: Path, monkeypatch):
+@pytest.mark.skipif("wandb" in sys.modules, reason="the real package is loaded already")
+def test_a_broken_tracker_package_is_reported_in_one_sentence_and_leaves_no_run(tmp_path: Path, monkeypatch):
     package(tmp_path, "import a_package_that_pip_left_out")
     monkeypatch.syspath_prepend(tmp_path)
     done = trainer("train", INK, "--output", tmp_path / "run", "--set", "log_with=wandb", check=False)
@@ -33,9 +33,9 @@ def test_a_broken_package_of_a_tracker_ends_in_a_sentence_and_leaves_no_run(tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tracker_that_nobody_is_logged_in_to_ends_in_a_sentence(tmp_path: Path):
-    """As wandb does where it finds no key and nobody to ask for one."""
-    package(tmp_path, "def init(**given):\n    raise RuntimeError('No API key configured.\\nLog in.')")
+def test_a_tracker_without_a_login_is_reported_in_one_sentence(tmp_path: Path):
+    """wandb raises such an error where it finds no key and no terminal."""
+    package(tmp_path, "def init(**options):\n    raise RuntimeError('No API key configured.\\nLog in.')")
     command = [
         sys.executable,
         "-m",
@@ -48,10 +48,8 @@ def test_a_tracker_that_nobody_is_logged_in_to_ends_in_a_sentence(tmp_path: Path
         "--steps",
         "1",
     ]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(tmp_path),
-    }  # accelerate looks for its trackers when it is imported
+    # accelerate searches for trackers when it is imported, so the package must be on the path before.
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [*command, "--set", "log_with=wandb"], cwd=ROOT, env=environment, capture_output=True, text=True
     )

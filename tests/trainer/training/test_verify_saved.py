@@ -1,4 +1,4 @@
-"""The check of a saved file: by other tools' rules, and by an image that is generated with the file."""
+"""The check of a saved file by the rules of other tools, and by an image that is generated with it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from trainer.training.verify_saved import MAX_DIFFERENCE, verify_saved
 CPU = torch.device("cpu")
 
 
-def events_of(made: run.Run, kind: str) -> list[dict]:
-    return [event for event in events.read(made.events)[0] if event["kind"] == kind]
+def events_of(new_run: run.Run, kind: str) -> list[dict]:
+    return [event for event in events.read(new_run.events)[0] if event["kind"] == kind]
 
 
 def test_every_training_reports_which_tools_load_its_file(ink_run: Path):
@@ -57,7 +57,7 @@ class Saved(NamedTuple):
 @pytest.fixture
 def saved(tmp_path: Path) -> Saved:
     config = config_from({"name": "x", "rank": 4, "sample_prompts": ("a cat",)})
-    made = run.create(tmp_path / "run", config, Manifest(folder="", items=()))
+    new_run = run.create(tmp_path / "run", config, Manifest(folder="", items=()))
     base = open_base("tiny-sdxl", MODELS)
     unet, adapter = base.unet(CPU, torch.float32), Adapter()
     adapter.attach("unet", unet, layer_specs(config, {"unet": unet})["unet"])
@@ -66,7 +66,7 @@ def saved(tmp_path: Path) -> Saved:
         for number, parameter in enumerate(adapter.parameters()):
             generator = torch.Generator().manual_seed(number)
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    save_lora(made.lora_file, adapter, {"ss_base_model_version": "sdxl_base_v1-0"})
+    save_lora(new_run.lora_file, adapter, {"ss_base_model_version": "sdxl_base_v1-0"})
     dataset = LatentDataset((), (), base.latent_scaling)
     conditioner = TextConditioner({}, TextModels(base, CPU))
     setup = Setup(
@@ -81,8 +81,8 @@ def saved(tmp_path: Path) -> Saved:
         adapter,
         torch.float32,
     )
-    samples = TrainingSamples(made, setup, [(0, SamplingConfig(prompts=("a cat",), steps=4))], conditioner)
-    return Saved(made, samples, adapter, {"unet": unet})
+    samples = TrainingSamples(new_run, setup, [(0, SamplingConfig(prompts=("a cat",), steps=4))], conditioner)
+    return Saved(new_run, samples, adapter, {"unet": unet})
 
 
 def test_a_good_file_gives_the_same_image_and_leaves_the_models_as_they_were(saved: Saved):

@@ -1,4 +1,4 @@
-"""The page's tools for LoRA files, and the editing of metadata, which keeps every tensor."""
+"""The worker for the page's LoRA tools, and changes of metadata, which leave every tensor unchanged."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from trainer.workers.lora_tools import work
 PLACE = {("unet", ATTENTION): shape_of(ATTENTION)}
 
 
-def made(folder: Path, **job) -> tuple[str, dict]:
-    """(how the work ended, its last event)."""
+def run_job(folder: Path, **job) -> tuple[str, dict]:
+    """Runs the worker on a job; returns (its outcome, its last event)."""
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps(job))
-    how = work(folder, MODELS)
-    return how, events.read(folder / "events.jsonl")[0][-1]
+    outcome = work(folder, MODELS)
+    return outcome, events.read(folder / "events.jsonl")[0][-1]
 
 
 @given(
@@ -49,11 +49,10 @@ def made(folder: Path, **job) -> tuple[str, dict]:
     ),
     rank=st.sampled_from([1, 2000]),
 )
-def test_relabelling_keeps_every_tensor_and_renews_the_hashes(changes, rank: int, tmp_path_factory):
+def test_a_label_changes_no_tensor_and_renews_the_hashes(changes, rank: int, tmp_path_factory):
     path = tmp_path_factory.mktemp("label") / "a.safetensors"
-    write_lora(
-        path, PLACE, rank=lambda n: rank
-    )  # of rank 2000 it is long enough for the old hash to see tensors
+    # With rank 2000 the file is long enough for the legacy hash to cover tensors.
+    write_lora(path, PLACE, rank=lambda n: rank)
     tensors = load_file(path)
     metadata = relabel(path, {"sshs_legacy_hash": "stale"})
     metadata = relabel(path, changes)
@@ -67,7 +66,7 @@ def test_relabelling_keeps_every_tensor_and_renews_the_hashes(changes, rank: int
     assert metadata["sshs_legacy_hash"] == expected["sshs_legacy_hash"]
 
 
-def test_a_label_is_read_back_as_it_was_written(tmp_path: Path):
+def test_a_label_survives_a_round_trip_through_the_file(tmp_path: Path):
     write_lora(tmp_path / "a.safetensors", PLACE)
     label = Label(
         title="Tinte",
@@ -114,7 +113,7 @@ def test_the_label_command_prints_and_changes_metadata(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("title", "why"), [("a\0b", "no text"), ("a\udcff", "no text"), ("x" * 2001, "at most 2000")]
 )
-def test_a_text_that_no_file_can_hold_is_refused_with_its_name(
+def test_a_text_that_no_file_can_hold_is_rejected_with_its_name(
     title: str, why: str, tmp_path: Path, monkeypatch, capsys
 ):
     write_lora(tmp_path / "a.safetensors", PLACE)
@@ -129,7 +128,7 @@ def test_a_text_that_no_file_can_hold_is_refused_with_its_name(
     assert (tmp_path / "a.safetensors").read_bytes() == before
 
 
-def test_a_file_of_another_kind_is_not_relabelled(tmp_path: Path):
+def test_a_file_that_is_no_lora_is_not_changed(tmp_path: Path):
     (tmp_path / "a.safetensors").write_bytes(b"PK\3\4 no lora")
     with pytest.raises(LoraFileError):
         relabel(tmp_path / "a.safetensors", {"x": "y"})
@@ -137,7 +136,7 @@ def test_a_file_of_another_kind_is_not_relabelled(tmp_path: Path):
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_the_last_checkpoint_exports_to_the_file_of_the_training(ink_run: Path, tmp_path: Path):
+def test_the_export_of_the_last_checkpoint_equals_the_file_of_the_training(ink_run: Path, tmp_path: Path):
     run = Run(ink_run)
     export_checkpoint(run, 12, tmp_path / "a.safetensors", MODELS)
     ours, theirs = load_file(tmp_path / "a.safetensors"), load_file(run.lora_file)
@@ -153,17 +152,17 @@ def test_the_last_checkpoint_exports_to_the_file_of_the_training(ink_run: Path, 
 
 def test_a_chosen_checkpoint_becomes_a_checked_file_with_a_preferred_weight(ink_run: Path, tmp_path: Path):
     shutil.copytree(ink_run, tmp_path / "ink")
-    how, _ = made(tmp_path / "job", tool="choose", run=str(tmp_path / "ink"), step=10, strength=0.8)
+    outcome, _ = run_job(tmp_path / "job", tool="choose", run=str(tmp_path / "ink"), step=10, strength=0.8)
     choice = json.loads((tmp_path / "ink" / "choice.json").read_text())
-    assert how == "finished"
+    assert outcome == "finished"
     assert choice["file"] == "ink-10.safetensors"
     assert "ComfyUI 0.3" in choice["takes"]
     metadata = recognise(tmp_path / "ink" / "ink-10.safetensors").metadata
     assert Label.of(metadata).weight == 0.8
     assert metadata["ss_steps"] == "10"
     assert metadata["modelspec.trigger_phrase"] == "ink"
-    # Marked again, the last step's file is the training's own, not a copy of it.
-    made(tmp_path / "again", tool="choose", run=str(tmp_path / "ink"), step=12, strength=1.0)
+    # The file of the last step is that of the training itself; no copy is made.
+    run_job(tmp_path / "again", tool="choose", run=str(tmp_path / "ink"), step=12, strength=1.0)
     assert json.loads((tmp_path / "ink" / "choice.json").read_text())["file"] == "ink.safetensors"
 
 
@@ -172,7 +171,7 @@ def test_files_are_merged_resized_converted_and_checked_into_entries(tmp_path: P
     changes = [write_lora(path, PLACE, seed=seed, rank=lambda n: 4) for seed, path in enumerate((a, b))]
     out = {tool: str(tmp_path / tool / f"{tool}.safetensors") for tool in ("merge", "resize", "convert")}
     assert (
-        made(
+        run_job(
             tmp_path / "1",
             tool="merge",
             terms=[[str(a), 0.5], [str(b), -1.0]],
@@ -184,9 +183,9 @@ def test_files_are_merged_resized_converted_and_checked_into_entries(tmp_path: P
     )
     expected = {place: 0.5 * changes[0][place] - changes[1][place] for place in PLACE}
     assert_same(changes_of(Path(out["merge"])), expected)
-    assert made(tmp_path / "2", tool="resize", source=str(a), rank=2, out=out["resize"])[0] == "finished"
+    assert run_job(tmp_path / "2", tool="resize", source=str(a), rank=2, out=out["resize"])[0] == "finished"
     assert (
-        made(tmp_path / "3", tool="convert", source=str(a), form="diffusers", out=out["convert"])[0]
+        run_job(tmp_path / "3", tool="convert", source=str(a), form="diffusers", out=out["convert"])[0]
         == "finished"
     )
     entry = json.loads((tmp_path / "merge" / "entry.json").read_text())
@@ -202,8 +201,8 @@ def test_a_failed_tool_reports_the_reason_and_leaves_no_file(tmp_path: Path):
         "terms": [[str(tmp_path / "a.safetensors"), 1.0], [str(tmp_path / "gone.safetensors"), 1.0]],
         "method": "concat",
     }
-    how, last = made(tmp_path / "job", **job, out=str(tmp_path / "new" / "new.safetensors"))
-    assert how == "failed"
+    outcome, last = run_job(tmp_path / "job", **job, out=str(tmp_path / "new" / "new.safetensors"))
+    assert outcome == "failed"
     assert "gone.safetensors does not exist" in last["message"]
     assert not (tmp_path / "new").exists()
 
@@ -213,7 +212,7 @@ def test_an_imported_file_with_values_that_are_not_finite_has_a_problem_in_its_e
     folder.mkdir()
     write_lora(folder / "shelf.safetensors", PLACE, alpha=lambda n: float("nan"))
     (folder / "entry.json").write_text(json.dumps({"origin": "import", "of": [], "takes": [], "made": 1.0}))
-    assert made(tmp_path / "job", tool="check", source=str(folder / "shelf.safetensors"))[0] == "finished"
+    assert run_job(tmp_path / "job", tool="check", source=str(folder / "shelf.safetensors"))[0] == "finished"
     entry = json.loads((folder / "entry.json").read_text())
     assert entry["origin"] == "import"
     assert entry["made"] == 1.0
@@ -221,7 +220,9 @@ def test_an_imported_file_with_values_that_are_not_finite_has_a_problem_in_its_e
 
 
 def test_an_imported_file_that_is_deleted_before_its_check_is_not_created_again(tmp_path: Path):
-    how, last = made(tmp_path / "job", tool="check", source=str(tmp_path / "brush" / "brush.safetensors"))
-    assert how == "failed"
+    outcome, last = run_job(
+        tmp_path / "job", tool="check", source=str(tmp_path / "brush" / "brush.safetensors")
+    )
+    assert outcome == "failed"
     assert "deleted" in last["message"]
     assert not (tmp_path / "brush").exists()
