@@ -1,4 +1,4 @@
-"""What this machine reaches, beside what it could: see `python -m benchmarks --help`."""
+"""Benchmarks of speed and memory, each beside its target: see `python -m benchmarks --help`."""
 
 from pathlib import Path
 

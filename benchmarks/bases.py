@@ -1,4 +1,4 @@
-"""Bases of SDXL's layout with random weights: speed does not depend on what a model has learnt.
+"""Bases of SDXL's layout with random weights: speed does not depend on training.
 
 wide64   64/128/256 channels, heads of 64, 70 transformer blocks, both encoders narrow: 94 M parameters in the UNet
 sdxl     the true configuration, built on the device itself
@@ -50,7 +50,7 @@ def write_wide(folder: Path, width: int = 64) -> Path:
 
 
 def wide_unet(width: int) -> dict[str, Any]:
-    """What of SDXL's configuration is changed; heads stay 64 wide."""
+    """Changes to SDXL's configuration; attention heads stay 64 wide."""
     return {
         "sample_size": 32,
         "block_out_channels": [width, 2 * width, 4 * width],

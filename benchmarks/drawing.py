@@ -89,7 +89,7 @@ def timed(ways: list[Callable[[], object]], repeat: int) -> list[float]:
 
 
 def strength_seconds(warm: WarmBase, file: Path) -> float:
-    """What is done between two pictures of the same file at another strength, without the pictures."""
+    """Measures a change of strength between two images of one file, without generating them."""
     adapter = warm.adapter_of([(file, 1.0)])
 
     def change() -> None:

@@ -29,12 +29,15 @@ _FLAGS = [
 class Started(NamedTuple):
     address: str
     home: Path  # with datasets/ and outputs/
-    terminal: Path  # what the studio said
+    terminal: Path  # output of the studio
 
 
 @contextmanager
 def served(home: Path, *flags: str, port: int | None = None) -> Iterator[Started]:
-    """`python app.py` on folders of its own and a free port, ended at the end. Raises AssertionError, with what it said, where it ends itself."""
+    """Runs `python app.py` with its own folders on a free port, and terminates it at the end of the block.
+
+    Raises AssertionError with the output if the server exits by itself.
+    """
     port = port or _free_port()
     folders = ["--datasets", str(home / "datasets"), "--outputs", str(home / "outputs")]
     with (home / "terminal.log").open("ab") as log:
@@ -66,10 +69,10 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait_for(address: str, server: subprocess.Popen[bytes], said: Path) -> None:
+def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(1200):
         if server.poll() is not None:
-            raise AssertionError(said.read_text())
+            raise AssertionError(log.read_text())
         try:
             urllib.request.urlopen(f"{address}/healthz", timeout=1)
             return

@@ -1,4 +1,4 @@
-"""A process of its own that makes training steps and tells what they took, so that its peak of memory is theirs alone.
+"""A separate process that makes training steps and prints their time and peak memory.
 
 python -m benchmarks.step '{"base": "wide64", "resolution": 256, "batch": 1, "precision": "fp32", "level": "none"}'
 """
@@ -31,7 +31,7 @@ from trainer.training.optim import build_optimizer
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What a measurement is of."""
+    """Subject of a measurement."""
 
     base: str  # bundled, wide64 or sdxl
     resolution: int
@@ -55,7 +55,7 @@ class Case:
 
     @property
     def configs(self) -> Path:
-        """Of the base, which is made when it is not there."""
+        """Folder of the base, which is created if it is missing."""
         if self.base == "sdxl":
             return ORIGINAL
         return (

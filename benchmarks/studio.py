@@ -38,7 +38,7 @@ _WATCH_STATUS = """() => {
     if (found && window.seen.at(-1)?.[0] !== +found[1]) window.seen.push([+found[1], Date.now() / 1000]);
   }).observe(document.querySelector('#status'), {childList: true, subtree: true, characterData: true});
 }"""
-# The page's question, and the events of Gradio that its answers raise.
+# The page's poll, and the Gradio events that its responses trigger.
 _TAKEN = (
     "part => performance.getEntriesByType('resource').filter(e => e.name.includes(part)).map(e => e.duration)"
 )
@@ -71,7 +71,7 @@ def figures(folder: Path, *, quick: bool) -> list[Figure]:
         first = time.monotonic() - begun
         return [
             Figure(
-                group="studio", what="the command to the first answer", value=answered, unit="s", floor=4.0
+                group="studio", what="the command to the first response", value=answered, unit="s", floor=4.0
             ),
             Figure(group="studio", what="the command to the first page drawn", value=first, unit="s"),
             *_drop(page, started, folder / "drop", many),

@@ -78,7 +78,7 @@ def figures(wanted: tuple[Case, ...], repeat: int = 1) -> list[Figure]:
 
 
 def _against_peft(found: dict[Case, list[dict[str, Any]]]) -> list[Figure]:
-    """How many times as fast ours is as PEFT's at the same, and the memory of both."""
+    """Compares speed and memory of a training step with PEFT's on the same layers."""
     compared = []
     for theirs, runs in found.items():
         ours = found.get(dataclasses.replace(theirs, way="impasto"))

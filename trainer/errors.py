@@ -66,7 +66,7 @@ class NotFiniteError(TrainerError):
 def lacks_memory(error: BaseException) -> bool:
     """True if the device or the system ran out of memory.
 
-    CUDA raises torch.OutOfMemoryError, which is compared by name because this module must not import torch;
+    CUDA raises torch.OutOfMemoryError, whose class name is compared, because this module must not import torch;
     on the CPU torch raises a plain RuntimeError, which only its message identifies.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -6,7 +6,7 @@
 3. Login: with accounts, all but the public endpoints need a session.
 4. Size: a body is counted while it arrives.
 5. Ownership: ids that a browser chooses (sessions, uploads) are made private to the user.
-6. Headers: every response tells the browser what it may do with it.
+6. Headers: every response limits what the browser may do with it.
 """
 
 from __future__ import annotations

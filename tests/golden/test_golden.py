@@ -27,7 +27,7 @@ PICTURE = 1.0  # largest mean difference of a picture, in levels of 255
 
 @dataclass(frozen=True)
 class Results:
-    """What the commands of the golden tests wrote into `folder`, and how each ended."""
+    """Files that the commands of the golden tests wrote into `folder`, and their exit statuses."""
 
     folder: Path
     done: dict[str, Done]

@@ -115,7 +115,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def all_routes(routes: Any, seen: set[int] | None = None) -> Iterator[tuple[str, set[str]]]:
-    """Every path that anything in the application would answer, Gradio's included."""
+    """Every path that a route of the application serves, Gradio's included."""
     seen = seen if seen is not None else set()
     for route in routes:
         if id(route) in seen:
@@ -170,7 +170,7 @@ def test_a_made_up_cookie_is_nobodys(house: House, token: str):
 
 
 def names(absent: bool = False) -> list[str]:
-    """What ana's things are called; or names like them, of nothing."""
+    """Names of things of user ana, or similar names of nothing."""
     found = {PROJECT, TRAINING, f"{PICTURE}.png", "p00_s1.00.png", "stop"}
     return sorted(name.replace("anas-", "gone-") if absent else name for name in found)
 
@@ -333,7 +333,7 @@ def test_a_handler_reads_no_path_that_a_browser_makes_up(house: House):
 
 
 def test_a_session_of_the_page_belongs_to_its_user(house: House):
-    """The same name of a session, said by two users, is two sessions."""
+    """One session name, sent by two users, means two sessions."""
     function = next(f for f in house.ana.get("/config").json()["dependencies"] if not f["inputs"])
     call = {"data": [], "session_hash": "stolen", "fn_index": function["id"]}
     event = house.ana.post("/gradio_api/queue/join", content=json.dumps(call), headers=JSON).json()[
@@ -361,7 +361,7 @@ def test_a_new_user_begins_with_the_sample_set_of_their_own(house: House):
 
 
 def test_routes_and_doors_agree(house: House):
-    """The guard opens exactly what the router would answer: a path can't mean two things."""
+    """The guard admits exactly the paths that the router serves: a path can't mean two things."""
     for path in ("/thumb/a/b", "/thumb/a/b/c", "/thumb//b", "/download/a", "/caption/a/../b", "/login"):
         scope = {"type": "http", "method": "GET", "path": path, "headers": []}
         routed = any(

@@ -48,7 +48,7 @@ def test_the_page_answers_without_torch(tmp_path: Path):
 
 
 def test_no_two_functions_put_each_other_off(house):
-    """What Gradio puts off while a function runs, it makes good by raising the whole event: two on one event never end."""
+    """Gradio re-fires a postponed event for all its listeners, so two of them on one event would never stop."""
     _, client = house
     hearing = Counter(
         tuple(target)

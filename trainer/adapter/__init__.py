@@ -1,1 +1,1 @@
-"""What is learned: LoRA (Hu et al. 2021) and its kin beside the frozen layers of UNet and text encoders."""
+"""Adapters: LoRA (Hu et al. 2021) and related networks beside frozen layers of UNet and text encoders."""

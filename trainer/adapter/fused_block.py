@@ -102,7 +102,7 @@ class FusedBlock:
 
     @property
     def can_run(self) -> bool:
-        """Whether the present call can be computed here.
+        """Returns whether the present call can be computed here.
 
         No dropout, one strength for all rows, no compiler.
         """
@@ -111,7 +111,7 @@ class FusedBlock:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether master weights have moved to other vectors since this object was made."""
+        """Returns whether master weights have moved to other vectors since this object was made."""
         return bool(self.adapted) and self.adapted[0].slots is not self._made_for
 
     def __call__(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

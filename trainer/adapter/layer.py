@@ -53,7 +53,7 @@ class Dropout:
 
     @property
     def is_on(self) -> bool:
-        """Whether the present call drops anything."""
+        """Returns whether the present call drops anything."""
         has_share = (self.network or self.rank or self.module) > 0
         return self.batch_seed is not None and has_share and torch.is_grad_enabled()
 

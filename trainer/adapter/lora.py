@@ -81,7 +81,7 @@ class LoraLinear(Layer):
 
     @property
     def can_run_grouped(self) -> bool:
-        """Whether the present call can be computed by a `LinearGroup`.
+        """Returns whether the present call can be computed by a `LinearGroup`.
 
         Not under a compiler, which fuses the plain formula well and can't trace the group; not with dropout;
         and not with a strength for each row while gradients are computed.

@@ -130,7 +130,7 @@ def _check_overlaps(archive: Path, infos: list[zipfile.ZipInfo]) -> None:
 
 
 def _is_clutter(name: str) -> bool:
-    """Whether a file was added by an operating system: __MACOSX, hidden files, Thumbs.db."""
+    """Returns whether a file was added by an operating system: __MACOSX, hidden files, Thumbs.db."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts:
         return False

@@ -30,7 +30,7 @@ class Augmentation:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the picture is only resized and cropped."""
+        """Returns whether the picture is only resized and cropped."""
         return not self.is_mirrored and self.colours == _UNCHANGED_COLOURS
 
     @property

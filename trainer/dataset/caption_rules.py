@@ -25,7 +25,7 @@ class CaptionRules:
 
     @property
     def varies(self) -> bool:
-        """Whether a picture can have different captions in different batches (apart from the empty
+        """Returns whether a picture can have different captions in different batches (apart from the empty
         caption).
         """
         config = self.config

@@ -181,7 +181,7 @@ def _corners(grey: Image.Image) -> tuple[bool, bool, bool, bool]:
 
 
 def _has_isolated_mark(grid: np.ndarray) -> bool:
-    """Whether the top left corner holds a mark of at most 3 rows and 5 columns.
+    """Returns whether the top left corner holds a mark of at most 3 rows and 5 columns.
 
     Starts at the busiest of the 2 x 3 cells in the corner and follows adjacent busy cells; a group that
     reaches further is part of the picture.

@@ -108,7 +108,7 @@ def pictures_in(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether a file name has the suffix of a picture and is no mask."""
+    """Returns whether a file name has the suffix of a picture and is no mask."""
     return _suffix(name) in SUFFIXES and not name.lower().endswith(".mask.png")
 
 
@@ -117,7 +117,7 @@ def _suffix(name: str) -> str:
 
 
 def is_displayable_name(name: str) -> bool:
-    """Whether a file name can be shown and stored as UTF-8: it has no control characters and no undecodable
+    """Returns whether a file name can be shown and stored as UTF-8: it has no control characters and no undecodable
     bytes.
     """
     # Undecodable bytes of file names are surrogates in Python, category Cs.

@@ -1,1 +1,1 @@
-"""What a file is, read from its header alone: base models, LoRAs and captioning models. No torch."""
+"""Identification of files by their headers: base models, LoRAs and captioning models. No torch."""

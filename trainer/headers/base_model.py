@@ -70,7 +70,7 @@ def list_base_models(models: Path) -> list[str]:
 
 
 def is_small(reference: str, models: Path) -> bool:
-    """Whether a base is narrower than SDXL, as the bundled one is. False for a base that can't be read."""
+    """Returns whether a base is narrower than SDXL, as the bundled one is. False for a base that can't be read."""
     folder = _first_of((models / reference, Path(reference)), Path.is_dir)
     file = _first_of((models / reference, models / f"{reference}.safetensors", Path(reference)), Path.is_file)
     try:
@@ -121,12 +121,12 @@ def other_kind(header: Header) -> str | None:
 
 
 def _contains(tensors: Tensors, *parts: str) -> bool:
-    """Whether the name of a tensor contains one of the parts."""
+    """Returns whether the name of a tensor contains one of the parts."""
     return any(part in name for name in tensors for part in parts)
 
 
 def _starts(tensors: Tensors, *prefixes: str) -> bool:
-    """Whether the name of a tensor begins with one of the prefixes."""
+    """Returns whether the name of a tensor begins with one of the prefixes."""
     return any(name.startswith(prefixes) for name in tensors)
 
 

@@ -20,7 +20,7 @@ from trainer.headers.safetensors import read_header
 BLIP, BLIP_2, FLORENCE_2, WD_TAGGER = "BLIP", "BLIP-2", "Florence-2", "WD tagger"
 ONNX, TAGS = "model.onnx", "selected_tags.csv"
 # model_type of config.json -> kind, and the class that writes captions. Other classes of the same model_type
-# answer questions or compare images with texts.
+# are for visual questions or compare images with texts.
 _TYPES = {
     "blip": (BLIP, "BlipForConditionalGeneration"),
     "blip-2": (BLIP_2, "Blip2ForConditionalGeneration"),
@@ -88,7 +88,7 @@ def open_captioner(reference: str, models: Path) -> Captioner:
 
 
 def is_hub_id(reference: str) -> bool:
-    """Whether a reference has the form OWNER/NAME."""
+    """Returns whether a reference has the form OWNER/NAME."""
     return _HUB_ID.fullmatch(reference) is not None and not reference.startswith(".")
 
 

@@ -162,7 +162,7 @@ class Queue:
 
     @property
     def is_paused(self) -> bool:
-        """Whether no waiting job starts."""
+        """Returns whether no waiting job starts."""
         return self._store.execute(lambda table: table.is_paused, writes=False)
 
     def pause(self, paused: bool) -> None:

@@ -49,7 +49,7 @@ class JobProcesses:
         return child.pid, start_time(child.pid)
 
     def is_running(self, job: JobRecord, folder: Path) -> bool:
-        """Whether a process works on a job: by its claim on the folder or, before it has claimed it, by its
+        """Returns whether a process works on a job: by its claim on the folder or, before it has claimed it, by its
         pid.
         """
         if Run(folder).is_alive():

@@ -118,7 +118,7 @@ class JobTable:
 
     @property
     def is_paused(self) -> bool:
-        """Whether no waiting job may start."""
+        """Returns whether no waiting job may start."""
         row = self._db.execute("SELECT value FROM setting WHERE name = 'paused'").fetchone()
         return row is not None and row["value"] == "yes"
 
@@ -257,7 +257,7 @@ class QueueStore:
 
 
 def others_wait(folder: Path) -> bool:
-    """Whether a run other than `folder` waits in the queue that `folder` belongs to.
+    """Returns whether a run other than `folder` waits in the queue that `folder` belongs to.
 
     Reads the markers only, so that a worker process needs no access to the database.
     """

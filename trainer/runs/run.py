@@ -93,7 +93,7 @@ class Run:
             events.append(self.events, kind, sync=sync, **fields)
 
     def is_alive(self) -> bool:
-        """Whether a process works on this run.
+        """Returns whether a process works on this run.
 
         Call this before reading the events: in the other order a process that ends in between looks as if it
         had died without an `ended` event.
@@ -246,7 +246,7 @@ def read_owner(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_running(owner: dict[str, Any] | None) -> bool:
-    """Whether a claim's process lives. The start time is compared too, since systems reuse pids."""
+    """Returns whether a claim's process lives. The start time is compared too, since systems reuse pids."""
     if not owner:
         return False
     try:

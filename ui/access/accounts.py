@@ -73,7 +73,7 @@ def verify_password(password: str, hashed: str) -> bool:
 def unknown_user_hash() -> str:
     """Returns a hash for the passwords of unknown users, so that a login takes as long for them as for known ones.
 
-    Without it the response time would tell an attacker which user names exist.
+    Without it the response time would show an attacker which user names exist.
     """
     return hash_password(secrets.token_hex(16))
 

@@ -1,4 +1,4 @@
-"""Responses with a file, and the 404 that does not tell why."""
+"""Responses with a file, and the 404 that gives no reason."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class LoraEntry:
 
     @property
     def label(self) -> Label:
-        """What the artist wrote about the LoRA."""
+        """The artist's title, author, licence and other descriptions of the LoRA."""
         return Label.of(self.metadata)
 
     @property

@@ -12,7 +12,7 @@ from trainer.dataset.pictures import SUFFIXES
 from trainer.errors import DatasetError, RunError
 
 MAX_CAPTION = 2000  # characters
-_MAX_NAMES = 10_000  # tried for one wanted name
+_MAX_NAMES = 10_000  # tried for one name
 
 
 def clean_name(text: str) -> str:

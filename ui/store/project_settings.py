@@ -20,7 +20,7 @@ from trainer.errors import DatasetError
 from trainer.headers.base_model import is_small
 from trainer.json_files import read_object
 
-# From one or two pictures a LoRA memorises everything, since nothing tells the subject from its background.
+# From one or two pictures a LoRA memorises everything, since nothing separates the subject from its background.
 MIN_PICTURES = 3
 MAIN_FIELDS = (
     "name",

@@ -57,7 +57,7 @@ def hidden_button(name: str, elem_id: str) -> gr.Button:
 
 @dataclass(frozen=True)
 class PageContext:
-    """What all tabs share, and the tab that is being built.
+    """Context that all tabs share, and the tab that is being built.
 
     Attributes:
         label: `label("artwork.drop")` is translated in the browser.
@@ -104,7 +104,7 @@ class PageContext:
     ) -> None:
         """Updates `outputs` by `callback(workspace, *inputs)` at each of `events`.
 
-        Events that come while the callback runs are answered by one more run. While the tab is hidden, the
+        Events that come while the callback runs lead to one more run. While the tab is hidden, the
         refresh is pending until the tab is shown. docs/engineers/page.md describes the steps.
 
         Args:

@@ -104,7 +104,7 @@ def problems_html(lines: Sequence[str]) -> str:
 
 
 def question_html(text: str) -> str:
-    """Returns a question that must be answered before something is deleted."""
+    """Returns the question that the artist confirms before something is deleted."""
     return element("p", escape(text), role="alert", class_="alert")
 
 

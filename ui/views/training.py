@@ -35,7 +35,7 @@ class Fields:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is shown beside the Train button.
+    """Contents of the panel beside the Train button.
 
     Attributes:
         estimate: HTML.

@@ -1,4 +1,4 @@
-"""Who is let in: passwords, tries, sessions, the login page, and what the terminal says."""
+"""Login: passwords, failed attempts, sessions, the login page, and the commands for accounts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Try it without a browser: what is asked, who draws it, how it is followed, and what a page shows of it."""
+"""Drawings of Try it without a browser: submission, the process that generates them, progress, and HTML."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_the_warm_process_draws_mixes_and_grids_and_leaves_out_what_was_cancelle
         and drawings.newest("ink", "grid") == grid
         and drawings.newest(other) == mix
     )
-    # A process that is started again answers nothing twice.
+    # A restarted process handles no request twice.
     before = drawings.session.events.read_bytes()
     serve(drawings.session.path, MODELS, idle_seconds=0.0)
     assert drawings.session.events.read_bytes() == before

@@ -1,4 +1,4 @@
-"""What a training would take, asked before it begins: no question is lost."""
+"""Estimates of a training before it starts: no request is lost."""
 
 from __future__ import annotations
 

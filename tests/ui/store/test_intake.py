@@ -1,4 +1,4 @@
-"""What is dropped: good files become pictures, bad ones are named, nothing is overwritten and nothing stays behind."""
+"""Dropped files: usable ones become pictures, others are reported, and nothing is overwritten or left behind."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def check_file(path: Path, *, base: Path | None = None, bases: Path | None = Non
 
 
 def _modules(file: Tensors) -> tuple[Scales | None, dict[str, LoraModule], list[str]]:
-    """(scales, modules by name as spelled, faults); a scale that can't be read is a fault, and None."""
+    """(scales, modules by their spelled names, problems); a scale that can't be read is None and a problem."""
     try:
         scales = read_scales(file.path, file.header)
         return scales, modules_by_name(file, scales, strict=False), []

@@ -214,7 +214,7 @@ def _invokeai(entry: Entry, keys: Keys) -> str | None:
 
 
 def _invokeai_refusal(keys: Keys, dropped: int) -> str | None:
-    # model_loaders/lora.py removes embeddings from the file before it looks at the names.
+    # model_loaders/lora.py removes embeddings from the file before it checks the names.
     known = ("lora_unet_", "lora_te1_", "lora_te2_", BUNDLED)
     odd = [entry.key for entry in keys.entries if not entry.key.startswith(known)]
     if odd:
