@@ -70,7 +70,8 @@ def test_the_studio_answers_to_its_own_names_in_any_spelling(client: TestClient,
 )
 def test_another_name_that_leads_here_is_refused(client: TestClient, host: str):
     answer = client.get("/", headers={"host": host})
-    assert answer.status_code == 403 and "gradio" not in answer.text
+    assert answer.status_code == 403
+    assert "gradio" not in answer.text
 
 
 def test_what_is_turned_away_is_told_in_the_visitors_language(client: TestClient):
@@ -125,9 +126,14 @@ def test_bound_to_every_address_the_studio_answers_to_numbers_and_named_names_on
 
 
 def test_addresses_are_printed_as_a_browser_takes_them():
-    assert url("::1", 7860) == "http://[::1]:7860" and url("127.0.0.1", 80) == "http://127.0.0.1:80"
-    assert is_loopback("::1") and is_loopback("LOCALHOST") and is_loopback("127.0.0.9")
-    assert not is_loopback("0.0.0.0") and not is_loopback("::") and not is_loopback("example.com")
+    assert url("::1", 7860) == "http://[::1]:7860"
+    assert url("127.0.0.1", 80) == "http://127.0.0.1:80"
+    assert is_loopback("::1")
+    assert is_loopback("LOCALHOST")
+    assert is_loopback("127.0.0.9")
+    assert not is_loopback("0.0.0.0")
+    assert not is_loopback("::")
+    assert not is_loopback("example.com")
 
 
 @given(st.text(alphabet="127.0localhostevl:[]@/?#%x ", max_size=24))
@@ -307,7 +313,8 @@ def test_an_upload_that_broke_off_is_swept_and_the_next_one_comes_in(guard: Guar
     guard.studio.clean_up(0)
     assert not [path for path in guard.studio.uploads.folder.rglob("*") if path.is_file()]
     (path,) = client.post("/gradio_api/upload", files={"files": ("a.png", b"small")}).json()
-    assert Path(path).read_bytes() == b"small" and client.get(f"/gradio_api/file={path}").content == b"small"
+    assert Path(path).read_bytes() == b"small"
+    assert client.get(f"/gradio_api/file={path}").content == b"small"
 
 
 def test_a_nearly_full_disk_takes_no_upload(tmp_path: Path):
@@ -316,7 +323,8 @@ def test_a_nearly_full_disk_takes_no_upload(tmp_path: Path):
     full = Studio(tmp_path, tmp_path, MODELS, Limits(free_bytes=10**9 * GB))
     app = Guard(None, full, build_doors(), Hosts.of("127.0.0.1"))  # pyright: ignore[reportArgumentType]
     answer = TestClient(app, base_url=HERE).post("/gradio_api/upload", files={"files": ("a.png", b"x")})
-    assert answer.status_code == 507 and "no disk space left" in answer.json()["message"]
+    assert answer.status_code == 507
+    assert "no disk space left" in answer.json()["message"]
 
 
 def test_the_studio_takes_no_more_than_its_limit(tmp_path: Path):
@@ -327,7 +335,8 @@ def test_the_studio_takes_no_more_than_its_limit(tmp_path: Path):
     answer = TestClient(app, base_url=HERE).post(
         "/gradio_api/upload", files={"files": ("a.png", b"x" * 2000)}
     )
-    assert answer.status_code == 507 and "no disk space left" in answer.json()["message"]
+    assert answer.status_code == 507
+    assert "no disk space left" in answer.json()["message"]
 
 
 def build_doors():
@@ -369,7 +378,7 @@ async def ask(
     }
     try:
         await guard(scope, receive, send)
-    except Exception as error:  # what a server makes of an aborted request
+    except Exception as error:  # noqa: BLE001 - what a server makes of an aborted request
         assert type(error).__name__ in ("ClientDisconnect", "ExceptionGroup"), error
     return status, taken
 
@@ -389,14 +398,12 @@ async def ask(
 )
 def test_every_answer_says_how_it_must_be_treated(client: TestClient, path: str):
     headers = client.get(path, headers={"origin": "https://evil.example"}, follow_redirects=False).headers
-    assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
-    assert (
-        headers["referrer-policy"] == "no-referrer" and headers["cross-origin-opener-policy"] == "same-origin"
-    )
-    assert (
-        headers["cross-origin-resource-policy"] == "same-origin"
-        and "frame-ancestors 'none'" in headers["content-security-policy"]
-    )
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cross-origin-opener-policy"] == "same-origin"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert not [name for name in headers if name.startswith("access-control")]
 
 
@@ -404,29 +411,30 @@ def test_the_page_runs_no_script_but_the_studios_own(client: TestClient):
     answer = client.get("/")
     policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
     scripts = policy["script-src"].split()
-    assert (
-        policy["default-src"] == "'none'"
-        and "'unsafe-inline'" not in scripts
-        and "*" not in answer.headers["content-security-policy"]
-    )
+    assert policy["default-src"] == "'none'"
+    assert "'unsafe-inline'" not in scripts
+    assert "*" not in answer.headers["content-security-policy"]
     inline = re.findall(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", answer.text, re.DOTALL)
     hashed = {
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in inline
     }
-    assert hashed and hashed == {source for source in scripts if source.startswith("'sha256-")}
+    assert hashed
+    assert hashed == {source for source in scripts if source.startswith("'sha256-")}
     assert not re.search(r"<[^>]+\son\w+\s*=", answer.text.split("<body")[1])
 
 
 def test_nothing_is_told_to_anybody(guard: Guard, client: TestClient):
     config = client.get("/config").json()
-    assert (
-        config["analytics_enabled"] is False and config["show_error"] is False and not config["footer_links"]
-    )
-    assert not config.get("run_history") and not config.get("is_space")
+    assert config["analytics_enabled"] is False
+    assert config["show_error"] is False
+    assert not config["footer_links"]
+    assert not config.get("run_history")
+    assert not config.get("is_space")
     page = next(
         route for route in guard.app.routes if hasattr(route, "app") and hasattr(route.app, "get_blocks")
     ).app.get_blocks()
-    assert page._queue.max_size == 100 and not page.enable_monitoring
+    assert page._queue.max_size == 100
+    assert not page.enable_monitoring
 
 
 def test_a_private_call_with_values_of_any_kind_tells_no_path(
@@ -438,7 +446,8 @@ def test_a_private_call_with_values_of_any_kind_tells_no_path(
             data = [junk] * len(function["inputs"])
             call = {"fn_index": function["id"], "data": data, "session_hash": "junk"}
             answer = client.post("/gradio_api/run/predict", content=json.dumps(call), headers=JSON)
-            assert "Traceback" not in answer.text and str(guard.studio.outputs.parent) not in answer.text
+            assert "Traceback" not in answer.text
+            assert str(guard.studio.outputs.parent) not in answer.text
     assert not [
         record.getMessage() for record in caplog.records if "the page's" in record.getMessage()
     ]  # each was refused in words

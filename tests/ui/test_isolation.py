@@ -70,7 +70,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             users=home / "users.toml",
         )
         studio = guard.studio
-        assert studio.accounts and studio.sessions
+        assert studio.accounts
+        assert studio.sessions
         fill(home / "datasets" / "_users" / "ana" / PROJECT, home / "outputs" / "_users" / "ana" / TRAINING)
         tokens = {
             name: studio.sessions.open(name, studio.accounts.fingerprint(name) or "")
@@ -143,7 +144,8 @@ def own_routes(guard: Guard) -> list[tuple[str, str]]:
 
 def test_who_is_not_logged_in_gets_nothing(house: House):
     routes = list(all_routes(house.guard.app.routes))  # pyright: ignore[reportAttributeAccessIssue]
-    assert len(routes) > 80 and any("/gradio_api/queue/join" in path for path, _ in routes)
+    assert len(routes) > 80
+    assert any("/gradio_api/queue/join" in path for path, _ in routes)
     open_to_all, refused = set(), 0
     for path, methods in routes:
         asked = re.sub(r"{[^}]*}", "x", path)
@@ -158,7 +160,8 @@ def test_who_is_not_logged_in_gets_nothing(house: House):
                     refused += 1
                 else:
                     open_to_all.add(path)
-    assert open_to_all == PUBLIC and refused > 250
+    assert open_to_all == PUBLIC
+    assert refused > 250
 
 
 @pytest.mark.parametrize("token", ["x", "../../sessions.sqlite3", "' OR 1=1 --", "\\ud800", "A" * 43])
@@ -210,7 +213,8 @@ def test_no_route_tells_the_other_whether_a_thing_is_there(house: House):
                 answers[0][0] == 200 and method == "GET" and "/making/" not in path
             ):
                 wrong.append((method, path, hers, answers))
-    assert asked > 250 and not wrong, wrong[:3]
+    assert asked > 250
+    assert not wrong, wrong[:3]
     assert before == fingerprint(home / "datasets" / "_users" / "ana") + fingerprint(
         home / "outputs" / "_users" / "ana"
     )
@@ -253,7 +257,8 @@ def test_no_handler_tells_the_other_whether_a_thing_is_there(house: House):
             asked += 1
             if said[0] != said[1] or WORDS in said[0][1]:
                 wrong.append((function["id"], name, hers, said))
-    assert asked > 30 and not wrong, wrong[:2]
+    assert asked > 30
+    assert not wrong, wrong[:2]
     assert before == fingerprint(home / "datasets" / "_users" / "ana") + fingerprint(
         home / "outputs" / "_users" / "ana"
     )
@@ -263,9 +268,9 @@ def test_the_page_itself_names_nobodys_things(house: House):
     for place in ("/", "/config", "/gradio_api/info"):
         for client in (house.ana, house.ben):
             text = client.get(place).text
-            assert (
-                "anas-" not in text and "_users" not in text and str(house.guard.studio.outputs) not in text
-            )
+            assert "anas-" not in text
+            assert "_users" not in text
+            assert str(house.guard.studio.outputs) not in text
 
 
 def test_an_upload_is_its_senders_and_of_no_use_to_others(house: House):
@@ -379,7 +384,8 @@ def test_what_is_new_and_the_fields_of_advanced_are_each_ones_own(house: House):
     before = kept.read_bytes()
     assert json.loads(before)["advanced"] == {"rank": 8}
     answers = [house.ben.post(f"/settings/{name}", json={"rank": "9"}) for name in (PROJECT, "gone")]
-    assert {answer.status_code for answer in answers} == {400} and answers[0].text == answers[1].text
+    assert {answer.status_code for answer in answers} == {400}
+    assert answers[0].text == answers[1].text
     for wrong in (
         [],
         {"rank": 8},
@@ -390,15 +396,19 @@ def test_what_is_new_and_the_fields_of_advanced_are_each_ones_own(house: House):
         {"title": "x" * 5000},
     ):
         answer = house.ana.post(f"/settings/{PROJECT}", json=wrong)
-        assert answer.status_code == 400 and len(answer.json()["message"]) < 120
+        assert answer.status_code == 400
+        assert len(answer.json()["message"]) < 120
     assert house.ana.post(f"/settings/{PROJECT}", content=b"{", headers=JSON).status_code == 400
     assert kept.read_bytes() == before
     hers, his, nothing = (
         user.get("/pulse", params={"project": name}).json()
         for user, name in ((house.ana, PROJECT), (house.ben, PROJECT), (house.ben, "gone"))
     )
-    assert hers["project"] == PROJECT and TRAINING in hers["status"]
-    assert his == nothing and his["project"] == "" and TRAINING not in his["status"]
+    assert hers["project"] == PROJECT
+    assert TRAINING in hers["status"]
+    assert his == nothing
+    assert his["project"] == ""
+    assert TRAINING not in his["status"]
 
 
 def test_the_mark_of_a_section_changes_with_what_it_shows(house: House):

@@ -39,7 +39,7 @@ def fetch(repository: str, models: Path, report: Callable[[str], None]) -> Path:
         snapshot_download(repository, allow_patterns=weights, local_dir=folder)
     except CaptionerError:
         raise
-    except Exception as error:  # the hub's client has many errors, which all mean the same to the user
+    except Exception as error:  # noqa: BLE001 - the hub's client has many errors, which all mean the same to the user
         raise CaptionerError(
             f"{repository} can't be downloaded from the hub ({type(error).__name__}); "
             f"check the name and the network, or put its files into {place}"

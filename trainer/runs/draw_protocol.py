@@ -67,7 +67,7 @@ def serve_request(
         owner.emit("drawn", sync=True, id=request_id, pictures=[path.name for path in paths])
     except Cancelled:
         owner.emit("cancelled", sync=True, id=request_id)
-    except Exception as error:  # a failed request must not end the warm process or the training
+    except Exception as error:  # noqa: BLE001 - a failed request must not end the warm process or the training
         owner.emit("failed", sync=True, id=request_id, message=_message(error))
 
 

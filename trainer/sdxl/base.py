@@ -104,7 +104,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
             raise ValueError("merges.txt is empty")
         # The special tokens' ids come from `__getattr__`, which type checkers can't see.
         return cast(Tokenizer, CLIPTokenizer.from_pretrained(folder, local_files_only=True))
-    except Exception as error:  # tokenizers raises plain Exception for a damaged file
+    except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception for a damaged file
         why = " ".join(str(error).split())[:150]
         raise BaseError(
             f"{folder.parent.name} has a damaged {folder.name} ({why}); copy the whole folder again"

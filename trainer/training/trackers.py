@@ -46,7 +46,7 @@ def start_tracker(accelerator: Accelerator, config: TrainConfig) -> None:
         options = {"wandb": {"name": config.name, "dir": str(accelerator.logging_dir)}}
         try:
             accelerator.init_trackers("impasto", config=settings, init_kwargs=options)
-        except Exception as error:  # the packages raise errors of many kinds, plain Exception too
+        except Exception as error:
             reason = " ".join(str(error).split())
             how = "wandb login, or set WANDB_MODE=offline, or " if config.log_with == "wandb" else ""
             message = f"{config.log_with} does not start ({reason}); {how}set log_with to none"

@@ -63,7 +63,7 @@ def estimate(request: dict[str, Any], models: Path, cache_folder: Path) -> dict[
         if not manifest.items:
             raise DatasetError("there is no picture to train on; add some under Artwork")
         plan = preflight(config, with_class_and_validation(manifest, config), models, cache_folder)
-    except Exception as error:  # an unforeseen error in one request must not end the process for all others
+    except Exception as error:  # noqa: BLE001 - an unforeseen error in one request must not end the process for all others
         return {"kind": "refused", "id": request["id"], **failure_fields(error, config)}
     return {
         "kind": "planned",

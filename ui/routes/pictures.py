@@ -63,16 +63,17 @@ def _add_reading_routes(app: FastAPI, studio: Studio) -> None:
         return picture_response(find, "image/png")
 
 
-def _add_writing_routes(app: FastAPI, studio: Studio) -> None:
-    async def change(request: Request, work: _Change, max_bytes: int) -> JSONResponse:
-        """Runs a change in a thread; responds with what was done, or with status 400 and the reason why not."""
-        try:
-            workspace, body = studio.workspace_of(request), await _body(request, max_bytes)
-            fields = await run_in_threadpool(work, workspace, body)
-            return JSONResponse({"message": workspace.words("artwork.saved"), **(fields or {})})
-        except TrainerError as error:
-            return JSONResponse({"message": str(error)}, status_code=400)
+async def _change(studio: Studio, request: Request, work: _Change, max_bytes: int) -> JSONResponse:
+    """Runs a change in a thread; responds with what was done, or with status 400 and the reason why not."""
+    try:
+        workspace, body = studio.workspace_of(request), await _body(request, max_bytes)
+        fields = await run_in_threadpool(work, workspace, body)
+        return JSONResponse({"message": workspace.words("artwork.saved"), **(fields or {})})
+    except TrainerError as error:
+        return JSONResponse({"message": str(error)}, status_code=400)
 
+
+def _add_writing_routes(app: FastAPI, studio: Studio) -> None:
     @app.put("/caption/{project}/{name:path}")
     async def caption(project: str, name: str, request: Request) -> Response:
         def work(workspace: Workspace, body: bytes) -> dict[str, Any]:
@@ -80,14 +81,14 @@ def _add_writing_routes(app: FastAPI, studio: Studio) -> None:
             tokens = save_caption(workspace.projects, project, name, text)
             return {"hint": workspace.words("captions.long", tokens=tokens) if tokens else ""}
 
-        return await change(request, work, _MAX_CAPTION_BYTES)
+        return await _change(studio, request, work, _MAX_CAPTION_BYTES)
 
     @app.put("/choice/{project}/{name:path}")
     async def choice(project: str, name: str, request: Request) -> Response:
         def work(workspace: Workspace, body: bytes) -> None:
             _set_override(workspace, project, name, body)
 
-        return await change(request, work, _MAX_CHOICE_BYTES)
+        return await _change(studio, request, work, _MAX_CHOICE_BYTES)
 
     @app.put("/mask/{project}/{name:path}")
     @max_body(masks.MAX_BYTES)
@@ -95,21 +96,21 @@ def _add_writing_routes(app: FastAPI, studio: Studio) -> None:
         def work(workspace: Workspace, body: bytes) -> None:
             masks.save_mask(workspace.projects.picture(project, name), body)
 
-        return await change(request, work, masks.MAX_BYTES)
+        return await _change(studio, request, work, masks.MAX_BYTES)
 
     @app.post("/remove/{project}/{name:path}")
     async def remove(project: str, name: str, request: Request) -> Response:
         def work(workspace: Workspace, body: bytes) -> None:
             workspace.projects.remove(project, name)
 
-        return await change(request, work, 0)
+        return await _change(studio, request, work, 0)
 
     @app.post("/restore/{project}/{name:path}")
     async def restore(project: str, name: str, request: Request) -> Response:
         def work(workspace: Workspace, body: bytes) -> dict[str, Any]:
             return {"name": workspace.projects.restore(project, name)}
 
-        return await change(request, work, 0)
+        return await _change(studio, request, work, 0)
 
 
 def _set_override(workspace: Workspace, project: str, name: str, body: bytes) -> None:

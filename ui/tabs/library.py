@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from trainer.errors import TrainerError
@@ -68,7 +69,7 @@ class ModifiedCopy:
         return [self.weight, *(component for row in self.others for component in row)]
 
     @property
-    def inputs(self) -> set[Component]:
+    def inputs(self) -> set[Block]:
         """Components that `make_copy` reads, without the chosen LoRA."""
         return {self.tool, self.rank, self.form, self.name, self.works, *self.merge_fields}
 

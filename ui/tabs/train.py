@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from trainer.config import PACES, PRESET_NAMES
@@ -114,7 +115,7 @@ class TrainTab:
     comparison: ComparisonPanel
 
     @property
-    def form_inputs(self) -> set[Component]:
+    def form_inputs(self) -> set[Block]:
         """Components that are read when a training starts."""
         return {self.project, self.form.loaded, self.controls.token, *self.form.main.values()}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from trainer.errors import TrainerError
@@ -113,7 +114,7 @@ class TryItTab:
     grid: DrawingPanel
 
     @property
-    def form_inputs(self) -> set[Component]:
+    def form_inputs(self) -> set[Block]:
         """Components that are read when images are generated."""
         others = {component for row in self.others for component in row}
         return {self.lora, self.when, *self.fields.values(), *others}

@@ -79,11 +79,14 @@ def client(home: Path) -> TestClient:
 def test_a_password_is_kept_as_scrypt_of_a_salt_of_its_own():
     one, two = hash_password("vermilion"), hash_password("vermilion")
     _, n, r, p, salt, kept = one.split("$")
-    assert one != two and "vermilion" not in one and int(n) * int(r) * 128 >= 32 * 2**20
+    assert one != two
+    assert "vermilion" not in one
+    assert int(n) * int(r) * 128 >= 32 * 2**20
     made = hashlib.scrypt(
         b"vermilion", salt=base64.b64decode(salt), n=int(n), r=int(r), p=int(p), maxmem=2**27, dklen=32
     )
-    assert base64.b64decode(kept) == made and verify_password("vermilion", one)
+    assert base64.b64decode(kept) == made
+    assert verify_password("vermilion", one)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,8 @@ def test_a_password_is_kept_as_scrypt_of_a_salt_of_its_own():
     ["", "plain", "md5$1$2$3$4$5", "scrypt$3$8$1$AA==$AA==", "scrypt$x$8$1$AA==$AA==", "scrypt$1024$8$1$*$*"],
 )
 def test_a_damaged_hash_lets_nobody_in(kept: str):
-    assert not verify_password("", kept) and not verify_password("plain", kept)
+    assert not verify_password("", kept)
+    assert not verify_password("plain", kept)
 
 
 @given(st.text(max_size=60))
@@ -100,18 +104,17 @@ def test_a_users_name_is_a_safe_folder_name_or_refused(text: str):
         name = user_name(text)
     except AccountError:
         return
-    assert (
-        not set(name) & set('/\\:*?"<>|\0\n ')
-        and name[0] not in "._-"
-        and user_name(name) == name
-        and len(name) <= 40
-    )
+    assert not set(name) & set('/\\:*?"<>|\0\n ')
+    assert name[0] not in "._-"
+    assert user_name(name) == name
+    assert len(name) <= 40
 
 
 def test_a_user_is_one_in_any_spelling(home: Path):
     assert add_user(home / "users.toml", "ＡＮＡ", "another password") == "ana"
     users = Accounts(home / "users.toml")
-    assert users.check("aNa", "another password") == "ana" and users.check("ana", ANA["password"]) is None
+    assert users.check("aNa", "another password") == "ana"
+    assert users.check("ana", ANA["password"]) is None
     assert list(tomllib.loads((home / "users.toml").read_text())["users"]) == ["ana"]
     if os.name != "nt":
         assert (home / "users.toml").stat().st_mode & 0o077 == 0
@@ -136,7 +139,8 @@ def test_a_removed_user_is_out_and_a_broken_file_locks_nobody_out(home: Path):
     add_user(home / "users.toml", "ben", "a long password")
     assert users.fingerprint("ben")
     (home / "users.toml").write_text("no toml [")
-    assert users.fingerprint("ben") and users.fingerprint("ana")
+    assert users.fingerprint("ben")
+    assert users.fingerprint("ana")
     add_again = home / "other.toml"
     add_user(add_again, "ana", ANA["password"])
     add_again.replace(home / "users.toml")
@@ -158,8 +162,10 @@ def test_guesses_that_must_wait_are_not_compared(client: TestClient, monkeypatch
     reached = []
     monkeypatch.setattr(Accounts, "check", lambda self, name, password: reached.append(name))
     said = [client.post("/login", data={"username": "ana", "password": f"guess {i}"}) for i in range(12)]
-    assert len(reached) == 5 and [answer.status_code for answer in said] == [401] * 5 + [429] * 7
-    assert int(said[-1].headers["retry-after"]) > 20 and "Wait" in said[-1].json()["message"]
+    assert len(reached) == 5
+    assert [answer.status_code for answer in said] == [401] * 5 + [429] * 7
+    assert int(said[-1].headers["retry-after"]) > 20
+    assert "Wait" in said[-1].json()["message"]
     others = [
         client.post("/login", data={"username": f"user{i}", "password": "guess"}).status_code
         for i in range(50)
@@ -172,8 +178,10 @@ def test_waiting_grows_and_ends():
     throttle = LoginThrottle(now=lambda: clock[0])
     assert [throttle.start_attempt("ana", "a") for _ in range(6)] == [0, 0, 0, 0, 0, 30.0]
     clock[0] = 30
-    assert throttle.start_attempt("ana", "a") == 0 and throttle.start_attempt("ana", "a") == 60
-    assert throttle.start_attempt("ana", "another address") == 0 and throttle.start_attempt("ben", "a") == 0
+    assert throttle.start_attempt("ana", "a") == 0
+    assert throttle.start_attempt("ana", "a") == 60
+    assert throttle.start_attempt("ana", "another address") == 0
+    assert throttle.start_attempt("ben", "a") == 0
     for _ in range(30):
         clock[0] += throttle.start_attempt("ana", "a")
     assert throttle.start_attempt("ana", "a") <= 3600
@@ -232,19 +240,19 @@ def test_a_user_logs_in_by_a_form_and_out_by_a_post(client: TestClient, home: Pa
     assert client.get("/mine").status_code == 401
     answer = client.post("/login", data=ANA, headers=BROWSER)
     cookie = answer.headers["set-cookie"]
-    assert answer.status_code == 303 and answer.headers["location"] == "/"
-    assert (
-        "HttpOnly" in cookie
-        and "samesite=strict" in cookie.lower()
-        and "Secure" not in cookie
-        and "Path=/" in cookie
-    )
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/"
+    assert "HttpOnly" in cookie
+    assert "samesite=strict" in cookie.lower()
+    assert "Secure" not in cookie
+    assert "Path=/" in cookie
     assert client.get("/mine").text == '"private"'
     token = client.cookies[COOKIE]
     assert (
         TestClient(door(home), base_url=HERE, cookies={COOKIE: token}).get("/mine").status_code == 200
     )  # the server was started anew
-    assert client.get("/logout").status_code == 404 and client.get("/mine").status_code == 200
+    assert client.get("/logout").status_code == 404
+    assert client.get("/mine").status_code == 200
     assert client.post("/logout", headers=BROWSER).headers["location"] == "/login"
     assert client.get("/mine").status_code == 401
     assert (
@@ -278,11 +286,9 @@ def test_a_wrong_password_and_an_unknown_name_are_answered_alike(client: TestCli
         for name in ("ana", "eve")
     )
     assert wrong.status_code == unknown.status_code == 401
-    assert (
-        wrong.text.replace("ana", "eve") == unknown.text
-        and 'role="alert"' in wrong.text
-        and COOKIE not in wrong.cookies
-    )
+    assert wrong.text.replace("ana", "eve") == unknown.text
+    assert 'role="alert"' in wrong.text
+    assert COOKIE not in wrong.cookies
 
 
 def test_another_site_logs_nobody_in(client: TestClient):
@@ -292,15 +298,18 @@ def test_another_site_logs_nobody_in(client: TestClient):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_form_speaks_the_browsers_language(client: TestClient, language: str):
     page = client.get("/login", headers={"accept-language": f"{language},en;q=0.5"})
-    assert f'<html lang="{language}">' in page.text and Words(language)("login.lead") in page.text
-    assert "<script" not in page.text and "unsafe" not in page.headers["content-security-policy"]
+    assert f'<html lang="{language}">' in page.text
+    assert Words(language)("login.lead") in page.text
+    assert "<script" not in page.text
+    assert "unsafe" not in page.headers["content-security-policy"]
 
 
 def test_markup_in_a_name_is_shown_as_text(client: TestClient):
     page = client.post(
         "/login", data={"username": '"><img src=x onerror=alert(1)>', "password": "x"}, headers=BROWSER
     )
-    assert "<img" not in page.text and "&lt;img" in page.text
+    assert "<img" not in page.text
+    assert "&lt;img" in page.text
 
 
 @pytest.mark.parametrize(
@@ -341,11 +350,15 @@ def test_what_everybody_sees_is_this_and_no_more(home: Path):
 def test_a_user_is_added_by_what_is_piped_in(tmp_path: Path):
     command = [sys.executable, "app.py", "add-user", "ana", "--auth", str(tmp_path / "users.toml")]
     done = subprocess.run(command, cwd=ROOT, input="vermilion & ink\n", capture_output=True, text=True)
-    assert done.returncode == 0 and "ana can log in" in done.stdout
+    assert done.returncode == 0
+    assert "ana can log in" in done.stdout
     kept = tomllib.loads((tmp_path / "users.toml").read_text())["users"]["ana"]
-    assert kept.startswith("scrypt$32768$8$3$") and verify_password("vermilion & ink", kept)
+    assert kept.startswith("scrypt$32768$8$3$")
+    assert verify_password("vermilion & ink", kept)
     refused = subprocess.run(command, cwd=ROOT, input="short\n", capture_output=True, text=True)
-    assert refused.returncode == 2 and "at least 8" in refused.stderr and "Traceback" not in refused.stderr
+    assert refused.returncode == 2
+    assert "at least 8" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -361,7 +374,8 @@ def test_a_user_is_added_by_what_is_piped_in(tmp_path: Path):
 def test_nobody_opens_a_studio_to_the_network_by_mistake(
     capsys: pytest.CaptureFixture, flags: list[str], said: str
 ):
-    assert studio(flags, program="python app.py") == 2 and said in capsys.readouterr().err
+    assert studio(flags, program="python app.py") == 2
+    assert said in capsys.readouterr().err
 
 
 def test_the_second_server_of_a_folder_names_the_first(tmp_path: Path):

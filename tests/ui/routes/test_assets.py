@@ -36,9 +36,11 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
 def test_a_file_is_gradios_own_and_kept_for_good(client: TestClient, name: str, encoding: str):
     answer = client.get(f"/assets/{name}", headers={"accept-encoding": encoding})
-    assert answer.status_code == 200 and answer.content == (FOLDER / name).read_bytes()
+    assert answer.status_code == 200
+    assert answer.content == (FOLDER / name).read_bytes()
     assert answer.headers.get("content-encoding", "identity") == encoding
-    assert "immutable" in answer.headers["cache-control"] and "private" in answer.headers["cache-control"]
+    assert "immutable" in answer.headers["cache-control"]
+    assert "private" in answer.headers["cache-control"]
     assert answer.headers["vary"] == "Accept-Encoding"
     assert answer.headers["content-type"].split(";")[0] in (
         "text/javascript",
@@ -69,7 +71,8 @@ def test_with_accounts_they_are_for_who_has_logged_in(tmp_path: Path):
     add_user(users, "ana", "a long enough password")
     client = client_of(tmp_path, users)
     refused = client.get(f"/assets/{SCRIPT}", follow_redirects=False)
-    assert refused.status_code != 200 and "immutable" not in refused.headers.get("cache-control", "")
+    assert refused.status_code != 200
+    assert "immutable" not in refused.headers.get("cache-control", "")
     client.post(
         "/login", data={"username": "ana", "password": "a long enough password"}, headers={"origin": HERE}
     )

@@ -60,7 +60,8 @@ def test_pictures_come_small_and_large(house):
     _, client = house
     for name in ("owl.png", "10_sks%20cat/tom.png"):
         small = client.get(f"/thumb/art/{name}")
-        assert small.headers["content-type"] == "image/webp" and len(small.content) <= 60_000
+        assert small.headers["content-type"] == "image/webp"
+        assert len(small.content) <= 60_000
         assert Image.open(io.BytesIO(small.content)).size == (384, 384)
     assert Image.open(io.BytesIO(client.get("/large/art/wide.png").content)).size == (700, 100)
 
@@ -100,7 +101,8 @@ def test_repeats_and_crops_are_kept_and_reach_the_training(house):
     assert client.put("/choice/art/wide.png", json={"repeats": 3}).status_code == 200
     assert client.put("/choice/art/wide.png", json={"crop": [0.25, 0.5]}).json()["message"] == "Saved"
     item = next(item for item in scan(home / "datasets" / "art").items if item.name == "wide.png")
-    assert item.repeats == 3 and item.crop == (0.25, 0.5)
+    assert item.repeats == 3
+    assert item.crop == (0.25, 0.5)
     for body in (
         '{"repeats": 0}',
         '{"repeats": true}',
@@ -137,11 +139,10 @@ def test_a_removed_picture_takes_its_caption_and_mask_along_and_brings_them_back
         for path in art.rglob("*.*")
         if path.is_file() and ".impasto" not in path.parts
     }
-    assert (
-        client.post("/remove/art/owl.png").status_code == 200
-        and client.post("/remove/art/10_sks%20cat/tom.png").status_code == 200
-    )
-    assert [item.name for item in scan(art).items] == ["wide.png"] and not (art / "owl.txt").exists()
+    assert client.post("/remove/art/owl.png").status_code == 200
+    assert client.post("/remove/art/10_sks%20cat/tom.png").status_code == 200
+    assert [item.name for item in scan(art).items] == ["wide.png"]
+    assert not (art / "owl.txt").exists()
     assert client.get("/thumb-removed/art/owl.png").status_code == 200
     assert client.post("/restore/art/owl.png").json()["name"] == "owl.png"
     assert client.post("/restore/art/10_sks%20cat/tom.png").json()["name"] == "10_sks cat/tom.png"
@@ -150,7 +151,8 @@ def test_a_removed_picture_takes_its_caption_and_mask_along_and_brings_them_back
         for path in art.rglob("*.*")
         if path.is_file() and ".impasto" not in path.parts
     }
-    assert after == before and client.post("/restore/art/owl.png").status_code == 400
+    assert after == before
+    assert client.post("/restore/art/owl.png").status_code == 400
 
 
 def test_a_restored_picture_does_not_overwrite_a_new_one_of_its_name(tmp_path: Path):
@@ -177,11 +179,12 @@ def test_the_crop_is_drawn_in_the_buckets_of_the_chosen_base(tmp_path: Path):
         cards, aims = projects.pictures("art"), training_goal(art, MODELS)
         found = picture_report(PictureChecks(projects), "art", cards, aims)
         at = found.placements["wide.png"]
-        assert at.bucket[0] <= 2 * resolution and aims.trigger == "ink"
+        assert at.bucket[0] <= 2 * resolution
+        assert aims.trigger == "ink"
         page = cards_html(Words(), "art", cards, found)
-        assert (
-            'viewBox="0 0 1000 100"' in page and 'role="slider"' in page and f'width="{float(kept)}"' in page
-        )
+        assert 'viewBox="0 0 1000 100"' in page
+        assert 'role="slider"' in page
+        assert f'width="{float(kept)}"' in page
     assert "are few for a" in findings_html(Words(), found)
 
 
@@ -197,7 +200,9 @@ def test_names_with_markup_are_shown_as_text(tmp_path: Path):
         picture_report(PictureChecks(projects), "art", projects.pictures("art"), training_goal(art, MODELS)),
     )
     page += removed_html(Words(), "art", ["<b onclick=x>&.png"])
-    assert "<b onclick" not in page and "<i>" not in page and "&lt;i&gt;caption" in page
+    assert "<b onclick" not in page
+    assert "<i>" not in page
+    assert "&lt;i&gt;caption" in page
 
 
 def trained(home: Path) -> None:
@@ -223,7 +228,8 @@ def test_deleting_a_project_leaves_no_file_of_it(tmp_path: Path):
     (tmp_path / "outputs" / ".cache" / "latents").mkdir(parents=True)
     (tmp_path / "outputs" / ".cache" / "latents" / "x.safetensors").write_text("x")
     receipt = delete(here, "art", with_trainings=True)
-    assert receipt.files == 3 and receipt.trainings == 1
+    assert receipt.files == 3
+    assert receipt.trainings == 1
     assert [
         path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith(".queue")
     ] == []
@@ -234,7 +240,8 @@ def test_deleting_a_project_can_keep_its_trainings(tmp_path: Path):
     here.projects.create("art")
     trained(tmp_path)
     assert delete(here, "art", with_trainings=False).trainings == 0
-    assert here.runs.names() == ["ink"] and here.projects.names() == []
+    assert here.runs.names() == ["ink"]
+    assert here.projects.names() == []
 
 
 @pytest.mark.parametrize("name", ["ink-emoji", "..", "", "gone", "/"])

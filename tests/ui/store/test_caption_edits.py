@@ -82,7 +82,8 @@ def test_the_count_shown_before_is_what_changes(tmp_path: Path):
     edit = CaptionEdit("replace", "cat", "owl")
     shown = changes(projects, "art", edit)
     assert [change.name for change in shown] == ["one.png", "three.png"]
-    assert apply_edit(projects, "art", edit) == 2 and changes(projects, "art", edit) == []
+    assert apply_edit(projects, "art", edit) == 2
+    assert changes(projects, "art", edit) == []
     assert texts(projects) == {"one": "a owl", "two": "a dog", "three": "owl owl two", "four": ""}
     assert sidecars(projects)["three.caption"] == b"owl\nowl two\n"  # a line stays a line
 
@@ -95,7 +96,8 @@ def test_a_caption_from_a_list_becomes_a_file_and_undo_removes_it(tmp_path: Path
     assert apply_edit(projects, "art", CaptionEdit("append", text="ink")) == 1
     assert sidecars(projects) == {"one.txt": b"a cat, ink\n"}
     undo_last(projects, "art")
-    assert sidecars(projects) == {} and texts(projects) == {"one": "a cat"}
+    assert sidecars(projects) == {}
+    assert texts(projects) == {"one": "a cat"}
 
 
 @settings(max_examples=50)
@@ -145,7 +147,8 @@ def test_a_typed_caption_is_kept_as_one_line_and_taken_back(tmp_path: Path):
     assert save_caption(projects, "art", "one.png", "a wise\n\towl \x07") == 0
     assert sidecars(projects) == {"one.txt": b"a wise owl\n"}
     save_caption(projects, "art", "one.png", "a wise owl")  # nothing new to take back
-    assert undo_last(projects, "art").kind == "typed" and sidecars(projects) == {"one.txt": b"cat\r\n"}
+    assert undo_last(projects, "art").kind == "typed"
+    assert sidecars(projects) == {"one.txt": b"cat\r\n"}
     with pytest.raises(DatasetError, match="at most 2000"):
         save_caption(projects, "art", "one.png", "x" * 2001)
 
@@ -155,7 +158,8 @@ def test_what_a_model_overwrites_comes_back(tmp_path: Path):
     record_captions(projects, "art")
     for name in ("one", "two"):
         (tmp_path / "datasets" / "art" / f"{name}.txt").write_text("the model's")
-    assert undo_last(projects, "art").kind == "model" and sidecars(projects) == {"one.txt": b"mine"}
+    assert undo_last(projects, "art").kind == "model"
+    assert sidecars(projects) == {"one.txt": b"mine"}
 
 
 @pytest.mark.parametrize(
@@ -176,10 +180,8 @@ def test_a_damaged_undo_file_undoes_nothing(tmp_path: Path, text: str):
     (tmp_path / "datasets" / "art" / ".impasto" / "captions-undo.json").write_text(text)
     with pytest.raises(DatasetError):
         undo_last(projects, "art")
-    assert (
-        not (tmp_path / "out.txt").exists()
-        and apply_edit(projects, "art", CaptionEdit("append", text="ink")) == 1
-    )
+    assert not (tmp_path / "out.txt").exists()
+    assert apply_edit(projects, "art", CaptionEdit("append", text="ink")) == 1
 
 
 def test_captions_that_would_grow_too_long_are_refused_whole(tmp_path: Path):

@@ -44,22 +44,20 @@ def test_the_warm_process_draws_mixes_and_grids_and_leaves_out_what_was_cancelle
     )
     gone = drawings.submit([("ink", 1.0)], asked())
     grid = drawings.grid("ink", asked())
-    assert drawings.status(mix).state == "waiting" and "Waiting" in drawing_html(
-        Words(), drawings.status(mix)
-    )
+    assert drawings.status(mix).state == "waiting"
+    assert "Waiting" in drawing_html(Words(), drawings.status(mix))
     drawings.cancel(gone)
     serve(drawings.session.path, MODELS, idle_seconds=0.2)
     assert [drawings.status(name).state for name in (mix, gone, grid)] == ["drawn", "cancelled", "drawn"]
     found = drawings.status(mix)
     shown = Image.open(drawings.picture(mix, "p00_s1.00.png"))
-    assert shown.size == (96, 160) and [picture["file"] for picture in found.pictures()] == [
+    assert shown.size == (96, 160)
+    assert [picture["file"] for picture in found.pictures()] == [
         "p00_s0.00.png",
         "p00_s1.00.png",
     ]
-    assert (
-        "<lora:ink:0.5> <lora:wash:0.25>" in shown.text["parameters"]
-        and "Sampler: UniPC" in shown.text["parameters"]
-    )
+    assert "<lora:ink:0.5> <lora:wash:0.25>" in shown.text["parameters"]
+    assert "Sampler: UniPC" in shown.text["parameters"]
     rows = {picture["step"] for picture in drawings.status(grid).pictures()}
     assert rows == {5, 10, 12}
     # At strength 0 every checkpoint is the base, to the bit; at 1 each is another.
@@ -77,11 +75,9 @@ def test_the_warm_process_draws_mixes_and_grids_and_leaves_out_what_was_cancelle
         for s in at
     }
     assert pixels == {0.0: 1, 1.0: 3}
-    assert (
-        not list(drawings.session.path.rglob("*.safetensors"))
-        and drawings.newest("ink", "grid") == grid
-        and drawings.newest(other) == mix
-    )
+    assert not list(drawings.session.path.rglob("*.safetensors"))
+    assert drawings.newest("ink", "grid") == grid
+    assert drawings.newest(other) == mix
     # A restarted process handles no request twice.
     before = drawings.session.events.read_bytes()
     serve(drawings.session.path, MODELS, idle_seconds=0.0)
@@ -120,14 +116,16 @@ def test_a_drawing_between_two_steps_goes_to_the_training_itself(drawings: Drawi
     with claim(run):
         name = drawings.submit([("ink", 1.0)], asked(), during_training=True)
         (command,) = [c for c in events.read(run.commands)[0] if c["kind"] == "draw"]
-        assert command["id"] == name and not drawings.session.commands.exists()
+        assert command["id"] == name
+        assert not drawings.session.commands.exists()
         run.emit("drawing", id=name, done=3, total=16)
         found = drawings.status(name)
         assert (found.state, found.done, found.total) == (
             "drawing",
             3,
             16,
-        ) and 'value="3" max="16"' in drawing_html(Words("de"), found)
+        )
+        assert 'value="3" max="16"' in drawing_html(Words("de"), found)
     assert drawings.status(name).state == "failed"  # the training has ended without it
 
 
@@ -138,7 +136,8 @@ def test_a_process_that_ended_before_it_answered_is_told(drawings: Drawings):
         found = drawings.status(name)
     drawings.runs.queue.stop(drawings.session.path)
     found = drawings.status(name)
-    assert found.state == "failed" and "press Generate again" in drawing_html(Words(), found)
+    assert found.state == "failed"
+    assert "press Generate again" in drawing_html(Words(), found)
 
 
 def test_an_idle_process_leaves_when_others_wait_for_the_device(drawings: Drawings):
@@ -172,24 +171,25 @@ def test_strip_comparison_and_grid_show_markup_as_text(drawings: Drawings):
         + compare_html(words, pictures)
         + grid_html(words, pictures, "ink", {"step": 2, "strength": 0.5})
     )
-    assert (
-        "<img src=x" not in page
-        and page.count('aria-pressed="true"') == 1
-        and "0 : modèle de base sans le LoRA" in page
-    )
+    assert "<img src=x" not in page
+    assert page.count('aria-pressed="true"') == 1
+    assert "0 : modèle de base sans le LoRA" in page
     found = drawings.status(drawings.submit([("ink", 1.0)], asked(prompts=[EVIL])))
     assert "<img src=x" not in strip_html(words, drawn_pictures(found))
 
 
 def test_the_size_of_a_picture_follows_its_base(tmp_path: Path):
-    assert native_size("tiny-sdxl", MODELS) == 128 and native_size("some.safetensors", tmp_path) == 1024
+    assert native_size("tiny-sdxl", MODELS) == 128
+    assert native_size("some.safetensors", tmp_path) == 1024
 
 
 def test_old_drawings_make_room(drawings: Drawings, monkeypatch):
     monkeypatch.setattr("ui.store.drawings._MAX_DRAWINGS", 3)
     names = [drawings.submit([("ink", 1.0)], asked()) for _ in range(5)]
     left = {path.parent.name for path in drawings.session.path.glob("drawn/*/asked.json")}
-    assert len(left) == 3 and names[-1] in left and names[0] not in left
+    assert len(left) == 3
+    assert names[-1] in left
+    assert names[0] not in left
 
 
 def test_the_library_knows_a_run_only_when_it_has_a_file(drawings: Drawings):

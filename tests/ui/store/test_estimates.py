@@ -30,7 +30,8 @@ def test_a_setting_changed_back_and_forth_is_asked_for_again(tmp_path: Path):
     events.append(tmp_path / "planning" / "events.jsonl", "planned", id=f"{key}/1", seconds=1)
     estimates.submit(INK, {"steps": 20})
     estimates.submit(INK, {"steps": 10})  # is known by now
-    assert asked(tmp_path) == [10, 20, 10, 20] and (estimates.result(key) or {})["seconds"] == 1
+    assert asked(tmp_path) == [10, 20, 10, 20]
+    assert (estimates.result(key) or {})["seconds"] == 1
 
 
 def test_two_projects_that_ask_at_once_are_both_answered_and_of_one_the_newest(tmp_path: Path):

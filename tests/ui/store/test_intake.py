@@ -86,7 +86,8 @@ def test_bad_files_are_named_with_their_reason_and_good_ones_stay(projects: Proj
         "dot.png": png(size=(8, 8)),
     }
     arrivals = drop(projects, files)
-    assert captions(projects) == {"good.png": "a red field"} and arrivals.kept == 1
+    assert captions(projects) == {"good.png": "a red field"}
+    assert arrivals.kept == 1
     assert sorted(problem.split()[0] for problem in arrivals.problems) == [
         "bad.png",
         "cut.png",
@@ -96,7 +97,8 @@ def test_bad_files_are_named_with_their_reason_and_good_ones_stay(projects: Proj
         "photo.heic",
         "virus.exe",
     ]
-    assert "is empty" in " ".join(arrivals.problems) and "make a zip" in " ".join(arrivals.problems)
+    assert "is empty" in " ".join(arrivals.problems)
+    assert "make a zip" in " ".join(arrivals.problems)
 
 
 def test_a_drop_overwrites_nothing_and_captions_follow_their_pictures(projects: Projects):
@@ -129,7 +131,8 @@ def test_a_zip_is_taken_in_like_a_drop(projects: Projects):
     }
     arrivals = drop(projects, {"art.zip": zipped(files)})
     assert captions(projects) == {"1.png": "one", "1-2.png": "other", "tom.png": ""}
-    assert len(arrivals.problems) == 3 and {problem.split()[0] for problem in arrivals.problems} == {
+    assert len(arrivals.problems) == 3
+    assert {problem.split()[0] for problem in arrivals.problems} == {
         "../../evil.png",
         "note.md",
         "inner.zip",
@@ -143,9 +146,8 @@ def test_a_zip_is_taken_in_like_a_drop(projects: Projects):
 
 def test_a_damaged_zip_is_told_and_leaves_nothing(projects: Projects):
     arrivals = drop(projects, {"art.zip": b"PK\x03\x04 no zip", "good.png": png()})
-    assert (
-        list(captions(projects)) == ["good.png"] and "art.zip can't be read as a zip" in arrivals.problems[0]
-    )
+    assert list(captions(projects)) == ["good.png"]
+    assert "art.zip can't be read as a zip" in arrivals.problems[0]
     assert not (projects.datasets / "art" / ".impasto").exists() or not list(
         (projects.datasets / "art" / ".impasto").glob("arriving*")
     )
@@ -204,7 +206,8 @@ def test_thumbnails_are_there_at_once_and_small(projects: Projects):
     noise.save(data, format="PNG")
     drop(projects, {"noise.png": data.getvalue(), "photo.jpg": png(size=(2000, 1000), form="JPEG")})
     kept = list((projects.cache / "thumbnails" / "art").iterdir())
-    assert len(kept) == 2 and all(path.stat().st_size <= 60_000 for path in kept)
+    assert len(kept) == 2
+    assert all(path.stat().st_size <= 60_000 for path in kept)
     assert projects.thumbnail("art", "noise.png") in kept
     assert Image.open(projects.thumbnail("art", "photo.jpg")).size == (384, 192)
 
@@ -220,7 +223,8 @@ def test_a_drop_goes_on_without_its_page_and_leaves_no_copy(projects: Projects, 
     intake.start("art", came[:6])
     intake.start("art", came[6:])
     wait_until(lambda: not intake.is_busy("art"))
-    assert len(captions(projects)) == 12 and not list((tmp_path / "uploads").iterdir())
+    assert len(captions(projects)) == 12
+    assert not list((tmp_path / "uploads").iterdir())
 
 
 def test_the_doctor_looks_at_each_picture_once(projects: Projects):
@@ -251,7 +255,8 @@ def test_the_doctor_waits_until_a_drop_has_come_in(projects: Projects, monkeypat
     progress = checks.progress("art")
     assert progress is not None
     wait_until(lambda: progress.ended)
-    assert done_while_receiving == [0] * 5 and progress.done == 1
+    assert done_while_receiving == [0] * 5
+    assert progress.done == 1
 
 
 @settings(max_examples=40)
@@ -286,7 +291,9 @@ def test_drawn_masks_are_grey_and_of_the_pictures_shape(projects: Projects):
 
     save_mask(picture, drawn("RGBA", (30, 20), (0, 0, 0, 255)))
     found = mask_file(picture)
-    assert found and Image.open(found).mode == "L" and Image.open(found).size == (60, 40)
+    assert found
+    assert Image.open(found).mode == "L"
+    assert Image.open(found).size == (60, 40)
     wrong = [
         b"no picture",
         drawn("RGB", (60, 40), (255, 0, 0)),

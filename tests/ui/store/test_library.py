@@ -41,7 +41,8 @@ def library(tmp_path: Path, ink_run: Path) -> Library:
 
 def done(library: Library, made: str | None) -> tuple[str, str]:
     """Does started work here."""
-    assert made and FileJobs(library.runs).status(made) == ("working", "")
+    assert made
+    assert FileJobs(library.runs).status(made) == ("working", "")
     work(library.runs.outputs / f".making-{made}", MODELS)
     return FileJobs(library.runs).status(made)
 
@@ -53,13 +54,12 @@ def test_a_training_is_a_card_with_all_that_its_file_says(library: Library):
         "ink-12",
         "tiny-sdxl",
         "ink",
-    ) and "ComfyUI 0.3" in entry.compatible_tools
-    page = cards_html(Words(), library, [entry])
-    assert (
-        'href="/download/ink"' in page
-        and 'download="ink-12.safetensors"' in page
-        and "/download/ink/zip" in page
     )
+    assert "ComfyUI 0.3" in entry.compatible_tools
+    page = cards_html(Words(), library, [entry])
+    assert 'href="/download/ink"' in page
+    assert 'download="ink-12.safetensors"' in page
+    assert "/download/ink/zip" in page
 
 
 def test_what_an_artist_says_is_written_into_the_file_and_shown_as_text(library: Library):
@@ -75,7 +75,8 @@ def test_what_an_artist_says_is_written_into_the_file_and_shown_as_text(library:
     }
     entry = library.relabel("ink", said)
     after = load_file(entry.file)
-    assert set(before) == set(after) and all(torch.equal(before[key], after[key]) for key in before)
+    assert set(before) == set(after)
+    assert all(torch.equal(before[key], after[key]) for key in before)
     assert {name: value for name, value in dataclasses.asdict(entry.label).items() if name in said} == said
     assert "<img src=x" not in cards_html(Words(), library, [entry])
     for wrong in ({"weight": float("nan")}, {"weight": 9}, {"title": "x" * 3000}, {"author": "\0"}):
@@ -85,10 +86,13 @@ def test_what_an_artist_says_is_written_into_the_file_and_shown_as_text(library:
 
 def test_a_marked_checkpoint_is_what_is_downloaded_from_then_on(library: Library):
     assert library.checkpoints("ink") == [5, 10, 12]
-    assert library.prefer("ink", 0.5) is None and library.entry("ink").label.weight == 0.5
+    assert library.prefer("ink", 0.5) is None
+    assert library.entry("ink").label.weight == 0.5
     assert done(library, library.prefer("ink", 0.8, 10)) == ("finished", "")
     entry = library.entry("ink")
-    assert entry.stem == "ink-10" and entry.label.weight == 0.8 and library.choice("ink")["step"] == 10
+    assert entry.stem == "ink-10"
+    assert entry.label.weight == 0.8
+    assert library.choice("ink")["step"] == 10
     with pytest.raises(RunError):
         library.prefer("ink", 0.8, 11)
 
@@ -97,13 +101,12 @@ def test_a_lora_from_elsewhere_is_kept_and_checked(library: Library, tmp_path: P
     write_lora(tmp_path / "upload", PLACE)
     key = library.import_file(tmp_path / "upload", "../../Ma lora.safetensors")
     entry = library.entry(key)
-    assert (
-        entry.name == "Ma lora"
-        and entry.file.is_relative_to(library.runs.outputs)
-        and not entry.compatible_tools
-    )
+    assert entry.name == "Ma lora"
+    assert entry.file.is_relative_to(library.runs.outputs)
+    assert not entry.compatible_tools
     job = next(library.runs.outputs.glob(".making-*")).name.removeprefix(".making-")
-    assert done(library, job) == ("finished", "") and "Forge" in library.entry(key).compatible_tools
+    assert done(library, job) == ("finished", "")
+    assert "Forge" in library.entry(key).compatible_tools
     assert library.import_file(tmp_path / "upload", "Ma lora.safetensors") != key  # nothing is overwritten
 
 
@@ -142,12 +145,11 @@ def test_a_hostile_file_is_refused_in_one_sentence_and_leaves_nothing(
     (tmp_path / "4f7d").write_bytes(content)
     with pytest.raises(LoraFileError) as refused:
         library.import_file(tmp_path / "4f7d", "evil.safetensors")
-    assert (
-        str(refused.value).startswith("evil.safetensors")
-        and "\n" not in str(refused.value)
-        and str(tmp_path) not in str(refused.value)
-    )
-    assert library.all() == ["ink"] and not list(library.runs.outputs.rglob("evil*"))
+    assert str(refused.value).startswith("evil.safetensors")
+    assert "\n" not in str(refused.value)
+    assert str(tmp_path) not in str(refused.value)
+    assert library.all() == ["ink"]
+    assert not list(library.runs.outputs.rglob("evil*"))
 
 
 def test_two_loras_are_merged_into_a_new_entry(library: Library, tmp_path: Path):
@@ -156,7 +158,9 @@ def test_two_loras_are_merged_into_a_new_entry(library: Library, tmp_path: Path)
     both = LoraEdit(tool="merge", keys=("ink", other), weights=(1.0, 0.5), name="both")
     assert done(library, start_edit(library, both)) == ("finished", "")
     entry = library.entry("library:both")
-    assert entry.origin == "merge" and entry.made_from == ("ink", "b") and entry.stem == "both"
+    assert entry.origin == "merge"
+    assert entry.made_from == ("ink", "b")
+    assert entry.stem == "both"
     for wrong in (["ink"], ["ink", "ink"], []):
         with pytest.raises(TrainerError):
             start_edit(library, LoraEdit(tool="merge", keys=tuple(wrong), weights=(1.0,) * len(wrong)))
@@ -192,13 +196,14 @@ def test_deleting_removes_all_that_came_of_a_lora(library: Library, tmp_path: Pa
             json.dumps({"kind": "draw", "files": [[key, 1.0] for key in keys]})
         )
     files, size = library.delete("ink")
-    assert files > 10 and size > 100_000 and library.all() == []
-    assert (
-        not (outputs / "ink").exists()
-        and not (outputs / ".drawing" / "drawn" / "one").exists()
-        and not list(outputs.rglob("*.webp"))
-    )
-    assert (outputs / ".drawing" / "drawn" / "two").exists() and not list(outputs.glob(".removing-*"))
+    assert files > 10
+    assert size > 100_000
+    assert library.all() == []
+    assert not (outputs / "ink").exists()
+    assert not (outputs / ".drawing" / "drawn" / "one").exists()
+    assert not list(outputs.rglob("*.webp"))
+    assert (outputs / ".drawing" / "drawn" / "two").exists()
+    assert not list(outputs.glob(".removing-*"))
 
 
 @pytest.fixture
@@ -224,14 +229,13 @@ def test_what_goes_out_is_what_other_tools_and_the_hub_read(library: Library, cl
     )
     assert 'filename="ink-12.safetensors"' in client.get("/download/ink").headers["content-disposition"]
     words = client.get("/download/ink/json").json()
-    assert (
-        words["activation text"] == "inkk"
-        and words["preferred weight"] == 0.8
-        and words["sd version"] == "SDXL"
-    )
+    assert words["activation text"] == "inkk"
+    assert words["preferred weight"] == 0.8
+    assert words["sd version"] == "SDXL"
     assert Image.open(io.BytesIO(client.get("/download/ink/png").content)).format == "PNG"
     cover = client.get("/cover/ink")
-    assert cover.headers["content-type"] == "image/webp" and len(cover.content) < 60_000
+    assert cover.headers["content-type"] == "image/webp"
+    assert len(cover.content) < 60_000
     answer = client.get("/download/ink/zip")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert archive.testzip() is None
@@ -246,16 +250,12 @@ def test_what_goes_out_is_what_other_tools_and_the_hub_read(library: Library, cl
         assert archive.read("ink-12.safetensors") == library.entry("ink").file.read_bytes()
         text = archive.read("README.md").decode()
     head = dict(line.split(": ", 1) for line in text.split("---\n")[1].splitlines())
-    assert (
-        head["license"] == '"other"'
-        and head["license_name"] == '"My own: ask"'
-        and json.loads(head["tags"])[-2:] == ["ink", "wash"]
-    )
-    assert (
-        json.loads(head["instance_prompt"]) == "inkk"
-        and "the author's own work" in text
-        and "images/p00_s1.00.png" in text
-    )
+    assert head["license"] == '"other"'
+    assert head["license_name"] == '"My own: ask"'
+    assert json.loads(head["tags"])[-2:] == ["ink", "wash"]
+    assert json.loads(head["instance_prompt"]) == "inkk"
+    assert "the author's own work" in text
+    assert "images/p00_s1.00.png" in text
 
 
 def test_a_strength_is_preferred_by_its_route_and_nonsense_is_refused(library: Library, client: TestClient):
