@@ -7,13 +7,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from fastapi import FastAPI
 
 from benchmarks.served import CHROMIUM, Started, chromium, served
 from tests.conftest import INK
 from trainer.runs import events
+from ui.guard import Guard
 
 # For test modules that open a page: `pytestmark = BROWSER`.
 BROWSER = [
@@ -69,3 +71,8 @@ def browser() -> Iterator[Any]:
     """A Chromium."""
     with chromium() as opened:
         yield opened
+
+
+def routes_of(guard: Guard) -> list[Any]:
+    """Routes of the application inside the guard, Gradio's page among them."""
+    return cast(FastAPI, guard.app).routes

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -69,8 +70,8 @@ def test_the_documented_script_works_with_an_account(
 
 
 def test_only_four_endpoints_are_named(address: str):
-    told = client_of(address, "ana").view_api(return_format="dict")
-    assert set(told["named_endpoints"]) == {"/start_training", "/status", "/preview", "/download"}
+    api: Any = client_of(address, "ana").view_api(return_format="dict")
+    assert set(api["named_endpoints"]) == {"/start_training", "/status", "/preview", "/download"}
 
 
 def test_what_a_script_sends_is_checked_like_everything_else(address: str):

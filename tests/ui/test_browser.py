@@ -53,7 +53,7 @@ def test_an_artist_trains_and_downloads_a_lora(studio, browser, tmp_path: Path):
     field = page.locator('#caption-list textarea[data-place="discs/disc1.png"]')
     field.fill("a <b>disc</b>")
     field.blur()
-    item = page.locator("#caption-list li").filter(has=field)
+    item = page.locator("#caption-list li").filter(has=page.locator('textarea[data-place="discs/disc1.png"]'))
     item.locator(".saved").get_by_text("Saved", exact=True).wait_for()
     assert (home / "datasets" / "discs" / "disc1.txt").read_text() == "a <b>disc</b>\n"
 

@@ -95,6 +95,7 @@ def test_the_crop_moves_by_keys_and_by_pointer_and_is_saved(page: Any, studio: S
     page.mouse.up()
     page.wait_for_selector('#cards li[data-name="banner.png"] [aria-valuenow="100"]')
     waits("document.querySelector('#cards li[data-name=\"banner.png\"] .message').innerText === 'Saved'")
+    saved = None
     for _ in range(200):
         saved = json.loads((project(studio) / ".impasto" / "pictures.json").read_text())["banner.png"]["crop"]
         if saved == [1, 0.5]:

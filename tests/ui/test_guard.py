@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import MODELS
-from tests.ui.conftest import sample_home
+from tests.ui.conftest import routes_of, sample_home
 from ui.access.body_limits import MultipartInspector, RequestRejected
 from ui.access.hosts import Hosts, is_loopback, url
 from ui.guard import Guard
@@ -431,7 +431,7 @@ def test_nothing_is_told_to_anybody(guard: Guard, client: TestClient):
     assert not config.get("run_history")
     assert not config.get("is_space")
     page = next(
-        route for route in guard.app.routes if hasattr(route, "app") and hasattr(route.app, "get_blocks")
+        route for route in routes_of(guard) if hasattr(route, "app") and hasattr(route.app, "get_blocks")
     ).app.get_blocks()
     assert page._queue.max_size == 100
     assert not page.enable_monitoring

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from starlette.routing import Match
 
 from tests.conftest import MODELS
-from tests.ui.conftest import sample_home
+from tests.ui.conftest import routes_of, sample_home
 from trainer.config import TrainConfig
 from trainer.dataset.scan import scan
 from trainer.runs import run
@@ -81,7 +81,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         def client(cookies: dict[str, str]) -> TestClient:
             return TestClient(guard, base_url=HERE, cookies=cookies, follow_redirects=False)
 
-        yield House(guard, *(client({COOKIE: tokens[name]}) for name in ("ana", "ben")), client({}))
+        yield House(guard, client({COOKIE: tokens["ana"]}), client({COOKIE: tokens["ben"]}), client({}))
 
 
 def fill(project: Path, training: Path) -> None:
@@ -135,7 +135,7 @@ def all_routes(routes: Any, seen: set[int] | None = None) -> Iterator[tuple[str,
 
 def own_routes(guard: Guard) -> list[tuple[str, str]]:
     """(method, path) of the studio's own routes that take a name."""
-    found = [r for r in guard.app.routes if "{" in getattr(r, "path", "") and hasattr(r, "methods")]  # pyright: ignore[reportAttributeAccessIssue]
+    found = [r for r in routes_of(guard) if "{" in getattr(r, "path", "") and hasattr(r, "methods")]
     return [(method, route.path) for route in found for method in sorted(route.methods or ())]
 
 
@@ -143,7 +143,7 @@ def own_routes(guard: Guard) -> list[tuple[str, str]]:
 
 
 def test_who_is_not_logged_in_gets_nothing(house: House):
-    routes = list(all_routes(house.guard.app.routes))  # pyright: ignore[reportAttributeAccessIssue]
+    routes = list(all_routes(routes_of(house.guard)))
     assert len(routes) > 80
     assert any("/gradio_api/queue/join" in path for path, _ in routes)
     open_to_all, refused = set(), 0
@@ -345,8 +345,8 @@ def test_a_session_of_the_page_belongs_to_its_user(house: House):
         "event_id"
     ]
     page = next(
-        r.app.get_blocks() for r in house.guard.app.routes if hasattr(getattr(r, "app", None), "get_blocks")
-    )  # pyright: ignore[reportAttributeAccessIssue]
+        r.app.get_blocks() for r in routes_of(house.guard) if hasattr(getattr(r, "app", None), "get_blocks")
+    )
     assert house.guard.private_id("ana", "stolen") in page._queue.pending_messages_per_session
     assert house.guard.private_id("ben", "stolen") not in page._queue.pending_messages_per_session
     assert "stolen" not in page._queue.pending_messages_per_session
@@ -370,8 +370,8 @@ def test_routes_and_doors_agree(house: House):
     for path in ("/thumb/a/b", "/thumb/a/b/c", "/thumb//b", "/download/a", "/caption/a/../b", "/login"):
         scope = {"type": "http", "method": "GET", "path": path, "headers": []}
         routed = any(
-            r.matches(scope)[0] == Match.FULL for r in house.guard.app.routes if hasattr(r, "methods")
-        )  # pyright: ignore[reportAttributeAccessIssue]
+            r.matches(scope)[0] == Match.FULL for r in routes_of(house.guard) if hasattr(r, "methods")
+        )
         opened = any(
             endpoint.match("GET", path) for endpoint in house.guard.endpoints if endpoint.kind == "ours"
         )

@@ -15,7 +15,7 @@ from trainer.errors import CaptionerError
 from trainer.hardware.device import find_device, resolve_dtype
 from trainer.headers.captioner import BLIP, BLIP_2, FLORENCE_2, Captioner
 
-_TASKS = dict(
+_TASKS: dict[str, str] = dict(
     zip(DETAILS, ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>"), strict=True)
 )  # prompts of Florence-2
 _BEAMS = 3  # as in Florence-2's generation settings

@@ -111,7 +111,7 @@ def blip_2() -> tuple:
         "pad_token": "<pad>",
         "mask_token": "<mask>",
     }
-    tokenizer = GPT2Tokenizer(vocab=dict(LETTERS), merges=[], **special)
+    tokenizer = GPT2Tokenizer(vocab=dict(LETTERS), merges=[], **special)  # pyright: ignore[reportArgumentType]
     processor = Blip2Processor(
         BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer, num_query_tokens=2
     )
@@ -169,9 +169,13 @@ def florence_2() -> tuple:
         "max_position_embeddings": 64,
     }
     images = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
-    images.image_seq_length = 17  # 4 x 4 positions and their mean
+    # 4 x 4 positions and their mean
+    images.image_seq_length = 17  # pyright: ignore[reportAttributeAccessIssue]
     config = Florence2Config(
-        text_config=text, vision_config=vision, image_token_id=tokenizer.image_token_id, initializer_range=1.0
+        text_config=text,
+        vision_config=vision,
+        image_token_id=tokenizer.image_token_id,
+        initializer_range=1.0,  # pyright: ignore[reportCallIssue]
     )
     model = Florence2ForConditionalGeneration(config)
     model.generation_config.begin_suppress_tokens = [0, 1, 2, 3, 4]  # at least one word before the end

@@ -265,7 +265,7 @@ def create_job(tmp_path: Path, folder: Path, **options) -> Path:
     return job.create(tmp_path / "job", folder, "tagger", options_from(options)).path
 
 
-def view_of(path: Path) -> job.View:
+def view_of(path: Path) -> job.CaptioningView:
     return job.fold(job.CaptioningView(), events.read(path / "events.jsonl")[0])
 
 

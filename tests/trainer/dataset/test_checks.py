@@ -192,8 +192,8 @@ def test_too_few_pictures_for_the_preset_are_found(preset: str, fewest: int):
             thumbnail="00",
             detail=(),
             transparent_share=0.0,
-            bars=(0,) * 4,
-            corners=(False,) * 4,
+            bars=(0, 0, 0, 0),
+            corners=(False, False, False, False),
         )
         for n in range(fewest)
     ]

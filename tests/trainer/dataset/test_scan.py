@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from trainer.dataset.scan import scan
 from trainer.errors import ConfigError, DatasetError
 
 
-def painted(size=(80, 60), colour="red") -> Image.Image:
+def painted(size: tuple[int, int] = (80, 60), colour: str | tuple[int, int, int] = "red") -> Image.Image:
     return Image.new("RGB", size, colour)
 
 
@@ -42,9 +43,8 @@ def test_exif_orientation_is_applied(tmp_path: Path):
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparent_pictures_get_a_white_background(tmp_path: Path, mode: str):
-    Image.new("RGBA", (40, 40), (255, 0, 0, 0)).convert(mode).save(
-        tmp_path / "a.png", **({"transparency": 0} if mode == "P" else {})
-    )
+    options: dict[str, Any] = {"transparency": 0} if mode == "P" else {}
+    Image.new("RGBA", (40, 40), (255, 0, 0, 0)).convert(mode).save(tmp_path / "a.png", **options)
     assert np.asarray(open_picture(tmp_path / "a.png")).min() == 255
 
 

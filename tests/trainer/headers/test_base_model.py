@@ -10,6 +10,7 @@ import shutil
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_training_on_a_single_file_gives_the_lora_of_the_folder(single_file, tmp
 
 
 def test_a_part_is_loaded_in_the_requested_precision(single_file):
-    unet = open_base(str(single_file), MODELS).unet(CPU, torch.bfloat16)
+    unet: Any = open_base(str(single_file), MODELS).unet(CPU, torch.bfloat16)
     assert {tensor.dtype for tensor in unet.state_dict().values()} == {torch.bfloat16}
 
 
@@ -139,7 +140,7 @@ def test_the_prediction_type_is_read_from_the_file(markers, metadata, prediction
     write(path, TINY, random_weights(0), dtype=torch.float16, markers=markers, metadata=metadata)
     checkpoint = read_checkpoint(path)
     assert (checkpoint.prediction_type, checkpoint.zero_terminal_snr) == (prediction, terminal)
-    scheduler = open_base(str(path), MODELS).scheduler()
+    scheduler: Any = open_base(str(path), MODELS).scheduler()
     assert scheduler.config.prediction_type == (
         prediction or "v_prediction"
     )  # from the bundled base's folder
@@ -159,10 +160,9 @@ def test_a_checkpoint_without_a_vae_uses_one_beside_it_or_is_refused(tmp_path):
     with pytest.raises(BaseError, match=r"no VAE; put sdxl_vae\.safetensors beside it"):
         open_base(str(path), MODELS).vae(CPU)
     write(tmp_path / "sdxl_vae.safetensors", TINY, folder_weights(TINY), dtype=torch.float16, parts=("vae",))
-    assert same(
-        open_base(str(path), MODELS).vae(CPU).state_dict(),
-        open_base("tiny-sdxl", MODELS).vae(CPU).state_dict(),
-    )
+    beside: Any = open_base(str(path), MODELS).vae(CPU)
+    bundled: Any = open_base("tiny-sdxl", MODELS).vae(CPU)
+    assert same(beside.state_dict(), bundled.state_dict())
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused_with_the_weights_name(single_file, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.conftest import MODELS
@@ -14,7 +16,7 @@ from trainer.training.examples import placements
 SIZES = ((640, 512), (512, 640), (700, 500), (1500, 500), (500, 2000), (600, 600))
 
 
-def placed(**settings: int) -> list[Placement]:
+def placed(**settings: Any) -> list[Placement]:
     """Placements of images of SIZES at a resolution of 512 px."""
     items = tuple(
         Item(path=f"/{number}.png", caption="", width=width, height=height, digest="")

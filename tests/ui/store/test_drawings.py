@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -50,7 +51,7 @@ def test_the_warm_process_draws_mixes_and_grids_and_leaves_out_what_was_cancelle
     serve(drawings.session.path, MODELS, idle_seconds=0.2)
     assert [drawings.status(name).state for name in (mix, gone, grid)] == ["drawn", "cancelled", "drawn"]
     found = drawings.status(mix)
-    shown = Image.open(drawings.picture(mix, "p00_s1.00.png"))
+    shown: Any = Image.open(drawings.picture(mix, "p00_s1.00.png"))
     assert shown.size == (96, 160)
     assert [picture["file"] for picture in found.pictures()] == [
         "p00_s0.00.png",
