@@ -119,7 +119,7 @@ class ArtworkTab:
 
 
 @dataclass(frozen=True)
-class Deletion:
+class ProjectDeletion:
     """The button that deletes the project, and the question before it.
 
     Attributes:
@@ -258,7 +258,7 @@ def build(page: PageContext) -> None:
     _connect_deletion(page, deletion)
 
 
-def _deletion(page: PageContext) -> Deletion:
+def _deletion(page: PageContext) -> ProjectDeletion:
     label = page.label
     start = gr.Button(label("artwork.delete"), elem_id="delete", size="sm", variant="stop")
     with gr.Group(visible=False, elem_id="delete-question") as question:
@@ -268,10 +268,12 @@ def _deletion(page: PageContext) -> Deletion:
             cancel = gr.Button(label("artwork.delete_no"), elem_id="delete-no")
             confirm = gr.Button(label("artwork.delete_yes"), elem_id="delete-yes", variant="stop")
     receipt = gr.HTML(elem_id="deleted", padding=False)
-    return Deletion(page.project, start, question, text, with_runs, cancel, confirm, receipt, gr.State(""))
+    return ProjectDeletion(
+        page.project, start, question, text, with_runs, cancel, confirm, receipt, gr.State("")
+    )
 
 
-def _connect_deletion(page: PageContext, deletion: Deletion) -> None:
+def _connect_deletion(page: PageContext, deletion: ProjectDeletion) -> None:
     question = deletion.question
     deletion.start.click(page.on(deletion.ask), page.project, deletion.outputs, **PRIVATE)
     deletion.cancel.click(page.on(deletion.hide), None, question, **PRIVATE)

@@ -75,7 +75,7 @@ class ModifiedCopy:
 
 
 @dataclass(frozen=True)
-class Deletion:
+class LoraDeletion:
     """The buttons of a deletion; `key` is the LoRA that the question is about."""
 
     start: gr.Button
@@ -100,7 +100,7 @@ class LibraryTab:
     lora: gr.Dropdown
     details: Details
     copy: ModifiedCopy
-    deletion: Deletion
+    deletion: LoraDeletion
 
     def show(self, workspace: Workspace, current: str | None) -> Updates:
         """Shows the cards and the choices of all lists."""
@@ -301,7 +301,7 @@ def _modified_copy(page: PageContext) -> ModifiedCopy:
     return ModifiedCopy(tool, weight, others, rank, form, name, start, gr.State(()))
 
 
-def _deletion(page: PageContext) -> Deletion:
+def _deletion(page: PageContext) -> LoraDeletion:
     label = page.label
     start = gr.Button(label("library.delete"), elem_id="delete-lora")
     question = gr.HTML(elem_id="delete-lora-question")
@@ -310,7 +310,7 @@ def _deletion(page: PageContext) -> Deletion:
             label("library.delete_sure"), variant="stop", visible=False, elem_id="delete-lora-sure"
         )
         cancel = gr.Button(label("library.keep"), visible=False, elem_id="delete-lora-keep")
-    return Deletion(start, question, confirm, cancel, gr.State(None))
+    return LoraDeletion(start, question, confirm, cancel, gr.State(None))
 
 
 def _connect(page: PageContext, tab: LibraryTab) -> None:
