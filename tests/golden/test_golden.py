@@ -1,8 +1,8 @@
 """Golden files: the present code computes, resumes and opens what version 0.1 recorded.
 
 The trainings run in one process with the kernels that every machine has (`cases.PINNED`). Tensors are
-compared byte for byte if architecture and packages are those of the recording, and otherwise with a tolerance,
-which a warning reports.
+compared byte for byte if architecture and packages are those of the recording, and otherwise with a
+tolerance, which a warning reports.
 """
 
 from __future__ import annotations
