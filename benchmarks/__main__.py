@@ -1,9 +1,10 @@
-"""`python -m benchmarks`: what this machine reaches, beside what it could; prints a table and saves it under benchmarks/results.
+"""Measures this machine, prints a table and saves it in benchmarks/results.
 
-python -m benchmarks                      all of it, about half an hour on two cores; on a card with true SDXL's size
-python -m benchmarks --quick              every measurement once and small: that it runs, not how fast
+python -m benchmarks                      all groups, half an hour on two cores; on a GPU, at SDXL's size
+python -m benchmarks --quick              each measurement once and small, to check that it runs
 python -m benchmarks --only training      one group: training, start, caching, preview, growth, studio
-python -m benchmarks --against 'COMMAND'  another trainer on the same pictures and base; {folder}, {base}, {output}, {steps}
+python -m benchmarks --against 'COMMAND'  another trainer on the same images and base; COMMAND can contain
+                                          {folder}, {base}, {output} and {steps}
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _GROWTH, _QUICK_GROWTH = (10, 100, 1_000, 10_000), (4,)
 def measured(
     only: tuple[str, ...], folder: Path, *, quick: bool, card: bool, repeat: int
 ) -> Iterator[list[Figure]]:
-    """Group by group."""
+    """Yields the figures of each group as soon as they are measured."""
     ways: dict[str, Callable[[], list[Figure]]] = {
         "training": lambda: training.figures(
             training.cases(quick=quick, card=card), 1 if quick or card else repeat
@@ -43,6 +44,7 @@ def measured(
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
                 options.against, base, steps=tuple(options.steps), repeat=options.repeat, more=options.set
             )
         else:
-            # On a card the list of true SDXL fits into nine minutes; the rest is for asking.
+            # On a GPU these two groups take nine minutes; `--only` selects the others.
             only = tuple(options.only or (("training", "preview") if card and not options.quick else GROUPS))
             found = []
             for figures in measured(

@@ -1,7 +1,7 @@
 """Bases of SDXL's layout with random weights: speed does not depend on training.
 
-wide64   64/128/256 channels, heads of 64, 70 transformer blocks, both encoders narrow: 94 M parameters in the UNet
-sdxl     the true configuration, built on the device itself
+wide64   64/128/256 channels, heads of 64, 70 transformer blocks, narrow text encoders: a UNet of 94 M weights
+sdxl     the configuration of SDXL, built on the device
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _TEXT_WIDTH = 64
 
 
 def write_wide(folder: Path, width: int = 64) -> Path:
-    """A diffusers folder `wide<width>`, native size 256 px, with the bundled base's VAE; kept when it is there already."""
+    """Returns the diffusers folder `wide<width>`, which is written if it does not exist.
+
+    Its native size is 256 px, and its VAE is that of the bundled base.
+    """
     target = folder / f"wide{width}"
     if (target / "model_index.json").exists():
         return target
@@ -66,7 +69,10 @@ def _facts(part: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def random_part(part: str, configs: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """A frozen part with random weights, filled where it will run: 0.02 wide, gains of 1."""
+    """Returns a frozen part with random weights, created on its device.
+
+    Matrices have the deviation 0.02; gains are 1 and biases 0.
+    """
     model = build(part, configs, dtype).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     for name, tensor in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Work counted on the meta device, which has shapes and no memory: operations, floating point operations, bytes kept."""
+"""Counts of operations and floating point operations on the meta device, which has shapes and no memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from trainer.config import TrainConfig
 from trainer.planning.memory import WorkloadShape, attach_to_meta, meta_unet, predict_on_meta
 from trainer.planning.tracer import counting_fused_attention
 
-# They make room and launch nothing.
+# Operations that allocate memory and launch no kernel.
 _ROOM = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
 
 
 class Launches(TorchDispatchMode):
-    """Operations that a card would launch a kernel for, by name: neither views nor memory."""
+    """Counter of operations that launch a kernel on a GPU: all except views and allocations.
+
+    Attributes:
+        by_name: number of calls for each operation's name.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +32,7 @@ class Launches(TorchDispatchMode):
 
     @property
     def total(self) -> int:
+        """Number of all calls."""
         return self.by_name.total()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -38,7 +43,7 @@ class Launches(TorchDispatchMode):
 
 
 def step_on_shapes(config: TrainConfig, shape: WorkloadShape) -> tuple[Callable[[], torch.Tensor], Adapter]:
-    """(what gives the loss of a batch, the adapter), ready for the first step."""
+    """Returns (function that computes the loss of a batch, adapter), ready for the first step."""
     unet = meta_unet(shape.configs, shape.dtype)
     adapter = attach_to_meta(config, {"unet": unet})
     adapter.zero_grad()
@@ -46,7 +51,7 @@ def step_on_shapes(config: TrainConfig, shape: WorkloadShape) -> tuple[Callable[
 
 
 def launches_of_step(config: TrainConfig, shape: WorkloadShape) -> tuple[int, Counter[str]]:
-    """(operations of the forward pass, all of forward and backward by name)."""
+    """Returns (operations of the forward pass, counts of forward and backward pass for each operation)."""
     loss_of, _ = step_on_shapes(config, shape)
     with counting_fused_attention(), Launches() as counted:
         loss = loss_of()
@@ -56,7 +61,7 @@ def launches_of_step(config: TrainConfig, shape: WorkloadShape) -> tuple[int, Co
 
 
 def flops_of_step(config: TrainConfig, shape: WorkloadShape) -> tuple[int, int]:
-    """(of the frozen UNet's forward pass for one picture, of a step of the batch)."""
+    """Returns the FLOPs (of the frozen UNet's forward pass for one image, of a step of the batch)."""
     loss_of, adapter = step_on_shapes(config, shape)
     with FlopCounterMode(display=False) as step:
         loss_of().backward()

@@ -1,4 +1,4 @@
-"""A strip in one pass against one run for each strength; what a change of strength, and of the LoRA, costs."""
+"""Time of a strip in one pass and in one run for each strength, and of a change of strength or LoRA."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def figures(folder: Path, *, base: Path = BUNDLED, quick: bool = False, repeat: int = 3) -> list[Figure]:
+    """Returns the figures of the preview group."""
     warm = WarmBase(open_base(base.name, base.parent))
     files = [
         random_lora(warm, folder / f"{name}.safetensors", seed) for seed, name in enumerate(("one", "other"))
@@ -63,6 +64,7 @@ def figures(folder: Path, *, base: Path = BUNDLED, quick: bool = False, repeat: 
 
 
 def random_lora(warm: WarmBase, path: Path, seed: int) -> Path:
+    """Writes a LoRA with random weights for the UNet and returns its path."""
     adapter = Adapter()
     adapter.attach("unet", warm.unet, layer_specs(TrainConfig(), {"unet": warm.unet})["unet"])
     adapter.init_weights(seed)
@@ -78,7 +80,7 @@ def random_lora(warm: WarmBase, path: Path, seed: int) -> Path:
 
 
 def timed(ways: list[Callable[[], object]], repeat: int) -> list[float]:
-    """Median seconds of each way, in turns."""
+    """Returns the median seconds of each function; the functions are called in turn, `repeat` times."""
     times: list[list[float]] = [[] for _ in ways]
     for _ in range(repeat):
         for way, taken in zip(ways, times, strict=True):
@@ -99,7 +101,7 @@ def strength_seconds(warm: WarmBase, file: Path) -> float:
 
 
 def swap_seconds(warm: WarmBase, files: list[Path]) -> float:
-    """From one file to another of the same shape: reading it, and putting its matrices in place."""
+    """Measures the change to another file of the same shape: reading it and copying its matrices."""
     warm.adapter_of([(files[0], 1.0)])
     return statistics.mean(
         timed([lambda: warm.adapter_of([(files[1], 1.0)]), lambda: warm.adapter_of([(files[0], 1.0)])], 3)

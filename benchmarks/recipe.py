@@ -1,4 +1,4 @@
-"""Whole trainings as a user starts them: time to the first step, caching against the VAE alone, another trainer's command."""
+"""Whole trainings as a user starts them: start, caching, growth with the dataset, and other trainers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Watched:
 
 
 def watched(command: list[str], folder: Path = ROOT) -> Watched:
-    """Raises CalledProcessError when it fails."""
+    """Runs a command to its end; raises CalledProcessError if it fails."""
     begun, peak = time.monotonic(), 0
     child = psutil.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while child.poll() is None:
@@ -64,7 +64,7 @@ def watched(command: list[str], folder: Path = ROOT) -> Watched:
 
 
 def own_command(folder: Path, base: Path, output: Path, steps: int, more: list[str]) -> list[str]:
-    """A training that only trains: no pictures, one checkpoint."""
+    """Returns the command of a training without preview images and with one checkpoint."""
     quiet = [
         f"steps={steps}",
         "sample_steps=1",
@@ -88,7 +88,7 @@ def own_command(folder: Path, base: Path, output: Path, steps: int, more: list[s
 
 
 def start(folder: Path, *, repeat: int = 3) -> list[Figure]:
-    """Seconds from the command to the end of the first step on the bundled base, caches empty."""
+    """Measures the time from the command to the end of the first step, with empty caches."""
     found = []
     for number in range(repeat):
         output, begun = folder / str(number) / "run", time.time()
@@ -131,7 +131,7 @@ def start(folder: Path, *, repeat: int = 3) -> list[Figure]:
 
 
 def caching(folder: Path, pictures: int) -> list[Figure]:
-    """Pictures a second into the cache, against the VAE alone on pictures that are in memory."""
+    """Measures images cached in a second; the floor is the VAE alone on images in memory."""
     made, base, device = (
         some_pictures(folder / "pictures", pictures),
         open_base(BUNDLED.name, BUNDLED.parent),
@@ -160,7 +160,7 @@ def caching(folder: Path, pictures: int) -> list[Figure]:
 
 
 def growth(folder: Path, counts: tuple[int, ...]) -> list[Figure]:
-    """A training of two steps on more and more pictures, caches filled before: what it takes to find them again."""
+    """Measures a training of two steps for each number of images, with caches that are already filled."""
     found = []
     for count in counts:
         made = some_pictures(folder / f"pictures-{count}", count)
@@ -185,7 +185,7 @@ def growth(folder: Path, counts: tuple[int, ...]) -> list[Figure]:
 
 
 def some_pictures(folder: Path, count: int) -> Path:
-    """Pictures of 128 px that all differ, with captions of twenty kinds."""
+    """Writes `count` different images of 128 px with twenty different captions; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         draw = torch.Generator().manual_seed(number)
@@ -200,12 +200,12 @@ def some_pictures(folder: Path, count: int) -> Path:
 def against(
     command: str, base: Path, *, steps: tuple[int, int], repeat: int, more: list[str]
 ) -> list[Figure]:
-    """Another trainer's seconds a step and ours, in turns on the same pictures and base.
+    """Measures another trainer and this one in turn, on the same images and base.
 
     Args:
-        command: run by the shell's rules of words, with {folder}, {base}, {output} and {steps} in it.
-        steps: two lengths; the difference of their times is that of the steps alone, without the start.
-        more: settings of ours, as `name=value`.
+        command: split as by a shell; {folder}, {base}, {output} and {steps} in it are replaced.
+        steps: two lengths of a training; the difference of their times excludes the start.
+        more: settings of this trainer, as `name=value`.
     """
 
     def theirs(output: Path, count: int) -> list[str]:

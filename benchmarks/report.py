@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One measured number, and the best that the machine could do."""
+    """A measured value with its floor, the best possible value or that of another method."""
 
     group: str
     what: str
@@ -27,12 +27,12 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """The share of the possible that is reached, where more is better; times the floor, where less is."""
+        """Measured value / floor, or None without a floor."""
         return self.value / self.floor if self.floor else None
 
 
 def machine() -> str:
-    """The processor or card that computes, in words."""
+    """Returns a description of the device, the processor, the memory and the versions."""
     import torch
 
     from trainer.hardware.device import describe, find_device
@@ -52,12 +52,13 @@ def machine() -> str:
     memory = psutil.virtual_memory().total / 2**30
     wide = (
         torch.backends.cpu.get_cpu_capability() + " BF16" * has_bf16_instructions()
-    )  # two of one name can differ in it
-    return f"{describe(find_device())}, {model} {wide}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, torch {torch.__version__}"
+    )  # processors of one name can differ in this
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{describe(find_device())}, {model} {wide}, {os.cpu_count()} cores, {memory:.0f} GiB, {versions}"
 
 
 def file_stem(words: str) -> str:
-    """`cpu-amd-epyc-2-cores`: one set of files for a machine."""
+    """Returns the name of a machine's files without suffix, such as `cpu-amd-epyc-2-cores`."""
     device, model, cores = words.split(", ")[:3]
     return re.sub(
         r"[^a-z0-9]+",
@@ -67,7 +68,10 @@ def file_stem(words: str) -> str:
 
 
 def save(figures: list[Figure], words: str, folder: Path) -> Path:
-    """Writes `<machine>.json`, `.md` and `.png`, where groups that were not measured now keep their figures; the table's path."""
+    """Writes `<machine>.json`, `.md` and `.png`, and returns the path of the Markdown table.
+
+    Saved figures of other groups are retained.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / file_stem(words)
     now = {figure.group for figure in figures}
@@ -82,7 +86,7 @@ def save(figures: list[Figure], words: str, folder: Path) -> Path:
 
 
 def _saved(path: Path) -> list[Figure]:
-    """Figures of an earlier measurement; none where there was none."""
+    """Returns the figures of an earlier measurement, if there is one."""
     if not path.exists():
         return []
     rows = json.loads(path.read_text(encoding="utf-8"))["figures"]
@@ -93,6 +97,7 @@ def _saved(path: Path) -> list[Figure]:
 
 
 def table(figures: list[Figure]) -> str:
+    """Returns the figures as a Markdown table, by group."""
     lines = ["| what | measured | floor or other way | ratio |", "|---|---|---|---|"]
     for group in dict.fromkeys(figure.group for figure in figures):
         lines.append(f"| **{group}** | | | |")
@@ -104,11 +109,12 @@ def table(figures: list[Figure]) -> str:
 
 
 def short(value: float) -> str:
+    """Returns a number with three significant digits, or as an integer from 1000 on."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def picture(figures: list[Figure]) -> Image.Image:
-    """A bar for each figure that has a floor: how far it reaches towards it."""
+    """Returns a chart with a bar of the ratio for each figure that has a floor."""
     shown = [figure for figure in figures if figure.ratio]
     line, left, width = 22, 420, 900
     sheet = Image.new("RGB", (width, line * (len(shown) + 2)), "white")

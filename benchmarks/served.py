@@ -1,4 +1,4 @@
-"""The studio as a user starts it, and a browser without a screen to look at it: for tests and benchmarks."""
+"""A running studio and a headless browser, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ _FLAGS = [
 
 
 class Started(NamedTuple):
+    """A running studio."""
+
     address: str
     home: Path  # with datasets/ and outputs/
     terminal: Path  # output of the studio
@@ -54,7 +56,7 @@ def served(home: Path, *flags: str, port: int | None = None) -> Iterator[Started
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Playwright's handle of the Chromium on the PATH."""
+    """Opens the Chromium on the PATH with Playwright and closes it at the end of the block."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -1,6 +1,6 @@
 """A separate process that makes training steps and prints their time and peak memory.
 
-python -m benchmarks.step '{"base": "wide64", "resolution": 256, "batch": 1, "precision": "fp32", "level": "none"}'
+python -m benchmarks.step '{"base": "wide64", "resolution": 256, "batch": 1, "precision": "fp32"}'
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ class Case:
     precision: str = "fp32"
     level: str = "none"  # of recomputation
     compile: str = ""  # a mode of torch.compile; empty: none
-    feed_forward: bool = False  # adapted too: kohya's 722 modules in SDXL's layout, 560 without
-    way: str = "impasto"  # or "peft": diffusers' UNet with PEFT's adapter, as diffusers' own training script makes a step
+    feed_forward: bool = False  # adapts them too: 722 modules of SDXL, as kohya; 560 without
+    # or "peft": diffusers' UNet with PEFT's adapter and the step of diffusers' training script
+    way: str = "impasto"
     steps: int = 5
-    folder: str = "outputs/.cache/benchmarks"  # where a made base is kept
+    folder: str = "outputs/.cache/benchmarks"  # where bases are written
 
     @property
     def words(self) -> str:
+        """The case in words, as tables show it."""
         more = [f"{self.level} recomputed"] * (self.level != "none") + [f"compiled {self.compile}"] * bool(
             self.compile
         )
@@ -66,6 +68,7 @@ class Case:
 
     @property
     def settings(self) -> TrainConfig:
+        """Settings of the training."""
         return TrainConfig(
             batch=self.batch,
             rank=16,
@@ -76,7 +79,7 @@ class Case:
 
 
 class Steps:
-    """A UNet with its adapter, and a step of the recipe without the pictures."""
+    """Training steps of a UNet with its adapter, on random inputs."""
 
     def __init__(self, case: Case) -> None:
         self.case, self.device = case, find_device()
@@ -89,6 +92,7 @@ class Steps:
         self.prepare()
 
     def prepare(self) -> None:
+        """Attaches the adapter and creates the optimizer."""
         case, self.unet = self.case, self.unet.to(memory_format=torch.channels_last)
         self.adapter = Adapter()
         self.adapter.attach("unet", self.unet, layer_specs(case.settings, {"unet": self.unet})["unet"])
@@ -116,6 +120,7 @@ class Steps:
         }
 
     def step(self) -> torch.Tensor:
+        """Does one training step and returns its loss."""
         if self.case.compile == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()
         loss = self.unet(**self.inputs).sample.float().square().mean()
@@ -127,6 +132,7 @@ class Steps:
         return loss.detach()
 
     def seconds(self) -> dict[str, Any]:
+        """Returns the seconds of the first step, and the median and all times of `steps` later ones."""
         begun = time.perf_counter()
         float(self.step())
         first = time.perf_counter() - begun
@@ -140,9 +146,13 @@ class Steps:
 
 
 class PeftSteps(Steps):
-    """The step of diffusers' `train_text_to_image_lora_sdxl.py` with everything frozen already cached, which that script does not do."""
+    """Steps of diffusers' `train_text_to_image_lora_sdxl.py` with PEFT's adapter.
+
+    Outputs of the VAE and the text encoders are cached, which that script does not do.
+    """
 
     def prepare(self) -> None:
+        """Adds PEFT's adapter and creates the optimizer."""
         from peft import LoraConfig
 
         self.unet.requires_grad_(False)
@@ -165,6 +175,7 @@ class PeftSteps(Steps):
         self.optimizer = torch.optim.AdamW(self.masters, lr=settings.learning_rate)
 
     def step(self) -> torch.Tensor:
+        """Does one training step under autocast and returns its loss."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             loss = self.unet(**self.inputs).sample.float().square().mean()
         loss.backward()
@@ -175,13 +186,19 @@ class PeftSteps(Steps):
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """{"seconds", "all", "first", "peak", "rate"}: of a step, of the first one, bytes, operations a second of a product."""
+    """Measures a case.
+
+    Returns:
+        Median `seconds` of a step, `all` times, seconds of the `first` step, `peak` memory in bytes, and
+        `rate`, the FLOPs of a matrix product in a second.
+    """
     steps = PeftSteps(case) if case.way == "peft" else Steps(case)
     found = steps.seconds()
     return {**found, "peak": peak_bytes(steps.device), "rate": matmul_rate(steps.device, steps.dtype)}
 
 
 def case_from(text: str) -> Case:
+    """Returns the case of a JSON text; unknown fields are ignored."""
     return Case(
         **{
             name: value

@@ -1,4 +1,4 @@
-"""The studio as an artist meets it, in a browser without a screen: pictures in, a large project, Train, the poll, the slider."""
+"""Response times of the studio in a headless browser: upload, large project, training, polling, slider."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.served import Started, chromium, served
 from trainer.runs import events
 
 _PATIENCE = 90_000  # ms
-# Small steps until it is stopped, then a strip to slide along.
+# Small steps until the training is stopped, then a strip for the slider.
 _TRAINING = {
     "steps": 100_000,
     "resolution": 64,
@@ -28,7 +28,7 @@ _TRAINING = {
     "network": "lora",
     "checkpoint_every": 100_000,
 }
-# When the words of the status change, and when that was; the browser's clock is the machine's.
+# Records step and time of each change of the status; the browser has the machine's clock.
 _WATCH_STATUS = """() => {
   window.seen = [];
   performance.setResourceTimingBufferSize(20000);
@@ -42,9 +42,10 @@ _WATCH_STATUS = """() => {
 _TAKEN = (
     "part => performance.getEntriesByType('resource').filter(e => e.name.includes(part)).map(e => e.duration)"
 )
-# From a step of the slider to the picture decoded and painted.
+# Time from a step of the slider until the image is decoded and painted.
 _PRESS = """async (key) => {
-  const slider = document.querySelector('#strip input[type=range]'), image = document.querySelector('#strip .strip img');
+  const slider = document.querySelector('#strip input[type=range]');
+  const image = document.querySelector('#strip .strip img');
   const before = image.src, begun = performance.now();
   slider[key]();
   slider.dispatchEvent(new Event('input', {bubbles: true}));
@@ -55,7 +56,7 @@ _PRESS = """async (key) => {
 
 
 def figures(folder: Path, *, quick: bool) -> list[Figure]:
-    """Every figure of the page, from one server on folders of its own."""
+    """Returns the figures of the studio group, from one server with its own folders."""
     many, large, seconds = (4, 10, 5) if quick else (200, 1_000, 30)
     home = folder / "home"
     shutil.copytree(INK, home / "datasets" / "ink")
@@ -97,7 +98,7 @@ def _large_project(folder: Path, count: int) -> None:
 
 
 def _drop(page: Any, started: Started, folder: Path, count: int) -> list[Figure]:
-    """Photographs of 3 megapixels into a new project, until each has its card."""
+    """Measures the upload of images of 3 megapixels to a new project, until each has its card."""
     folder.mkdir()
     for number in range(count):
         noise = Image.effect_noise((512, 384), 40 + number % 40).resize((2048, 1536))
@@ -137,7 +138,7 @@ def _drop(page: Any, started: Started, folder: Path, count: int) -> list[Figure]
 
 
 def _wait_for_doctor(page: Any) -> None:
-    """Until every picture has been measured, in the background: what comes next is measured alone."""
+    """Waits for the end of the picture checks in the background, which would slow the next measurement."""
     page.wait_for_timeout(2000)
     page.wait_for_function("!document.querySelector('#visit').innerText.trim()", timeout=5 * _PATIENCE)
 
@@ -221,7 +222,7 @@ def _train(page: Any, started: Started, seconds: int) -> list[Figure]:
 
 
 def _stale(written: list[tuple[int, float]], seen: list[tuple[int, float]]) -> list[float]:
-    """Seconds that each shown step stood on the page after a newer one had been written."""
+    """Returns for each shown step the seconds that it remained after a newer one had been written."""
     found = []
     for (step, _), (_, until) in itertools.pairwise(seen):
         newer = min((moment for number, moment in written if number > step), default=until)
@@ -230,7 +231,7 @@ def _stale(written: list[tuple[int, float]], seen: list[tuple[int, float]]) -> l
 
 
 def _slide(page: Any) -> Figure:
-    """With the strip of the training that is stopped now."""
+    """Stops the training and measures the slider of its strip."""
     page.locator("#stop").click()
     page.wait_for_function("!document.querySelector('#train').disabled")
     page.locator("#tab-try_it-button").click()

@@ -1,4 +1,4 @@
-"""Training pictures a second and peak memory, by base, resolution, batch, precision and recomputation."""
+"""Speed and peak memory of training by base, resolution, batch, precision and recomputation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CPU_CASES = (
     Case(base="wide64", resolution=256, batch=1, way="peft"),
     Case(base="wide64", resolution=256, batch=4, way="peft"),
 )
-# Where the processor multiplies bf16 by itself.
+# For processors with bf16 instructions.
 _WIDE = Case(base="wide64", resolution=256, precision="bf16")
 BF16_CASES = (
     _WIDE,
@@ -60,13 +60,17 @@ QUICK_CASES = (
 
 
 def cases(*, quick: bool, card: bool) -> tuple[Case, ...]:
+    """Returns the cases for a quick run, a GPU or a CPU."""
     if quick or card:
         return QUICK_CASES if quick else CARD_CASES
     return CPU_CASES + BF16_CASES * has_bf16_instructions()
 
 
 def figures(wanted: tuple[Case, ...], repeat: int = 1) -> list[Figure]:
-    """Each case in processes of its own, all cases once before any is repeated: a machine's mood reaches all of them."""
+    """Measures each case in a separate process.
+
+    All cases are measured once before the first is repeated, so that slow phases of a machine affect all.
+    """
     found: dict[Case, list[dict[str, Any]]] = {case: [] for case in wanted}
     for _ in range(repeat):
         for case in wanted:
@@ -103,7 +107,7 @@ def _against_peft(found: dict[Case, list[dict[str, Any]]]) -> list[Figure]:
 
 
 def _in_child(case: Case) -> dict[str, Any] | None:
-    """None where the case can't run here: too little memory, or no compiler."""
+    """Returns the measurement, or None if the case can't run here, such as without enough memory."""
     command = [sys.executable, "-m", "benchmarks.step", json.dumps(dataclasses.asdict(case))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -139,4 +143,5 @@ def _figures(case: Case, runs: list[dict[str, Any]]) -> list[Figure]:
 
 
 def has_card() -> bool:
+    """True if there is a CUDA device."""
     return torch.cuda.is_available()

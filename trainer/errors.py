@@ -66,8 +66,8 @@ class NotFiniteError(TrainerError):
 def lacks_memory(error: BaseException) -> bool:
     """True if the device or the system ran out of memory.
 
-    CUDA raises torch.OutOfMemoryError, whose class name is compared, because this module must not import torch;
-    on the CPU torch raises a plain RuntimeError, which only its message identifies.
+    CUDA raises torch.OutOfMemoryError, whose class name is compared, because this module must not import
+    torch. On the CPU torch raises a plain RuntimeError, which only its message identifies.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

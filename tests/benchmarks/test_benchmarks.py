@@ -96,7 +96,8 @@ def test_another_trainer_is_timed_by_the_difference_of_two_lengths(monkeypatch, 
     """Each step of this one sleeps for 0.02 s after a start of 0.2 s that must not count."""
     script = tmp_path / "other.py"
     script.write_text(
-        "import sys, time\ntime.sleep(0.2 + 0.02 * int(sys.argv[1]))\nassert sys.argv[2].endswith('ink-emoji')\n"
+        "import sys, time\ntime.sleep(0.2 + 0.02 * int(sys.argv[1]))\n"
+        "assert sys.argv[2].endswith('ink-emoji')\n"
     )
     ours = "import time; time.sleep(0.2 + 0.01 * {steps})"
     monkeypatch.setattr(

@@ -1,6 +1,7 @@
 """Golden trainings: their settings, their pictures and the process that runs them.
 
-Only the command line and the files that it writes are used here, so that modules of the trainer can move freely.
+Only the command line and the files that it writes are used here, so that modules of the trainer can move
+freely.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def convert_command(file: Path, out: Path, form: str) -> Command:
 
 
 def run_commands(commands: dict[str, Command], workspace: Path, *, pinned: bool = True) -> dict[str, Done]:
-    """Runs the commands one after another in a single process with pinned kernels, so that torch loads once."""
+    """Runs the commands in turn in a single process with pinned kernels, so that torch loads once."""
     asked, answered = workspace / "commands.json", workspace / "done.json"
     asked.write_text(json.dumps({name: asdict(command) for name, command in commands.items()}))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("IMPASTO_", "PYTEST_"))}
@@ -137,7 +138,7 @@ def curves(run: Path) -> dict[str, list[list[float]]]:
 
 
 def tensor_digest(path: Path) -> str:
-    """SHA-256 of the tensors of a .safetensors file: name, dtype, shape and bytes of each, in order of name."""
+    """SHA-256 of the tensors of a .safetensors file: name, dtype, shape and bytes, in order of names."""
     import torch
 
     digest = hashlib.sha256()
@@ -150,7 +151,10 @@ def tensor_digest(path: Path) -> str:
 
 
 def largest_difference(found: Path, recorded: Path) -> float:
-    """The largest |a - b| / |b| (Frobenius norms) of two files' tensors; infinite where names or shapes differ."""
+    """The largest |a - b| / |b| (Frobenius norms) of two files' tensors.
+
+    Infinite if names or shapes differ.
+    """
     with safe_open(found, framework="pt") as one, safe_open(recorded, framework="pt") as other:
         if set(one.keys()) != set(other.keys()):
             return float("inf")

@@ -99,7 +99,10 @@ def digests(workspace: Path, runs: dict[str, Path]) -> dict[str, str]:
 
 
 def check_ends(done: dict[str, Done]) -> None:
-    """Raises RuntimeError for a command that failed; `lora check` ends with 1 when a tool drops a part of a file."""
+    """Raises RuntimeError for a command that failed.
+
+    `lora check` is excluded: it exits with 1 if a tool ignores a part of a file.
+    """
     failed = {name: end.err for name, end in done.items() if end.status and not name.startswith("check")}
     if failed:
         raise RuntimeError(f"commands failed: {failed}")

@@ -1,7 +1,8 @@
 """Golden files: the present code computes, resumes and opens what version 0.1 recorded.
 
-The trainings run in one process with the kernels that every machine has (`cases.PINNED`). Tensors are compared byte for
-byte when architecture and packages are those of the recording, and otherwise with a tolerance, which a warning reports.
+The trainings run in one process with the kernels that every machine has (`cases.PINNED`). Tensors are
+compared byte for byte if architecture and packages are those of the recording, and otherwise with a
+tolerance, which a warning reports.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from tests.golden import cases, record, true_sdxl
 from tests.golden.cases import CASES, OPENED, PLACEHOLDER, RECORDED, RUN_CASE, Done
 
 LOSS = 1e-6  # largest difference of a loss
-# Largest relative difference of a tensor where bytes can't be compared: a CPU's own kernels differ by 2e-4 from the
-# pinned ones, since a last bit of the loss can move a matrix in fp16 by one rounding step.
+# Largest relative difference of a tensor where bytes can't be compared: a CPU's own kernels differ by 2e-4
+# from the pinned ones, since a last bit of the loss can move a matrix in fp16 by one rounding step.
 TENSOR = 1e-3
 PICTURE = 1.0  # largest mean difference of a picture, in levels of 255
 

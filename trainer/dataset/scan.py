@@ -117,8 +117,9 @@ def _suffix(name: str) -> str:
 
 
 def is_displayable_name(name: str) -> bool:
-    """Returns whether a file name can be shown and stored as UTF-8: it has no control characters and no undecodable
-    bytes.
+    """Returns whether a file name can be shown and stored as UTF-8.
+
+    Such a name has no control characters and no undecodable bytes.
     """
     # Undecodable bytes of file names are surrogates in Python, category Cs.
     return name.isprintable() or all(unicodedata.category(letter) not in ("Cc", "Cs") for letter in name)

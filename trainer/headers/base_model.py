@@ -70,7 +70,7 @@ def list_base_models(models: Path) -> list[str]:
 
 
 def is_small(reference: str, models: Path) -> bool:
-    """Returns whether a base is narrower than SDXL, as the bundled one is. False for a base that can't be read."""
+    """Returns whether a base is narrower than SDXL, as the bundled one is; False if it can't be read."""
     folder = _first_of((models / reference, Path(reference)), Path.is_dir)
     file = _first_of((models / reference, models / f"{reference}.safetensors", Path(reference)), Path.is_file)
     try:

@@ -49,8 +49,9 @@ class JobProcesses:
         return child.pid, start_time(child.pid)
 
     def is_running(self, job: JobRecord, folder: Path) -> bool:
-        """Returns whether a process works on a job: by its claim on the folder or, before it has claimed it, by its
-        pid.
+        """Returns whether a process works on a job.
+
+        Its claim on the folder shows this or, before it has claimed the folder, its pid.
         """
         if Run(folder).is_alive():
             return True

@@ -13,7 +13,8 @@ from trainer.errors import BaseError, LoraFileError
 from trainer.headers.lora import bundled_notice
 from trainer.lora_file.base_weights import layout_of
 from trainer.lora_file.compatibility.keys import Entry, Keys, Verdict
-from trainer.lora_file.compatibility.tools import FORGE_LIMIT, TOOLS
+from trainer.lora_file.compatibility.tools import TOOLS
+from trainer.lora_file.compatibility.web_uis import FORGE_LIMIT
 from trainer.lora_file.modules import PART_LABELS, LoraModule
 from trainer.lora_file.reader import Tensors, modules_by_name, read_tensors
 from trainer.lora_file.scales import METADATA_KEY, Scales, read_scales, scale_notice
@@ -137,7 +138,7 @@ def check_file(path: Path, *, base: Path | None = None, bases: Path | None = Non
 
 
 def _modules(file: Tensors) -> tuple[Scales | None, dict[str, LoraModule], list[str]]:
-    """(scales, modules by their spelled names, problems); a scale that can't be read is None and a problem."""
+    """(scales, modules by spelled name, problems); a scale that can't be read is None and a problem."""
     try:
         scales = read_scales(file.path, file.header)
         return scales, modules_by_name(file, scales, strict=False), []

@@ -74,7 +74,7 @@ class Entry:
         return self.style in ("original", "diffusers", "text", "short", "flat")
 
 
-@dataclass(frozen=True, eq=False)  # equal only to itself: its hash is a cache key in tools.py
+@dataclass(frozen=True, eq=False)  # equal only to itself: its hash is a cache key in scripts.py
 class Keys:
     """All tensors of a file with its metadata.
 
