@@ -23,7 +23,8 @@ from safetensors.torch import save
 from trainer import SOFTWARE
 from trainer.config import TrainConfig, block_values
 from trainer.dataset.manifest import Manifest
-from trainer.lora_file.modules import LoraModule, with_one_alpha
+from trainer.lora_file.folded_scale import with_one_alpha
+from trainer.lora_file.modules import LoraModule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from trainer.lora_file.compatibility.web_uis import FORGE_LIMIT
 from trainer.lora_file.modules import PART_LABELS, LoraModule
 from trainer.lora_file.reader import Tensors, modules_by_name, read_tensors
 from trainer.lora_file.scales import METADATA_KEY, Scales, read_scales, scale_notice
-from trainer.lora_file.sdxl_modules import Layout, find_module, sdxl
+from trainer.lora_file.sdxl_modules import Layout, sdxl
 from trainer.lora_file.tensor_names import ALPHA, DORA, split_key
 
 _HEADER_LIMIT = 1 << 20  # bytes; ComfyUI shows no metadata of a longer header
@@ -148,7 +148,7 @@ def _modules(file: Tensors) -> tuple[Scales | None, dict[str, LoraModule], list[
 
 def _entry(key: str, modules: Mapping[str, LoraModule], fits: Mapping[str, bool], layout: Layout) -> Entry:
     name, role, suffix = split_key(key) or (key.rpartition(".")[0], key.rpartition(".")[2], "")
-    place = find_module(name) if name in modules and split_key(key) else None
+    place = modules[name].place if name in modules and split_key(key) else None
     exists = place is not None and layout.shape(*place) is not None
     return Entry(key, name, role, suffix, place, exists, fits.get(name, True))
 
