@@ -128,7 +128,7 @@ def check(
     """
     from trainer.lora_file.compatibility.check import check_file
 
-    report = check_file(file, base=_path(base, models) if base else None, bases=models)
+    report = check_file(file, base=_path(base, MODELS) if base else None, bases=models)
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
     else:
@@ -171,7 +171,6 @@ def merge(
     rank: Rank = None,
     precision: PrecisionOption = None,
     base: DoraBase = None,
-    models: ModelsOption = MODELS,
     overwrite: Overwrite = False,
 ) -> None:
     """Merge LoRA files into their weighted sum."""
@@ -185,7 +184,7 @@ def merge(
         method=method.value,
         rank=rank,
         dtype=_dtype(precision),
-        base=_path(base, models) if base else None,
+        base=_path(base, MODELS) if base else None,
         overwrite=overwrite,
     )
     ranks = sorted({module.rank or 0 for module in result.modules})
@@ -206,7 +205,6 @@ def resize(
     ] = None,
     precision: PrecisionOption = None,
     base: DoraBase = None,
-    models: ModelsOption = MODELS,
     overwrite: Overwrite = False,
 ) -> None:
     """Lower the rank of a file by singular value decomposition; LoHa and LoKr become LoRA, DoRA with --base.
@@ -221,7 +219,7 @@ def resize(
         rank=rank,
         energy=energy,
         dtype=_dtype(precision),
-        base=_path(base, models) if base else None,
+        base=_path(base, MODELS) if base else None,
         overwrite=overwrite,
     )
     _print_extracted(out, result.layers)

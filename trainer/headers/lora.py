@@ -35,8 +35,31 @@ MATRIX = re.compile(
     r".*(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up)"
     r"|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_blocks).*"
 )
+# Adapters of other forms, by the end of a tensor's name. Their change is not a sum that the base's weight gets.
+_OTHER_FORMS = (
+    (re.compile(r"\.(a1|a2|b1|b2|bm)\.weight$|\.glora_[AB]\."), "a GLoRA, which only ComfyUI and A1111 read"),
+    (
+        re.compile(r"\.on_input$|\.ia3_l(\.default)?(\.weight)?$"),
+        "an IA3, which of other tools only A1111 reads",
+    ),
+    (re.compile(r"\.boft_[RPs](\.|$)"), "a BOFT of PEFT, which only PEFT reads"),
+    (re.compile(r"\.oft_[Rr](\.|$)"), "an OFT (OFTv2), which only PEFT and OneTrainer read"),
+    (re.compile(r"\.vera_lambda_[bd](\.|$)|(^|\.)vera_[AB](\.|$)"), "a VeRA, which only PEFT reads"),
+    (re.compile(r"\.fourierft_spectrum(\.|$)"), "a FourierFT, which only PEFT reads"),
+    (
+        re.compile(r"\.(hra_u|bone_block|miss_block|c3a_kernel|randlora_lambda)(\.|$)"),
+        "an adapter that only PEFT reads",
+    ),
+    (re.compile(r"\.lora_E(\.|$)"), "an AdaLoRA, which only PEFT reads"),
+    (re.compile(r"\.lora_[AB](\.default)?\.bias$"), "a LoRA with a bias (lora_bias), which only PEFT reads"),
+    (
+        re.compile(r"\.modules_to_save\."),
+        "an adapter with whole layers (modules_to_save), which only PEFT reads",
+    ),
+)
 # Two expressions, because one with `.*` between them takes quadratic time on a long key of a hostile file.
 _CROSS_ATTENTION = re.compile(r"attn2[._](processor[._])?to_[kv]")
+_LONGEST_END = 60  # characters of a key, in which its suffix is
 _DOWN_MATRIX = re.compile(r"lora_down|lora_A|lora\.down|hada_w1_b")
 
 
@@ -120,6 +143,9 @@ def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """The kind of a file with these tensors, as the rest of a sentence; None if it may be a LoRA for SDXL."""
     if not shapes:
         return "holds no tensors"
+    for expression, form in _OTHER_FORMS:
+        if key := next((key for key in shapes if expression.search(key[-_LONGEST_END:])), None):
+            return f"is {form} (it has {key[-60:]}): train it as LoRA, DoRA, LoHa or LoKr"
     if any(MATRIX.fullmatch(key) or key.endswith((".w_norm", ".b_norm")) for key in shapes):
         return _other_lora(shapes)
 

@@ -96,8 +96,8 @@ def modules_by_name(file: Tensors, scales: Scales | None, *, strict: bool = True
             if not strict:
                 continue
             raise LoraFileError(
-                f"{file.path.name} holds {key!r}, which belongs to no module of SDXL; look at it with: lora "
-                "check"
+                f"{file.path.name} holds {key!r}, which belongs to no module of SDXL; save it in kohya's "
+                "format in the program that made it"
             )
         name, role, suffix = split
         if role in roles.setdefault(name, {}) and strict:

@@ -1,7 +1,7 @@
 """The text encoder of a file that adapts one text encoder alone, whose names don't contain which one.
 
-    base_model.model.text_model.encoder.layers.0.self_attn.q_proj    PEFT around a text encoder
-    lycoris_text_model_encoder_layers_0_self_attn_q_proj             LyCORIS around a text encoder
+base_model.model.text_model.encoder.layers.0.self_attn.q_proj    PEFT around a text encoder
+lycoris_text_model_encoder_layers_0_self_attn_q_proj             LyCORIS around a text encoder
 """
 
 from __future__ import annotations
@@ -47,10 +47,7 @@ def text_encoder_of(file: Path, header: Header) -> str | None:
 def _of_width(header: Header, names: dict[str, str]) -> str | None:
     """The text encoder of SDXL whose width is a side of an attention layer's matrices."""
     sides = {
-        side
-        for key, name in names.items()
-        if _PROJECTION.search(name)
-        for side in header.tensors[key].shape
+        side for key, name in names.items() if _PROJECTION.search(name) for side in header.tensors[key].shape
     }
     widths = {part: sdxl().shapes[part]["final_layer_norm"][0] for part in _PARTS}
     parts = [part for part, width in widths.items() if width in sides]

@@ -23,7 +23,7 @@ from trainer.lora_file.module_names import PREFIX, diffusers_name, kohya_name
 from trainer.lora_file.modules import LoraFile, LoraModule
 from trainer.lora_file.reader import read_modules
 from trainer.lora_file.scales import METADATA_KEY
-from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, MID, UP, suffix_of
+from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, MID, suffix_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def convert(source: Path, out: Path, form: str, *, overwrite: bool = False) -> C
     write_lora(
         out, tensors, {**file.metadata, **network_metadata(file.modules, file.metadata)}, overwrite=overwrite
     )
-    own = {tensor.dtype for module in file.modules for role, tensor in module.tensors.items() if role != ALPHA}
+    own = {
+        tensor.dtype for module in file.modules for role, tensor in module.tensors.items() if role != ALPHA
+    }
     new = Counter(tensor.dtype for key, tensor in tensors.items() if not key.endswith(suffix_of(ALPHA)))
     return Converted(
         file, {str(dtype).removeprefix("torch."): new[dtype] for dtype in new if dtype not in own}
