@@ -9,7 +9,7 @@ from PIL import Image
 
 from trainer.atomic_files import write_atomically
 from trainer.captioning_config import CaptionOptions, Describe
-from trainer.dataset.captions import metadata_captions, one_line, sidecar_lines
+from trainer.dataset.captions import caption_file_notes, metadata_captions, one_line, sidecar_lines
 from trainer.dataset.pictures import open_picture
 from trainer.dataset.scan import picture_folders, pictures_in
 from trainer.errors import DatasetError
@@ -79,7 +79,7 @@ def pictures_to_caption(run: Run, task: CaptioningTask) -> list[Path]:
         rows, bad_rows = metadata_captions(subfolder)
         pictures, bad_names = pictures_in(subfolder)
         picture_count += len(pictures)
-        problems = bad_rows + bad_names
+        problems = bad_rows + bad_names + caption_file_notes(subfolder, pictures)
         picture_of_file: dict[Path, Path] = {}  # art.png and art.jpg would share one caption file
         for path in pictures:
             first = picture_of_file.setdefault(path.with_suffix(".txt"), path)

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import DatasetError
+from trainer.text_files import encoding_notes, read_text
 
 SIDECARS = (".txt", ".caption")
+METADATA = "metadata.jsonl"
 MAX_WEIGHT = 100.0
 _KOHYA_FOLDER = re.compile(r"(\d{1,4})_(.+)")
 
@@ -49,7 +51,7 @@ def metadata_captions(folder: Path) -> tuple[dict[str, MetadataRow], list[str]]:
     """
     rows: dict[str, MetadataRow] = {}
     problems: list[str] = []
-    path = folder / "metadata.jsonl"
+    path = folder / METADATA
     if not path.is_file():
         return rows, problems
     for number, line in enumerate(_decode(path).splitlines(), start=1):
@@ -107,8 +109,14 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def caption_file_notes(folder: Path, pictures: list[Path]) -> list[str]:
+    """Returns sentences that name the caption files of a folder that are not Unicode and how they were read."""
+    sidecars = (picture.with_suffix(suffix) for picture in pictures for suffix in SIDECARS)
+    return encoding_notes(path for path in (*sidecars, folder / METADATA) if path.is_file())
+
+
 def _decode(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig", errors="replace")
+        return read_text(path).text
     except OSError as error:
         raise DatasetError(f"{path.name} can't be read ({error.strerror}); check its permissions") from None

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from trainer.dataset.captions import (
     MetadataRow,
+    caption_file_notes,
     kohya_folder,
     metadata_captions,
     sidecar_lines,
@@ -42,6 +43,7 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
         )
     items: list[Item] = []
     problems: list[str] = []
+    notes: list[str] = []
     overrides = read_overrides(folder)
     for subfolder, repeats, token in picture_folders(folder):
         rows, bad_rows = metadata_captions(subfolder)
@@ -49,6 +51,7 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
         names = {path.name for path in pictures}
         absent = [f"metadata.jsonl names {name}, which does not exist" for name in rows if name not in names]
         problems += bad_rows + bad_names + absent
+        notes += caption_file_notes(subfolder, pictures)
         for path in pictures:
             override = overrides.get(path.relative_to(folder).as_posix(), Override())
             row = rows.get(path.name, MetadataRow(token))
@@ -62,7 +65,9 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
         reason = f": {problems[0]}" if problems else ""
         kinds = "png, jpg, webp, bmp, tiff, gif or avif"
         raise DatasetError(f"{folder.name or folder} holds no picture to train on ({kinds}){reason}")
-    return Manifest(folder=os.path.abspath(folder), items=tuple(items), problems=tuple(problems))
+    return Manifest(
+        folder=os.path.abspath(folder), items=tuple(items), problems=tuple(problems), notes=tuple(notes)
+    )
 
 
 def _item(path: Path, row: MetadataRow, override: Override, repeats: int, trigger: str) -> Item:

@@ -25,12 +25,14 @@ from trainer.dataset.overrides import IMPASTO_FOLDER, MAX_REPEATS, Override
 from trainer.dataset.pictures import UNSUPPORTED_SUFFIXES, small_picture
 from trainer.dataset.scan import is_picture_name
 from trainer.errors import TrainerError
+from trainer.text_files import decode, encoding_note
 from ui.store.limits import MB, Limits, size_bytes
 from ui.store.masks import save_mask
 from ui.store.naming import MAX_CAPTION, clean_name, free_stem, numbered
 from ui.store.projects import Projects
 from ui.store.thumbnails import THUMBNAIL
 
+_MAX_CAPTION_FILE = 1_000_000  # bytes that are read of a caption file
 MAX_PROBLEMS = 200  # listed for one upload; a zip may hold thousands of files that are not pictures
 _FORMATS = "png, jpg, webp, bmp, tiff, gif or avif"
 
@@ -43,6 +45,7 @@ class IntakeProgress:
     done: int = 0
     kept: int = 0  # pictures that were added
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # on files that were added, such as a guessed encoding
     ended: bool = False
     rev: int = 0  # increases with every change
 
@@ -50,6 +53,12 @@ class IntakeProgress:
         """Adds a sentence about a rejected file, up to MAX_PROBLEMS."""
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(problem)
+        self.rev += 1
+
+    def note(self, sentence: str) -> None:
+        """Adds a sentence about a file that was added, up to MAX_PROBLEMS."""
+        if len(self.notes) < MAX_PROBLEMS:
+            self.notes.append(sentence)
         self.rev += 1
 
 
@@ -309,9 +318,11 @@ class _Addition:
         if not stem:
             raise TrainerError(f"{display_name(file.name)} has a name that no picture can have; rename it")
         with file.path.open("rb") as opened:
-            text = opened.read(4 * MAX_CAPTION).decode("utf-8-sig", errors="replace")
-        lines = [line for line in map(one_line, text.splitlines()) if line]
+            decoded = decode(opened.read(_MAX_CAPTION_FILE))
+        lines = [line for line in map(one_line, decoded.text.splitlines()) if line]
         write_atomically(self.folder / f"{stem}.txt", ("\n".join(lines)[:MAX_CAPTION] + "\n").encode())
+        if note := encoding_note(display_name(file.name), decoded):
+            self.progress.note(note)
         if not any(path.stem == stem for path in self._pictures()):
             self.progress.report(
                 f"{display_name(file.name)} has no picture of the same name yet; it is kept until you add one"
