@@ -150,7 +150,8 @@ def picture_files(picture: Path) -> PictureFiles:
     for prefix in ("", *_mask_folders(picture.parent)):
         try:
             with os.scandir(picture.parent / prefix) as entries:
-                names += [prefix + entry.name for entry in entries if folded(entry.name).startswith(start)]
+                similar = (entry for entry in entries if folded(entry.name).startswith(start))
+                names += [prefix + entry.name for entry in similar if entry.is_file()]
         except OSError:  # reported when the picture itself is read
             continue
     found = layout(names).pictures

@@ -190,7 +190,7 @@ class NameIndex:
 
 
 class _Kind(Enum):
-    """Kind of a file as far as its own name tells."""
+    """Kind of a file, by its own name."""
 
     PICTURE = auto()
     CAPTION = auto()
