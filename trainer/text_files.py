@@ -88,21 +88,24 @@ def encoding_note(name: str, decoded: DecodedText) -> str | None:
     return None
 
 
-def encoding_notes(paths: Iterable[Path]) -> list[str]:
-    """Returns one sentence for each legacy encoding among some files, with the names of the first files.
+def encoding_notes(files: Iterable[tuple[str, Path]]) -> list[str]:
+    """Returns one sentence for each legacy encoding among some files, with the names of the first ones.
+
+    Args:
+        files: (name for the sentence, path) of each.
 
     Files that can't be read are passed over.
     """
     by_encoding: dict[str, list[str]] = {}
     notes: list[str] = []
-    for path in paths:
+    for name, path in files:
         try:
             decoded = read_text(path)
         except OSError:
             continue
         if decoded.is_guess:
-            by_encoding.setdefault(decoded.encoding, []).append(path.name)
-        elif note := encoding_note(path.name, decoded):
+            by_encoding.setdefault(decoded.encoding, []).append(name)
+        elif note := encoding_note(name, decoded):
             notes.append(note)
     for encoding, names in by_encoding.items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from trainer.config import read_toml
-from trainer.dataset.captions import metadata_captions
+from trainer.dataset.captions import read_metadata
 from trainer.dataset.quick_scan import quick_scan
 from trainer.dataset.scan import scan
 from trainer.dataset.sources import scan_all
@@ -167,7 +167,7 @@ def test_every_byte_string_has_a_reading() -> None:
 def test_a_guessed_encoding_is_reported_once_for_all_its_files(tmp_path: Path) -> None:
     for name in "abcde":
         (tmp_path / f"{name}.txt").write_bytes("黒猫".encode("cp932"))
-    (note,) = encoding_notes(sorted(tmp_path.iterdir()))
+    (note,) = encoding_notes((path.name, path) for path in sorted(tmp_path.iterdir()))
     assert note.startswith("a.txt, b.txt, c.txt and 2 more are not UTF-8; read as Japanese (Shift-JIS)")
 
 
@@ -191,7 +191,7 @@ def test_a_dataset_in_several_encodings_is_read_and_noted_but_has_no_problem(tmp
 
 def test_metadata_jsonl_in_utf_16_is_read(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_bytes('{"file_name": "a.png", "text": "猫"}\n'.encode("utf-16"))
-    rows, problems = metadata_captions(tmp_path)
+    rows, problems = read_metadata(tmp_path / "metadata.jsonl")
     assert rows["a.png"].caption == "猫"
     assert not problems
 

@@ -82,7 +82,7 @@ def train(
         _join(output, models)
         return
     check_is_unused(output)
-    for note in encoding_notes(path for path in (config, sample_prompt_file) if path):
+    for note in encoding_notes((path.name, path) for path in (config, sample_prompt_file) if path):
         typer.echo(f"note: {note}", err=True)
     own = given(options)
     if sample_prompt_file:
@@ -128,7 +128,8 @@ def _train_new(folders: list[Path], output: Path, values: dict[str, Any], models
     if preset not in PRESET_NAMES:
         raise ConfigError([f"preset must be one of {', '.join(PRESET_NAMES)}, not {preset!r}"])
     config_from({**values, "preset": preset})  # reports invalid settings before a large dataset is scanned
-    manifest = scan_all(folders, trigger=str(values.get("trigger", "")))
+    apart = [str(values.get(name, "")) for name in ("prior_folder", "validation_folder")]
+    manifest = scan_all(folders, trigger=str(values.get("trigger", "")), apart=apart)
     small = is_small(str(values.get("base", TrainConfig.base)), models)
     picture_count = sum(item.repeats for item in manifest.items)
     config = config_from(preset_values(preset, picture_count, values, small=small))
