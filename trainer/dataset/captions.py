@@ -29,7 +29,7 @@ def sidecar_lines(picture: Path) -> list[str] | None:
     for suffix in SIDECARS:
         sidecar = picture.with_suffix(suffix)
         if sidecar.is_file():
-            return [line for line in map(one_line, _decode(sidecar).splitlines()) if line]
+            return caption_lines(_decode(sidecar))
     return None
 
 
@@ -105,6 +105,11 @@ def one_line(text: str) -> str:
     if not text.isprintable():  # most texts are printable, and the loop over characters is slow
         text = "".join(letter if letter.isprintable() else " " for letter in text)
     return " ".join(text.split())
+
+
+def caption_lines(text: str) -> list[str]:
+    """Returns the non-empty lines of a caption; with the setting `caption_lines`, each is a caption of its own."""
+    return [line for line in map(one_line, text.splitlines()) if line]
 
 
 def _decode(path: Path) -> str:

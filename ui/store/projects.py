@@ -20,7 +20,7 @@ from pathlib import Path
 
 from trainer.atomic_files import write_atomically
 from trainer.dataset.augmentations import mask_file
-from trainer.dataset.captions import SIDECARS, MetadataRow, kohya_folder, metadata_captions, sidecar_caption
+from trainer.dataset.captions import SIDECARS, MetadataRow, kohya_folder, metadata_captions, sidecar_lines
 from trainer.dataset.overrides import IMPASTO_FOLDER, Override, read_overrides
 from trainer.dataset.scan import is_displayable_name, is_picture_name, picture_folders, pictures_in
 from trainer.errors import DatasetError
@@ -41,6 +41,12 @@ class ProjectPicture:
     size_bytes: int = 0
     override: Override = field(default_factory=Override)  # the artist's repeats and crop
     mask: int = 0  # modification time of the mask in ns; 0 without a mask
+    lines: tuple[str, ...] = ()  # of the caption, which joins them with spaces
+
+    @property
+    def text(self) -> str:
+        """The caption with its lines, as it is edited."""
+        return "\n".join(self.lines) or self.caption
 
 
 @dataclass(frozen=True)
@@ -124,17 +130,18 @@ class Projects:
             rows, _ = metadata_captions(folder)
             prefix = "" if folder == project else f"{folder.name}/"
             for path in pictures_in(folder)[0]:
-                caption = sidecar_caption(path)
-                if caption is None:
-                    caption = rows.get(path.name, MetadataRow(token)).caption
+                lines = sidecar_lines(path)
+                if lines is None:
+                    lines = [rows.get(path.name, MetadataRow(token)).caption]
                 stat, mask = path.stat(), mask_file(path)
                 picture = ProjectPicture(
                     prefix + path.name,
-                    caption,
+                    " ".join(lines),
                     stat.st_mtime_ns,
                     stat.st_size,
                     overrides.get(prefix + path.name, Override()),
                     mask.stat().st_mtime_ns if mask else 0,
+                    tuple(lines),
                 )
                 pictures.append(picture)
         return pictures

@@ -142,11 +142,11 @@ def test_undo_survives_a_restart_and_spares_what_was_changed_since(tmp_path: Pat
     assert sidecars(again) == {"one.txt": b"cat", "two.txt": b"written elsewhere"}
 
 
-def test_a_typed_caption_is_kept_as_one_line_and_taken_back(tmp_path: Path):
+def test_a_typed_caption_keeps_its_lines_and_is_taken_back(tmp_path: Path):
     projects = project(tmp_path, {"one.txt": b"cat\r\n"})
-    assert save_caption(projects, "art", "one.png", "a wise\n\towl \x07") == 0
-    assert sidecars(projects) == {"one.txt": b"a wise owl\n"}
-    save_caption(projects, "art", "one.png", "a wise owl")  # nothing new to take back
+    assert save_caption(projects, "art", "one.png", " a  wise\r\n\n\towl \x07") == 0
+    assert sidecars(projects) == {"one.txt": b"a wise\nowl\n"}
+    save_caption(projects, "art", "one.png", "a wise\nowl\n")  # nothing new to take back
     assert undo_last(projects, "art").kind == "typed"
     assert sidecars(projects) == {"one.txt": b"cat\r\n"}
     with pytest.raises(DatasetError, match="at most 2000"):
