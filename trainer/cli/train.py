@@ -125,7 +125,8 @@ def _train_new(folders: list[Path], output: Path, values: dict[str, Any], models
     if preset not in PRESET_NAMES:
         raise ConfigError([f"preset must be one of {', '.join(PRESET_NAMES)}, not {preset!r}"])
     config_from({**values, "preset": preset})  # reports invalid settings before a large dataset is scanned
-    manifest = scan_all(folders, trigger=str(values.get("trigger", "")))
+    apart = [str(values.get(name, "")) for name in ("prior_folder", "validation_folder")]
+    manifest = scan_all(folders, trigger=str(values.get("trigger", "")), apart=apart)
     small = is_small(str(values.get("base", TrainConfig.base)), models)
     picture_count = sum(item.repeats for item in manifest.items)
     config = config_from(preset_values(preset, picture_count, values, small=small))

@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance
 
 from trainer.config import TrainConfig
 from trainer.dataset.buckets import Placement
+from trainer.dataset.folder import mask_file
 from trainer.dataset.manifest import Item
 from trainer.dataset.pictures import open_alpha, open_picture
 
@@ -101,12 +102,6 @@ def _draw_augmentation(config: TrainConfig, placement: Placement, rng: random.Ra
     brightness, contrast, saturation = (1 + config.colour_jitter * rng.uniform(-1, 1) for _ in range(3))
     hue_rotation = config.colour_jitter / 5 * rng.uniform(-1, 1)
     return Augmentation(placement=placement, colours=(brightness, contrast, saturation, hue_rotation))
-
-
-def mask_file(picture: Path) -> Path | None:
-    """Returns `art.mask.png` beside `art.png`, or `masks/art.png`; None if neither exists."""
-    paths = (picture.with_name(f"{picture.stem}.mask.png"), picture.parent / "masks" / f"{picture.stem}.png")
-    return next((path for path in paths if path.is_file()), None)
 
 
 def mask_of(config: TrainConfig, item: Item) -> Image.Image | None:
