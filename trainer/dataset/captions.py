@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import DatasetError
+from trainer.text_files import read_text
 
 MAX_WEIGHT = 100.0
 
@@ -89,6 +90,6 @@ def non_empty_lines(text: str) -> list[str]:
 
 def _decode(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig", errors="replace")
+        return read_text(path).text
     except OSError as error:
         raise DatasetError(f"{path.name} can't be read ({error.strerror}); check its permissions") from None
