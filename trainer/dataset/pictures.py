@@ -124,6 +124,31 @@ def open_alpha(path: Path) -> Image.Image | None:
         raise _unreadable(path) from error
 
 
+def open_layers(source: Path | io.BytesIO, name: str) -> tuple[Image.Image, Image.Image | None]:
+    """Returns (upright RGB in sRGB without transparency, opacity "L" or None if there is no transparency).
+
+    Args:
+        source: a file, or its bytes.
+        name: of the file, for messages.
+
+    Raises:
+        DatasetError: the file is missing, too large or can't be decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_size` has its own limit
+            warnings.simplefilter("ignore", UserWarning)  # unusual EXIF blocks
+            with Image.open(source, formats=FORMATS) as picture:
+                _check_size(Path(name), picture)
+                return _colours_and_opacity(ImageOps.exif_transpose(picture))
+    except DatasetError:
+        raise
+    except FileNotFoundError:
+        raise DatasetError(f"{name} is gone; put it back or leave it out") from None
+    except Exception as error:  # as in open_picture
+        raise DatasetError(f"{name} can't be read as a picture; remove it or save it again") from error
+
+
 def _unreadable(path: Path) -> DatasetError:
     reason = "is empty" if path.exists() and path.stat().st_size == 0 else "can't be read as a picture"
     return DatasetError(f"{path.name} {reason}; remove it or save it again")
@@ -149,6 +174,18 @@ def _check_size(path: Path, picture: Image.Image, most_pixels: int = MAX_PIXELS)
 
 
 def _to_srgb(picture: Image.Image) -> Image.Image:
+    picture, alpha = _colours_and_opacity(picture)
+    if alpha is not None:
+        page = Image.new("RGB", picture.size, "white")
+        page.paste(picture, mask=alpha)
+        picture = page
+    picture.load()
+    picture.info = {}
+    return picture
+
+
+def _colours_and_opacity(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Returns (RGB in sRGB without transparency, opacity "L" or None if the picture has no transparency)."""
     profile = picture.info.get("icc_profile")
     if picture.mode in ("I", "F", "I;16", "I;16B", "I;16L", "I;16N"):
         picture = _to_eight_bits(picture)
@@ -158,14 +195,7 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
     alpha = picture.getchannel("A") if "A" in picture.getbands() else None
     if alpha is not None:
         picture = picture.convert("L" if picture.mode in ("LA", "La") else "RGB")
-    picture = _apply_profile(picture, profile) if profile else picture.convert("RGB")
-    if alpha is not None:
-        page = Image.new("RGB", picture.size, "white")
-        page.paste(picture, mask=alpha)
-        picture = page
-    picture.load()
-    picture.info = {}
-    return picture
+    return _apply_profile(picture, profile) if profile else picture.convert("RGB"), alpha
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:

@@ -324,7 +324,7 @@ class _Addition:
             raise TrainerError(
                 f"{display_name(file.name)} is a mask without its picture; upload both together"
             )
-        save_mask(picture, file.path.read_bytes())
+        save_mask(picture, file.path.read_bytes(), display_name(file.name))
 
 
 def _checked_thumbnail(path: Path, name: str, max_pixels: int) -> Image.Image:
