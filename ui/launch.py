@@ -65,6 +65,13 @@ def _add_access_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="accept requests for this host name too, as behind a reverse proxy",
     )
+    add(
+        "--root-path",
+        type=_root_path,
+        default="",
+        metavar="/PATH",
+        help="path under which a reverse proxy serves the studio, such as /impasto",
+    )
     add("--share", action="store_true", help="not supported; prints the alternatives to a public tunnel")
 
 
@@ -136,7 +143,17 @@ def studio(arguments: list[str], *, program: str) -> int:
         limits=limits,
         users=options.auth,
         names=tuple(options.allow_host),
+        root_path=options.root_path,
     )
+
+
+def _root_path(text: str) -> str:
+    from ui.access.hosts import root_path_from
+
+    try:
+        return root_path_from(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_user(arguments: list[str], *, program: str) -> int:

@@ -15,10 +15,16 @@ def device(
         bool, typer.Option("--json", hidden=True, help="Print every device as JSON, for the queue.")
     ] = False,
 ) -> None:
-    """Print the device that a training would use."""
+    """Print the device that a training would use, and the limits of the container it is in."""
     from trainer.hardware.device import describe, find_device, list_devices
+    from trainer.hardware.limits import container_limits, describe_limits
 
-    typer.echo(json.dumps(list_devices()) if json_ else describe(find_device()))
+    if json_:
+        typer.echo(json.dumps(list_devices()))
+        return
+    typer.echo(describe(find_device()))
+    if limits := describe_limits(container_limits()):
+        typer.echo(limits)
 
 
 def print_settings() -> None:

@@ -7,6 +7,7 @@ import os
 import torch
 
 from trainer.errors import ConfigError
+from trainer.hardware.limits import processor_count
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -18,7 +19,7 @@ def find_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(thread_count(torch.get_num_threads(), _processors()))
+        torch.set_num_threads(thread_count(torch.get_num_threads(), processor_count()))
     return torch.device("cpu")
 
 
@@ -30,11 +31,6 @@ def thread_count(threads: int, processors: int) -> int:
     (benchmarks/NOTES.md).
     """
     return max(1, min(threads, processors - 1))
-
-
-def _processors() -> int:
-    """Returns the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(device: torch.device) -> str:

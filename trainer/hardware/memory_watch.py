@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
+
+from trainer.hardware.limits import available_memory, total_memory
 
 
 class SpillWatch:
@@ -42,4 +43,4 @@ def memory_is_full(device: torch.device) -> bool:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return free < 0.03 * total
-    return psutil.virtual_memory().available < 0.05 * psutil.virtual_memory().total
+    return available_memory() < 0.05 * total_memory()

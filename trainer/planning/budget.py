@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from trainer.config import TrainConfig
+from trainer.hardware.limits import available_memory
 
 GB = 10**9
 # CUDA's context and kernels; on a CPU the code, tables and vocabularies that a training loads
@@ -34,7 +35,7 @@ def memory_budget(config: TrainConfig, device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + CONTEXT_BYTES
-    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    return available_memory() + psutil.Process().memory_info().rss
 
 
 def free_bytes(device: torch.device) -> int:
@@ -42,7 +43,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return psutil.virtual_memory().available
+    return available_memory()
 
 
 def peak_bytes(device: torch.device) -> int:

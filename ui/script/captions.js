@@ -21,7 +21,7 @@ async function save(field) {
   let hint = null;
   sending.set(place, text);
   try {
-    const response = await fetch(`/caption/${place}`, { method: 'PUT', body: text });
+    const response = await fetch(`./caption/${place}`, { method: 'PUT', body: text });
     const result = await response.json();
     message = result.message;
     if (response.ok) {

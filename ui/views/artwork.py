@@ -8,7 +8,7 @@ from ui.store.intake import IntakeProgress
 from ui.store.picture_checks import PictureReport
 from ui.store.projects import ProjectPicture
 from ui.text import Words
-from ui.views.html import element, escape, picture_path, text_element
+from ui.views.html import element, escape, page_url, picture_path, text_element
 
 MIN_CROPPED = 0.005  # share of a picture's area: a smaller crop is not shown
 _CARD_SIDE = 230  # px of a card's picture
@@ -64,7 +64,7 @@ def _frame(
     """Returns the picture with its crop drawn over it."""
     width, height = fitted_size(size, _CARD_SIDE)
     alt = f"{picture.name}: {picture.caption}"[:_MAX_ALT] if picture.caption else picture.name
-    source = f"/thumb/{path}?v={picture.version}"
+    source = page_url(f"/thumb/{path}?v={picture.version}")
     image = element("img", src=source, alt=alt, width=width, height=height, loading="lazy")
     return element("div", image + _crop(words, picture, path, size, placement), class_="frame")
 
@@ -208,7 +208,9 @@ def removed_html(words: Words, project: str, names: list[str]) -> str:
     items = []
     for name in names:
         path = picture_path(project, name)
-        image = element("img", src=f"/thumb-removed/{path}", alt=name, width=96, height=96, loading="lazy")
+        image = element(
+            "img", src=page_url(f"/thumb-removed/{path}"), alt=name, width=96, height=96, loading="lazy"
+        )
         button = text_element(
             "button",
             words("artwork.restore"),

@@ -14,7 +14,7 @@ from ui.store.picture_checks import PictureReport
 from ui.store.projects import ProjectPicture
 from ui.text import Words
 from ui.views.artwork import fitted_size
-from ui.views.html import element, escape, picture_path, text_element
+from ui.views.html import element, escape, page_url, picture_path, text_element
 
 _SIDE = 320  # px of a picture beside its caption
 _MAX_SHOWN = 30  # changes in the preview, and tags that are joined to the trigger word
@@ -58,7 +58,7 @@ def _item(
     path, (number, count) = picture_path(project, picture.name), position
     image = element(
         "img",
-        src=f"/thumb/{path}?v={picture.version}",
+        src=page_url(f"/thumb/{path}?v={picture.version}"),
         alt=picture.name,
         loading="lazy",
         width=size[0],
