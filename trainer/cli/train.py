@@ -125,10 +125,10 @@ def _train_new(folders: list[Path], output: Path, values: dict[str, Any], models
     preset = str(values.pop("preset"))
     if preset not in PRESET_NAMES:
         raise ConfigError([f"preset must be one of {', '.join(PRESET_NAMES)}, not {preset!r}"])
-    own = config_from(
-        {**values, "preset": preset}
-    )  # reports invalid settings before a large dataset is scanned
-    manifest = with_class_and_validation(scan_all(folders, trigger=own.trigger), own)
+    # Invalid settings are reported before a large dataset is scanned.
+    own = config_from({**values, "preset": preset})
+    apart = (own.prior_folder, own.validation_folder)
+    manifest = with_class_and_validation(scan_all(folders, trigger=own.trigger, apart=apart), own)
     completed = preset_values(
         preset,
         sum(item.repeats for item in manifest.items if item.role == "train"),

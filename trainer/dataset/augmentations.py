@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance
 
 from trainer.config import TrainConfig
 from trainer.dataset.buckets import Placement
+from trainer.dataset.folder import mask_file
 from trainer.dataset.manifest import Item
 from trainer.dataset.masks import read_mask
 from trainer.dataset.pictures import open_alpha
@@ -104,12 +105,6 @@ def _draw_augmentation(config: TrainConfig, placement: Placement, rng: random.Ra
     return Augmentation(placement=placement, colours=(brightness, contrast, saturation, hue_rotation))
 
 
-def mask_file(picture: Path) -> Path | None:
-    """Returns `art.mask.png` beside `art.png`, or `masks/art.png`; None if neither exists."""
-    paths = (picture.with_name(f"{picture.stem}.mask.png"), picture.parent / "masks" / f"{picture.stem}.png")
-    return next((path for path in paths if path.is_file()), None)
-
-
 def mask_of(config: TrainConfig, item: Item) -> Image.Image | None:
     """Returns the mask of a picture, "L", in which white counts fully; None without a mask.
 
@@ -120,7 +115,7 @@ def mask_of(config: TrainConfig, item: Item) -> Image.Image | None:
     if config.mask == "alpha":
         return open_alpha(Path(item.path))
     path = mask_file(Path(item.path))
-    return read_mask(path, path.name, (item.width, item.height)) if path else None
+    return read_mask(path, (item.width, item.height)) if path else None
 
 
 def mask_weights(mask: Image.Image, augmentation: Augmentation, *, cell: int, outside: float) -> np.ndarray:

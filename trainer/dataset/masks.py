@@ -8,7 +8,6 @@ the subject and no weights.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +20,19 @@ _COLOURED = 16  # least difference of two channels of a visible pixel, in levels
 _VISIBLE = 128  # opacity of such a pixel
 
 
-def read_mask(source: Path | bytes, name: str, size: tuple[int, int]) -> Image.Image:
+def read_mask(path: Path, size: tuple[int, int], name: str = "") -> Image.Image:
     """Returns the weights of a mask file, "L": 255 counts fully.
 
     Args:
-        source: the file, or its bytes.
-        name: of the file, for messages.
         size: upright (width, height) of the picture; the mask may be smaller or larger, in the same shape.
+        name: of the file in messages, if not its own.
 
     Raises:
         DatasetError: the file can't be read, has another shape, or is transparent or black everywhere although
             it has transparency, as a drawing in black on a transparent page is.
     """
-    colours, opacity = open_layers(io.BytesIO(source) if isinstance(source, bytes) else source, name)
+    name = name or path.name
+    colours, opacity = open_layers(path, name)
     if not _has_same_shape(colours.size, size):
         raise DatasetError(
             f"{name} has {colours.width} x {colours.height} pixels, another shape than its picture "

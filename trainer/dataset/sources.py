@@ -11,8 +11,9 @@ caption = "a portrait"  for pictures without a caption
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,8 +28,17 @@ _MAX_REPEATS = 10_000
 T = TypeVar("T")
 
 
-def scan_all(sources: list[Path], *, trigger: str = "") -> Manifest:
-    """Returns the pictures of all folders and TOML files together. Raises DatasetError if one holds none."""
+def scan_all(sources: list[Path], *, trigger: str = "", apart: Iterable[str] = ()) -> Manifest:
+    """Returns the pictures of all folders and TOML files together.
+
+    A folder that is given by itself is not read again as a sub-folder of another.
+
+    Args:
+        apart: folders of class or validation images, which may be inside those of the sources.
+
+    Raises:
+        DatasetError: a source holds no picture.
+    """
     parts: list[Manifest] = []
     for source in sources:
         if source.suffix.lower() == ".toml" and source.is_file():
@@ -36,11 +46,24 @@ def scan_all(sources: list[Path], *, trigger: str = "") -> Manifest:
             parts += [_scan_row(source, number, row, trigger) for number, row in rows]
         else:
             parts.append(scan(source, trigger=trigger))
+    own_folders = [*apart, *(part.folder for part in parts)]
+    parts = [_without_folders(part, own_folders) for part in parts]
     return dataclasses.replace(
         parts[0],
         items=tuple(item for part in parts for item in part.items),
         problems=tuple(text for part in parts for text in part.problems),
     )
+
+
+def _without_folders(manifest: Manifest, folders: Iterable[str]) -> Manifest:
+    """Returns the manifest without the pictures of these folders, as far as they are inside its own folder."""
+    root = manifest.folder + os.sep
+    inside = [os.path.abspath(folder) + os.sep for folder in folders if folder]
+    inside = [folder for folder in inside if folder != root and folder.startswith(root)]
+    if not inside:
+        return manifest
+    items = tuple(item for item in manifest.items if not item.path.startswith(tuple(inside)))
+    return dataclasses.replace(manifest, items=items)
 
 
 def _rows(source: Path) -> list[dict[str, Any]]:
@@ -84,11 +107,18 @@ def with_class_and_validation(
 ) -> Manifest:
     """Returns the manifest with the class and validation images that the settings name.
 
-    `read` scans their folders: `scan`, or `quick_scan` for an estimate. A manifest that has such images already is returned unchanged. Raises DatasetError if a folder of the
-    settings can't be read, or if a single picture is all there is and a share of it is to be validated.
+    A manifest that has such images already is returned unchanged.
+
+    Args:
+        read: scans their folders: `scan`, or `quick_scan` for an estimate.
+
+    Raises:
+        DatasetError: a folder of the settings can't be read, or a single picture is all there is and a share of
+            it is to be validated.
     """
     if any(item.role != "train" for item in manifest.items):
         return manifest
+    manifest = _without_folders(manifest, (config.prior_folder, config.validation_folder))
     return _with_class(_with_validation(manifest, config, read), config, read)
 
 

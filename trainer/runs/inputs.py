@@ -12,20 +12,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.atomic_files import write_atomically
-from trainer.dataset.augmentations import mask_file
-from trainer.dataset.captions import MetadataRow, metadata_captions, sidecar_lines
+from trainer.dataset.folder import FoundPicture, read_folder
 from trainer.dataset.manifest import Item, Manifest
 from trainer.dataset.overrides import Override, read_overrides
 from trainer.errors import DatasetError
 from trainer.json_files import read_object
 from trainer.runs.run import Run
 
+_NO_FILES = {"caption": "", "mask": "", "choices": ""}
 _NAMED = 3  # pictures named in a message
 _KEPT = {
     "caption": "the captions of {names} have changed; the training continues with the captions that it began with",
@@ -43,58 +43,59 @@ class Inputs:
     """The recorded inputs of a run.
 
     Attributes:
-        recorded: state by path of a picture; empty at the first start.
+        states: state at the first start, by path of a picture.
+        is_continued: the run has started before.
     """
 
-    recorded: dict[str, Any]
-
-    @property
-    def is_continued(self) -> bool:
-        """Returns whether the run has started before."""
-        return bool(self.recorded)
+    states: dict[str, Any]
+    is_continued: bool = False
 
     def mask_digest(self, item: Item) -> str:
         """Returns the SHA-256 of the picture's mask file at the first start; "" for a picture without a mask."""
-        state = self.recorded.get(item.path)
-        return state["mask"] if isinstance(state, dict) and "mask" in state else _mask_digest(item)
+        return self.states[item.path]["mask"]
 
 
 def open_inputs(run: Run) -> Inputs:
-    """Records the inputs at the first start; later, emits one `problem` that names what has changed since."""
+    """Records the inputs at the first start; later, emits one `problem` that names what has changed since.
+
+    A damaged record counts as none.
+    """
     manifest, file = run.manifest, run.path / "inputs.json"
-    recorded = read_object(file)
+    recorded, present = read_object(file), input_states(manifest)
+    is_complete = all(isinstance(recorded.get(item.path), dict) for item in manifest.items)
+    is_known = is_complete and all(
+        recorded[item.path].keys() == present[item.path].keys() for item in manifest.items
+    )
     # Runs of version 0.1 have no record; their pictures are compared with the manifest.
-    if recorded or any(run.checkpoints.glob("step-*")):
-        message = changes(manifest, recorded)
+    is_continued = is_known or any(run.checkpoints.glob("step-*"))
+    if is_continued:
+        message = changes(manifest, recorded if is_known else {}, present)
         if message:
             run.emit("problem", message=message)
-    if not recorded and run.is_main_process:
-        text = json.dumps(input_states(manifest), ensure_ascii=False, indent=1)
-        write_atomically(file, text.encode())
-    return Inputs(recorded)
+    if not is_known and run.is_main_process:
+        write_atomically(file, json.dumps(present, ensure_ascii=False, indent=1).encode())
+    return Inputs(recorded if is_known else present, is_continued=is_known)
 
 
 def input_states(manifest: Manifest) -> dict[str, dict[str, Any]]:
     """Returns the present state of each picture's files, by its path."""
-    rows, overrides = functools.cache(_metadata_rows), functools.cache(read_overrides)
-    return {
-        item.path: {
-            **_picture_state(item),
-            "caption": _caption_digest(item, rows),
-            "mask": _mask_digest(item),
-            "choices": _choices(item, overrides),
-        }
-        for item in manifest.items
-    }
+    pictures = functools.cache(_pictures_of)
+    states = {}
+    for item in manifest.items:
+        path = Path(item.path)
+        is_inside = path.is_relative_to(manifest.folder)
+        root = Path(manifest.folder) if is_inside else path.parent
+        states[item.path] = {**_picture_state(path), **pictures(root).get(item.path, _NO_FILES)}
+    return states
 
 
-def changes(manifest: Manifest, recorded: dict[str, Any]) -> str | None:
+def changes(manifest: Manifest, recorded: dict[str, Any], present: dict[str, Any]) -> str | None:
     """Returns sentences on the inputs that differ from the recorded ones; None if all are the same.
 
     Args:
         recorded: `input_states` of the start; pictures that it lacks are compared with the manifest alone.
+        present: `input_states` of now.
     """
-    present = input_states(manifest)
     changed: dict[str, list[str]] = {kind: [] for kind in _KEPT}
     for item in manifest.items:
         before, now = recorded.get(item.path, {}), present[item.path]
@@ -120,48 +121,39 @@ def _names(kind: str, names: list[str]) -> str:
     return f"{', '.join(names[:_NAMED])}{rest}" + (f" {verb[kind]}" if kind in verb else "")
 
 
-def _picture_state(item: Item) -> dict[str, Any]:
+def _picture_state(path: Path) -> dict[str, Any]:
     try:
-        status = Path(item.path).stat()
+        status = path.stat()
     except OSError:
         return {"size": None, "modified": None}
     return {"size": status.st_size, "modified": status.st_mtime_ns}
 
 
-def _caption_digest(item: Item, rows: Callable[[Path], dict[str, MetadataRow]]) -> str:
-    """Returns a hash of the picture's caption file, or of its row in metadata.jsonl; "" without either."""
-    path = Path(item.path)
+def _pictures_of(folder: Path) -> dict[str, dict[str, str]]:
+    """Returns hashes of caption and mask, and the artist's crop and repeats, of each picture in a folder."""
     try:
-        lines = sidecar_lines(path)
-    except DatasetError:
-        return "unreadable"
-    row = rows(path.parent).get(path.name)
-    if lines is None and row is None:
-        return ""
-    text = "\n".join(lines if lines is not None else [row.caption if row else ""])
-    return hashlib.sha256(f"{row.weight if row else 1.0}\n{text}".encode()).hexdigest()
-
-
-def _metadata_rows(folder: Path) -> dict[str, MetadataRow]:
-    try:
-        return metadata_captions(folder)[0]
+        found = read_folder(folder).pictures
     except DatasetError:
         return {}
+    overrides = read_overrides(folder)
+    return {
+        os.path.abspath(picture.path): {
+            "caption": _caption_digest(picture),
+            "mask": _digest(picture.mask_file) if picture.mask_file else "",
+            "choices": repr(overrides.get(picture.name, Override())),
+        }
+        for picture in found
+    }
 
 
-def _mask_digest(item: Item) -> str:
-    path = mask_file(Path(item.path))
-    return _digest(path) if path else ""
-
-
-def _choices(item: Item, overrides: Callable[[Path], dict[str, Override]]) -> str:
-    """Returns the artist's crop and repeats, which the picture's folder or the one above it holds."""
-    path = Path(item.path)
-    for folder in path.parents[:2]:
-        override = overrides(folder).get(path.relative_to(folder).as_posix())
-        if override:
-            return repr(override)
-    return ""
+def _caption_digest(picture: FoundPicture) -> str:
+    """Returns a hash of the caption and of the loss weight, however the files are encoded."""
+    try:
+        lines = picture.caption_lines()
+    except DatasetError:
+        return "unreadable"
+    text = "\n".join([picture.row.caption] if lines is None else lines)
+    return hashlib.sha256(f"{picture.row.weight}\n{text}".encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -156,7 +156,9 @@ def scan_sources(run: Run) -> None:
         return
     run.emit("stage", stage="reading pictures")
     folders = [Path(folder) for folder in json.loads((run.path / "sources.json").read_text(encoding="utf-8"))]
-    manifest = with_class_and_validation(scan_all(folders, trigger=run.config.trigger), run.config)
+    config = run.config
+    apart = (config.prior_folder, config.validation_folder)
+    manifest = with_class_and_validation(scan_all(folders, trigger=config.trigger, apart=apart), config)
     write_atomically(run.path / "manifest.json", _manifest_text(manifest).encode())
     for problem in manifest.problems:
         run.emit("problem", message=problem)

@@ -20,12 +20,12 @@ from trainer.config import TrainConfig
 from trainer.dataset.augmentations import (
     Augmentation,
     augmentations_of,
-    mask_file,
     mask_of,
     mask_weights,
 )
 from trainer.dataset.buckets import Placement, crop_notice, small_buckets_notice
 from trainer.dataset.caption_rules import CaptionRules
+from trainer.dataset.folder import mask_file
 from trainer.dataset.manifest import Item
 from trainer.dataset.pictures import open_picture
 from trainer.errors import DatasetError
@@ -51,7 +51,6 @@ from trainer.training.text_conditioning import (
     training_captions,
 )
 
-_UNRECORDED = Inputs({})
 _ENCODERS_STAY = (
     f"the captions have more than {MAX_CACHED_PROMPTS} variants, so the text encoders stay in memory "
     "and encode them step by step"
@@ -77,7 +76,7 @@ class FeatureExtractor:
     cache: FeatureCache
     device: torch.device
     inbox: CommandInbox
-    inputs: Inputs = _UNRECORDED
+    inputs: Inputs
 
     def latents(self, items: tuple[Item, ...]) -> LatentDataset:
         """Returns the posteriors of all images in all their augmentations.

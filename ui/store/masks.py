@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from pathlib import Path
 
 from PIL import Image
 
 from trainer.atomic_files import write_atomically
-from trainer.dataset.augmentations import mask_file
+from trainer.dataset.folder import mask_file
 from trainer.dataset.masks import read_mask
 from trainer.dataset.pictures import upright_size
 from trainer.errors import DatasetError
@@ -32,7 +33,10 @@ def save_mask(picture: Path, data: bytes, name: str = "the mask") -> None:
     if len(data) > MAX_BYTES:
         raise DatasetError("that mask is too large; draw it again")
     size = upright_size(picture)
-    mask = read_mask(data, name, size)
+    with tempfile.TemporaryDirectory() as place:
+        uploaded = Path(place) / "mask"
+        uploaded.write_bytes(data)
+        mask = read_mask(uploaded, size, name)
     if mask.getextrema() == _WHITE:
         remove_mask(picture)
         return

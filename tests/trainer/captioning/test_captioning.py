@@ -41,7 +41,7 @@ from trainer.captioning.folder import load_captioner
 from trainer.captioning.sentences import whole_sentences
 from trainer.captioning.tags import preprocess, tag_text
 from trainer.captioning_config import CaptionOptions, options_for, options_from
-from trainer.dataset.captions import sidecar_caption
+from trainer.dataset.folder import sidecar_caption
 from trainer.errors import CaptionerError, ConfigError, DatasetError, RunError
 from trainer.headers.base_model import list_base_models
 from trainer.headers.captioner import BLIP, BLIP_2, FLORENCE_2, WD_TAGGER, list_captioners, open_captioner

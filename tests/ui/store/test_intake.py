@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.dataset.augmentations import mask_file
+from trainer.dataset.folder import mask_file
 from trainer.errors import DatasetError, TrainerError
 from ui.store.intake import IncomingFile, Intake, IntakeProgress, add_files
 from ui.store.limits import Limits
@@ -130,7 +130,7 @@ def test_a_zip_is_taken_in_like_a_drop(projects: Projects):
         "inner.zip": b"PK",
     }
     arrivals = drop(projects, {"art.zip": zipped(files)})
-    assert captions(projects) == {"1.png": "one", "1-2.png": "other", "tom.png": ""}
+    assert captions(projects) == {"1.png": "one", "1-2.png": "other", "tom.png": "cats"}
     assert len(arrivals.problems) == 3
     assert {problem.split()[0] for problem in arrivals.problems} == {
         "../../evil.png",
