@@ -13,8 +13,8 @@ from typing import Any
 from trainer.atomic_files import write_atomically
 from trainer.config import PRESET_NAMES, config_from
 from trainer.config.presets import preset_values
-from trainer.dataset.folder import mask_file
 from trainer.dataset.exposures import EpochLength
+from trainer.dataset.folder import mask_file
 from trainer.dataset.overrides import IMPASTO_FOLDER
 from trainer.dataset.quick_scan import quick_scan
 from trainer.dataset.sources import with_class_and_validation
