@@ -75,7 +75,7 @@ def pictures_to_caption(run: Run, task: CaptioningTask) -> list[Path]:
         )
     selected: list[Path] = []
     found = read_folder(task.folder)
-    problems = list(found.problems)
+    problems = [*found.problems, *found.notes()]
     picture_of_file: dict[Path, FoundPicture] = {}  # art.png and art.jpg would share one caption file
     for picture in found.pictures:
         first = picture_of_file.setdefault(picture.caption_file, picture)

@@ -22,6 +22,7 @@ from trainer.dataset.captions import MAX_WEIGHT, with_trigger
 from trainer.dataset.manifest import Item, Manifest
 from trainer.dataset.scan import scan
 from trainer.errors import DatasetError
+from trainer.text_files import encoding_notes, read_toml_file
 
 _KEYS = {"path": str, "repeats": int, "weight": (int, float), "caption": str}
 _MAX_REPEATS = 10_000
@@ -40,6 +41,7 @@ def scan_all(sources: list[Path], *, trigger: str = "", apart: Iterable[str] = (
         DatasetError: a source holds no picture.
     """
     parts: list[Manifest] = []
+    notes = encoding_notes((source.name, source) for source in sources if source.is_file())
     for source in sources:
         if source.suffix.lower() == ".toml" and source.is_file():
             rows = enumerate(_rows(source), start=1)
@@ -52,6 +54,7 @@ def scan_all(sources: list[Path], *, trigger: str = "", apart: Iterable[str] = (
         parts[0],
         items=tuple(item for part in parts for item in part.items),
         problems=tuple(text for part in parts for text in part.problems),
+        notes=(*notes, *(text for part in parts for text in part.notes)),
     )
 
 
@@ -68,8 +71,8 @@ def _without_folders(manifest: Manifest, folders: Iterable[str]) -> Manifest:
 
 def _rows(source: Path) -> list[dict[str, Any]]:
     try:
-        document = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        document = read_toml_file(source)
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise DatasetError(f"{source.name} can't be read as TOML: {error}") from None
     rows = document.get("folder")
     is_list = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
@@ -149,6 +152,7 @@ def _with_class(manifest: Manifest, config: TrainConfig, read: Callable[..., Man
         manifest,
         items=(*manifest.items, *items),
         problems=(*manifest.problems, *class_images.problems),
+        notes=(*manifest.notes, *class_images.notes),
     )
 
 
@@ -160,7 +164,10 @@ def _with_validation(manifest: Manifest, config: TrainConfig, read: Callable[...
         images = read(Path(config.validation_folder), trigger=config.trigger)
         added = (dataclasses.replace(item, role="validation") for item in images.items)
         return dataclasses.replace(
-            manifest, items=(*manifest.items, *added), problems=(*manifest.problems, *images.problems)
+            manifest,
+            items=(*manifest.items, *added),
+            problems=(*manifest.problems, *images.problems),
+            notes=(*manifest.notes, *images.notes),
         )
     if not config.validation_share:
         return manifest

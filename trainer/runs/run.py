@@ -132,7 +132,8 @@ def create(path: Path, config: TrainConfig, manifest: Manifest | list[Path]) -> 
     problems: tuple[str, ...] = ()
     if isinstance(manifest, Manifest):
         complete = with_class_and_validation(manifest, config)  # can raise, so nothing has been written yet
-        problems = complete.problems[len(manifest.problems) :]
+        new_notes = complete.notes[len(manifest.notes) :]
+        problems = (*complete.problems[len(manifest.problems) :], *new_notes)
         name, text = "manifest.json", _manifest_text(complete)
     else:
         folders = [os.path.abspath(folder) for folder in manifest]
@@ -160,7 +161,7 @@ def scan_sources(run: Run) -> None:
     apart = (config.prior_folder, config.validation_folder)
     manifest = with_class_and_validation(scan_all(folders, trigger=config.trigger, apart=apart), config)
     write_atomically(run.path / "manifest.json", _manifest_text(manifest).encode())
-    for problem in manifest.problems:
+    for problem in (*manifest.problems, *manifest.notes):
         run.emit("problem", message=problem)
 
 

@@ -35,12 +35,15 @@ from trainer.dataset.layout import (
 from trainer.dataset.overrides import IMPASTO_FOLDER, MAX_REPEATS, Override
 from trainer.dataset.pictures import SUPPORTED_WORDS, small_picture
 from trainer.errors import DatasetError, TrainerError
+from trainer.text_files import decode, encoding_note, encoding_notes
 from ui.store.incoming import IncomingFile, IntakeProgress
 from ui.store.limits import MB, Limits, size_bytes
 from ui.store.masks import save_mask
 from ui.store.naming import MAX_CAPTION, clean_name, free_stem, numbered
 from ui.store.projects import Projects, locked
 from ui.store.thumbnails import THUMBNAIL
+
+_MAX_CAPTION_FILE = 1_000_000  # bytes that are read of a caption file
 
 
 def add_files(
@@ -207,6 +210,9 @@ class _Addition:
     def _add_sidecars(self, added: _AddedSet) -> None:
         """Stores captions and masks under the names of their pictures; then those of earlier pictures."""
         rows, problems = metadata_rows(added.plan, added.kept_path)
+        metadata = ((name, added.kept_path(name)) for name in added.plan.metadata)
+        for note in encoding_notes((name, path) for name, path in metadata if path):
+            self.progress.note(note)
         for problem in problems:
             self.progress.report(problem)
         used: set[str] = set()
@@ -233,8 +239,10 @@ class _Addition:
 
     def _store_caption(self, file: IncomingFile, target: Path) -> None:
         with file.path.open("rb") as opened:
-            text = opened.read(4 * MAX_CAPTION).decode("utf-8-sig", errors="replace")
-        lines = [line for line in map(one_line, text.splitlines()) if line]
+            decoded = decode(opened.read(_MAX_CAPTION_FILE))
+        if note := encoding_note(display_name(file.location), decoded):
+            self.progress.note(note)
+        lines = [line for line in map(one_line, decoded.text.splitlines()) if line]
         write_atomically(target, ("\n".join(lines)[:MAX_CAPTION] + "\n").encode())
 
     def _store_row(self, picture: Path, row: MetadataRow) -> None:

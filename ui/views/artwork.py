@@ -239,4 +239,10 @@ def intake_html(words: Words, progress: IntakeProgress | None) -> str:
         listed = element("ul", "".join(text_element("li", problem) for problem in problems))
         title = escape(words("artwork.left_out", count=len(problems)))
         alert = element("div", title + listed, role="alert", class_="alert")
-    return text_element("p", line, role="status", class_="arrivals") + bar + alert
+    notes = ""
+    if progress.notes:
+        listed = element("ul", "".join(text_element("li", note) for note in list(progress.notes)))
+        notes = element(
+            "div", text_element("p", words("artwork.please_check", count=len(progress.notes))) + listed
+        )
+    return text_element("p", line, role="status", class_="arrivals") + bar + alert + notes

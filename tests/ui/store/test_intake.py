@@ -309,3 +309,25 @@ def test_drawn_masks_are_stored_in_grey_and_have_the_pictures_shape(projects: Pr
 def test_no_room_at_all_is_a_sentence(projects: Projects):
     with pytest.raises(TrainerError, match="nearly full"):
         Limits(free_bytes=1 << 60).check_free_space(projects.datasets)
+
+
+def test_captions_in_any_encoding_are_stored_as_utf_8_from_files_and_zips(projects: Projects):
+    captions = {
+        "a.txt": "a black cat".encode("utf-16"),
+        "b.txt": "café, d’or".encode("cp1252"),
+        "c.txt": "黒猫".encode("cp932"),
+    }
+    pictures = {
+        f"{name}.png": png(colour) for name, colour in zip("abc", ("red", "green", "blue"), strict=True)
+    }
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        for name, data in {**pictures, **captions}.items():
+            packed.writestr(name, data)
+    for files in ({**pictures, **captions}, {"all.zip": archive.getvalue()}):
+        progress = drop(projects, files)
+        assert progress.problems == []
+        assert [note.split(" is ")[0] for note in progress.notes] == ["b.txt", "c.txt"]
+        found = {picture.name: picture.caption for picture in projects.pictures("art")}
+        assert found == {"a.png": "a black cat", "b.png": "café, d’or", "c.png": "黒猫"}
+        assert (projects.folder("art") / "c.txt").read_text(encoding="utf-8") == "黒猫\n"
