@@ -238,7 +238,9 @@ class _Addition:
                 self._store_row(stored, rows.get(picture.name, MetadataRow(picture.token)))
             if mask:
                 used.add(mask.location)
-                self._guarded(mask, partial(save_mask, stored, mask.path.read_bytes()))
+                self._guarded(
+                    mask, partial(save_mask, stored, mask.path.read_bytes(), display_name(mask.name))
+                )
         for name, file in added.later.items():
             if name in used or name in added.plan.metadata:
                 continue
@@ -283,7 +285,7 @@ class _Addition:
     def _add_lone_mask(self, file: IncomingFile, added: _AddedSet) -> None:
         pictures = self._earlier_pictures(file, mask_stem(file.location), added)
         for picture in pictures:
-            save_mask(picture, file.path.read_bytes())
+            save_mask(picture, file.path.read_bytes(), display_name(file.name))
         if not pictures:
             raise TrainerError(
                 f"{display_name(file.name)} is a mask without its picture; upload both together"

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.dataset.augmentations import mask_file
+from trainer.dataset.folder import mask_file
 from trainer.errors import DatasetError, TrainerError
 from ui.store.caption_edits import save_caption
 from ui.store.caption_undo import undo_last
@@ -319,7 +319,7 @@ def test_any_names_become_safe_pictures(
         assert made.picture("art", card.name).is_file()
 
 
-def test_drawn_masks_are_grey_and_of_the_pictures_shape(projects: Projects):
+def test_drawn_masks_are_stored_in_grey_and_have_the_pictures_shape(projects: Projects):
     drop(projects, {"one.png": png(size=(60, 40))})
     picture = projects.picture("art", "one.png")
 
@@ -333,15 +333,13 @@ def test_drawn_masks_are_grey_and_of_the_pictures_shape(projects: Projects):
     assert found
     assert Image.open(found).mode == "L"
     assert Image.open(found).size == (60, 40)
-    wrong = [
-        b"no picture",
-        drawn("RGB", (60, 40), (255, 0, 0)),
-        drawn("RGBA", (60, 40), (0, 0, 0, 0)),
-        drawn("L", (40, 60), 0),
-        drawn("L", (61, 41), 0),
-    ]
-    for data in wrong:
-        with pytest.raises(DatasetError, match="a mask must be a grey PNG"):
+    wrong = {
+        "can't be read": b"no picture",
+        "black or transparent everywhere": drawn("RGBA", (60, 40), (0, 0, 0, 0)),
+        "another shape": drawn("L", (40, 60), 0),
+    }
+    for reason, data in wrong.items():
+        with pytest.raises(DatasetError, match=reason):
             save_mask(picture, data)
     save_mask(picture, drawn("L", (60, 40), 255))  # all of it counts: no mask
     assert mask_file(picture) is None
