@@ -120,19 +120,27 @@ def resume(
 def _train_new(folders: list[Path], output: Path, values: dict[str, Any], models: Path) -> None:
     """Creates a run from the given settings, completed by their preset, and trains it."""
     from trainer.config.presets import preset_values
-    from trainer.dataset.sources import scan_all
-    from trainer.headers.base_model import is_small
+    from trainer.dataset.exposures import EpochLength
+    from trainer.dataset.sources import scan_all, with_class_and_validation
+    from trainer.headers.base_model import bucket_geometry, is_small
     from trainer.runs.run import create
 
     preset = str(values.pop("preset"))
     if preset not in PRESET_NAMES:
         raise ConfigError([f"preset must be one of {', '.join(PRESET_NAMES)}, not {preset!r}"])
-    config_from({**values, "preset": preset})  # reports invalid settings before a large dataset is scanned
-    apart = [str(values.get(name, "")) for name in ("prior_folder", "validation_folder")]
-    manifest = scan_all(folders, trigger=str(values.get("trigger", "")), apart=apart)
-    small = is_small(str(values.get("base", TrainConfig.base)), models)
-    picture_count = sum(item.repeats for item in manifest.items)
-    config = config_from(preset_values(preset, picture_count, values, small=small))
+    # Invalid settings are reported before a large dataset is scanned.
+    own = config_from({**values, "preset": preset})
+    apart = (own.prior_folder, own.validation_folder)
+    manifest = with_class_and_validation(scan_all(folders, trigger=own.trigger, apart=apart), own)
+    completed = preset_values(
+        preset,
+        sum(item.repeats for item in manifest.items if item.role == "train"),
+        values,
+        small=is_small(own.base, models),
+        epoch_length=EpochLength(manifest.items, *bucket_geometry(own.base, models)),
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+    config = config_from(completed)
     for problem in (*manifest.problems, *manifest.notes):
         typer.echo(f"note: {problem}", err=True)
     from trainer.training.preflight import preflight

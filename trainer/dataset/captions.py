@@ -16,7 +16,7 @@ MAX_WEIGHT = 100.0
 
 def caption_lines(path: Path) -> list[str]:
     """Returns the non-empty lines of a caption file. Raises DatasetError if the file can't be read."""
-    return [line for line in map(one_line, _decode(path).splitlines()) if line]
+    return non_empty_lines(_decode(path))
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,11 @@ def one_line(text: str) -> str:
     if not text.isprintable():  # most texts are printable, and the loop over characters is slow
         text = "".join(letter if letter.isprintable() else " " for letter in text)
     return " ".join(text.split())
+
+
+def non_empty_lines(text: str) -> list[str]:
+    """Returns the non-empty lines of a caption; with the setting `caption_lines`, each is a caption of its own."""
+    return [line for line in map(one_line, text.splitlines()) if line]
 
 
 def _decode(path: Path) -> str:

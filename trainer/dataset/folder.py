@@ -56,8 +56,15 @@ class FoundPicture:
 
     def caption(self) -> str:
         """Returns the caption in one line, "" without one. Raises DatasetError."""
+        return " ".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """Returns the lines of the caption, which is that of metadata.jsonl where no caption file exists.
+
+        Raises DatasetError.
+        """
         lines = self.caption_lines()
-        return self.row.caption if lines is None else " ".join(lines)
+        return [self.row.caption] if lines is None else lines
 
 
 @dataclass(frozen=True)

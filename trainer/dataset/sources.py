@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,26 +105,36 @@ def _scan_row(source: Path, number: int, row: dict[str, Any], trigger: str) -> M
     return dataclasses.replace(manifest, items=tuple(map(with_row, manifest.items)))
 
 
-def with_class_and_validation(manifest: Manifest, config: TrainConfig) -> Manifest:
+def with_class_and_validation(
+    manifest: Manifest, config: TrainConfig, read: Callable[..., Manifest] = scan
+) -> Manifest:
     """Returns the manifest with the class and validation images that the settings name.
 
-    A manifest that has such images already is returned unchanged. Raises DatasetError if a folder of the
-    settings can't be read, or if a single picture is all there is and a share of it is to be validated.
+    A manifest that has such images already is returned unchanged.
+
+    Args:
+        read: scans their folders: `scan`, or `quick_scan` for an estimate.
+
+    Raises:
+        DatasetError: a folder of the settings can't be read, or a single picture is all there is and a share of
+            it is to be validated.
     """
     if any(item.role != "train" for item in manifest.items):
         return manifest
     manifest = _without_folders(manifest, (config.prior_folder, config.validation_folder))
-    return _with_class(_with_validation(manifest, config), config)
+    return _with_class(_with_validation(manifest, config, read), config, read)
 
 
-def _with_class(manifest: Manifest, config: TrainConfig) -> Manifest:
+def _with_class(manifest: Manifest, config: TrainConfig, read: Callable[..., Manifest]) -> Manifest:
     """Adds class images, about as many in each epoch as training images.
 
     A larger folder is sampled at even distances; the images of a smaller one are repeated.
     """
     if not config.prior_folder:
         return manifest
-    class_images = scan(Path(config.prior_folder))
+    class_images = read(Path(config.prior_folder))
+    if not class_images.items:  # only of `quick_scan`: `scan` raises
+        return manifest
     count = sum(item.repeats for item in manifest.items if item.role == "train")
     selected = _evenly_spaced(class_images.items, count)
     repeats = max(1, round(count / len(selected)))
@@ -146,12 +156,12 @@ def _with_class(manifest: Manifest, config: TrainConfig) -> Manifest:
     )
 
 
-def _with_validation(manifest: Manifest, config: TrainConfig) -> Manifest:
+def _with_validation(manifest: Manifest, config: TrainConfig, read: Callable[..., Manifest]) -> Manifest:
     """Adds the images of the validation folder, or turns an evenly spaced share of the pictures into
     validation images.
     """
     if config.validation_folder:
-        images = scan(Path(config.validation_folder), trigger=config.trigger)
+        images = read(Path(config.validation_folder), trigger=config.trigger)
         added = (dataclasses.replace(item, role="validation") for item in images.items)
         return dataclasses.replace(
             manifest,
