@@ -40,7 +40,7 @@ def served(home: Path, *flags: str, port: int | None = None) -> Iterator[Started
 
     Raises AssertionError with the output if the server exits by itself.
     """
-    port = port or _free_port()
+    port = port or free_port()
     folders = ["--datasets", str(home / "datasets"), "--outputs", str(home / "outputs")]
     with (home / "terminal.log").open("ab") as log:
         command = [sys.executable, "-u", "app.py", "--port", str(port), *folders, *flags]
@@ -65,7 +65,7 @@ def chromium() -> Iterator[Any]:
         opened.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -13,7 +13,7 @@ from typing import Any
 from trainer.config import Bounds, coerced_values, declaration, problems_in
 from trainer.errors import ConfigError
 
-MAX_PROMPTS, MAX_STRENGTHS, MAX_PROMPT_LENGTH = 16, 32, 4000
+MAX_STRENGTHS, MAX_PROMPT_LENGTH = 32, 4000
 MAX_FILES = 4  # LoRA files in one mix
 PROMPTS = 4  # captions that are sampled if no prompts are set
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -123,8 +123,8 @@ def sampling_config_from(values: Mapping[str, Any]) -> SamplingConfig:
 
 def _contradictions(config: SamplingConfig) -> Iterator[str]:
     lengths_fit = all(0 < len(prompt.strip()) <= MAX_PROMPT_LENGTH for prompt in config.prompts)
-    if not 1 <= len(config.prompts) <= MAX_PROMPTS or not lengths_fit:
-        yield f"write 1 to {MAX_PROMPTS} prompts of at most {MAX_PROMPT_LENGTH} characters"
+    if not config.prompts or not lengths_fit:
+        yield f"write at least one prompt, and at most {MAX_PROMPT_LENGTH} characters in each"
     if not 1 <= len(config.strengths) <= MAX_STRENGTHS:
         yield f"strengths must be 1 to {MAX_STRENGTHS} numbers"
     if any(0 < side < 64 for side in (config.width, config.height)):

@@ -17,9 +17,10 @@ import hmac
 import json
 import re
 import secrets
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, RedirectResponse
@@ -28,11 +29,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trainer.errors import TrainerError
 from ui.access.allowlist import Endpoint
 from ui.access.body_limits import MultipartInspector, RequestRejected, limited, read_body, replay
-from ui.access.hosts import Hosts
+from ui.access.hosts import Hosts, displayable_name
 from ui.text import Words, preferred
 from ui.workspace import USER, Studio
 
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+_MAX_PRINTED_NAMES = 20  # of rejected hosts; whoever reaches the server can make up names
 _MAX_EVENTS = 20_000  # of Gradio whose users are remembered
 _SPACE_CHECK_BYTES = 64_000_000  # of an upload between two checks of the free disk space
 _INLINE_SCRIPT = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL)
@@ -64,6 +66,7 @@ class Guard:
         self.app, self.studio, self.endpoints, self.hosts = app, studio, endpoints, hosts
         self.head_links = head_links
         self._secret = secrets.token_bytes(32)
+        self._rejected_names: set[str] = set()
         self._events: OrderedDict[str, str] = OrderedDict()  # id of a Gradio call -> user who made it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +100,8 @@ class Guard:
         if rejections and not has_started:
             error = rejections[0]
             rejections.clear()
-            sentence = Words(preferred(Headers(scope=scope).get("accept-language", "")))(error.key)
+            words = Words(preferred(Headers(scope=scope).get("accept-language", "")))
+            sentence = words(error.key, **error.values)
             response = JSONResponse({"message": sentence, "detail": sentence}, error.status)
             await response(scope, receive, send_hardened)
 
@@ -105,6 +109,7 @@ class Guard:
         self, scope: Scope, receive: Receive, send: Send, rejections: list[RequestRejected]
     ) -> None:
         """Checks site, endpoint, login and size. Raises RequestRejected."""
+        scope = _below(self.studio.root_path, scope)
         method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
         self._check_site(method, headers)
         matches = ((endpoint, endpoint.match(method, path)) for endpoint in self.endpoints)
@@ -113,7 +118,7 @@ class Guard:
         scope = {**scope, USER: user}
         if user is None and not (endpoint and endpoint.public):
             if endpoint and endpoint.kind == "page":
-                await RedirectResponse("/login", 303)(scope, receive, send)
+                await RedirectResponse(f"{self.studio.root_path}/login", 303)(scope, receive, send)
                 return
             raise RequestRejected(401, "login.first")
         if endpoint is None or match is None:
@@ -151,14 +156,30 @@ class Guard:
         """Rejects unknown hosts, and requests of other sites that could change something."""
         host = headers.get("host", "")
         if not self.hosts.allows(host):
-            raise RequestRejected(403, "refused.address")
+            raise self._unknown_host(host)
         if method in _SAFE_METHODS:
             return
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         is_cross_site = site not in (None, "same-origin", "none")
-        is_other_origin = origin is not None and _netloc(origin) != host.lower()
-        if is_cross_site or is_other_origin:
+        if is_cross_site:
             raise RequestRejected(403, "refused.site")
+        if origin is None or self.hosts.is_own_origin(origin, host, headers.get("x-forwarded-host", "")):
+            return
+        name = displayable_name(origin)
+        if name:
+            raise RequestRejected(403, "refused.origin", name=name)
+        raise RequestRejected(403, "refused.site")
+
+    def _unknown_host(self, host: str) -> RequestRejected:
+        """Prints the name of a rejected host once, since whoever starts the server may not see the browser."""
+        name = displayable_name(host)
+        if not name:
+            return RequestRejected(403, "refused.address")
+        if name not in self._rejected_names and len(self._rejected_names) < _MAX_PRINTED_NAMES:
+            self._rejected_names.add(name)
+            text = f"rejected a request for {name}; if that is this studio's address, add --allow-host {name}"
+            print(f"impasto: {text}", file=sys.stderr, flush=True)
+        return RequestRejected(403, "refused.host", name=name)
 
     def private_id(self, user: str, name: str) -> str:
         """Returns an id that only this user's requests can contain.
@@ -243,7 +264,7 @@ class Guard:
             if endpoint.kind == "page":
                 headers = MutableHeaders(scope=start)
                 headers["content-security-policy"] = _PAGE_POLICY.format(scripts=_script_hashes(body))
-                body = body.replace(b"</head>", f"{self.head_links()}</head>".encode(), 1)
+                body = self._with_addresses(body)
                 headers["content-length"] = str(len(body))
             elif start["status"] == 200:
                 self._record_owner(endpoint, user, body)
@@ -251,6 +272,15 @@ class Guard:
             await send({"type": "http.response.body", "body": body})
 
         return collect
+
+    def _with_addresses(self, page: bytes) -> bytes:
+        """Adds links to the head of the page and sets the base against which it resolves its addresses.
+
+        Gradio's base is `./`, which is wrong for a page that was opened as `/impasto`, without a slash at the end.
+        """
+        page = page.replace(b"</head>", f"{self.head_links()}</head>".encode(), 1)
+        page = page.replace(b'rel="manifest" href="/', b'rel="manifest" href="./', 1)
+        return page.replace(b'<base href="./"', f'<base href="{self.studio.root_path}/"'.encode(), 1)
 
     def _record_owner(self, endpoint: Endpoint, user: str, body: bytes) -> None:
         """Records the paths of an upload, or the id of a call, as the user's."""
@@ -272,11 +302,13 @@ def _content_length(headers: Headers) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
-def _netloc(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return None
+def _below(root_path: str, scope: Scope) -> Scope:
+    """Returns the request with its path below the root path. Some reverse proxies strip the prefix, others keep it."""
+    path, raw_path = scope["path"], scope.get("raw_path") or b""
+    if not root_path or not f"{path}/".startswith(f"{root_path}/"):
+        return scope
+    raw_path = raw_path.removeprefix(root_path.encode())
+    return {**scope, "path": path.removeprefix(root_path) or "/", "raw_path": raw_path or b"/"}
 
 
 def _with_length(scope: Scope, length: int) -> Scope:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trainer import SOFTWARE
 from trainer.data_folders import data_folders
+from trainer.text_files import escape_unprintable_output
 
 GB = 1_000_000_000
 
@@ -65,6 +66,13 @@ def _add_access_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="accept requests for this host name too, as behind a reverse proxy",
     )
+    add(
+        "--root-path",
+        type=_root_path,
+        default="",
+        metavar="/PATH",
+        help="path under which a reverse proxy serves the studio, such as /impasto",
+    )
     add("--share", action="store_true", help="not supported; prints the alternatives to a public tunnel")
 
 
@@ -94,6 +102,7 @@ def main() -> int:
 
 def studio(arguments: list[str], *, program: str) -> int:
     """Serves the page until it is interrupted, or creates an account; returns the exit status."""
+    escape_unprintable_output()
     if arguments[:1] == ["add-user"]:
         return add_user(arguments[1:], program=program)
     options = studio_options(program).parse_args(arguments)
@@ -136,7 +145,17 @@ def studio(arguments: list[str], *, program: str) -> int:
         limits=limits,
         users=options.auth,
         names=tuple(options.allow_host),
+        root_path=options.root_path,
     )
+
+
+def _root_path(text: str) -> str:
+    from ui.access.hosts import root_path_from
+
+    try:
+        return root_path_from(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_user(arguments: list[str], *, program: str) -> int:

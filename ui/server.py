@@ -28,11 +28,22 @@ from ui.workspace import Studio
 
 _CLEAN_UP_SECONDS = 600
 _QUEUE: dict[str, Any] = {"max_size": 100, "default_concurrency_limit": 4}
+_OTHER_NAMES = (
+    "Other machines open it by this machine's IP address. For any other name, such as that of a reverse proxy or "
+    "of a rented machine, add --allow-host NAME."
+)
 _ADDRESS_ATTEMPTS = 10  # to read the address of another server, which may be about to write it
 
 
 class StudioOptions(TypedDict, total=False):
-    """Keyword arguments of `build_app`."""
+    """Keyword arguments of `build_app`.
+
+    Attributes:
+        host: address that the server is bound to.
+        users: file of accounts; without one there is no login.
+        names: allowed host names besides those of `host`.
+        root_path: under which a reverse proxy serves the studio, such as `/impasto`.
+    """
 
     host: Required[str]
     datasets: Required[Path]
@@ -41,26 +52,20 @@ class StudioOptions(TypedDict, total=False):
     limits: Limits | None
     users: Path | None
     names: tuple[str, ...]
+    root_path: str
 
 
-def build_app(
-    *,
-    host: str,
-    datasets: Path,
-    outputs: Path,
-    models: Path,
-    limits: Limits | None = None,
-    users: Path | None = None,
-    names: tuple[str, ...] = (),
-) -> Guard:
-    """Builds the guarded ASGI application.
-
-    Args:
-        host: address that the server is bound to.
-        users: file of accounts; without one there is no login.
-        names: allowed host names besides those of `host`.
-    """
-    studio = Studio(datasets, outputs, models, limits, users)
+def build_app(**options: Unpack[StudioOptions]) -> Guard:
+    """Builds the guarded ASGI application."""
+    host, root_path = options["host"], options.get("root_path", "")
+    studio = Studio(
+        options["datasets"],
+        options["outputs"],
+        options["models"],
+        options.get("limits"),
+        options.get("users"),
+        root_path,
+    )
     # Gradio reads these variables while it is imported, so they are set first and it is imported here.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(studio.uploads.folder)
@@ -84,6 +89,7 @@ def build_app(
         page,
         path="/",
         server_name=host,
+        root_path=root_path or None,
         i18n=label,
         theme=theme(),
         css=CSS,
@@ -95,7 +101,7 @@ def build_app(
         ssr_mode=False,
         max_file_size=studio.limits.file_bytes,
     )
-    return Guard(app, studio, endpoints, Hosts.of(host, names), assets.links)
+    return Guard(app, studio, endpoints, Hosts.of(host, options.get("names", ())), assets.links)
 
 
 def serve(*, port: int, **options: Unpack[StudioOptions]) -> int:
@@ -106,7 +112,8 @@ def serve(*, port: int, **options: Unpack[StudioOptions]) -> int:
     """
     import uvicorn
 
-    host, address = options["host"], url(options["host"], port)
+    host, root_path = options["host"], options.get("root_path", "")
+    address = url(options["host"], port) + (f"{root_path}/" if root_path else "")
     try:
         for folder in (options["datasets"], options["outputs"]):
             folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +124,8 @@ def serve(*, port: int, **options: Unpack[StudioOptions]) -> int:
                 )
             app = build_app(**options)
             print(f"Impasto is at {address}  (Ctrl-C ends it)", flush=True)
+            if app.hosts.any_address:
+                print(_OTHER_NAMES, flush=True)
             threading.Thread(target=_run_queue, args=(app.studio.queue,), daemon=True).start()
             threading.Thread(target=_clean_up_regularly, args=(app.studio,), daemon=True).start()
             uvicorn.run(

@@ -28,13 +28,13 @@ def _version(text: str) -> str:
 
 _STYLES = _files("style", "css")
 LOGIN_CSS = _STYLES["paper"] + _STYLES.pop("login")
-LOGIN_HREF = f"/login.css?v={_version(LOGIN_CSS)}"
+LOGIN_HREF = f"login.css?v={_version(LOGIN_CSS)}"
 CSS = _STYLES.pop("paper") + "\n".join(_STYLES.values())
 _BLOCKS = [f"{{\n{text}\n}}" for text in _files("script", "js").values()]
 SCRIPT = '"use strict";\n' + "\n".join(_BLOCKS)
 HEAD = (
-    f'<script src="/studio.js?v={_version(SCRIPT)}" defer></script>'
-    '<link rel="icon" href="/icon.svg" type="image/svg+xml">'
+    f'<script src="./studio.js?v={_version(SCRIPT)}" defer></script>'
+    '<link rel="icon" href="./icon.svg" type="image/svg+xml">'
 )
 # A stroke of paint on paper.
 ICON = (

@@ -89,9 +89,11 @@ class Studio:
         models: Path,
         limits: Limits | None = None,
         users: Path | None = None,
+        root_path: str = "",
     ) -> None:
         self.datasets, self.outputs, self.models = datasets, outputs, models
         self.limits = limits or Limits()
+        self.root_path = root_path  # under which a reverse proxy serves the studio, such as "/impasto"
         self.uploads = UploadedFiles(outputs / ".cache" / "uploads")
         self.accounts = Accounts(users) if users else None
         self.sessions = Sessions(outputs / ".cache" / "sessions.sqlite3") if users else None

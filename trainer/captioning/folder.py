@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from trainer.atomic_files import write_atomically
 from trainer.captioning_config import CaptionOptions, Describe
-from trainer.dataset.captions import metadata_captions, one_line, sidecar_lines
-from trainer.dataset.pictures import open_picture
-from trainer.dataset.scan import picture_folders, pictures_in
+from trainer.dataset.captions import one_line
+from trainer.dataset.folder import FoundPicture, caption_file, read_folder, sidecar_lines
+from trainer.dataset.pictures import SUPPORTED_WORDS, open_picture
 from trainer.errors import DatasetError
 from trainer.headers.captioner import WD_TAGGER, Captioner
 from trainer.runs.commands import CommandInbox
@@ -20,11 +21,17 @@ from trainer.runs.run import Run
 
 @dataclass(frozen=True)
 class CaptioningTask:
-    """A picture folder, the model that captions it, and its options."""
+    """A picture folder, the model that captions it, and its options.
+
+    Attributes:
+        since_ns: when the captioning was requested, in ns since 1970. Captions that are written later by somebody
+            else are kept, also with `overwrite`.
+    """
 
     folder: Path
     captioner: Captioner
     options: CaptionOptions
+    since_ns: int = field(default_factory=time.time_ns)
 
     def name(self, path: Path) -> str:
         """Returns the path of a picture in the folder, with /."""
@@ -64,7 +71,7 @@ def caption_folder(run: Run, task: CaptioningTask, commands: CommandInbox, done:
 
 
 def pictures_to_caption(run: Run, task: CaptioningTask) -> list[Path]:
-    """Returns the pictures of the folder and its `NN_name` subfolders that need a caption.
+    """Returns the pictures of the folder and its sub-folders that need a caption.
 
     With `overwrite` these are all, otherwise those without a caption. Emits a problem for each that can't be
     captioned. Raises DatasetError if the folder is missing or holds no picture.
@@ -74,33 +81,27 @@ def pictures_to_caption(run: Run, task: CaptioningTask) -> list[Path]:
             f"{task.folder.name or task.folder} is not a folder; give the folder that holds your pictures"
         )
     selected: list[Path] = []
-    picture_count = 0
-    for subfolder, _, _ in picture_folders(task.folder):
-        rows, bad_rows = metadata_captions(subfolder)
-        pictures, bad_names = pictures_in(subfolder)
-        picture_count += len(pictures)
-        problems = bad_rows + bad_names
-        picture_of_file: dict[Path, Path] = {}  # art.png and art.jpg would share one caption file
-        for path in pictures:
-            first = picture_of_file.setdefault(path.with_suffix(".txt"), path)
-            if first is not path:
-                problems.append(
-                    f"{path.name} would share its caption file with {first.name}; rename one of them"
-                )
-                continue
-            try:
-                has_caption = bool(sidecar_lines(path)) or bool(path.name in rows and rows[path.name].caption)
-            except DatasetError as error:
-                problems.append(str(error))
-                continue
-            if task.options.overwrite or not has_caption:
-                selected.append(path)
-        for problem in problems:
-            run.emit("problem", message=problem)
-    if not picture_count:
-        raise DatasetError(
-            f"{task.folder.name} holds no picture to caption (png, jpg, webp, bmp, tiff, gif or avif)"
-        )
+    found = read_folder(task.folder)
+    problems = [*found.problems, *found.notes()]
+    picture_of_file: dict[Path, FoundPicture] = {}  # art.png and art.jpg would share one caption file
+    for picture in found.pictures:
+        first = picture_of_file.setdefault(picture.caption_file, picture)
+        if first is not picture:
+            problems.append(
+                f"{picture.name} would share its caption file with {first.name}; rename one of them"
+            )
+            continue
+        try:
+            has_caption = bool(picture.caption_lines()) or (picture.has_row and bool(picture.row.caption))
+        except DatasetError as error:
+            problems.append(str(error))
+            continue
+        if task.options.overwrite or not has_caption:
+            selected.append(picture.path)
+    for problem in problems:
+        run.emit("problem", message=problem)
+    if not found.pictures:
+        raise DatasetError(f"{task.folder.name} holds no picture to caption ({SUPPORTED_WORDS})")
     return selected
 
 
@@ -131,16 +132,28 @@ def _caption_batch(run: Run, task: CaptioningTask, describe: Describe, paths: li
             problems.append(
                 f"the model returned nothing for {path.name}; lower the thresholds, or caption it by hand"
             )
-        elif task.options.overwrite or not sidecar_lines(path):  # the user can have written one meanwhile
+        elif not sidecar_lines(path):  # the user can have written one meanwhile
+            _write_caption(run, task, path, task.options.complete_caption(line))
+        elif task.options.overwrite and _is_newer(caption_file(path), task.since_ns):
+            message = (
+                f"the caption of {task.name(path)} was edited after the captioning was started; it is kept"
+            )
+            run.emit("problem", message=message)
+        elif task.options.overwrite:
             _write_caption(run, task, path, task.options.complete_caption(line))
     for problem in problems:
         run.emit("problem", message=problem)
     return problems
 
 
+def _is_newer(file: Path, since_ns: int) -> bool:
+    """Returns True if a file was written after a time. A time in the future comes from the clock of another machine."""
+    return since_ns < file.stat().st_mtime_ns <= time.time_ns()
+
+
 def _write_caption(run: Run, task: CaptioningTask, path: Path, caption: str) -> None:
     try:
-        write_atomically(path.with_suffix(".txt"), (caption + "\n").encode())
+        write_atomically(caption_file(path), (caption + "\n").encode())
     except OSError as error:
         raise DatasetError(
             f"{path.stem}.txt can't be written ({error.strerror}); check the disk and the folder"

@@ -41,15 +41,17 @@ def check(
     sizes = [(item.width, item.height) for item in manifest.items]
     crops = [item.crop for item in manifest.items]
     placements = bucket_plan(config, open_base(config.base, models)).place_all(sizes, crops)
-    for item, placement in zip(manifest.items, placements, strict=True):
+    names = [Path(item.path).relative_to(manifest.folder).as_posix() for item in manifest.items]
+    for name, item, placement in zip(names, manifest.items, placements, strict=True):
         cropped = f", {placement.cropped_share:.0%} cropped" if placement.cropped_share >= 0.005 else ""
         small = ", smaller than its bucket" if placement.resized[0] > item.width else ""
         bucket = "x".join(map(str, placement.bucket))
         caption = item.caption or "(no caption)"
-        typer.echo(f"{item.name}: {item.width}x{item.height} -> {bucket}{cropped}{small}: {caption}")
+        typer.echo(f"{name}: {item.width}x{item.height} -> {bucket}{cropped}{small}: {caption}")
     for problem in manifest.problems:
         typer.echo(f"left out: {problem}")
-    names = [Path(item.path).relative_to(manifest.folder).as_posix() for item in manifest.items]
+    for note in manifest.notes:
+        typer.echo(f"note: {note}")
     measures = {name: measure(Path(item.path)) for name, item in zip(names, manifest.items, strict=True)}
     for finding in findings(measures, dict(zip(names, placements, strict=True)), config.preset):
         typer.echo(

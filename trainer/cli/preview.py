@@ -37,7 +37,7 @@ def preview(
     models: ModelsOption = MODELS,
     **options: Any,
 ) -> None:
-    """Generate pictures of prompts at several strengths: one PNG each, and strip.png."""
+    """Generate pictures of any number of prompts at several strengths: one PNG each, and a sheet strip.png."""
     base = options.pop("base")
     width, height = _size(size)
     config = sampling_config_from(
@@ -46,13 +46,16 @@ def preview(
     files = [(file, 1.0), *map(parse_weighted_file, with_ or [])]
     if len(files) > MAX_FILES:
         raise ConfigError([f"at most {MAX_FILES} LoRAs can be mixed; merge some first: lora merge"])
+    from trainer.cli.progress_bars import progress_bar
     from trainer.lora_file.scales import file_notice
     from trainer.sampling.pipeline import generate_from_file
 
     for path, _ in files:
         if notice := file_notice(path):
             typer.echo(notice, err=True)
-    for path in generate_from_file(files, config, out_dir, base=base, models=models):
+    with progress_bar("sampling") as on_step:
+        paths = generate_from_file(files, config, out_dir, base=base, models=models, on_step=on_step)
+    for path in paths:
         typer.echo(path)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -10,6 +12,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from trainer.runs import events
 from trainer.runs.run import Run
+
+
+@contextlib.contextmanager
+def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows one bar on the terminal from the first step on; yields a function of (steps done, steps in all)."""
+    # Standard output is for results, which rich would otherwise print on standard error, beside the bar.
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
+    task = progress.add_task(name, total=None)
+
+    def on_step(done: int, total: int) -> None:
+        progress.start()  # a second call has no effect
+        progress.update(task, completed=done, total=total)
+
+    try:
+        yield on_step
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 class Bars:

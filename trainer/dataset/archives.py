@@ -7,6 +7,7 @@ links, encrypted or archives themselves, or if they are too large.
 
 from __future__ import annotations
 
+import contextlib
 import stat
 import struct
 import zipfile
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from trainer.dataset.captions import one_line
+from trainer.dataset.layout import is_hidden
 from trainer.errors import DatasetError
 
 ARCHIVES = frozenset({".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".cbz", ".cbr"})
@@ -45,9 +47,10 @@ class ArchiveLimits:
 class Member:
     """One file of an archive: unpacked at `path`, or refused for `reason`."""
 
-    name: str  # with its folders, as in the archive
+    name: str  # to show: with its folders, as in the archive, but cut to 120 characters
     path: Path | None
     reason: str = ""
+    location: str = ""  # the whole name with / between folders
 
 
 def extract_members(archive: Path, into: Path, limits: ArchiveLimits) -> Iterator[Member]:
@@ -60,11 +63,11 @@ def extract_members(archive: Path, into: Path, limits: ArchiveLimits) -> Iterato
         DatasetError: the whole archive is refused, or its content exceeds `limits.total_bytes`.
     """
     with _open(archive, limits) as opened:
-        infos = [info for info in opened.infolist() if not info.is_dir() and not _is_clutter(info.filename)]
+        infos = [info for info in opened.infolist() if not info.is_dir() and not _is_clutter(_location(info))]
         _check_overlaps(archive, opened.infolist())
         bytes_left = limits.total_bytes
         for number, info in enumerate(infos):
-            name = display_name(info.filename)
+            name = display_name(_location(info))
             reason = _reason_to_refuse(info)
             if reason:
                 yield Member(name, None, reason)
@@ -84,8 +87,31 @@ def extract_members(archive: Path, into: Path, limits: ArchiveLimits) -> Iterato
                 target.unlink(missing_ok=True)
                 yield Member(name, None, "is damaged inside the zip")
             else:
-                yield Member(name, target)
+                yield Member(name, target, location=_location(info))
                 target.unlink(missing_ok=True)
+
+
+def member_names(archive: Path, limits: ArchiveLimits) -> list[str]:
+    """Returns the locations of the files that `extract_members` unpacks or refuses.
+
+    Raises:
+        DatasetError: the whole archive is refused.
+    """
+    with _open(archive, limits) as opened:
+        return [_location(info) for info in opened.infolist() if not info.is_dir()]
+
+
+def _location(info: zipfile.ZipInfo) -> str:
+    """Returns the name of a member with / between folders.
+
+    Archive Utility of macOS and other tools store UTF-8 without the flag that says so; `zipfile` reads such
+    names as code page 437.
+    """
+    name = info.filename
+    if not info.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
 def display_name(name: str) -> str:
@@ -130,12 +156,9 @@ def _check_overlaps(archive: Path, infos: list[zipfile.ZipInfo]) -> None:
 
 
 def _is_clutter(name: str) -> bool:
-    """Returns whether a file was added by an operating system: __MACOSX, hidden files, Thumbs.db."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts:
-        return False
-    is_hidden = parts[-1].startswith(".") and parts[-1] != ".."
-    return "__MACOSX" in parts or is_hidden or parts[-1].lower() == "thumbs.db"
+    """Returns whether a file is hidden or was added by an operating system."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    return bool(parts) and is_hidden("/".join(parts))
 
 
 def _reason_to_refuse(info: zipfile.ZipInfo) -> str:

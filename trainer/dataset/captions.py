@@ -9,28 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import DatasetError
+from trainer.text_files import read_text
 
-SIDECARS = (".txt", ".caption")
 MAX_WEIGHT = 100.0
-_KOHYA_FOLDER = re.compile(r"(\d{1,4})_(.+)")
 
 
-def sidecar_caption(picture: Path) -> str | None:
-    """Returns all lines of a picture's caption file as one; None without a file. Raises DatasetError."""
-    lines = sidecar_lines(picture)
-    return None if lines is None else " ".join(lines)
-
-
-def sidecar_lines(picture: Path) -> list[str] | None:
-    """Returns the non-empty lines of `art.txt` or `art.caption` beside `art.png`; None without such a file.
-
-    Raises DatasetError if the file can't be read.
-    """
-    for suffix in SIDECARS:
-        sidecar = picture.with_suffix(suffix)
-        if sidecar.is_file():
-            return [line for line in map(one_line, _decode(sidecar).splitlines()) if line]
-    return None
+def caption_lines(path: Path) -> list[str]:
+    """Returns the non-empty lines of a caption file. Raises DatasetError if the file can't be read."""
+    return non_empty_lines(_decode(path))
 
 
 @dataclass(frozen=True)
@@ -41,17 +27,16 @@ class MetadataRow:
     weight: float = 1.0  # of the picture's loss
 
 
-def metadata_captions(folder: Path) -> tuple[dict[str, MetadataRow], list[str]]:
-    """Returns ({file name: row}, problems) of a folder's metadata.jsonl; both are empty without such a file.
+def read_metadata(path: Path) -> tuple[dict[str, MetadataRow], list[str]]:
+    """Returns ({file name: row}, problems) of a metadata.jsonl; a problem continues a sentence that begins
+    with the name of the file.
 
-    Each line is {"file_name": "a.png", "text": "a cat", "weight": 0.5}; text and weight are optional. Raises
-    DatasetError if the file can't be read.
+    Each line is {"file_name": "a.png", "text": "a cat", "weight": 0.5}; text and weight are optional. The
+    file name may have folders, relative to that of metadata.jsonl. Raises DatasetError if the file can't be
+    read.
     """
     rows: dict[str, MetadataRow] = {}
     problems: list[str] = []
-    path = folder / "metadata.jsonl"
-    if not path.is_file():
-        return rows, problems
     for number, line in enumerate(_decode(path).splitlines(), start=1):
         if not line.strip():
             continue
@@ -61,23 +46,14 @@ def metadata_captions(folder: Path) -> tuple[dict[str, MetadataRow], list[str]]:
             weight = float(content.get("weight", 1.0))
         except (ValueError, KeyError, TypeError):
             problems.append(
-                f'metadata.jsonl line {number} is not {{"file_name": "...", "text": "..."}}; '
-                "correct or remove it"
+                f'line {number} is not {{"file_name": "...", "text": "..."}}; correct or remove it'
             )
             continue
         if not (math.isfinite(weight) and 0 <= weight <= MAX_WEIGHT):
             weight = 1.0
-            problems.append(f"metadata.jsonl line {number}: weight must be from 0 to 100, so 1 is used")
+            problems.append(f"line {number}: weight must be from 0 to 100, so 1 is used")
         rows[name] = MetadataRow(caption, weight)
     return rows, problems
-
-
-def kohya_folder(name: str) -> tuple[int, str] | None:
-    """Returns (repeats, token) of a folder named `NN_token`, as kohya's trainers use it; None for other
-    names.
-    """
-    match = _KOHYA_FOLDER.fullmatch(name)
-    return (max(1, int(match[1])), match[2].strip()) if match else None
 
 
 def with_trigger(caption: str, trigger: str) -> str:
@@ -107,8 +83,13 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def non_empty_lines(text: str) -> list[str]:
+    """Returns the non-empty lines of a caption; with the setting `caption_lines`, each is a caption of its own."""
+    return [line for line in map(one_line, text.splitlines()) if line]
+
+
 def _decode(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig", errors="replace")
+        return read_text(path).text
     except OSError as error:
         raise DatasetError(f"{path.name} can't be read ({error.strerror}); check its permissions") from None

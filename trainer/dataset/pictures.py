@@ -4,34 +4,63 @@ bits.
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import io
+import struct
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from trainer.errors import DatasetError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
-UNSUPPORTED_SUFFIXES = frozenset(
-    [
-        ".heic",
-        ".heif",
-        ".jfif",
-        ".jxl",
-        ".psd",
-        ".svg",
-        ".tga",
-        ".exr",
-        ".hdr",
-        ".dng",
-        ".cr2",
-        ".nef",
-        ".arw",
-    ]
-)
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+SUPPORTED_WORDS = "png, jpg, webp, bmp, tiff, gif or avif"
+
+
+@dataclass(frozen=True)
+class OptionalFormat:
+    """A format that Pillow reads with another package, which is not required."""
+
+    words: str
+    pillow_format: str
+    module: str
+    package: str
+
+    @property
+    def is_installed(self) -> bool:
+        """Returns whether the package is installed."""
+        return importlib.util.find_spec(self.module) is not None
+
+    @property
+    def remedy(self) -> str:
+        """The end of a sentence about a picture of this format without the package."""
+        return f"is a {self.words} picture; install {self.package} (pip install {self.package}) or save it as jpg"
+
+
+HEIF = OptionalFormat("HEIC", "HEIF", "pillow_heif", "pillow-heif")
+JXL = OptionalFormat("JPEG XL", "JXL", "pillow_jxl", "pillow-jxl-plugin")
+OPTIONAL_SUFFIXES = {".heic": HEIF, ".heif": HEIF, ".hif": HEIF, ".jxl": JXL}
+UNSUPPORTED_SUFFIXES = frozenset(
+    [*OPTIONAL_SUFFIXES, ".psd", ".svg", ".tga", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw"]
+)  # the optional ones only without their package
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_JXL_SIGNATURES = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")
+# Pillow refuses a PNG whose colour profile or text is larger than 1 MiB unpacked; profiles of printers and
+# scanners, and the workflows that ComfyUI stores, can be larger. Larger ones than this are left out instead
+# (`_without_metadata`), so that a small file can't unpack to gigabytes. All texts together stay below Pillow's
+# own limit of 64 MiB.
+_MAX_METADATA_BYTES = 16 << 20
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, _MAX_METADATA_BYTES)
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_METADATA = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})
 MAX_PIXELS = 100_000_000  # a decoded picture of 100 megapixels takes 300 MB
 _MIN_SIDE = 16  # px
 _ORIENTATION, _ROTATED = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that exchange width and height
@@ -42,6 +71,19 @@ _RESIZABLE_MODES = (
     "LA",
     "CMYK",
 )  # resizing palettes or 16-bit greys would change their meaning
+T = TypeVar("T")
+
+
+def is_supported(suffix: str) -> bool:
+    """Returns whether files with this suffix, in lower case, can be read here."""
+    optional = OPTIONAL_SUFFIXES.get(suffix)
+    return suffix in SUFFIXES or (optional is not None and optional.is_installed)
+
+
+def unsupported_reason(name: str) -> str:
+    """Returns the end of a sentence about a picture whose format can't be read."""
+    optional = OPTIONAL_SUFFIXES.get(Path(name).suffix.lower())
+    return optional.remedy if optional else "has a format that is not supported; save it as png or jpg"
 
 
 def open_picture(path: Path, *, most_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -53,9 +95,12 @@ def open_picture(path: Path, *, most_pixels: int = MAX_PIXELS) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_size` has its own limit
             warnings.simplefilter("ignore", UserWarning)  # unusual EXIF blocks
-            with Image.open(path, formats=FORMATS) as picture:
+
+            def read(picture: Image.Image) -> Image.Image:
                 _check_size(path, picture, most_pixels)
                 return _to_srgb(ImageOps.exif_transpose(picture))
+
+            return _with_opened(path, read)
     except DatasetError:
         raise
     except FileNotFoundError:
@@ -80,7 +125,8 @@ def small_picture(
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)
-            with Image.open(path, formats=FORMATS) as picture:
+
+            def read(picture: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
                 _check_size(path, picture, most_pixels)
                 size = _upright_size(picture)
                 if picture.mode in _RESIZABLE_MODES:
@@ -88,6 +134,8 @@ def small_picture(
                 small = _to_srgb(ImageOps.exif_transpose(picture))
                 small.thumbnail((side, side), reducing_gap=2.0)
                 return small, size
+
+            return _with_opened(path, read)
     except DatasetError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -103,8 +151,9 @@ def upright_size(path: Path) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as picture:
-                return _upright_size(picture)
+            return _with_opened(path, _upright_size)
+    except DatasetError:
+        raise
     except Exception as error:  # as in open_picture
         raise _unreadable(path) from error
 
@@ -114,14 +163,98 @@ def open_alpha(path: Path) -> Image.Image | None:
     DatasetError.
     """
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+
+        def read(picture: Image.Image) -> Image.Image | None:
             _check_size(path, picture)
             upright = ImageOps.exif_transpose(picture)
             return upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+
+        return _with_opened(path, read)
     except DatasetError:
         raise
     except Exception as error:  # as in open_picture
         raise _unreadable(path) from error
+
+
+def open_layers(path: Path, name: str = "") -> tuple[Image.Image, Image.Image | None]:
+    """Returns (upright RGB in sRGB without transparency, opacity "L" or None if there is no transparency).
+
+    Args:
+        name: of the file in messages, if not its own.
+
+    Raises:
+        DatasetError: the file is missing, too large or can't be decoded.
+    """
+    name = name or path.name
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_size` has its own limit
+            warnings.simplefilter("ignore", UserWarning)  # unusual EXIF blocks
+            return _with_opened(path, functools.partial(_layers, Path(name)))
+    except DatasetError:
+        raise
+    except FileNotFoundError:
+        raise DatasetError(f"{name} is gone; put it back or leave it out") from None
+    except Exception as error:  # as in open_picture
+        raise DatasetError(f"{name} can't be read as a picture; remove it or save it again") from error
+
+
+def _layers(named: Path, picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    _check_size(named, picture)
+    return _colours_and_opacity(ImageOps.exif_transpose(picture))
+
+
+def _with_opened(path: Path, read: Callable[[Image.Image], T]) -> T:
+    """Returns `read` of the opened picture; a PNG with metadata beyond the limits is read without it.
+
+    Raises:
+        DatasetError: the file needs a package that is not installed. Other exceptions are Pillow's.
+    """
+    formats = (*FORMATS, *_optional_formats(path))
+    try:
+        with Image.open(path, formats=formats) as picture:
+            return read(picture)
+    except ValueError:  # Pillow raises it for metadata that is too large, before or after the pixels
+        stripped = _without_metadata(path)
+        if stripped is None:
+            raise
+        with Image.open(stripped, formats=formats) as picture:
+            return read(picture)
+
+
+def _optional_formats(path: Path) -> list[str]:
+    """Makes Pillow read a HEIC or JPEG XL file, which is recognised by its first bytes, as under any suffix.
+
+    Raises DatasetError if the necessary package is not installed.
+    """
+    with path.open("rb") as file:
+        start = file.read(12)
+    is_heif = start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
+    optional = HEIF if is_heif else JXL if start.startswith(_JXL_SIGNATURES) else None
+    if optional is None:
+        return []
+    if not optional.is_installed:
+        raise DatasetError(f"{path.name} {optional.remedy}")
+    plugin = importlib.import_module(optional.module)
+    if optional is HEIF:
+        plugin.register_heif_opener()
+    return [optional.pillow_format]
+
+
+def _without_metadata(path: Path) -> io.BytesIO | None:
+    """Returns a PNG without its texts and colour profile; None for other files and PNGs without these."""
+    data = path.read_bytes()
+    if not data.startswith(_PNG_SIGNATURE):
+        return None
+    kept, position = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if kind not in _PNG_METADATA:
+            kept.append(data[position:end])
+        position = end
+    stripped = b"".join(kept)
+    return io.BytesIO(stripped) if len(stripped) < len(data) else None
 
 
 def _unreadable(path: Path) -> DatasetError:
@@ -149,6 +282,18 @@ def _check_size(path: Path, picture: Image.Image, most_pixels: int = MAX_PIXELS)
 
 
 def _to_srgb(picture: Image.Image) -> Image.Image:
+    picture, alpha = _colours_and_opacity(picture)
+    if alpha is not None:
+        page = Image.new("RGB", picture.size, "white")
+        page.paste(picture, mask=alpha)
+        picture = page
+    picture.load()
+    picture.info = {}
+    return picture
+
+
+def _colours_and_opacity(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Returns (RGB in sRGB without transparency, opacity "L" or None if the picture has no transparency)."""
     profile = picture.info.get("icc_profile")
     if picture.mode in ("I", "F", "I;16", "I;16B", "I;16L", "I;16N"):
         picture = _to_eight_bits(picture)
@@ -158,14 +303,7 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
     alpha = picture.getchannel("A") if "A" in picture.getbands() else None
     if alpha is not None:
         picture = picture.convert("L" if picture.mode in ("LA", "La") else "RGB")
-    picture = _apply_profile(picture, profile) if profile else picture.convert("RGB")
-    if alpha is not None:
-        page = Image.new("RGB", picture.size, "white")
-        page.paste(picture, mask=alpha)
-        picture = page
-    picture.load()
-    picture.info = {}
-    return picture
+    return _apply_profile(picture, profile) if profile else picture.convert("RGB"), alpha
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:

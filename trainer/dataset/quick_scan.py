@@ -9,11 +9,11 @@ import functools
 import os
 from pathlib import Path
 
-from trainer.dataset.captions import MetadataRow, metadata_captions, sidecar_caption, with_trigger
+from trainer.dataset.captions import with_trigger
+from trainer.dataset.folder import read_folder
 from trainer.dataset.manifest import Item, Manifest
 from trainer.dataset.overrides import Override, read_overrides
 from trainer.dataset.pictures import upright_size
-from trainer.dataset.scan import picture_folders, pictures_in
 from trainer.errors import DatasetError
 
 
@@ -25,27 +25,23 @@ def quick_scan(folder: Path, *, trigger: str = "") -> Manifest:
     """
     items: list[Item] = []
     overrides = read_overrides(folder)
-    for subfolder, repeats, token in picture_folders(folder) if folder.is_dir() else ():
-        rows, _ = metadata_captions(subfolder)
-        for path in pictures_in(subfolder)[0]:
-            size = _size(path)
-            if size is None:
-                continue
-            row = rows.get(path.name, MetadataRow(token))
-            override = overrides.get(path.relative_to(folder).as_posix(), Override())
-            own_caption = sidecar_caption(path)
-            items.append(
-                Item(
-                    path=os.path.abspath(path),
-                    caption=with_trigger(row.caption if own_caption is None else own_caption, trigger),
-                    width=size[0],
-                    height=size[1],
-                    digest="",
-                    repeats=repeats * override.repeats,
-                    weight=row.weight,
-                    crop=override.crop,
-                )
+    for picture in read_folder(folder).pictures if folder.is_dir() else ():
+        size = _size(picture.path)
+        if size is None:
+            continue
+        override = overrides.get(picture.name, Override())
+        items.append(
+            Item(
+                path=os.path.abspath(picture.path),
+                caption=with_trigger(picture.caption(), trigger),
+                width=size[0],
+                height=size[1],
+                digest="",
+                repeats=picture.files.repeats * override.repeats,
+                weight=picture.row.weight,
+                crop=override.crop,
             )
+        )
     return Manifest(folder=os.path.abspath(folder), items=tuple(items))
 
 

@@ -33,29 +33,20 @@ PEFT_WEIGHTS = "adapter_model.safetensors"  # in a folder that PEFT saves, besid
 BUNDLED = "bundle_emb."
 MATRIX = re.compile(
     r".*(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up)"
-    r"|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_blocks).*"
+    r"|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_(blocks|diag|R)|\.[ab][12]\.weight$|\.on_input$).*"
 )
-# Adapters of other forms, by the end of a tensor's name. Their change is not a sum that the base's weight gets.
+# Adapters that no command reads, by the end of a tensor's name.
 _OTHER_FORMS = (
-    (re.compile(r"\.(a1|a2|b1|b2|bm)\.weight$|\.glora_[AB]\."), "a GLoRA, which only ComfyUI and A1111 read"),
-    (
-        re.compile(r"\.on_input$|\.ia3_l(\.default)?(\.weight)?$"),
-        "an IA3, which of other tools only A1111 reads",
-    ),
-    (re.compile(r"\.boft_[RPs](\.|$)"), "a BOFT of PEFT, which only PEFT reads"),
-    (re.compile(r"\.oft_[Rr](\.|$)"), "an OFT (OFTv2), which only PEFT and OneTrainer read"),
-    (re.compile(r"\.vera_lambda_[bd](\.|$)|(^|\.)vera_[AB](\.|$)"), "a VeRA, which only PEFT reads"),
-    (re.compile(r"\.fourierft_spectrum(\.|$)"), "a FourierFT, which only PEFT reads"),
-    (
-        re.compile(r"\.(hra_u|bone_block|miss_block|c3a_kernel|randlora_lambda)(\.|$)"),
-        "an adapter that only PEFT reads",
-    ),
-    (re.compile(r"\.lora_E(\.|$)"), "an AdaLoRA, which only PEFT reads"),
-    (re.compile(r"\.lora_[AB](\.default)?\.bias$"), "a LoRA with a bias (lora_bias), which only PEFT reads"),
-    (
-        re.compile(r"\.modules_to_save\."),
-        "an adapter with whole layers (modules_to_save), which only PEFT reads",
-    ),
+    (re.compile(r"\.ia3_l(\.default)?(\.weight)?$"), "an IA3 of PEFT"),
+    (re.compile(r"\.boft_[RPs](\.|$)"), "a BOFT of PEFT"),
+    (re.compile(r"\.oft_r(\.|$)"), "an OFT of PEFT"),
+    (re.compile(r"\.glora_[ABCDE](\.|$)"), "a GLoRA of PEFT"),
+    (re.compile(r"\.p?vera_lambda_[bd](\.|$)|(^|\.)vera_[AB](\.|$)"), "a VeRA"),
+    (re.compile(r"\.(fourierft|waveft)_spectrum(\.|$)"), "a FourierFT"),
+    (re.compile(r"\.(hra_u|bone_block|miss_block|c3a_kernel|randlora_lambda)(\.|$)"), "an adapter of PEFT"),
+    (re.compile(r"\.lora_E(\.|$)"), "an AdaLoRA"),
+    (re.compile(r"\.lora_[AB](\.default)?\.bias$"), "a LoRA with biases (lora_bias)"),
+    (re.compile(r"\.modules_to_save\."), "an adapter with whole layers (modules_to_save)"),
 )
 # Two expressions, because one with `.*` between them takes quadratic time on a long key of a hostile file.
 _CROSS_ATTENTION = re.compile(r"attn2[._](processor[._])?to_[kv]")
@@ -145,7 +136,7 @@ def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         return "holds no tensors"
     for expression, form in _OTHER_FORMS:
         if key := next((key for key in shapes if expression.search(key[-_LONGEST_END:])), None):
-            return f"is {form} (it has {key[-60:]}): train it as LoRA, DoRA, LoHa or LoKr"
+            return f"is {form}, as {key[-_LONGEST_END:]} shows, and only its own program reads it"
     if any(MATRIX.fullmatch(key) or key.endswith((".w_norm", ".b_norm")) for key in shapes):
         return _other_lora(shapes)
 

@@ -39,6 +39,7 @@ _NETWORKS = (  # roles of a network, without alpha and dora_scale
     *(("tucker", first | {"lokr_w2_a", "lokr_w2_b", "lokr_t2"}) for first in _LOKR_FIRST),
 )
 _UNSUPPORTED = (  # networks that are recognised by a role, and not computed with
+    ("a1", "GLoRA"),
     ("oft_R", "OFTv2"),
     ("oft_blocks", "OFT or BOFT"),
     ("oft_diag", "OFT"),

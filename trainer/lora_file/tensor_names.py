@@ -12,6 +12,8 @@ DOWN, UP, MID, ALPHA, DORA = "down", "up", "mid", "alpha", "dora_scale"
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
 
+GLORA = ("a1", "a2", "b1", "b2")
+
 # The suffix of kohya or LyCORIS comes first: it is the one that is written.
 _SUFFIXES = {
     DOWN: (
@@ -57,6 +59,7 @@ _OTHERS = (
 _ROLES = {
     **{suffix: role for role, suffixes in _SUFFIXES.items() for suffix in suffixes},
     **{f".{role}": role for role in (*_NAMED_BY_ROLE, *_OTHERS)},
+    **{f".{role}.weight": role for role in (*GLORA, "oft_R")},
 }
 _LONGEST_FIRST = sorted(_ROLES, key=len, reverse=True)  # `.weight` ends most of the others
 
@@ -71,4 +74,9 @@ def split_key(key: str) -> tuple[str, str, str] | None:
 
 def suffix_of(role: str) -> str:
     """The suffix that kohya or LyCORIS writes for a role."""
-    return _SUFFIXES[role][0] if role in _SUFFIXES else f".{role}"
+    return f".{role}.weight" if role in (*GLORA, "oft_R") else suffixes_of(role)[0]
+
+
+def suffixes_of(role: str) -> tuple[str, ...]:
+    """All suffixes of a role, the one that is written first."""
+    return _SUFFIXES.get(role, (f".{role}",))

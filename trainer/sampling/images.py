@@ -66,9 +66,11 @@ def _parameters(
     return f"{config.prompts[generated.prompt_index]}{calls}{negative}\n{', '.join(settings)}"
 
 
-def save_strip(images: list[GeneratedImage], config: SamplingConfig, folder: Path) -> Path:
-    """Writes `strip.png`, complete or not at all, and returns its path."""
-    target = folder / "strip.png"
+def save_strip(
+    images: list[GeneratedImage], config: SamplingConfig, folder: Path, name: str = "strip.png"
+) -> Path:
+    """Writes the sheet of the images, complete or not at all, and returns its path."""
+    target = folder / name
     with replacing(target, sync=False) as temporary:
         strip(images, config).save(temporary, format="PNG")
     return target

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from trainer.sdxl.protocols import NoiseScheduler
 from trainer.sdxl.schedulers import scheduler_of_lora_files
 from trainer.sdxl.text import Conditioning, PromptEncoding, encode
 
+PROMPTS_PER_STRIP = 16  # rows of one sheet
 Mix = Sequence[tuple[Path, float]]  # LoRA files, each with its weight at strength 1
 
 
@@ -61,7 +63,17 @@ class WarmBase:
         on_step: OnStep | None = None,
         on_frame: OnFrame | None = None,
     ) -> list[GeneratedImage]:
-        """Returns images with a LoRA file, or with several at their weights, or with the base model alone.
+        """Returns all images of `iterate`."""
+        return list(self.iterate(lora, config, on_step, on_frame))
+
+    def iterate(
+        self,
+        lora: Path | Mix | None,
+        config: SamplingConfig,
+        on_step: OnStep | None = None,
+        on_frame: OnFrame | None = None,
+    ) -> Iterator[GeneratedImage]:
+        """Yields images with a LoRA file, or with several at their weights, or with the base model alone.
 
         Raises:
             ConfigError: the width or height does not fit the base.
@@ -86,7 +98,7 @@ class WarmBase:
             limits=self._limits_of(config),
         )
         encoder = sampler.prompt_encoder(self.cached.setdefault(encoding, {}), encode_one)
-        return sampler.generate(config, encoder, on_step, on_frame)
+        yield from sampler.iterate(config, encoder, on_step, on_frame)
 
     def adapter_of(self, files: Mix) -> Adapter:
         """Returns an adapter of the files, attached to the models until other files are requested.
@@ -128,16 +140,42 @@ def _files(lora: Path | Mix | None) -> Mix:
 
 
 def generate_from_file(
-    lora: Path | Mix, config: SamplingConfig, out_dir: Path, *, base: str, models: Path
+    lora: Path | Mix,
+    config: SamplingConfig,
+    out_dir: Path,
+    *,
+    base: str,
+    models: Path,
+    on_step: OnStep | None = None,
 ) -> list[Path]:
-    """Writes `p00_s0.00.png` and so on and `strip.png`, and returns their paths.
+    """Writes `p00_s0.00.png` and so on, and a sheet `strip.png` of each 16 prompts; returns their paths.
+
+    Each image is written as soon as its pass is complete, and at most the images of one sheet are in memory, so
+    that the number of prompts is not limited. Further sheets are named `strip-2.png` and so on.
 
     Raises:
         TrainerError: before the base is loaded where a LoRA file is the reason.
     """
-    for file, _ in _files(lora):
+    files = _files(lora)
+    for file, _ in files:
         changed_parts(file)
-    return generate_and_save(WarmBase(open_base(base, models)), lora, config, out_dir)
+    warm = WarmBase(open_base(base, models))
+    loras = [(file.stem, weight) for file, weight in files]
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    sheets: list[Path] = []
+
+    def saved() -> Iterator[GeneratedImage]:
+        for image in warm.iterate(files, config, on_step):
+            paths.append(out_dir / picture_name(image.prompt_index, image.strength))
+            save_image(image, config, paths[-1], base=warm.base.name, loras=loras)
+            yield image
+
+    images = saved()
+    while images_of_sheet := list(itertools.islice(images, PROMPTS_PER_STRIP * len(config.strengths))):
+        name = f"strip-{len(sheets) + 1}.png" if sheets else "strip.png"
+        sheets.append(save_strip(images_of_sheet, config, out_dir, name))
+    return [*paths, *sheets]
 
 
 def generate_and_save(

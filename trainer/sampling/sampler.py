@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from trainer.sdxl.text import Conditioning, PromptEncoding, count_windows
 from trainer.sdxl.unet import predict
 
 MAX_PIXELS = 32 * 128 * 128  # of one pass over several prompts; one prompt's strip may be larger
+MAX_CACHED = 256  # encoded prompts; SDXL's conditioning takes 0.6 MB for each 77 tokens
 
 PromptEncoder = Callable[[str, float], Conditioning]  # prompt and strength to conditioning of one row
 OnFrame = Callable[[torch.Tensor, int], None]  # predicted clean latents (N, C, H/8, W/8), images in a line
@@ -62,7 +63,17 @@ class Sampler:
         on_step: OnStep | None = None,
         on_frame: OnFrame | None = None,
     ) -> list[GeneratedImage]:
-        """Returns images in order of prompt, then strength.
+        """Returns all images of `iterate`."""
+        return list(self.iterate(config, encode, on_step, on_frame))
+
+    def iterate(
+        self,
+        config: SamplingConfig,
+        encode: PromptEncoder,
+        on_step: OnStep | None = None,
+        on_frame: OnFrame | None = None,
+    ) -> Iterator[GeneratedImage]:
+        """Yields images in order of prompt, then strength, those of a pass as soon as it is complete.
 
         Args:
             encode: returned by `prompt_encoder`.
@@ -76,7 +87,6 @@ class Sampler:
         rows = [(prompt, strength) for prompt in range(len(config.prompts)) for strength in config.strengths]
         per_pass = rows_per_pass(len(config.prompts), len(config.strengths), size, self.limits)
         passes = [rows[start : start + per_pass] for start in range(0, len(rows), per_pass)]
-        generated: list[GeneratedImage] = []
         for number, rows_of_pass in enumerate(passes):
             columns = min(len(rows_of_pass), len(config.strengths))
 
@@ -91,26 +101,28 @@ class Sampler:
             latents = self._denoise(config, rows_of_pass, encode, report)
             images = decode_images(self.vae, latents, self.limits.tile)
             for (prompt, strength), image in zip(rows_of_pass, images, strict=True):
-                generated.append(GeneratedImage(prompt_index=prompt, strength=strength, image=image))
-        return generated
+                yield GeneratedImage(prompt_index=prompt, strength=strength, image=image)
 
     def prompt_encoder(
         self, cached: dict[str, Conditioning], encode_one: Callable[[str], Conditioning]
     ) -> PromptEncoder:
         """Returns a function that encodes a prompt at a strength of the adapter.
 
-        Results are stored in `cached`, except where the adapter changes the text encoders. The empty prompt
+        Results are stored in `cached`, the MAX_CACHED last used ones, except where the adapter changes the
+        text encoders. The empty prompt
         becomes zeros where the base model was trained so: SDXL 1.0 is guided away from zeros and not from the
         encoded empty prompt (`force_zeros_for_empty_prompt` of its pipeline).
         """
 
         def encode(prompt: str, strength: float) -> Conditioning:
-            conditioning = None if self.changes_text else cached.get(prompt)
+            conditioning = None if self.changes_text else cached.pop(prompt, None)
             if conditioning is None:
                 with self.adapter.at(strength), torch.inference_mode():
                     conditioning = encode_one(prompt)
-                if not self.changes_text:
-                    cached[prompt] = conditioning
+            if not self.changes_text:
+                cached[prompt] = conditioning  # at the end, since a dict keeps the order of insertion
+                if len(cached) > MAX_CACHED:
+                    cached.pop(next(iter(cached)))
             if prompt or not self.base.zeros_for_empty_prompt:
                 return conditioning
             return Conditioning(

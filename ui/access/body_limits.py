@@ -18,11 +18,11 @@ _MAX_PARTS = 1_001  # 1,000 files and one text part
 
 
 class RequestRejected(Exception):
-    """A request that the guard rejects, with the HTTP status and the key of a sentence in ui/text."""
+    """A request that the guard rejects, with the HTTP status, the key of a sentence in ui/text and its values."""
 
-    def __init__(self, status: int, key: str) -> None:
+    def __init__(self, status: int, key: str, **values: str) -> None:
         super().__init__(key)
-        self.status, self.key = status, key
+        self.status, self.key, self.values = status, key, values
 
 
 def limited(

@@ -18,8 +18,8 @@ from fastapi.responses import Response
 _FOREVER = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Accept-Encoding"}
 _MAX_LINKS = 120
 _LINKS = {
-    ".js": '<link rel="modulepreload" href="/assets/{}">',
-    ".css": '<link rel="preload" as="style" href="/assets/{}" crossorigin>',
+    ".js": '<link rel="modulepreload" href="./assets/{}">',
+    ".css": '<link rel="preload" as="style" href="./assets/{}" crossorigin>',
 }
 
 

@@ -27,12 +27,13 @@ _MAX_CONCURRENT_CHECKS = 2  # of passwords: each takes 32 MiB
 def add_routes(app: FastAPI, studio: Studio) -> None:
     """Adds the login page and the routes of its forms."""
     slots = anyio.Semaphore(_MAX_CONCURRENT_CHECKS)
+    home, cookie_path = f"{studio.root_path}/", studio.root_path or "/"
 
     @app.get("/login")
     @public
     def show(request: Request) -> Response:
         if studio.user_of(request.scope) is not None:
-            return RedirectResponse("/", 303)
+            return RedirectResponse(home, 303)
         return HTMLResponse(login_html(_words(request)), headers=_HEADERS)
 
     @app.post("/login")
@@ -56,12 +57,12 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
         studio.sessions.close(
             token_of(request.scope)
         )  # the browser's earlier session, which the new one replaces
-        response = RedirectResponse("/", 303) if _accepts_html(request) else JSONResponse({"success": True})
+        response = RedirectResponse(home, 303) if _accepts_html(request) else JSONResponse({"success": True})
         response.set_cookie(
             COOKIE,
             studio.sessions.open(user, fingerprint),
             max_age=IDLE_SECONDS,
-            path="/",
+            path=cookie_path,
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",
@@ -73,8 +74,8 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
     def log_out(request: Request) -> Response:
         if studio.sessions:
             studio.sessions.close(token_of(request.scope))
-        response = RedirectResponse("/login", 303)
-        response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+        response = RedirectResponse(f"{home}login", 303)
+        response.delete_cookie(COOKIE, path=cookie_path, httponly=True, samesite="strict")
         response.headers["Clear-Site-Data"] = '"cache"'
         return response
 

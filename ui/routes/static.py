@@ -40,12 +40,12 @@ def add_routes(app: FastAPI) -> None:
     @app.get("/manifest.json")
     @public
     def manifest() -> JSONResponse:
-        icons = [{"src": "/icon.svg", "type": "image/svg+xml", "sizes": "any"}]
+        icons = [{"src": "icon.svg", "type": "image/svg+xml", "sizes": "any"}]
         return JSONResponse(
             {
                 "name": "Impasto",
                 "short_name": "Impasto",
-                "start_url": "/",
+                "start_url": ".",
                 "display": "standalone",
                 "icons": icons,
             }

@@ -58,7 +58,7 @@ document.addEventListener('click', async (event) => {
   if (!button) return;
   const card = button.closest('li');
   if (button.matches('.mask')) return openMask(card, button);
-  const address = (button.matches('.remove') ? '/remove/' : '/restore/') + card.dataset.place;
+  const address = (button.matches('.remove') ? './remove/' : './restore/') + card.dataset.place;
   button.disabled = true;
   if (!(await change(card, 'POST', address))) {
     button.disabled = false;
@@ -81,7 +81,7 @@ document.addEventListener('change', async (event) => {
   const value = Math.min(100, Math.max(1, Math.round(Number(field.value)) || 1));
   field.value = value;
   const body = JSON.stringify({ repeats: value });
-  if (await change(card, 'PUT', `/choice/${card.dataset.place}`, body)) reportChange();
+  if (await change(card, 'PUT', `./choice/${card.dataset.place}`, body)) reportChange();
 });
 
 // The crop is a share of the spare pixels along one axis: 0 is left or top, 1 is right or bottom.
@@ -115,7 +115,7 @@ function moveCrop(crop, share) {
 function saveCrop(crop) {
   const share = Math.round(1000 * Number(crop.dataset.share)) / 1000;
   const body = JSON.stringify({ crop: crop.dataset.axis === 'x' ? [share, 0.5] : [0.5, share] });
-  return change(crop.closest('li'), 'PUT', `/choice/${crop.dataset.place}`, body);
+  return change(crop.closest('li'), 'PUT', `./choice/${crop.dataset.place}`, body);
 }
 
 document.addEventListener('keydown', (event) => {
@@ -177,7 +177,7 @@ async function openMask(card, button) {
   dialog.querySelector('#mask-title').textContent = dialog.dataset.title.replace('{name}', card.dataset.name);
   showMessage(dialog, '');
   picture.alt = card.dataset.name;
-  picture.src = '/large/' + card.dataset.place;
+  picture.src = './large/' + card.dataset.place;
   masked = { place: card.dataset.place, button };
   try {
     await picture.decode();
@@ -191,7 +191,7 @@ async function openMask(card, button) {
   fill('white');
   if (button.dataset.mask !== '0') {
     const saved = new Image();
-    saved.src = `/mask/${card.dataset.place}?v=${button.dataset.mask}`;
+    saved.src = `./mask/${card.dataset.place}?v=${button.dataset.mask}`;
     try {
       await saved.decode();
       mask.getContext('2d').drawImage(saved, 0, 0, canvas.width, canvas.height);
@@ -314,7 +314,7 @@ document.addEventListener('click', (event) => {
 
 async function saveMask(dialog) {
   try {
-    await send('PUT', `/mask/${masked.place}`, await mask.convertToBlob({ type: 'image/png' }));
+    await send('PUT', `./mask/${masked.place}`, await mask.convertToBlob({ type: 'image/png' }));
   } catch (error) {
     showMessage(dialog, messageOf(error));
     return;

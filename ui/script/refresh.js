@@ -138,7 +138,7 @@ async function poll() {
   const project = field?.value ?? '';
   try {
     // The timeout keeps a response that never comes from ending the polls.
-    const response = await fetch(`/pulse?project=${encodeURIComponent(project)}`, {
+    const response = await fetch(`./pulse?project=${encodeURIComponent(project)}`, {
       cache: 'no-store',
       signal: AbortSignal.timeout(POLL_TIMEOUT_MS),
     });

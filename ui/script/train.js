@@ -10,7 +10,7 @@ document.addEventListener('click', async (event) => {
   button.disabled = true;
   try {
     const run = encodeURIComponent(button.dataset.run);
-    await fetch(`/line/${run}/${button.dataset.queueAction}`, { method: 'POST' });
+    await fetch(`./line/${run}/${button.dataset.queueAction}`, { method: 'POST' });
   } finally {
     button.disabled = false;
   }
@@ -20,7 +20,7 @@ document.addEventListener('click', async (event) => {
 // connection is lost, and the page may be closed at once.
 async function stop(project, triesLeft) {
   try {
-    await fetch(`/stop/${encodeURIComponent(project)}`, { method: 'POST', keepalive: true });
+    await fetch(`./stop/${encodeURIComponent(project)}`, { method: 'POST', keepalive: true });
   } catch {
     if (triesLeft) setTimeout(() => stop(project, triesLeft - 1), STOP_RETRY_MS);
   }
@@ -49,7 +49,7 @@ async function saveSetting(field) {
   // A browser gives an empty value for text that is no number, which would silently mean the preset's value.
   const value = field.validity.badInput ? '?' : field.value;
   try {
-    const response = await fetch(`/settings/${encodeURIComponent(project)}`, {
+    const response = await fetch(`./settings/${encodeURIComponent(project)}`, {
       method: 'POST',
       headers: { 'Content-Type': 'application/json' },
       body: JSON.stringify({ [field.name]: value }),

@@ -89,7 +89,7 @@ document.addEventListener('pointermove', dragDivider);
 async function finished(work) {
   for (;;) {
     await new Promise((wake) => setTimeout(wake, WORK_POLL_MS));
-    const progress = await (await fetch(`/making/${work}`)).json();
+    const progress = await (await fetch(`./making/${work}`)).json();
     if (progress.state !== 'working') return progress;
   }
 }
@@ -105,7 +105,7 @@ document.addEventListener('click', async (event) => {
     ? { strength: Number(button.dataset.strength), step: Number(button.dataset.step) }
     : { strength: listOf(box, 'strengths')[box.querySelector('.strength input').value] };
   try {
-    const response = await fetch(`/prefer/${button.dataset.key}`, {
+    const response = await fetch(`./prefer/${button.dataset.key}`, {
       method: 'PUT',
       body: JSON.stringify(choice),
     });

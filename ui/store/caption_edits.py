@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.dataset.captions import MetadataRow, metadata_captions, one_line, sidecar_lines
-from trainer.dataset.scan import picture_folders, pictures_in
+from trainer.dataset.captions import non_empty_lines, one_line
+from trainer.dataset.folder import caption_file, read_folder, sidecar_lines
 from trainer.errors import DatasetError
 from ui.store.caption_text import WINDOW_TOKENS, estimate_tokens
-from ui.store.caption_undo import caption_file, write_captions
+from ui.store.caption_undo import write_captions
 from ui.store.naming import MAX_CAPTION
 from ui.store.projects import Projects, locked
 
@@ -103,19 +103,17 @@ def changes(projects: Projects, project: str, edit: CaptionEdit) -> list[Caption
         return []
     changed: list[CaptionChange] = []
     seen: set[Path] = set()
-    for folder, _, token in picture_folders(root):
-        rows, _ = metadata_captions(folder)
-        for picture in pictures_in(folder)[0]:
-            file = caption_file(picture)
-            if file in seen:  # pictures such as art.png and art.jpg share a caption
-                continue
-            seen.add(file)
-            lines = sidecar_lines(picture)
-            if lines is None:
-                lines = [rows.get(picture.name, MetadataRow(token)).caption]
-            before, after = tuple(lines), tuple(edit.of(line) for line in lines or [""])
-            if after != (before or ("",)):
-                changed.append(CaptionChange(picture.relative_to(root).as_posix(), file, before, after))
+    for picture in read_folder(root).pictures:
+        file = picture.caption_file
+        if file in seen:  # pictures such as art.png and art.jpg share a caption
+            continue
+        seen.add(file)
+        lines = picture.caption_lines()
+        if lines is None:
+            lines = [picture.row.caption]
+        before, after = tuple(lines), tuple(edit.of(line) for line in lines or [""])
+        if after != (before or ("",)):
+            changed.append(CaptionChange(picture.name, file, before, after))
     for change in changed:
         if len(" ".join(change.after)) > MAX_CAPTION:
             raise DatasetError(
@@ -135,19 +133,18 @@ def apply_edit(projects: Projects, project: str, edit: CaptionEdit) -> int:
 
 
 def save_caption(projects: Projects, project: str, name: str, caption: str) -> int:
-    """Stores a caption typed by hand; returns its estimated tokens if they don't fit one window, otherwise 0.
+    """Stores a caption typed by hand with its lines; returns its estimated tokens if they don't fit one window, otherwise 0.
 
     Raises:
         DatasetError: there is no such picture, or the caption is too long.
     """
     if len(caption) > MAX_CAPTION:
         raise DatasetError(f"a caption has at most {MAX_CAPTION} characters; shorten it")
-    picture, caption = projects.picture(project, name), one_line(caption)
+    picture, lines = projects.picture(project, name), non_empty_lines(caption)
     folder = projects.folder(project)
     with locked(folder):
-        lines = sidecar_lines(picture)
-        if lines is None or " ".join(lines) != caption:
+        if sidecar_lines(picture) != lines:
             entry = {"kind": "typed", "find": "", "text": name}
-            write_captions(folder, entry, [(caption_file(picture), caption + "\n")])
-    tokens = estimate_tokens(caption)
+            write_captions(folder, entry, [(caption_file(picture), "\n".join(lines) + "\n")])
+    tokens = estimate_tokens(" ".join(lines))
     return tokens if tokens > WINDOW_TOKENS else 0

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.atomic_files import write_atomically
-from trainer.dataset.captions import SIDECARS
+from trainer.dataset.folder import read_folder
+from trainer.dataset.layout import SIDECARS
 from trainer.dataset.overrides import IMPASTO_FOLDER
-from trainer.dataset.scan import picture_folders, pictures_in
 from trainer.errors import DatasetError
 from trainer.json_files import read_object
 from ui.store.projects import Projects, locked
@@ -33,7 +33,7 @@ _ENCODING = ("utf-8", "surrogateescape")
 class UndoEntry:
     """A change of captions, as the Undo button describes it."""
 
-    kind: str  # one of `caption_edits.KINDS`, "typed" or "model"
+    kind: str  # one of `caption_edits.KINDS`, "typed", "model" or "uploaded"
     find: str
     text: str
     count: int  # captions that it changed, or that were restored
@@ -82,8 +82,7 @@ def record_captions(projects: Projects, project: str) -> None:
     """Records all captions before a model overwrites them, so that Undo can restore them. Raises DatasetError."""
     folder = projects.folder(project)
     with locked(folder):
-        pictures = (path for place, _, _ in picture_folders(folder) for path in pictures_in(place)[0])
-        files = dict.fromkeys(caption_file(picture) for picture in pictures)
+        files = dict.fromkeys(picture.caption_file for picture in read_folder(folder).pictures)
         records = [
             {"file": file.relative_to(folder).as_posix(), "before": _read(file), "after": None}
             for file in files
@@ -111,12 +110,6 @@ def write_captions(folder: Path, entry: dict[str, str], files: list[tuple[Path, 
         write_atomically(file, text.encode())
 
 
-def caption_file(picture: Path) -> Path:
-    """Returns the file with a picture's caption, or the one to create."""
-    candidates = (picture.with_suffix(suffix) for suffix in SIDECARS)
-    return next((path for path in candidates if path.is_file()), picture.with_suffix(".txt"))
-
-
 def _read(file: Path) -> str | None:
     try:
         return file.read_bytes().decode(*_ENCODING)
@@ -139,7 +132,7 @@ def _is_valid(folder: Path, entry: Any) -> bool:
         return all(isinstance(entry[key], str) for key in ("kind", "find", "text")) and all(
             isinstance(record["before"], str | None)
             and isinstance(record["after"], str | None)
-            and Path(record["file"]).suffix in SIDECARS
+            and Path(record["file"]).suffix.lower() in SIDECARS
             and (folder / record["file"]).resolve().is_relative_to(folder.resolve())
             for record in entry["files"]
         )

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.dataset.captions import one_line
-from trainer.dataset.pictures import SUFFIXES
+from trainer.dataset.layout import folded, is_picture_name
 from trainer.errors import DatasetError, RunError
 
 MAX_CAPTION = 2000  # characters
+_JOINERS = "\u200c\u200d"
+_EDGES = " ." + _JOINERS
 _MAX_NAMES = 10_000  # tried for one name
 
 
 def clean_name(text: str) -> str:
     """Returns a safe file or folder name in any script, "" if nothing is left.
 
-    It has letters, digits, space, dot, dash and underscore, at most 80 characters and 200 bytes: file systems limit
-    names to 255 bytes, and suffixes are added.
+    It has letters with their accents and vowel signs (combining marks), digits, space, dot, dash and underscore, at most
+    80 characters and 200 bytes: file systems limit names to 255 bytes, and suffixes are added. Letters that macOS stores
+    as a letter and an accent become one character, so that a name is the same from every system.
     """
-    allowed = re.sub(r"[^\w .\-]", "", one_line(text)).strip(" .")
-    return allowed[:80].encode()[:200].decode(errors="ignore").strip(" .")
+    # Invisible joiners shape words of Persian and Indic scripts; `one_line` would replace them by spaces.
+    parts = re.split(f"([{_JOINERS}])", unicodedata.normalize("NFC", text))
+    line = " ".join("".join(part if part in _JOINERS else _printable(part) for part in parts).split())
+    allowed = "".join(letter for letter in line if _is_allowed(letter)).strip(_EDGES)
+    return allowed[:80].encode()[:200].decode(errors="ignore").strip(_EDGES)
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _is_allowed(letter: str) -> bool:
+    return letter in " .-_" or letter in _JOINERS or unicodedata.category(letter)[0] in "LMN"
 
 
 def numbered(name: str) -> Iterator[str]:
@@ -51,8 +65,8 @@ def free_stem(folder: Path, stem: str) -> str:
     Raises:
         DatasetError: every numbered stem is taken.
     """
-    taken = {path.stem.casefold() for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+    taken = {folded(path.stem) for path in folder.iterdir() if is_picture_name(path.name)}
     for free in numbered(stem):
-        if free.casefold() not in taken:
+        if folded(free) not in taken:
             return free
     raise DatasetError(f"this project has too many pictures with the name {stem}; rename some")

@@ -16,13 +16,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from trainer.atomic_files import write_atomically
-from trainer.dataset.augmentations import mask_file
-from trainer.dataset.captions import SIDECARS, MetadataRow, kohya_folder, metadata_captions, sidecar_caption
+from trainer.dataset.folder import picture_files, read_folder
+from trainer.dataset.layout import is_picture_name
 from trainer.dataset.overrides import IMPASTO_FOLDER, Override, read_overrides
-from trainer.dataset.scan import is_displayable_name, is_picture_name, picture_folders, pictures_in
 from trainer.errors import DatasetError
 from ui.store.naming import clean_name, free_stem, numbered
 from ui.store.thumbnails import LARGE, Thumbnails
@@ -35,12 +34,18 @@ _LOCK_SECONDS = 30  # a lock file that is older was left by a killed process
 class ProjectPicture:
     """A picture of a project as the page lists it."""
 
-    name: str  # `art.png`, or `10_sks cat/art.png` in a kohya-style subfolder
+    name: str  # `art.png`, or `10_sks cat/art.png` in a sub-folder
     caption: str
     version: int  # modification time in ns: changes when the picture is replaced
     size_bytes: int = 0
     override: Override = field(default_factory=Override)  # the artist's repeats and crop
     mask: int = 0  # modification time of the mask in ns; 0 without a mask
+    lines: tuple[str, ...] = ()  # of the caption, which joins them with spaces
+
+    @property
+    def text(self) -> str:
+        """The caption with its lines, as it is edited."""
+        return "\n".join(self.lines) or self.caption
 
 
 @dataclass(frozen=True)
@@ -120,23 +125,18 @@ class Projects:
         """
         project, pictures = self.folder(name), []
         overrides = read_overrides(project)
-        for folder, _, token in picture_folders(project):
-            rows, _ = metadata_captions(folder)
-            prefix = "" if folder == project else f"{folder.name}/"
-            for path in pictures_in(folder)[0]:
-                caption = sidecar_caption(path)
-                if caption is None:
-                    caption = rows.get(path.name, MetadataRow(token)).caption
-                stat, mask = path.stat(), mask_file(path)
-                picture = ProjectPicture(
-                    prefix + path.name,
-                    caption,
-                    stat.st_mtime_ns,
-                    stat.st_size,
-                    overrides.get(prefix + path.name, Override()),
-                    mask.stat().st_mtime_ns if mask else 0,
-                )
-                pictures.append(picture)
+        for found in read_folder(project).pictures:
+            stat, mask, lines = found.path.stat(), found.mask_file, found.lines()
+            picture = ProjectPicture(
+                found.name,
+                " ".join(lines),
+                stat.st_mtime_ns,
+                stat.st_size,
+                overrides.get(found.name, Override()),
+                mask.stat().st_mtime_ns if mask else 0,
+                tuple(lines),
+            )
+            pictures.append(picture)
         return pictures
 
     def picture(self, project: str, name: str) -> Path:
@@ -176,8 +176,7 @@ class Projects:
         removed = _removed_folder(self.folder(project))
         if not removed.is_dir():
             return []
-        paths = [path for folder, _, _ in picture_folders(removed) for path in pictures_in(folder)[0]]
-        return [path.relative_to(removed).as_posix() for path in paths]
+        return [picture.name for picture in read_folder(removed).pictures]
 
     def remove(self, project: str, name: str) -> None:
         """Moves a picture with its caption and mask to the removed ones; `restore` undoes it. Raises DatasetError."""
@@ -198,15 +197,14 @@ def _removed_folder(project: Path) -> Path:
 
 
 def _find(root: Path, name: str) -> Path:
-    """Returns the path of a picture in a folder or in a kohya-style subfolder of it.
+    """Returns the path of a picture in a folder or in a sub-folder of it.
 
     Raises:
         DatasetError: there is none, or its path or link leads out of the folder.
     """
-    path, parts = root / name, name.split("/")
-    is_in_project = len(parts) == 1 or (len(parts) == 2 and kohya_folder(parts[0]) is not None)
-    is_plain = "\\" not in name and is_displayable_name(name) and is_picture_name(parts[-1])
-    if not (is_in_project and is_plain and path.is_file() and path.resolve().is_relative_to(root.resolve())):
+    path = root / name
+    is_plain = "\\" not in name and "" not in name.split("/") and is_picture_name(name)
+    if not (is_plain and path.is_file() and path.resolve().is_relative_to(root.resolve())):
         raise DatasetError("that picture no longer exists; reload the page")
     return path
 
@@ -244,18 +242,22 @@ def _move(picture: Path, root: Path, target: Path) -> str:
     folder = target / picture.parent.relative_to(root)
     folder.mkdir(parents=True, exist_ok=True)
     stem = free_stem(folder, picture.stem)
+    files, source = picture_files(picture), picture.parent
     # Pictures such as art.png and art.jpg share a caption and a mask, which then have to stay.
-    shares = any(path != picture and path.stem == picture.stem for path in pictures_in(picture.parent)[0])
-    mask = mask_file(picture)
-    if mask and not shares:
-        in_masks = mask.parent.name == "masks"
-        new_mask = folder / "masks" / f"{stem}.png" if in_masks else folder / f"{stem}.mask.png"
+    shares = any(path != picture and path.stem == picture.stem for path in _pictures_in(source))
+    if files.mask and not shares:
+        is_beside = "/" not in files.mask
+        new_mask = folder / f"{stem}.mask.png" if is_beside else folder / "masks" / f"{stem}.png"
         new_mask.parent.mkdir(parents=True, exist_ok=True)
-        mask.replace(new_mask)
-    for suffix in SIDECARS:
-        sidecar = picture.with_suffix(suffix)
-        if sidecar.is_file():
-            (shutil.copyfile if shares else os.replace)(sidecar, folder / f"{stem}{suffix}")
+        (source / files.mask).replace(new_mask)
+    if files.caption:
+        suffix = PurePosixPath(files.caption).suffix.lower()
+        (shutil.copyfile if shares else os.replace)(source / files.caption, folder / f"{stem}{suffix}")
     moved = folder / f"{stem}{picture.suffix}"
     picture.replace(moved)
     return moved.relative_to(target).as_posix()
+
+
+def _pictures_in(folder: Path) -> Iterator[Path]:
+    """Yields the pictures of a folder without those of its sub-folders."""
+    return (path for path in folder.iterdir() if is_picture_name(path.name) and path.is_file())

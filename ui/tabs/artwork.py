@@ -9,7 +9,7 @@ import gradio as gr
 from gradio.components import Component
 
 from ui.store.deletion import delete_project
-from ui.store.intake import incoming_files
+from ui.store.incoming import incoming_files
 from ui.store.limits import MB
 from ui.store.picture_checks import picture_report
 from ui.store.projects import SAMPLES

@@ -8,7 +8,7 @@ from ui.store.intake import IntakeProgress
 from ui.store.picture_checks import PictureReport
 from ui.store.projects import ProjectPicture
 from ui.text import Words
-from ui.views.html import element, escape, picture_path, text_element
+from ui.views.html import element, escape, page_url, picture_path, text_element
 
 MIN_CROPPED = 0.005  # share of a picture's area: a smaller crop is not shown
 _CARD_SIDE = 230  # px of a card's picture
@@ -64,7 +64,7 @@ def _frame(
     """Returns the picture with its crop drawn over it."""
     width, height = fitted_size(size, _CARD_SIDE)
     alt = f"{picture.name}: {picture.caption}"[:_MAX_ALT] if picture.caption else picture.name
-    source = f"/thumb/{path}?v={picture.version}"
+    source = page_url(f"/thumb/{path}?v={picture.version}")
     image = element("img", src=source, alt=alt, width=width, height=height, loading="lazy")
     return element("div", image + _crop(words, picture, path, size, placement), class_="frame")
 
@@ -208,7 +208,9 @@ def removed_html(words: Words, project: str, names: list[str]) -> str:
     items = []
     for name in names:
         path = picture_path(project, name)
-        image = element("img", src=f"/thumb-removed/{path}", alt=name, width=96, height=96, loading="lazy")
+        image = element(
+            "img", src=page_url(f"/thumb-removed/{path}"), alt=name, width=96, height=96, loading="lazy"
+        )
         button = text_element(
             "button",
             words("artwork.restore"),
@@ -237,4 +239,28 @@ def intake_html(words: Words, progress: IntakeProgress | None) -> str:
         listed = element("ul", "".join(text_element("li", problem) for problem in problems))
         title = escape(words("artwork.left_out", count=len(problems)))
         alert = element("div", title + listed, role="alert", class_="alert")
-    return text_element("p", line, role="status", class_="arrivals") + bar + alert
+    notes = ""
+    if progress.notes:
+        listed = element("ul", "".join(text_element("li", note) for note in list(progress.notes)))
+        notes = element(
+            "div", text_element("p", words("artwork.please_check", count=len(progress.notes))) + listed
+        )
+    return (
+        text_element("p", line, role="status", class_="arrivals")
+        + bar
+        + alert
+        + _replaced(words, progress)
+        + notes
+    )
+
+
+def _replaced(words: Words, progress: IntakeProgress) -> str:
+    """Returns which captions the upload replaced, and how to get them back."""
+    names = list(progress.replaced)
+    if not names:
+        return ""
+    listed = element("ul", "".join(text_element("li", name) for name in names[:_MAX_NAMED]))
+    if len(names) > _MAX_NAMED:
+        listed += text_element("p", words("artwork.more", count=len(names) - _MAX_NAMED))
+    line = text_element("p", words("artwork.replaced", count=len(names)))
+    return element("div", line + listed, role="status", class_="replaced")

@@ -9,7 +9,7 @@ from typing import Any
 from ui.store.runs import Runs, RunStatus
 from ui.text import Words
 from ui.views.curves import curves_svg, trend
-from ui.views.html import element, escape, picture_url, text_element
+from ui.views.html import element, escape, page_url, picture_url, text_element
 from ui.views.progress import status_words
 
 # The preset and the pace show in the settings that they decide; the name is in the heading.
@@ -67,7 +67,7 @@ def _samples(statuses: Sequence[RunStatus], names: tuple[str, str], words: Words
     for step, prompt in sorted(set(samples[0]) & set(samples[1])):
         figures = ""
         for name, pictures in zip(names, samples, strict=True):
-            source = picture_url(name, pictures[step, prompt])
+            source = page_url(picture_url(name, pictures[step, prompt]))
             image = element("img", src=source, alt=f"{name}: {prompt}", width=160, height=160, loading="lazy")
             figures += element("figure", image + text_element("figcaption", name))
         title = text_element("h4", f"{words('train.at_step', step=step)}: {prompt}")

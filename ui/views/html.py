@@ -48,8 +48,17 @@ def picture_path(project: str, name: str) -> str:
     return f"{quote(project, safe='')}/{quote(name)}"
 
 
+def page_url(path: str) -> str:
+    """Returns an address for use in the page, from a path of the studio such as `/icon.svg`.
+
+    Browsers resolve it against the page's `<base>`, which the guard sets, so that the studio also works under a
+    sub-path of another server. No page, script or style may use an address that begins with a slash.
+    """
+    return f".{path}"
+
+
 def picture_url(run: str, picture: dict[str, Any]) -> str:
-    """Returns the address of a run's picture, not escaped.
+    """Returns the path of a run's picture in the studio, not escaped.
 
     It contains the time when the file was written: browsers cache pictures, and a continued run writes new
     ones under the same names.

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from ui.store.library import Library, LoraEntry
 from ui.store.lora_pictures import card_sample
 from ui.text import Words
-from ui.views.html import element, escape, text_element
+from ui.views.html import element, escape, page_url, text_element
 
 
 def cards_html(words: Words, library: Library, entries: Sequence[LoraEntry]) -> str:
@@ -26,7 +26,7 @@ def _card(words: Words, library: Library, entry: LoraEntry) -> str:
     if has_picture:
         picture = element(
             "img",
-            src=f"/cover/{path}?v={entry.file.stat().st_mtime_ns}",
+            src=page_url(f"/cover/{path}?v={entry.file.stat().st_mtime_ns}"),
             alt=words("library.picture_of", name=title),
             width=192,
             height=192,
@@ -73,7 +73,7 @@ def _links(words: Words, entry: LoraEntry, path: str, has_picture: bool) -> str:
         "a",
         words("try_it.download", name=name),
         class_="download",
-        href=f"/download/{path}",
+        href=page_url(f"/download/{path}"),
         download=name,
     )
     kinds = {"json": "sidecar_json", "png": "sidecar_png", "zip": "zip"}
@@ -81,7 +81,10 @@ def _links(words: Words, entry: LoraEntry, path: str, has_picture: bool) -> str:
         del kinds["png"]
     others = "".join(
         text_element(
-            "a", words(f"library.{key}"), href=f"/download/{path}/{kind}", download=f"{entry.stem}.{kind}"
+            "a",
+            words(f"library.{key}"),
+            href=page_url(f"/download/{path}/{kind}"),
+            download=f"{entry.stem}.{kind}",
         )
         for kind, key in kinds.items()
     )

@@ -14,9 +14,9 @@ _PAGE = """<!doctype html>
 <html lang="{language}">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>{title} · Impasto</title>
-<link rel="icon" href="/icon.svg"><link rel="stylesheet" href="{style}"></head>
+<link rel="icon" href="icon.svg"><link rel="stylesheet" href="{style}"></head>
 <body><main><h1>Impasto</h1><p class="lead">{lead}</p>
-<form method="post" action="/login">{alert}
+<form method="post" action="login">{alert}
 <label for="username">{name}</label>
 <input id="username" name="username" value="{username}" autocomplete="username" autocapitalize="none"
  spellcheck="false" required maxlength="{max_characters}"{invalid}{focus_name}>
@@ -52,4 +52,4 @@ def account_html(workspace: Workspace) -> str:
     """Returns the name of the user and a button to log out."""
     user = html.escape(workspace.words("login.user", name=workspace.user))
     leave = html.escape(workspace.words("login.leave"))
-    return f'<form method="post" action="/logout"><span>{user}</span> <button>{leave}</button></form>'
+    return f'<form method="post" action="./logout"><span>{user}</span> <button>{leave}</button></form>'

@@ -12,7 +12,7 @@ from trainer.dataset.manifest import Item
 from trainer.runs.run import Run
 from ui.store.runs import RunStatus
 from ui.text import Words, sentences
-from ui.views.html import element, escape, picture_path, picture_url, text_element
+from ui.views.html import element, escape, page_url, picture_path, picture_url, text_element
 
 MAX_NOTES = 20  # notes of the trainer that are shown
 _SAMPLE_SIDE = 160  # px of a shown sample
@@ -185,13 +185,13 @@ def samples_html(run: Run, status: RunStatus, words: Words, project: str = "") -
 
 def _own_picture(name: str, project: str, words: Words) -> str:
     caption = f"{words('train.yours')}: {name}"
-    return _figure(f"/thumb/{picture_path(project, name)}", name, caption, "own")
+    return _figure(page_url(f"/thumb/{picture_path(project, name)}"), name, caption, "own")
 
 
 def _sample(run: str, sample: dict[str, Any], number: int, words: Words) -> str:
     caption = words("train.sample", step=sample["step"], seed=sample.get("seed", number))
     alt = words("train.sample_alt", prompt=sample["prompt"], step=sample["step"])
-    return _figure(picture_url(run, sample), alt, caption, "sample")
+    return _figure(page_url(picture_url(run, sample)), alt, caption, "sample")
 
 
 def _figure(url: str, alt: str, caption: str, kind: str) -> str:

@@ -12,20 +12,21 @@ from urllib.parse import quote
 from ui.store.drawings import Drawing
 from ui.store.library import LoraEntry
 from ui.text import Words
-from ui.views.html import element, escape, json_attribute, picture_url, text_element
+from ui.views.html import element, escape, json_attribute, page_url, picture_url, text_element
 
 Pictures = Sequence[dict[str, Any]]
 
 
 def run_pictures(run: str, pictures: Pictures) -> list[dict[str, Any]]:
     """Returns the images at the end of a training, with their addresses."""
-    return [{**picture, "url": picture_url(run, picture)} for picture in pictures]
+    return [{**picture, "url": page_url(picture_url(run, picture))} for picture in pictures]
 
 
 def drawn_pictures(drawing: Drawing) -> list[dict[str, Any]]:
     """Returns the images that were generated under Try it, with their addresses."""
     return [
-        {**picture, "url": f"/drawn/{drawing.id}/{quote(picture['file'])}"} for picture in drawing.pictures()
+        {**picture, "url": page_url(f"/drawn/{drawing.id}/{quote(picture['file'])}")}
+        for picture in drawing.pictures()
     ]
 
 
@@ -184,7 +185,7 @@ def drawing_html(words: Words, drawing: Drawing | None) -> str:
         bar = element("progress", aria_label=label, value=drawing.done, max=max(1, drawing.total))
     # There is no preview before the first step, nor of images that a training generates between its steps.
     if drawing.frame:
-        source = f"/drawn/{drawing.id}/frame.png?at={drawing.done}"
+        source = page_url(f"/drawn/{drawing.id}/frame.png?at={drawing.done}")
         preview = element("img", class_="rough-preview", alt=words("try_it.rough_preview"), src=source)
     return line + bar + preview
 
@@ -198,7 +199,7 @@ def download_html(words: Words, entry: LoraEntry | None) -> str:
         "a",
         words("try_it.download", name=name),
         class_="download",
-        href=f"/download/{quote(entry.key)}",
+        href=page_url(f"/download/{quote(entry.key)}"),
         download=name,
     )
     preferred = words("try_it.is_preferred", value=f"{weight:g}") if weight is not None else ""

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from trainer.dataset.buckets import BucketPlan, bucket_sizes, crop_notice, place
-from trainer.dataset.captions import kohya_folder, with_trigger
+from trainer.dataset.captions import with_trigger
+from trainer.dataset.layout import kohya_folder
 from trainer.dataset.pictures import open_picture
 from trainer.dataset.scan import scan
 from trainer.errors import ConfigError, DatasetError

@@ -60,6 +60,41 @@ def test_images_contain_their_parameters_in_the_format_of_a1111(previews: Path):
     )
 
 
+def test_any_number_of_prompts_is_sampled_in_passes_that_fit_the_memory(ink_run: Path, tmp_path: Path):
+    prompts = [f"a cat number {number}" for number in range(18)]
+    arguments = [word for prompt in prompts for word in ("--prompt", prompt)]
+    result = trainer(
+        "preview",
+        ink_run / "ink.safetensors",
+        *arguments,
+        "--strengths",
+        "1",
+        "--steps",
+        "1",
+        "--out-dir",
+        tmp_path,
+    )
+    names = [*(f"p{number:02d}_s1.00.png" for number in range(18)), "strip-2.png", "strip.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert [Path(line).name for line in result.stdout.splitlines()][-2:] == ["strip.png", "strip-2.png"]
+    with Image.open(tmp_path / "strip.png") as first, Image.open(tmp_path / "strip-2.png") as second:
+        assert first.height > 16 * 128 > second.height > 2 * 128
+    alone = SamplingConfig(prompts=(prompts[17],), strengths=(1.0,), steps=1, seed=17)
+    expected = WarmBase(open_base("tiny-sdxl", MODELS)).generate(ink_run / "ink.safetensors", alone)[0].image
+    with Image.open(tmp_path / "p17_s1.00.png") as image:
+        difference = np.abs(np.asarray(image).astype(int) - np.asarray(expected).astype(int))
+        assert "Seed: 17" in image.info["parameters"]
+    assert difference.max() <= 1  # another number of rows in a pass rounds differently
+
+
+def test_encoded_prompts_in_memory_are_bounded(monkeypatch):
+    monkeypatch.setattr("trainer.sampling.sampler.MAX_CACHED", 2)
+    warm = WarmBase(open_base("tiny-sdxl", MODELS))
+    config = SamplingConfig(prompts=("a", "b", "c", "d"), strengths=(0.0,), steps=1, negative="bad")
+    warm.generate(None, config)
+    assert [set(texts) for texts in warm.cached.values()] == [{"c", "d"}]
+
+
 def test_strength_zero_gives_the_image_of_the_base(ink_run: Path):
     warm = WarmBase(open_base("tiny-sdxl", MODELS))
     request = SamplingConfig(prompts=("a cat",), strengths=(0.0, 1.0), seed=7, steps=4)

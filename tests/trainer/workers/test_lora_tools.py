@@ -156,7 +156,7 @@ def test_a_chosen_checkpoint_becomes_a_checked_file_with_a_preferred_weight(ink_
     choice = json.loads((tmp_path / "ink" / "choice.json").read_text())
     assert outcome == "finished"
     assert choice["file"] == "ink-10.safetensors"
-    assert "ComfyUI 0.3" in choice["takes"]
+    assert "ComfyUI 0.33" in choice["takes"]
     metadata = recognise(tmp_path / "ink" / "ink-10.safetensors").metadata
     assert Label.of(metadata).weight == 0.8
     assert metadata["ss_steps"] == "10"

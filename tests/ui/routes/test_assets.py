@@ -61,8 +61,8 @@ def test_what_pages_asked_for_the_next_page_names_in_its_head(client: TestClient
     client.get(f"/assets/{STYLE}")
     answer = client.get("/")
     head = answer.text.partition("</head>")[0]
-    assert f'<link rel="modulepreload" href="/assets/{SCRIPT}">' in head
-    assert f'href="/assets/{STYLE}" crossorigin>' in head
+    assert f'<link rel="modulepreload" href="./assets/{SCRIPT}">' in head
+    assert f'href="./assets/{STYLE}" crossorigin>' in head
     assert int(answer.headers["content-length"]) == len(answer.content)
 
 

@@ -57,7 +57,7 @@ def test_a_training_is_a_card_with_all_that_its_file_says(library: Library):
     )
     assert "ComfyUI 0.3" in entry.compatible_tools
     page = cards_html(Words(), library, [entry])
-    assert 'href="/download/ink"' in page
+    assert 'href="./download/ink"' in page
     assert 'download="ink-12.safetensors"' in page
     assert "/download/ink/zip" in page
 

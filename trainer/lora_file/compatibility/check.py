@@ -13,13 +13,14 @@ from trainer.errors import BaseError, LoraFileError
 from trainer.headers.lora import bundled_notice
 from trainer.lora_file.base_weights import layout_of
 from trainer.lora_file.compatibility.keys import Entry, Keys, Verdict
+from trainer.lora_file.compatibility.shapes import fits
 from trainer.lora_file.compatibility.tools import TOOLS
 from trainer.lora_file.compatibility.web_uis import FORGE_LIMIT
 from trainer.lora_file.modules import PART_LABELS, LoraModule
 from trainer.lora_file.reader import Tensors, modules_by_name, read_tensors
 from trainer.lora_file.scales import METADATA_KEY, Scales, read_scales, scale_notice
 from trainer.lora_file.sdxl_modules import Layout, sdxl
-from trainer.lora_file.tensor_names import ALPHA, DORA, split_key
+from trainer.lora_file.tensor_names import ALPHA, split_key
 
 _HEADER_LIMIT = 1 << 20  # bytes; ComfyUI shows no metadata of a longer header
 _HALF_LIMIT = float(torch.finfo(torch.float16).max)
@@ -50,7 +51,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """True when every tool reads every tensor, and the file has no fault."""
+        """True when every tool reads every tensor as it was trained, and the file has no fault."""
         return not self.faults and all(verdict.is_complete for verdict in self.verdicts)
 
     def lines(self) -> list[str]:
@@ -70,6 +71,7 @@ class Report:
                 else f"takes {verdict.taken} of {verdict.total} tensors{needs}"
             )
             lines.append(f"{verdict.tool:<{width}}  {state}")
+            lines += [f"{'':<{width}}  wrong result: {text}" for text in verdict.wrong]
             lines += [
                 f"{'':<{width}}  drops {len(drop.keys)} ({drop.keys[0]}): {drop.reason}"
                 for drop in verdict.drops
@@ -113,15 +115,15 @@ def check_file(path: Path, *, base: Path | None = None, bases: Path | None = Non
     file = read_tensors(path)
     scales, modules, faults = _modules(file)
     layout = layout_of(base) if base else _best_layout(modules, bases)
-    fits = {name: _fits(module, layout) for name, module in modules.items()}
+    fitting = {name: fits(module, layout) for name, module in modules.items()}
     keys = Keys(
-        [_entry(key, modules, fits, layout) for key in file.tensors],
+        [_entry(key, modules, fitting, layout) for key in file.tensors],
         file.header.metadata,
         {key: tuple(tensor.shape) for key, tensor in file.tensors.items()},
         layout.name == sdxl().name,
+        **_scaling(file, modules, scales),
     )
-    places = {entry.name: entry.place[0] for entry in keys.entries if entry.place and entry.exists}
-    by_part = {part: [name for name in places if places[name] == part] for part in PART_LABELS}
+    by_part = {part: [name for name in keys.places if keys.places[name][0] == part] for part in PART_LABELS}
     checked = _Checked(file, keys, modules, scales)
     return Report(
         file=file.path.name,
@@ -132,7 +134,7 @@ def check_file(path: Path, *, base: Path | None = None, bases: Path | None = Non
         },
         kinds=tuple(sorted({module.kind for module in modules.values()})),
         verdicts=tuple(tool.read(keys) for tool in TOOLS),
-        faults=(*faults, *_faults(file)),
+        faults=(*faults, *_faults(file, modules)),
         warnings=tuple(_warnings(checked)),
     )
 
@@ -146,11 +148,29 @@ def _modules(file: Tensors) -> tuple[Scales | None, dict[str, LoraModule], list[
         return None, modules_by_name(file, None, strict=False), [str(error)]
 
 
-def _entry(key: str, modules: Mapping[str, LoraModule], fits: Mapping[str, bool], layout: Layout) -> Entry:
+def _entry(key: str, modules: Mapping[str, LoraModule], fitting: Mapping[str, bool], layout: Layout) -> Entry:
     name, role, suffix = split_key(key) or (key.rpartition(".")[0], key.rpartition(".")[2], "")
     place = modules[name].place if name in modules and split_key(key) else None
-    exists = place is not None and layout.shape(*place) is not None
-    return Entry(key, name, role, suffix, place, exists, fits.get(name, True))
+    weight = layout.shape(*place) if place else None
+    return Entry(key, name, role, suffix, place, weight is not None, fitting.get(name, True), weight or ())
+
+
+def _scaling(file: Tensors, modules: Mapping[str, LoraModule], scales: Scales | None) -> dict[str, Any]:
+    """The fields of `Keys` about alphas, ranks and scales."""
+    elsewhere = {}
+    for name, module in modules.items():
+        source = scales.source(module, name) if scales and f"{name}.alpha" not in file.tensors else None
+        if source and module.scale != 1:
+            elsewhere[name] = source
+    return {
+        "alphas": {
+            name: module.alpha
+            for name, module in modules.items()
+            if module.alpha is not None and f"{name}.alpha" in file.tensors
+        },
+        "ranks": {name: module.rank for name, module in modules.items() if module.rank},
+        "elsewhere": elsewhere,
+    }
 
 
 def _scale_range(modules: list[LoraModule]) -> tuple[float, float]:
@@ -160,7 +180,7 @@ def _scale_range(modules: list[LoraModule]) -> tuple[float, float]:
 
 def _best_layout(modules: Mapping[str, LoraModule], bases: Path | None) -> Layout:
     """The layout of SDXL 1.0, unless the shapes fit a base on disk better."""
-    if all(_fits(module, sdxl()) for module in modules.values()):
+    if all(fits(module, sdxl()) for module in modules.values()):
         return sdxl()
     layouts = [sdxl()]
     for index in sorted(bases.glob("*/model_index.json")) if bases else []:
@@ -168,21 +188,16 @@ def _best_layout(modules: Mapping[str, LoraModule], bases: Path | None) -> Layou
             layouts.append(layout_of(index.parent))
         except BaseError:  # a folder that is still being copied is no candidate
             continue
-    return max(layouts, key=lambda layout: sum(_fits(module, layout) for module in modules.values()))
+    return max(layouts, key=lambda layout: sum(fits(module, layout) for module in modules.values()))
 
 
-def _fits(module: LoraModule, layout: Layout) -> bool:
-    """True where the change of a module has the shape of the base's weight, or is not known."""
-    shape = layout.shape(module.part, module.path)
-    if shape is None:
-        return False
-    return module.network is None or module.sides == (shape[0], torch.Size(shape[1:]).numel())
-
-
-def _faults(file: Tensors) -> list[str]:
+def _faults(file: Tensors, modules: Mapping[str, LoraModule]) -> list[str]:
     """Sentences about values that no tool can compute with."""
     faults = []
-    broken = [key for key, tensor in file.tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
+    # ai-toolkit writes 9999999999, in fp16 infinity, beside a LoKr of two whole matrices: no tool uses it.
+    unused = {f"{name}.{ALPHA}" for name, module in modules.items() if module.network and not module.rank}
+    used = {key: tensor for key, tensor in file.tensors.items() if key not in unused}
+    broken = [key for key, tensor in used.items() if not bool(torch.isfinite(tensor.float()).all())]
     if broken:
         faults.append(
             f"{len(broken)} tensors hold values that are no numbers, such as {broken[0]}; pictures come out "
@@ -190,7 +205,7 @@ def _faults(file: Tensors) -> list[str]:
         )
     wide = [
         key
-        for key, tensor in file.tensors.items()
+        for key, tensor in used.items()
         if tensor.dtype in (torch.float32, torch.bfloat16, torch.float64)
         and tensor.numel()
         and float(tensor.nan_to_num().abs().max()) > _HALF_LIMIT
@@ -209,7 +224,7 @@ def _warnings(checked: _Checked) -> list[str]:
     warnings = [
         *_scale_warnings(checked),
         bundled_notice(file.path, file.tensors),
-        _dora_warning(list(checked.modules.values())),
+        _dora_warning(keys),
         *_metadata_warnings(file),
     ]
     flat = [entry for entry in keys.entries if entry.style in ("flat", "dotted-flat")]
@@ -234,20 +249,17 @@ def _warnings(checked: _Checked) -> list[str]:
     return [warning for warning in warnings if warning]
 
 
-def _dora_warning(modules: list[LoraModule]) -> str:
-    decomposed = [module for module in modules if module.is_decomposed]
-    if not decomposed:
+def _dora_warning(keys: Keys) -> str:
+    lengths = {key: shape for key, shape in keys.shapes.items() if key.endswith(".dora_scale")}
+    if any(entry.suffix.startswith(".lora_magnitude_vector") for entry in keys.entries):
+        read = "only diffusers reads PEFT's lengths"
+    elif not lengths:
         return ""
-    by_input = all(module.tensors[DORA].shape[:1] == (1,) for module in decomposed)
-    read = (
-        "ComfyUI, Forge, A1111 and InvokeAI read it as it was trained"
-        if by_input
-        else "others divide by norms along different axes"
-    )
-    return (
-        f"DoRA is not read by every tool: {read}, sd-scripts and diffusers do not; to be sure, bake it: "
-        "lora bake"
-    )
+    elif all(shape[:1] == (1,) for shape in lengths.values()):
+        read = "ComfyUI, Forge, A1111 and InvokeAI read it as it was trained, sd-scripts and diffusers do not"
+    else:
+        read = "only LyCORIS reads lengths of outputs as they were trained"
+    return f"DoRA is not read by every tool: {read}; to be sure, bake it: lora bake"
 
 
 def _metadata_warnings(file: Tensors) -> list[str]:
@@ -267,7 +279,7 @@ def _metadata_warnings(file: Tensors) -> list[str]:
 
 
 def _scale_warnings(checked: _Checked) -> list[str]:
-    keys, modules = checked.keys, checked.modules
+    keys = checked.keys
     warnings = _warnings_of_places(checked)
     boxed = [key for key, shape in keys.shapes.items() if key.endswith(".alpha") and shape != ()]
     if boxed:
@@ -275,17 +287,6 @@ def _scale_warnings(checked: _Checked) -> list[str]:
             f"alpha has a shape ({boxed[0]}: {keys.shapes[boxed[0]]}); sd-scripts can't merge such a file: "
             "lora convert mends it"
         )
-    for part in PART_LABELS:
-        alphas = {
-            module.alpha
-            for name, module in modules.items()
-            if module.part == part and module.alpha is not None and ALPHA in keys.roles[name]
-        }
-        if len(alphas) > 1:
-            warnings.append(
-                f"{PART_LABELS[part]} has alphas of {min(alphas):g} to {max(alphas):g}; diffusers scales "
-                "such a part wrongly: lora convert mends it"
-            )
     return warnings
 
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainer.headers.lora import BUNDLED
+
+_STARTS = {  # spellings that the beginning of a module name shows
+    r"diffusion_model\.|text_encoders\.": "comfyui",
+    r"lycoris_": "lycoris",
+    r"(unet\.)?(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.|clip_[lg]\.": "onetrainer",
+    r"\w+\.base_model\.model\.": "nested",
+    r"(base_model\.model\.)?(text_model|encoder\.layers|text_projection)\b": "bare",
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,7 @@ class Entry:
         place: (part, path) of the module; None for a name of no module of SDXL.
         exists: True if the base has the module.
         fits: True if the shapes of the module are those of the base.
+        weight: shape of the base's weight.
     """
 
     key: str
@@ -30,6 +39,7 @@ class Entry:
     place: tuple[str, str] | None
     exists: bool
     fits: bool
+    weight: tuple[int, ...] = ()
 
     @property
     def style(self) -> str:
@@ -45,12 +55,16 @@ class Entry:
         dotted-flat  text_encoder.encoder....                PEFT without text_model
         processor    unet.down_blocks.1....attn1.processor.to_q    diffusers before 0.22
         comfyui      diffusion_model.input_blocks.4.1...., text_encoders.clip_l....
+        lycoris      lycoris_down_blocks_1_...               LyCORIS' own wrapper (SimpleTuner)
+        onetrainer   unet.input_blocks.4.1...., input_blocks.4.1...., clip_l....
+        nested       unet.base_model.model.down_blocks.1....  PEFT, wrapped twice
+        bare         text_model.encoder....                  PEFT around a text encoder alone
         """
         if self.place is None:
             return "unknown"
         part, path = self.place
-        if self.name.startswith(("diffusion_model.", "text_encoders.")):
-            return "comfyui"
+        if style := next((style for start, style in _STARTS.items() if re.match(start, self.name)), None):
+            return style
         has_text_model = "text_model" in self.name or path == "text_projection"
         if part == "unet":
             if not self.name.startswith("lora_unet_"):
@@ -81,12 +95,28 @@ class Keys:
     Attributes:
         shapes: shape by key.
         true_sdxl: True if the file is compared with SDXL 1.0, not with a smaller base.
+        alphas: the `.alpha` of modules, by name.
+        ranks: the ranks of modules that have one, by name.
+        elsewhere: by name, the place of a scale that is not 1 and not beside the matrices (see `scales`).
     """
 
     entries: Sequence[Entry]
     metadata: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     true_sdxl: bool
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def places(self) -> dict[str, tuple[str, str]]:
+        """(part, path) of the modules that the base has, by name."""
+        return {entry.name: entry.place for entry in self.entries if entry.place and entry.exists}
+
+    @functools.cached_property
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the base's weights by module name."""
+        return {entry.name: entry.weight for entry in self.entries if entry.weight}
 
     @functools.cached_property
     def roles(self) -> dict[str, set[str]]:
@@ -150,6 +180,7 @@ class Verdict:
         taken: number of tensors that the tool applies, of `total`.
         refusal: the reason to refuse the whole file.
         needs: command-line options without which the tool does not read the file.
+        wrong: sentences about modules that the tool applies with another change than the trained one.
     """
 
     tool: str
@@ -158,11 +189,12 @@ class Verdict:
     drops: tuple[Drop, ...] = ()
     refusal: str | None = None
     needs: str = ""
+    wrong: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
-        """True if the tool applies every tensor."""
-        return self.refusal is None and not self.drops
+        """True if the tool applies every tensor as it was trained."""
+        return self.refusal is None and not self.drops and not self.wrong
 
 
 def _diffusers_form(entries: Sequence[Entry]) -> str:

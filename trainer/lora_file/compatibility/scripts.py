@@ -8,7 +8,14 @@ import re
 from trainer.adapter.lycoris import split
 from trainer.lora_file.compatibility.keys import Entry, Keys
 from trainer.lora_file.compatibility.shared_rules import half_module, only_kohya
-from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, UP
+from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, UP, suffixes_of
+
+_PEFT_SUFFIXES = tuple(
+    suffix
+    for role in (DOWN, UP)
+    for suffix in suffixes_of(role)
+    if not suffix.startswith((".lora_d", ".lora_u"))
+)
 
 
 @functools.lru_cache(maxsize=1)  # called for every key of a file
@@ -102,7 +109,10 @@ def sd_scripts_refusal(keys: Keys, dropped: int) -> str | None:
             return f"networks.lora stops with an error, because {name} has a Tucker decomposition"
         if module != "networks.lora" and ALPHA not in roles and _sd_network(roles) in ("loha", "lokr"):
             return f"loading stops with an error, because {name} has no alpha"
-        if module == "lycoris.kohya" and keys.shapes.get(f"{name}.dora_scale", (0,))[0] == 1:
+        length = keys.shapes.get(f"{name}.dora_scale", (0, 0))
+        if module == "lycoris.kohya" and len(length) == 1:
+            return f"loading stops with an error, because the dora_scale of {name} has one dimension"
+        if module == "lycoris.kohya" and length[0] == 1:
             return (
                 "lycoris.kohya 4 expects a dora_scale for each output, and the file has one for each "
                 "input; bake the file, or continue its training with --network_args algo=lora dora_wd=True "
@@ -113,7 +123,9 @@ def sd_scripts_refusal(keys: Keys, dropped: int) -> str | None:
 
 def diffusers(entry: Entry, keys: Keys) -> str | None:
     """The reason for which diffusers ignores a key, or None."""
-    if not entry.key.startswith(("lora_", "unet.", "text_encoder.", "text_encoder_2.")):
+    if entry.style == "nested" or not entry.key.startswith(
+        ("lora_", "unet.", "text_encoder.", "text_encoder_2.")
+    ):
         return (
             "it expects unet. before the names of the UNet's modules; convert the file: lora convert --to "
             "diffusers"
@@ -153,6 +165,11 @@ def _kohya_in_diffusers(keys: Keys) -> str | None:
     """The reason for which diffusers can't convert a file with kohya's names."""
     if others := [entry.key for entry in keys.entries if entry.role not in (DOWN, UP, ALPHA, DORA)]:
         return f"its conversion of kohya's names reads only LoRA, and not {others[0]}"
+    if others := [entry.key for entry in keys.entries if entry.suffix in _PEFT_SUFFIXES]:
+        return (
+            f"its conversion of kohya's names reads only lora_down and lora_up, and not {others[0]}; convert "
+            "the file: lora convert --to kohya"
+        )
     if any(entry.role == ALPHA for entry in keys.entries) and "lora_adapter_metadata" in keys.metadata:
         return "it does not allow .alpha together with lora_adapter_metadata in the header"
     return None

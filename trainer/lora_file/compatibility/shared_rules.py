@@ -6,6 +6,8 @@ from trainer.lora_file.compatibility.keys import Entry, Keys
 from trainer.lora_file.tensor_names import DOWN, UP
 
 DOTTED = "it knows no PEFT names (unet.….lora_A); convert the file: lora convert --to kohya"
+NO_TOOL = "no tool knows OneTrainer's own names; convert the file: lora convert --to kohya"
+LYCORIS = "it knows no names of LyCORIS' wrapper (lycoris_…); convert the file: lora convert --to kohya"
 FLAT = (
     "text_model is missing in the name of the text encoder's module; convert the file: lora convert --to "
     "kohya"
@@ -18,8 +20,10 @@ def only_kohya(entry: Entry, short: str) -> str | None:
     Args:
         short: the reason to ignore names that begin with `lora_te_`.
     """
-    if entry.style in ("dotted", "dotted-flat", "processor"):
+    if entry.style in ("dotted", "dotted-flat", "processor", "nested", "bare"):
         return DOTTED
+    if entry.style == "lycoris":
+        return LYCORIS
     if entry.style == "comfyui":
         return "it knows no names of ComfyUI (diffusion_model.…); convert the file: lora convert --to kohya"
     if entry.style == "flat":

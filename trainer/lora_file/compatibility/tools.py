@@ -13,15 +13,19 @@ lora_te2_encoder          -      -       -        -          -          - (x bes
 lora_te_text_model        -      x       x        -          -          x
 text_encoder.text_model   -      x       x        -          -          x
 diffusion_model           -      x       x        -          -          -     (ComfyUI's extracted files)
+lycoris_down_blocks       -      -       x        -          -          -     (LyCORIS' wrapper, SimpleTuner)
+unet.input_blocks         -      -       -        -          -          -     (OneTrainer's OMI and ORIGINAL)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from trainer.lora_file.compatibility import scripts, web_uis
 from trainer.lora_file.compatibility.keys import Drop, Entry, Keys, Verdict
+from trainer.lora_file.compatibility.shared_rules import NO_TOOL
+from trainer.lora_file.compatibility.wrong_results import diffusers_alphas, output_lengths, scales_elsewhere
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class Tool:
         refusal: the reason to refuse the file, given the number of ignored keys, or None.
         needs: command-line options without which the tool does not read the file.
         embeddings: the reason to ignore embeddings in the file, or None.
+        wrong: sentences about modules that the tool applies with another change than the trained one, given
+            the names of the modules that it applies.
+        scales: the place apart from the matrices where the tool also looks for a scale.
     """
 
     name: str
@@ -40,6 +47,8 @@ class Tool:
     refusal: Callable[[Keys, int], str | None]
     needs: Callable[[Keys], str] = lambda keys: ""
     embeddings: str | None = "it reads no embedding out of a LoRA's file"
+    wrong: Callable[[Keys, Collection[str]], Iterator[str]] = lambda keys, taken: iter(())
+    scales: str = ""
 
     def read(self, keys: Keys) -> Verdict:
         """Applies the rules to the keys of a file."""
@@ -50,10 +59,13 @@ class Tool:
         dropped = sum(map(len, reasons.values()))
         refusal = self.refusal(keys, dropped)
         drops = tuple(Drop(reason, tuple(ignored)) for reason, ignored in reasons.items())
-        taken = 0 if refusal else len(keys.entries) - dropped
-        return Verdict(
-            self.name, taken, len(keys.entries), drops, refusal, "" if refusal else self.needs(keys)
-        )
+        total = len(keys.entries)
+        if refusal:
+            return Verdict(self.name, 0, total, drops, refusal)
+        ignored = {key for drop in drops for key in drop.keys}
+        taken = {entry.name: None for entry in keys.entries if entry.key not in ignored}  # in order
+        wrong = (*self.wrong(keys, taken), *scales_elsewhere(keys, taken, self.scales))
+        return Verdict(self.name, total - dropped, total, drops, needs=self.needs(keys), wrong=wrong)
 
     def _reason(self, entry: Entry, keys: Keys) -> str | None:
         """The reason to ignore a key, from the rules of all tools and of this one."""
@@ -66,20 +78,39 @@ def _reason_for_all(entry: Entry) -> str | None:
     """The reason for which every tool ignores a key, or None."""
     if entry.place is None:
         return "no module of SDXL has this name"
+    if entry.style == "onetrainer":
+        return NO_TOOL
     if entry.is_kohya and entry.name.endswith("_to_out"):
         return "the 0 of to_out_0 is missing; convert the file: lora convert --to kohya"
     if not entry.exists:
         return "the base has no such module"
     if not entry.fits:
-        return "the shapes of the matrices are not those of the base"
+        return "the shapes of its tensors are not those of the base"
     return None
 
 
+def _by_input(keys: Keys, taken: Collection[str]) -> Iterator[str]:
+    """A1111 and InvokeAI divide by the norms of the inputs, whatever the lengths are of."""
+    return output_lengths(keys, taken, "it reads DoRA's lengths of outputs as lengths of inputs")
+
+
+def _by_base(keys: Keys, taken: Collection[str]) -> Iterator[str]:
+    """weight_decompose in ComfyUI's weight_adapter/base.py, and its copy in Forge."""
+    reading = "it divides DoRA's lengths of outputs by those of the base, not of the changed weight,"
+    return output_lengths(keys, taken, reading)
+
+
 TOOLS = (
-    Tool("A1111 1.10", web_uis.a1111, web_uis.a1111_refusal, embeddings=None),
-    Tool("Forge", web_uis.forge, web_uis.forge_refusal),
-    Tool("ComfyUI 0.3", web_uis.comfyui, web_uis.comfyui_refusal),
-    Tool("InvokeAI 6.14", web_uis.invokeai, web_uis.invokeai_refusal),
+    Tool("A1111 1.10", web_uis.a1111, web_uis.a1111_refusal, embeddings=None, wrong=_by_input),
+    Tool("Forge", web_uis.forge, web_uis.forge_refusal, wrong=_by_base),
+    Tool("ComfyUI 0.33", web_uis.comfyui, web_uis.comfyui_refusal, wrong=_by_base),
+    Tool("InvokeAI 6.14", web_uis.invokeai, web_uis.invokeai_refusal, wrong=_by_input),
     Tool("sd-scripts", scripts.sd_scripts, scripts.sd_scripts_refusal, scripts.sd_needs),
-    Tool("diffusers 0.42", scripts.diffusers, scripts.diffusers_refusal),
+    Tool(
+        "diffusers 0.42",
+        scripts.diffusers,
+        scripts.diffusers_refusal,
+        wrong=diffusers_alphas,
+        scales="lora_adapter_metadata",
+    ),
 )

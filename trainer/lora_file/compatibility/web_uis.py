@@ -6,20 +6,41 @@ import re
 
 from trainer.headers.lora import BUNDLED
 from trainer.lora_file.compatibility.keys import Entry, Keys
-from trainer.lora_file.compatibility.shared_rules import DOTTED, FLAT, half_module, only_kohya
-from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, LOHA, UP
+from trainer.lora_file.compatibility.shared_rules import DOTTED, FLAT, LYCORIS, half_module, only_kohya
+from trainer.lora_file.compatibility.wrong_results import BAKE, flat_lengths, tucker_lokrs
+from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, GLORA, LOHA, UP
 
 FORGE_LIMIT = 12  # unmatched keys; with more of them Forge applies nothing
+# Roles by which InvokeAI recognises a network (backend/patches/layers/utils.py).
+_INVOKEAI = {DOWN, UP, DORA, *LOHA, "lokr_w1", "lokr_w1_a", "diff", "on_input", "w_norm"}
 _NO_PROJECTION = "text_projection is not among its LoRA modules"
 
 
 def comfyui(entry: Entry, keys: Keys) -> str | None:
     """The reason for which ComfyUI ignores a key, or None."""
-    path = entry.place[1] if entry.place else ""
     if entry.role == DOWN and UP not in keys.roles[entry.name]:
         return "its up matrix is missing"
-    if entry.style == "comfyui":
-        return None
+    if entry.name in tucker_lokrs(keys):
+        return "its product of a LoKr with a Tucker core fails, and the layer stays as it is; " + BAKE
+    if entry.name in flat_lengths(keys):
+        return "its division of a dora_scale of one dimension fails, and the layer stays as it is; " + BAKE
+    if reason := _unread_in_comfyui(entry, keys):
+        return reason
+    return None if entry.style == "comfyui" else _unknown_to_comfyui(entry)
+
+
+def _unknown_to_comfyui(entry: Entry) -> str | None:
+    """The reason for which ComfyUI does not know a module name, or None."""
+    path = entry.place[1] if entry.place else ""
+    if entry.style == "lycoris" and entry.name != f"lycoris_{path.replace('.', '_')}":
+        return (
+            "of LyCORIS' wrapper it knows only the UNet, with block names of diffusers; convert the file: lora "
+            "convert --to kohya"
+        )
+    # Its table of dotted names has attn1.processor.to_q; the names of other layers are those of PEFT.
+    is_attention = entry.style == "dotted" and ".to_" in entry.name
+    if entry.style == "bare" or is_attention or "base_model.model." in entry.key:
+        return DOTTED
     if entry.place and entry.place[0] != "unet":
         if entry.style in ("flat", "dotted-flat"):
             return FLAT
@@ -27,11 +48,17 @@ def comfyui(entry: Entry, keys: Keys) -> str | None:
             return _NO_PROJECTION
         if not re.search(r"self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12]|text_projection", path):
             return "only attention and feed-forward modules of text encoders are known"
-    # Its table of dotted names has attn1.processor.to_q; the names of other layers are those of PEFT.
-    if (entry.style == "dotted" and ".to_" in entry.name) or entry.key.startswith("base_model."):
-        return DOTTED
-    if entry.role in ("rescale", "scale_weight", "on_input", "weight", "scalar"):
+    return None
+
+
+def _unread_in_comfyui(entry: Entry, keys: Keys) -> str | None:
+    """The reason to ignore a tensor of a role that ComfyUI does not read, whatever the module's name is."""
+    if entry.role in ("oft_diag", "oft_R", "scale_weight", "on_input", "weight", "scalar"):
         return f"{entry.role} is not read"
+    if entry.role == "rescale" and "oft_blocks" not in keys.roles[entry.name]:
+        return "rescale is read only beside oft_blocks"
+    if entry.role == "b_norm" and "w_norm" not in keys.roles[entry.name]:
+        return "b_norm is read only beside w_norm"
     if entry.suffix.startswith(".lora_magnitude_vector"):
         return "PEFT's magnitude vectors are not read"
     return None
@@ -46,7 +73,11 @@ def comfyui_refusal(keys: Keys, dropped: int) -> str | None:
 
 
 def forge(entry: Entry, keys: Keys) -> str | None:
-    """Forge has a copy of an older loader of ComfyUI."""
+    """Forge has a copy of an older loader of ComfyUI, and stops where ComfyUI leaves a layer as it is."""
+    if entry.style == "lycoris":
+        return LYCORIS
+    if entry.role in ("oft_blocks", "rescale"):
+        return f"{entry.role} is not read"
     if entry.style == "comfyui" and entry.name.startswith("text_encoders."):
         return "it knows ComfyUI's names only for the UNet; convert the file: lora convert --to kohya"
     if ".default." in entry.suffix:
@@ -56,8 +87,11 @@ def forge(entry: Entry, keys: Keys) -> str | None:
 
 def forge_refusal(keys: Keys, dropped: int) -> str | None:
     """The reason for which Forge refuses the file, or None."""
-    # Its limit counts names. Wrong shapes are found only when images are generated.
-    unmatched = dropped - sum(entry.exists and not entry.fits for entry in keys.entries)
+    # Its limit counts names. Wrong shapes and failing products are found only when images are generated.
+    failing = {*tucker_lokrs(keys), *flat_lengths(keys)}
+    unmatched = dropped - sum(
+        entry.exists and (not entry.fits or entry.name in failing) for entry in keys.entries
+    )
     if unmatched > FORGE_LIMIT:
         return f"{unmatched} keys match nothing, more than {FORGE_LIMIT}, so it applies none of the file"
     if keys.misfit:
@@ -65,6 +99,8 @@ def forge_refusal(keys: Keys, dropped: int) -> str | None:
             f"generating images stops with an error, because {keys.misfit} does not have the shapes of the "
             "base"
         )
+    if failing:
+        return f"generating images stops with an error at {min(failing)}; {BAKE}"
     return comfyui_refusal(keys, dropped)
 
 
@@ -75,6 +111,8 @@ def a1111(entry: Entry, keys: Keys) -> str | None:
         return reason
     if path == "text_projection":
         return _NO_PROJECTION
+    if entry.name in flat_lengths(keys):
+        return "its division of a dora_scale of one dimension fails, and the layer stays as it is; " + BAKE
     if entry.role in (ALPHA, DORA) and ".lora_A.weight" in keys.suffixes[entry.name]:
         return f"it ignores {entry.role} beside matrices that are named lora_A and lora_B"
     if entry.style == "diffusers" and path == "up_blocks.0.upsamplers.0.conv":
@@ -115,7 +153,7 @@ def _is_a1111_network(roles: set[str]) -> bool:
     """True if one of A1111's module types accepts a module of these roles."""
     if roles & {"w_norm", "oft_blocks", "oft_diag", "on_input", "diff"} or {DOWN, UP} <= roles:
         return True
-    if set(LOHA) <= roles:
+    if set(LOHA) <= roles or set(GLORA) <= roles:
         return True
     return all(name in roles or {f"{name}_a", f"{name}_b"} <= roles for name in ("lokr_w1", "lokr_w2"))
 
@@ -147,6 +185,13 @@ def invokeai_refusal(keys: Keys, dropped: int) -> str | None:
             "nothing in the file shows that it is for SDXL (cross-attention, text encoder 2, or a third "
             "transformer block)"
         )
+    if unknown := [name for name in keys.places if not keys.roles[name] & _INVOKEAI]:
+        return f"it knows no network of the form of {unknown[0]}; {BAKE}"
+    for name, roles in keys.roles.items():
+        if DORA in roles and not {DOWN, UP} <= roles:
+            return f"it knows DoRA only of a LoRA, and not the network of {name}; {BAKE}"
+    if flat := flat_lengths(keys):
+        return f"generating images stops with an error: the dora_scale of {min(flat)} has one dimension"
     return half_module(keys)
 
 
