@@ -20,7 +20,7 @@ from PIL import Image
 
 from trainer.atomic_files import replacing, write_atomically
 from trainer.dataset.archives import ARCHIVES, ArchiveLimits, display_name, extract_members, member_names
-from trainer.dataset.captions import MetadataRow, one_line
+from trainer.dataset.captions import MetadataRow
 from trainer.dataset.folder import caption_file, metadata_rows, picture_files
 from trainer.dataset.layout import (
     METADATA,
@@ -35,12 +35,16 @@ from trainer.dataset.layout import (
 from trainer.dataset.overrides import IMPASTO_FOLDER, MAX_REPEATS, Override
 from trainer.dataset.pictures import SUPPORTED_WORDS, small_picture
 from trainer.errors import DatasetError, TrainerError
+from trainer.text_files import decode, encoding_note, encoding_notes
+from ui.store.caption_uploads import UploadedCaptions
 from ui.store.incoming import IncomingFile, IntakeProgress
 from ui.store.limits import MB, Limits, size_bytes
 from ui.store.masks import save_mask
 from ui.store.naming import MAX_CAPTION, clean_name, free_stem, numbered
 from ui.store.projects import Projects, locked
 from ui.store.thumbnails import THUMBNAIL
+
+_MAX_CAPTION_FILE = 1_000_000  # bytes that are read of a caption file
 
 
 def add_files(
@@ -71,6 +75,11 @@ class _Addition:
     progress: IntakeProgress
     size: int  # bytes of the project so far
     count: int  # pictures of the project so far
+    captions: UploadedCaptions = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Prepares the captions of the project."""
+        self.captions = UploadedCaptions(self.folder)
 
     @property
     def folder(self) -> Path:
@@ -78,12 +87,16 @@ class _Addition:
 
     def add_all(self, files: list[IncomingFile]) -> None:
         """Adds zips first: captions and masks beside them may belong to their pictures."""
-        for file in files:
-            if file.suffix == ".zip":
-                self._add_zip(file)
-                self._count_one()
-        others = [file for file in files if file.suffix != ".zip"]
-        self._add_set([file.location for file in others], others, lambda file: file, self._count_one)
+        try:
+            for file in files:
+                if file.suffix == ".zip":
+                    self._add_zip(file)
+                    self._count_one()
+            others = [file for file in files if file.suffix != ".zip"]
+            self._add_set([file.location for file in others], others, lambda file: file, self._count_one)
+        finally:
+            self.progress.replaced += self.captions.finish()
+            self.progress.rev += 1
 
     def _count_one(self) -> None:
         self.progress.done += 1
@@ -207,6 +220,9 @@ class _Addition:
     def _add_sidecars(self, added: _AddedSet) -> None:
         """Stores captions and masks under the names of their pictures; then those of earlier pictures."""
         rows, problems = metadata_rows(added.plan, added.kept_path)
+        metadata = ((name, added.kept_path(name)) for name in added.plan.metadata)
+        for note in encoding_notes((name, path) for name, path in metadata if path):
+            self.progress.note(note)
         for problem in problems:
             self.progress.report(problem)
         used: set[str] = set()
@@ -222,7 +238,9 @@ class _Addition:
                 self._store_row(stored, rows.get(picture.name, MetadataRow(picture.token)))
             if mask:
                 used.add(mask.location)
-                self._guarded(mask, partial(save_mask, stored, mask.path.read_bytes()))
+                self._guarded(
+                    mask, partial(save_mask, stored, mask.path.read_bytes(), display_name(mask.name))
+                )
         for name, file in added.later.items():
             if name in used or name in added.plan.metadata:
                 continue
@@ -231,9 +249,13 @@ class _Addition:
 
     def _store_caption(self, file: IncomingFile, target: Path) -> None:
         with file.path.open("rb") as opened:
-            text = opened.read(4 * MAX_CAPTION).decode("utf-8-sig", errors="replace")
-        lines = [line for line in map(one_line, text.splitlines()) if line]
-        write_atomically(target, ("\n".join(lines)[:MAX_CAPTION] + "\n").encode())
+            decoded = decode(opened.read(_MAX_CAPTION_FILE))
+        if note := encoding_note(display_name(file.location), decoded):
+            self.progress.note(note)
+        if not self.captions.add(target, decoded.text):
+            self.progress.note(
+                f"{display_name(file.location)} has more than {MAX_CAPTION} characters; its end was left out"
+            )
 
     def _store_row(self, picture: Path, row: MetadataRow) -> None:
         """Stores the caption and weight of metadata.jsonl, or the caption that a kohya folder's name is."""
@@ -263,7 +285,7 @@ class _Addition:
     def _add_lone_mask(self, file: IncomingFile, added: _AddedSet) -> None:
         pictures = self._earlier_pictures(file, mask_stem(file.location), added)
         for picture in pictures:
-            save_mask(picture, file.path.read_bytes())
+            save_mask(picture, file.path.read_bytes(), display_name(file.name))
         if not pictures:
             raise TrainerError(
                 f"{display_name(file.name)} is a mask without its picture; upload both together"
