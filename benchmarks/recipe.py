@@ -24,6 +24,7 @@ from trainer.dataset.scan import scan
 from trainer.hardware.device import find_device
 from trainer.runs import events
 from trainer.runs.commands import CommandInbox
+from trainer.runs.inputs import Inputs
 from trainer.runs.run import create
 from trainer.sdxl.base import open_base
 from trainer.sdxl.latents import encode_image
@@ -140,7 +141,7 @@ def caching(folder: Path, pictures: int) -> list[Figure]:
     run = create(folder / "run", TrainConfig(), scan(made))
     begun = time.perf_counter()
     cache = FeatureCache(folder / "cache", base.fingerprint)
-    extractor = FeatureExtractor(run, run.config, base, cache, device, CommandInbox(run))
+    extractor = FeatureExtractor(run, run.config, base, cache, device, CommandInbox(run), Inputs({}))
     extractor.latents(run.manifest.items)
     cached = pictures / (time.perf_counter() - begun)
     vae, picture = base.vae(device), torch.rand(1, 3, 128, 128) * 2 - 1

@@ -24,6 +24,7 @@ from trainer.cli.train import resume, train
 from trainer.cli.workers import WORKERS
 from trainer.data_folders import data_folders
 from trainer.errors import TrainerError
+from trainer.text_files import escape_unprintable_output
 
 app = typer.Typer(
     help="Impasto's trainer: from pictures to a LoRA file.",
@@ -60,6 +61,7 @@ def root(
 
 def main() -> int:
     """Runs the command line and returns its exit status."""
+    escape_unprintable_output()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -21,7 +21,7 @@ from trainer.sdxl.unet import predict
 from trainer.training import caching, checkpoint, metrics, models, optim, preflight, processes
 from trainer.training.ema import EmaWeights
 from trainer.training.examples import Batch
-from trainer.training.finish import file_metadata, finish
+from trainer.training.finish import Circumstances, base_hashes, file_metadata, finish
 from trainer.training.live_preview import LivePreview
 from trainer.training.objective import objective_of
 from trainer.training.prior_preservation import NoisyBatch, replace_targets_with_base
@@ -51,10 +51,13 @@ def train(run: Run, models_folder: Path, commands_offset: int | None = None) -> 
     dtype = precision_for(config.precision, device, base.configs, cache_folder)
     accelerator = processes.open_accelerator(config, run.path, device, dtype)
     run.emit("stage", stage="opening the base", device=describe(device))
+    hashes = base_hashes(run, base, cache_folder)
     objective = objective_of(config, base)
     plan = preflight.plan_training(config_of_earlier_run(run), manifest, base, device, cache_folder)
     chosen = plan.options.chosen(config)
     run.emit("planned", words=plan.summary(), **plan.event_fields())
+    for notice in preflight.setting_notices(config):
+        run.emit("problem", message=notice)
 
     # 2 Caches: latents of images, embeddings of captions. The VAE and the text encoders then leave memory.
     tile = encoding_tile_of_earlier_run(run) or plan.options.encoding_tile
@@ -108,15 +111,17 @@ def train(run: Run, models_folder: Path, commands_offset: int | None = None) -> 
     while step < config.steps and not (stopped := processes.stop_requested(accelerator, inbox)):
         live_preview.serve_requests()
         optim.set_learning_rates(stepper, learning_rates, optim.learning_rate_factor(config, step))
-        loss, names = torch.zeros((), device=device), [""]
+        loss, names, rows = torch.zeros((), device=device), [""], 0
         for micro_step in range(config.accumulation):
             position = processes.batch_position(accelerator, step * config.accumulation + micro_step)
             batch = dataset.batch(batches.at(position), config.seed, position)
             micro_loss = training_step(setup, batch, position, text_is_frozen=step >= text_stop)
             accelerator.backward(micro_loss)
-            loss, names = loss + micro_loss.detach(), batch.names
+            loss, names, rows = loss + micro_loss.detach(), batch.names, rows + len(batch.names)
         norm = processes.average_and_clip_gradients(accelerator, vectors, config.max_grad_norm)
-        deferred.add(step + 1, loss, norm, stepper.param_groups[0]["lr"], names)
+        # The gradient is divided by full batches (`training_step`), the reported loss by the rows there are.
+        mean_loss = loss * (config.batch * config.accumulation / rows)
+        deferred.add(step + 1, mean_loss, norm, stepper.param_groups[0]["lr"], names)
         is_checkpoint = (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps
         done: list[metrics.StepMetrics] = []
         if deferred.is_due or is_checkpoint:
@@ -156,7 +161,8 @@ def train(run: Run, models_folder: Path, commands_offset: int | None = None) -> 
 
     # 7 The file, its check, then images: nothing that may fail comes before the file.
     ema.apply()
-    fields = file_metadata(setup, chosen, manifest, step, started)
+    circumstances = Circumstances(started, accelerator.num_processes, hashes)
+    fields = file_metadata(setup, chosen, manifest, step, circumstances)
     finish(run, setup, parts, samples, validation, optimizer, fields)
     run.emit("memory", peak=peak_bytes(device), planned=plan.peak)
     return outcome
@@ -165,6 +171,9 @@ def train(run: Run, models_folder: Path, commands_offset: int | None = None) -> 
 def training_step(setup: Setup, batch: Batch, position: int, *, text_is_frozen: bool) -> torch.Tensor:
     """Returns the loss of one batch, to be summed over the micro-steps of a step.
 
+    The sum over the rows is divided by the full batch size, also where a bucket's last batch has fewer rows:
+    each image then has the same weight in the gradients of an epoch, and not a larger one for its batch being
+    small. A mean over the rows, as it is reported, would weigh the only row of a batch as much as a full one.
     Everything random comes from the seed and the batch's position in the training.
 
     Args:
@@ -203,7 +212,5 @@ def training_step(setup: Setup, batch: Batch, position: int, *, text_is_frozen: 
     if mask is not None:
         mask = metrics.to_device(mask, device)
     row_losses = objective.error(prediction.float(), target, timesteps, mask)
-    # Divided by the full batch size, so that images of a bucket's last, smaller batch count as much as
-    # others.
     weighted = metrics.to_device(loss_weights, device) * row_losses
     return weighted.sum() / (config.batch * config.accumulation)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trainer import SOFTWARE
 from trainer.data_folders import data_folders
+from trainer.text_files import escape_unprintable_output
 
 GB = 1_000_000_000
 
@@ -101,6 +102,7 @@ def main() -> int:
 
 def studio(arguments: list[str], *, program: str) -> int:
     """Serves the page until it is interrupted, or creates an account; returns the exit status."""
+    escape_unprintable_output()
     if arguments[:1] == ["add-user"]:
         return add_user(arguments[1:], program=program)
     options = studio_options(program).parse_args(arguments)

@@ -58,7 +58,10 @@ CASES: dict[str, tuple[str, ...]] = {
         *(*_CHARACTER, "--train-text-encoder-1", "--train-text-encoder-2"),
         *("--set", "text_encoder_1_rank=1", "--set", "text_encoder_2_rank=1"),
     ),
-    "masks": (*_CHARACTER, "--set", "mask=file", "--set", "mask_outside=0.1"),
+    "masks": (
+        *(*_CHARACTER, "--set", "mask=file", "--set", "mask_outside=0.1"),
+        *("--set", "mask_normalisation=none"),  # as version 0.1, which recorded the files
+    ),
     "validation": (*_CHARACTER, "--set", "validation_share=0.17", "--set", "validation_every=5"),
 }
 OPENED = ("style", "character", "dora", "loha", "lokr", "text-encoders")  # one file for each network

@@ -50,6 +50,8 @@ def check(
         typer.echo(f"{name}: {item.width}x{item.height} -> {bucket}{cropped}{small}: {caption}")
     for problem in manifest.problems:
         typer.echo(f"left out: {problem}")
+    for note in manifest.notes:
+        typer.echo(f"note: {note}")
     measures = {name: measure(Path(item.path)) for name, item in zip(names, manifest.items, strict=True)}
     for finding in findings(measures, dict(zip(names, placements, strict=True)), config.preset):
         typer.echo(

@@ -16,6 +16,7 @@ from trainer.cli.options import given, with_options
 from trainer.config import PRESET_NAMES, TrainConfig, config_from, read_toml
 from trainer.errors import ConfigError, TrainerError
 from trainer.runs import events
+from trainer.text_files import encoding_notes, read_text
 
 if TYPE_CHECKING:
     from trainer.runs.run import Run
@@ -81,6 +82,8 @@ def train(
         _join(output, models)
         return
     check_is_unused(output)
+    for note in encoding_notes((path.name, path) for path in (config, sample_prompt_file) if path):
+        typer.echo(f"note: {note}", err=True)
     own = given(options)
     if sample_prompt_file:
         own["sample_prompts"] = [*own.get("sample_prompts", ()), *_prompt_lines(sample_prompt_file)]
@@ -117,26 +120,34 @@ def resume(
 def _train_new(folders: list[Path], output: Path, values: dict[str, Any], models: Path) -> None:
     """Creates a run from the given settings, completed by their preset, and trains it."""
     from trainer.config.presets import preset_values
-    from trainer.dataset.sources import scan_all
-    from trainer.headers.base_model import is_small
+    from trainer.dataset.exposures import EpochLength
+    from trainer.dataset.sources import scan_all, with_class_and_validation
+    from trainer.headers.base_model import bucket_geometry, is_small
     from trainer.runs.run import create
 
     preset = str(values.pop("preset"))
     if preset not in PRESET_NAMES:
         raise ConfigError([f"preset must be one of {', '.join(PRESET_NAMES)}, not {preset!r}"])
-    config_from({**values, "preset": preset})  # reports invalid settings before a large dataset is scanned
-    apart = [str(values.get(name, "")) for name in ("prior_folder", "validation_folder")]
-    manifest = scan_all(folders, trigger=str(values.get("trigger", "")), apart=apart)
-    small = is_small(str(values.get("base", TrainConfig.base)), models)
-    picture_count = sum(item.repeats for item in manifest.items)
-    config = config_from(preset_values(preset, picture_count, values, small=small))
-    for problem in manifest.problems:
+    # Invalid settings are reported before a large dataset is scanned.
+    own = config_from({**values, "preset": preset})
+    apart = (own.prior_folder, own.validation_folder)
+    manifest = with_class_and_validation(scan_all(folders, trigger=own.trigger, apart=apart), own)
+    completed = preset_values(
+        preset,
+        sum(item.repeats for item in manifest.items if item.role == "train"),
+        values,
+        small=is_small(own.base, models),
+        epoch_length=EpochLength(manifest.items, *bucket_geometry(own.base, models)),
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+    config = config_from(completed)
+    for problem in (*manifest.problems, *manifest.notes):
         typer.echo(f"note: {problem}", err=True)
     from trainer.training.preflight import preflight
 
     typer.echo(preflight(config, manifest, models, output.parent / ".cache").summary())
     run = create(output, config, manifest)
-    for problem in manifest.problems:
+    for problem in (*manifest.problems, *manifest.notes):
         run.emit("problem", message=problem)
     _run_training(run, models)
 
@@ -144,8 +155,8 @@ def _train_new(folders: list[Path], output: Path, values: dict[str, Any], models
 def _prompt_lines(path: Path) -> list[str]:
     """Lines of a text file without empty ones and `#` comments. Raises ConfigError."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError):
+        lines = [line.strip() for line in read_text(path).text.splitlines()]
+    except OSError:
         raise ConfigError([f"{path} can't be read as text; give a file with one prompt a line"]) from None
     return [line for line in lines if line and not line.startswith("#")]
 

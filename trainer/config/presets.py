@@ -1,6 +1,7 @@
 """Presets for a style, a character or a concept, scaled by the number of pictures and the kind of base model.
 
-The number of steps is the number of epochs times the pictures, divided by the batch size. Guides of other
+The number of steps is the number of epochs times the pictures, divided by the batch size, and longer where
+buckets do not fill their batches: each picture is seen equally often, whatever the shapes of the others. Guides of other
 trainers agree on about 80 epochs for a character, and on more for a style with few pictures. For the bundled
 base model, which is small and trained from scratch, the values were measured (benchmarks/NOTES.md). For SDXL
 they are those that the guides agree on (learning rate 1e-4, as in the SDXL guide of sd-scripts), not measured
@@ -9,7 +10,7 @@ here yet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +104,13 @@ PACES = {
 
 
 def preset_values(
-    name: str, pictures: int, own: Mapping[str, Any] | None = None, *, small: bool = True
+    name: str,
+    pictures: int,
+    own: Mapping[str, Any] | None = None,
+    *,
+    small: bool = True,
+    epoch_length: Callable[[Mapping[str, Any]], float] | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Settings for `config_from`: those of the preset, those that depend on `own`, and `own` itself.
 
@@ -112,6 +119,9 @@ def preset_values(
         pictures: number of pictures, each counted as often as it is repeated.
         own: settings of the user; they override the preset.
         small: True if the base model is narrower than SDXL, as the bundled one is.
+        epoch_length: from settings to the batches of an epoch divided by those of full buckets, an EpochLength
+            of trainer/dataset/exposures.py; None if all pictures have the same shape.
+        processes: processes of the training, each of which computes its own batches.
     """
     own = own or {}
     preset, pace = PRESETS[name], PACES[own.get("pace", "balanced")]
@@ -124,7 +134,9 @@ def preset_values(
         # With regularisation pictures, every second picture of a batch is one of them.
         pictures_per_epoch = pictures * 2 if own.get("prior_folder") else pictures
         low, high = (round(pace.epochs_factor * steps) for steps in (preset.min_steps, preset.max_steps))
-        values["steps"] = max(low, min(high, round(pictures_per_epoch * epochs / values["batch"])))
+        full_batches = max(low, min(high, round(pictures_per_epoch * epochs / values["batch"])))
+        batches = full_batches * (epoch_length(values) if epoch_length else 1.0)
+        values["steps"] = max(1, round(batches / (values.get("accumulation", 1) * processes)))
     values.setdefault("warmup_steps", max(1, values["steps"] // 20))
     values.setdefault("checkpoint_every", max(25, values["steps"] // 4))
     if values.get("optimizer") == "schedulefree":

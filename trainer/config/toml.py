@@ -11,15 +11,16 @@ import tomlkit
 
 from trainer.config.train_config import TrainConfig
 from trainer.errors import ConfigError
+from trainer.text_files import read_toml_file
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Values of a TOML file, not validated yet. Raises ConfigError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_toml_file(path)
     except FileNotFoundError:
         raise ConfigError([f"{path} does not exist; give the path of a TOML file"]) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError([f"{path.name} can't be read as TOML: {error}"]) from None
 
 

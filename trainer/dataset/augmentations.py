@@ -14,7 +14,8 @@ from trainer.config import TrainConfig
 from trainer.dataset.buckets import Placement
 from trainer.dataset.folder import mask_file
 from trainer.dataset.manifest import Item
-from trainer.dataset.pictures import open_alpha, open_picture
+from trainer.dataset.masks import read_mask
+from trainer.dataset.pictures import open_alpha
 
 _UNCHANGED_COLOURS = (1.0, 1.0, 1.0, 0.0)
 
@@ -107,14 +108,14 @@ def _draw_augmentation(config: TrainConfig, placement: Placement, rng: random.Ra
 def mask_of(config: TrainConfig, item: Item) -> Image.Image | None:
     """Returns the mask of a picture, "L", in which white counts fully; None without a mask.
 
-    Class images have no masks. Raises DatasetError if the mask's file can't be read.
+    Class images have no masks. Raises DatasetError if the mask's file can't be used (`read_mask`).
     """
     if config.mask == "none" or item.role == "class":
         return None
     if config.mask == "alpha":
         return open_alpha(Path(item.path))
     path = mask_file(Path(item.path))
-    return open_picture(path).convert("L") if path else None
+    return read_mask(path, (item.width, item.height)) if path else None
 
 
 def mask_weights(mask: Image.Image, augmentation: Augmentation, *, cell: int, outside: float) -> np.ndarray:

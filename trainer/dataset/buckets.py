@@ -7,12 +7,14 @@ The scheme is that of NovelAI (2022, "NovelAI improvements on Stable Diffusion")
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 
 _NOTABLE_CROP = 0.05  # share of a picture's area
+_NAMED_BUCKETS = 6  # in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,63 @@ class BucketPlan:
             place(width, height, buckets, step=self.step, no_upscale=self.no_upscale, crop=crop)
             for (width, height), crop in zip(sizes, crops or [None] * len(sizes), strict=True)
         ]
+
+
+def bucket_plan_of(config: TrainConfig, native_side: int, latent_factor: int, *, side: int = 0) -> BucketPlan:
+    """Returns the buckets of a training.
+
+    Args:
+        native_side: native resolution of the base model in px.
+        latent_factor: px per latent cell.
+        side: resolution; 0 takes the config's own, and without one the native resolution.
+    """
+    return BucketPlan(
+        side=side or config.resolution or native_side,
+        latent_factor=latent_factor,
+        bucket_step=config.bucket_step,
+        bucket_min=config.bucket_min,
+        bucket_max=config.bucket_max,
+        no_upscale=config.no_upscale,
+    )
+
+
+def count_batches(buckets: Iterable[tuple[tuple[int, int], int]], batch: int) -> int:
+    """Returns the number of batches in which each picture occurs as often as it is repeated.
+
+    A batch holds pictures of one bucket, so each bucket's last batch may be smaller.
+
+    Args:
+        buckets: (bucket, repeats) of each picture.
+    """
+    return sum(-(-count // batch) for count in _pictures_per_bucket(buckets).values())
+
+
+def small_buckets_notice(buckets: Sequence[tuple[tuple[int, int], int]], batch: int) -> str | None:
+    """Returns a sentence on the buckets with fewer pictures than a batch; None if there are none.
+
+    Args:
+        buckets: (bucket, repeats) of each picture.
+    """
+    counts = _pictures_per_bucket(buckets)
+    small = [(size, count) for size, count in sorted(counts.items()) if count < batch]
+    if not small:
+        return None
+    names = [f"{width}x{height} ({count})" for (width, height), count in small[:_NAMED_BUCKETS]]
+    more = [f"{len(small) - _NAMED_BUCKETS} more"] if len(small) > _NAMED_BUCKETS else []
+    batches, full = count_batches(buckets, batch), -(-sum(counts.values()) // batch)
+    epoch = f", and an epoch takes {batches} batches instead of {full}" if batches > full else ""
+    return (
+        f"buckets with fewer pictures than the batch size {batch}: {', '.join(names + more)}; their batches are "
+        f"smaller{epoch}. A preset's steps include this; with steps of your own, each picture is seen less "
+        "often. Lower the batch size or crop the pictures to similar shapes"
+    )
+
+
+def _pictures_per_bucket(buckets: Iterable[tuple[tuple[int, int], int]]) -> dict[tuple[int, int], int]:
+    counts: dict[tuple[int, int], int] = {}
+    for bucket, repeats in buckets:
+        counts[bucket] = counts.get(bucket, 0) + repeats
+    return counts
 
 
 def crop_notice(names: list[str], placements: list[Placement]) -> str | None:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import DatasetError
+from trainer.text_files import read_text
 
 MAX_WEIGHT = 100.0
 
 
 def caption_lines(path: Path) -> list[str]:
     """Returns the non-empty lines of a caption file. Raises DatasetError if the file can't be read."""
-    return [line for line in map(one_line, _decode(path).splitlines()) if line]
+    return non_empty_lines(_decode(path))
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,13 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def non_empty_lines(text: str) -> list[str]:
+    """Returns the non-empty lines of a caption; with the setting `caption_lines`, each is a caption of its own."""
+    return [line for line in map(one_line, text.splitlines()) if line]
+
+
 def _decode(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig", errors="replace")
+        return read_text(path).text
     except OSError as error:
         raise DatasetError(f"{path.name} can't be read ({error.strerror}); check its permissions") from None

@@ -18,6 +18,7 @@ from trainer.dataset.layout import (
     layout,
 )
 from trainer.errors import DatasetError
+from trainer.text_files import encoding_notes
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,15 @@ class FoundPicture:
 
     def caption(self) -> str:
         """Returns the caption in one line, "" without one. Raises DatasetError."""
+        return " ".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """Returns the lines of the caption, which is that of metadata.jsonl where no caption file exists.
+
+        Raises DatasetError.
+        """
         lines = self.caption_lines()
-        return self.row.caption if lines is None else " ".join(lines)
+        return [self.row.caption] if lines is None else lines
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,12 @@ class PictureFolder:
 
     pictures: tuple[FoundPicture, ...]
     problems: tuple[str, ...] = ()
+    metadata: tuple[tuple[str, Path], ...] = ()  # (relative name, path) of each metadata.jsonl
+
+    def notes(self) -> list[str]:
+        """Returns sentences on caption files that are not Unicode, with the encodings that were guessed."""
+        captions = [(one.files.caption, one.caption_file) for one in self.pictures if one.files.caption]
+        return encoding_notes((*captions, *self.metadata))
 
 
 def read_folder(folder: Path) -> PictureFolder:
@@ -79,7 +93,8 @@ def read_folder(folder: Path) -> PictureFolder:
         FoundPicture(folder, one, rows.get(one.name, MetadataRow(one.token)), one.name in rows)
         for one in files.pictures
     )
-    return PictureFolder(pictures, (*problems, *files.problems()))
+    metadata = tuple((name, folder / name) for name in files.metadata)
+    return PictureFolder(pictures, (*problems, *files.problems()), metadata)
 
 
 def names_in(folder: Path) -> list[str]:

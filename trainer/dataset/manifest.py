@@ -37,6 +37,7 @@ class Manifest:
     folder: str
     items: tuple[Item, ...]
     problems: tuple[str, ...] = ()  # a sentence for each picture or caption that could not be read
+    notes: tuple[str, ...] = ()  # a sentence for each thing that was read with a guess, such as an encoding
 
     @property
     def training_items(self) -> tuple[Item, ...]:
@@ -54,6 +55,8 @@ class Manifest:
         for item in content["items"]:
             if item["crop"] is None:  # as in manifests of earlier versions, which had no crops
                 del item["crop"]
+        if not self.notes:
+            del content["notes"]
         return content
 
     @staticmethod
@@ -63,6 +66,7 @@ class Manifest:
             folder=content["folder"],
             items=tuple(_item(item) for item in content["items"]),
             problems=tuple(content["problems"]),
+            notes=tuple(content.get("notes", ())),
         )
 
 

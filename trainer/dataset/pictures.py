@@ -4,6 +4,7 @@ bits.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import io
@@ -175,6 +176,34 @@ def open_alpha(path: Path) -> Image.Image | None:
         raise _unreadable(path) from error
 
 
+def open_layers(path: Path, name: str = "") -> tuple[Image.Image, Image.Image | None]:
+    """Returns (upright RGB in sRGB without transparency, opacity "L" or None if there is no transparency).
+
+    Args:
+        name: of the file in messages, if not its own.
+
+    Raises:
+        DatasetError: the file is missing, too large or can't be decoded.
+    """
+    name = name or path.name
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_size` has its own limit
+            warnings.simplefilter("ignore", UserWarning)  # unusual EXIF blocks
+            return _with_opened(path, functools.partial(_layers, Path(name)))
+    except DatasetError:
+        raise
+    except FileNotFoundError:
+        raise DatasetError(f"{name} is gone; put it back or leave it out") from None
+    except Exception as error:  # as in open_picture
+        raise DatasetError(f"{name} can't be read as a picture; remove it or save it again") from error
+
+
+def _layers(named: Path, picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    _check_size(named, picture)
+    return _colours_and_opacity(ImageOps.exif_transpose(picture))
+
+
 def _with_opened(path: Path, read: Callable[[Image.Image], T]) -> T:
     """Returns `read` of the opened picture; a PNG with metadata beyond the limits is read without it.
 
@@ -253,6 +282,18 @@ def _check_size(path: Path, picture: Image.Image, most_pixels: int = MAX_PIXELS)
 
 
 def _to_srgb(picture: Image.Image) -> Image.Image:
+    picture, alpha = _colours_and_opacity(picture)
+    if alpha is not None:
+        page = Image.new("RGB", picture.size, "white")
+        page.paste(picture, mask=alpha)
+        picture = page
+    picture.load()
+    picture.info = {}
+    return picture
+
+
+def _colours_and_opacity(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Returns (RGB in sRGB without transparency, opacity "L" or None if the picture has no transparency)."""
     profile = picture.info.get("icc_profile")
     if picture.mode in ("I", "F", "I;16", "I;16B", "I;16L", "I;16N"):
         picture = _to_eight_bits(picture)
@@ -262,14 +303,7 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
     alpha = picture.getchannel("A") if "A" in picture.getbands() else None
     if alpha is not None:
         picture = picture.convert("L" if picture.mode in ("LA", "La") else "RGB")
-    picture = _apply_profile(picture, profile) if profile else picture.convert("RGB")
-    if alpha is not None:
-        page = Image.new("RGB", picture.size, "white")
-        page.paste(picture, mask=alpha)
-        picture = page
-    picture.load()
-    picture.info = {}
-    return picture
+    return _apply_profile(picture, profile) if profile else picture.convert("RGB"), alpha
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:

@@ -46,7 +46,12 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
         raise DatasetError(
             f"{folder.name or folder} holds no picture to train on ({SUPPORTED_WORDS}){reason}"
         )
-    return Manifest(folder=os.path.abspath(folder), items=tuple(items), problems=tuple(problems))
+    return Manifest(
+        folder=os.path.abspath(folder),
+        items=tuple(items),
+        problems=tuple(problems),
+        notes=tuple(found.notes()),
+    )
 
 
 def _item(found: FoundPicture, override: Override, trigger: str) -> Item:

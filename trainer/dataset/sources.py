@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from trainer.dataset.captions import MAX_WEIGHT, with_trigger
 from trainer.dataset.manifest import Item, Manifest
 from trainer.dataset.scan import scan
 from trainer.errors import DatasetError
+from trainer.text_files import encoding_notes, read_toml_file
 
 _KEYS = {"path": str, "repeats": int, "weight": (int, float), "caption": str}
 _MAX_REPEATS = 10_000
@@ -40,6 +41,7 @@ def scan_all(sources: list[Path], *, trigger: str = "", apart: Iterable[str] = (
         DatasetError: a source holds no picture.
     """
     parts: list[Manifest] = []
+    notes = encoding_notes((source.name, source) for source in sources if source.is_file())
     for source in sources:
         if source.suffix.lower() == ".toml" and source.is_file():
             rows = enumerate(_rows(source), start=1)
@@ -52,6 +54,7 @@ def scan_all(sources: list[Path], *, trigger: str = "", apart: Iterable[str] = (
         parts[0],
         items=tuple(item for part in parts for item in part.items),
         problems=tuple(text for part in parts for text in part.problems),
+        notes=(*notes, *(text for part in parts for text in part.notes)),
     )
 
 
@@ -68,8 +71,8 @@ def _without_folders(manifest: Manifest, folders: Iterable[str]) -> Manifest:
 
 def _rows(source: Path) -> list[dict[str, Any]]:
     try:
-        document = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        document = read_toml_file(source)
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise DatasetError(f"{source.name} can't be read as TOML: {error}") from None
     rows = document.get("folder")
     is_list = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
@@ -102,26 +105,36 @@ def _scan_row(source: Path, number: int, row: dict[str, Any], trigger: str) -> M
     return dataclasses.replace(manifest, items=tuple(map(with_row, manifest.items)))
 
 
-def with_class_and_validation(manifest: Manifest, config: TrainConfig) -> Manifest:
+def with_class_and_validation(
+    manifest: Manifest, config: TrainConfig, read: Callable[..., Manifest] = scan
+) -> Manifest:
     """Returns the manifest with the class and validation images that the settings name.
 
-    A manifest that has such images already is returned unchanged. Raises DatasetError if a folder of the
-    settings can't be read, or if a single picture is all there is and a share of it is to be validated.
+    A manifest that has such images already is returned unchanged.
+
+    Args:
+        read: scans their folders: `scan`, or `quick_scan` for an estimate.
+
+    Raises:
+        DatasetError: a folder of the settings can't be read, or a single picture is all there is and a share of
+            it is to be validated.
     """
     if any(item.role != "train" for item in manifest.items):
         return manifest
     manifest = _without_folders(manifest, (config.prior_folder, config.validation_folder))
-    return _with_class(_with_validation(manifest, config), config)
+    return _with_class(_with_validation(manifest, config, read), config, read)
 
 
-def _with_class(manifest: Manifest, config: TrainConfig) -> Manifest:
+def _with_class(manifest: Manifest, config: TrainConfig, read: Callable[..., Manifest]) -> Manifest:
     """Adds class images, about as many in each epoch as training images.
 
     A larger folder is sampled at even distances; the images of a smaller one are repeated.
     """
     if not config.prior_folder:
         return manifest
-    class_images = scan(Path(config.prior_folder))
+    class_images = read(Path(config.prior_folder))
+    if not class_images.items:  # only of `quick_scan`: `scan` raises
+        return manifest
     count = sum(item.repeats for item in manifest.items if item.role == "train")
     selected = _evenly_spaced(class_images.items, count)
     repeats = max(1, round(count / len(selected)))
@@ -139,18 +152,22 @@ def _with_class(manifest: Manifest, config: TrainConfig) -> Manifest:
         manifest,
         items=(*manifest.items, *items),
         problems=(*manifest.problems, *class_images.problems),
+        notes=(*manifest.notes, *class_images.notes),
     )
 
 
-def _with_validation(manifest: Manifest, config: TrainConfig) -> Manifest:
+def _with_validation(manifest: Manifest, config: TrainConfig, read: Callable[..., Manifest]) -> Manifest:
     """Adds the images of the validation folder, or turns an evenly spaced share of the pictures into
     validation images.
     """
     if config.validation_folder:
-        images = scan(Path(config.validation_folder), trigger=config.trigger)
+        images = read(Path(config.validation_folder), trigger=config.trigger)
         added = (dataclasses.replace(item, role="validation") for item in images.items)
         return dataclasses.replace(
-            manifest, items=(*manifest.items, *added), problems=(*manifest.problems, *images.problems)
+            manifest,
+            items=(*manifest.items, *added),
+            problems=(*manifest.problems, *images.problems),
+            notes=(*manifest.notes, *images.notes),
         )
     if not config.validation_share:
         return manifest

@@ -33,7 +33,7 @@ PEFT_WEIGHTS = "adapter_model.safetensors"  # in a folder that PEFT saves, besid
 BUNDLED = "bundle_emb."
 MATRIX = re.compile(
     r".*(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up)"
-    r"|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_blocks).*"
+    r"|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_(blocks|diag|R)|\.[ab][12]\.weight$|\.on_input$).*"
 )
 # Two expressions, because one with `.*` between them takes quadratic time on a long key of a hostile file.
 _CROSS_ATTENTION = re.compile(r"attn2[._](processor[._])?to_[kv]")

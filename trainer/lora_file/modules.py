@@ -38,6 +38,16 @@ _NETWORKS = (  # roles of a network, without alpha and dora_scale
     ("tucker", {*LOHA, "hada_t1", "hada_t2"}),
     *(("tucker", first | {"lokr_w2_a", "lokr_w2_b", "lokr_t2"}) for first in _LOKR_FIRST),
 )
+_UNSUPPORTED = (  # networks that are recognised by a role, and not computed with
+    ("a1", "GLoRA"),
+    ("oft_R", "OFTv2"),
+    ("oft_blocks", "OFT or BOFT"),
+    ("oft_diag", "OFT"),
+    ("diff_b", "change of a bias"),
+    ("w_norm", "change of a normalisation layer"),
+    ("b_norm", "change of a normalisation layer"),
+    ("on_input", "IA3"),
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,9 @@ class LoraModule:
             return f"{prefix}{name} with a Tucker decomposition"
         if self.network:
             return prefix + NETWORK_LABELS[self.network]
-        return f"network of {', '.join(sorted(set(self.tensors) - {ALPHA}))}"
+        roles = set(self.tensors) - {ALPHA}
+        named = next((name for role, name in _UNSUPPORTED if role in roles), None)
+        return named or f"network of {', '.join(sorted(roles))}"
 
     @property
     def rank(self) -> int | None:

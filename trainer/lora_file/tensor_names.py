@@ -59,7 +59,7 @@ _OTHERS = (
 _ROLES = {
     **{suffix: role for role, suffixes in _SUFFIXES.items() for suffix in suffixes},
     **{f".{role}": role for role in (*_NAMED_BY_ROLE, *_OTHERS)},
-    **{f".{role}.weight": role for role in GLORA},
+    **{f".{role}.weight": role for role in (*GLORA, "oft_R")},
 }
 _LONGEST_FIRST = sorted(_ROLES, key=len, reverse=True)  # `.weight` ends most of the others
 
@@ -74,7 +74,7 @@ def split_key(key: str) -> tuple[str, str, str] | None:
 
 def suffix_of(role: str) -> str:
     """The suffix that kohya or LyCORIS writes for a role."""
-    return f".{role}.weight" if role in GLORA else suffixes_of(role)[0]
+    return f".{role}.weight" if role in (*GLORA, "oft_R") else suffixes_of(role)[0]
 
 
 def suffixes_of(role: str) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ outputs/ink/
   config.toml            every setting, written once
   sources.json           picture folders, for runs whose pictures the trainer scans itself (`scan_sources`)
   manifest.json          pictures and captions, written once
+  inputs.json            state of these files at the first start (trainer/runs/inputs.py)
+  tracker.json           name of the run in Weights & Biases, so that it continues there too
   events.jsonl           events of the trainer, append-only (trainer/runs/events.py)
   commands.jsonl         commands of the page, append-only (trainer/runs/commands.py)
   owner.json             the process that works on the run: {"pid": 71, "started": <seconds since 1970>}
@@ -71,7 +73,10 @@ class Run:
     @property
     def config(self) -> TrainConfig:
         """Settings, read from the disk. Raises ConfigError."""
-        return config_from(read_toml(self.path / "config.toml"))
+        values = read_toml(self.path / "config.toml")
+        # Every setting is in the file, so a run without this one is of version 0.1 and continues as it began.
+        values.setdefault("mask_normalisation", "none")
+        return config_from(values)
 
     @property
     def manifest(self) -> Manifest:
@@ -127,7 +132,8 @@ def create(path: Path, config: TrainConfig, manifest: Manifest | list[Path]) -> 
     problems: tuple[str, ...] = ()
     if isinstance(manifest, Manifest):
         complete = with_class_and_validation(manifest, config)  # can raise, so nothing has been written yet
-        problems = complete.problems[len(manifest.problems) :]
+        new_notes = complete.notes[len(manifest.notes) :]
+        problems = (*complete.problems[len(manifest.problems) :], *new_notes)
         name, text = "manifest.json", _manifest_text(complete)
     else:
         folders = [os.path.abspath(folder) for folder in manifest]
@@ -155,7 +161,7 @@ def scan_sources(run: Run) -> None:
     apart = (config.prior_folder, config.validation_folder)
     manifest = with_class_and_validation(scan_all(folders, trigger=config.trigger, apart=apart), config)
     write_atomically(run.path / "manifest.json", _manifest_text(manifest).encode())
-    for problem in manifest.problems:
+    for problem in (*manifest.problems, *manifest.notes):
         run.emit("problem", message=problem)
 
 

@@ -17,13 +17,20 @@ import torch
 from PIL import Image
 
 from trainer.config import TrainConfig
-from trainer.dataset.augmentations import Augmentation, augmentations_of, mask_of, mask_weights
-from trainer.dataset.buckets import Placement, crop_notice
+from trainer.dataset.augmentations import (
+    Augmentation,
+    augmentations_of,
+    mask_of,
+    mask_weights,
+)
+from trainer.dataset.buckets import Placement, crop_notice, small_buckets_notice
 from trainer.dataset.caption_rules import CaptionRules
+from trainer.dataset.folder import mask_file
 from trainer.dataset.manifest import Item
 from trainer.dataset.pictures import open_picture
 from trainer.errors import DatasetError
 from trainer.runs.commands import CommandInbox
+from trainer.runs.inputs import Inputs, open_inputs
 from trainer.runs.run import Run
 from trainer.sdxl.base import Base
 from trainer.sdxl.latents import encode_image, to_pixels
@@ -31,7 +38,7 @@ from trainer.sdxl.protocols import Vae
 from trainer.sdxl.text import Conditioning, PromptEncoding, count_truncated_tokens, encode
 from trainer.training.batches import Batches
 from trainer.training.examples import LatentDataset, TrainingExample, placements
-from trainer.training.feature_cache import FeatureCache, Latents
+from trainer.training.feature_cache import FeatureCache, Latents, MaskKind
 from trainer.training.prefetch import BackgroundWriter, prefetch
 from trainer.training.preflight import check_masks
 from trainer.training.samples import NumberedConfigs, sample_prompts_of
@@ -52,10 +59,11 @@ _ENCODERS_STAY = (
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image's mask and augmentations, each with its cached latents or else the image to encode."""
+    """An augmentation of an image: its cached latents, or else the image to encode, and its mask."""
 
-    mask: Image.Image | None
-    variants: list[tuple[Augmentation, Latents | Image.Image]]
+    augmentation: Augmentation
+    source: Latents | Image.Image
+    mask: torch.Tensor | None  # (1, 1, H/8, W/8) in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ class FeatureExtractor:
     cache: FeatureCache
     device: torch.device
     inbox: CommandInbox
+    inputs: Inputs
 
     def latents(self, items: tuple[Item, ...]) -> LatentDataset:
         """Returns the posteriors of all images in all their augmentations.
@@ -77,11 +86,16 @@ class FeatureExtractor:
         Raises:
             DatasetError: no image is left, or none has a mask where masks are set.
         """
-        check_masks(self.config, items)
+        if not self.inputs.is_continued:  # later, the cache has the masks
+            check_masks(self.config, items)
         encoder = _LatentEncoder(self.base, self.device, self.cache.tile)
         planned = placements(self.config, self.base, items)
         placed = [placement for _, placement in planned[: len(items)]]
         notice = crop_notice([item.name for item in items], placed)
+        if notice:
+            self.run.emit("problem", message=notice)
+        buckets = [(placement.bucket, item.repeats) for item, placement in planned]
+        notice = small_buckets_notice(buckets, self.config.batch)
         if notice:
             self.run.emit("problem", message=notice)
         result: list[tuple[Item, tuple[TrainingExample, ...]]] = []
@@ -111,6 +125,7 @@ class FeatureExtractor:
             random_crop=False,
             colour_jitter=0.0,
             resolutions=self.config.resolutions[:1],
+            batch=1,
         )
         return dataclasses.replace(self, config=plain).latents(items)
 
@@ -133,27 +148,39 @@ class FeatureExtractor:
             self.run.emit("stage", stage="caching captions", done=number, total=len(prompts))
         return result
 
-    def _prepare(self, item: Item, placement: Placement) -> _Prepared:
-        """Reads what the cache has of an image, and the image itself where something is missing.
+    def _prepare(self, item: Item, placement: Placement) -> list[_Prepared]:
+        """Reads what the cache has of an image, and the image and its mask where something is missing.
 
         Raises:
-            DatasetError: the image has changed or can't be read.
+            DatasetError: the image or its mask has changed or can't be read.
             OSError: the image is missing.
         """
-        image, variants = None, []
-        mask = mask_of(self.config, item)
+        image, mask, prepared = None, None, []
+        digest = self._mask_digest(item)
         for augmentation in augmentations_of(self.config, item, placement):
-            latents = self.cache.load_latents(item, augmentation)
-            if latents is not None:
-                variants.append((augmentation, latents))
-                continue
-            if image is None:
-                image = _open_unchanged(item)
-            variants.append((augmentation, augmentation.apply(image)))
-        return _Prepared(mask, variants)
+            source: Latents | Image.Image | None = self.cache.load_latents(item, augmentation)
+            if source is None:
+                image = image or _open_unchanged(item)
+                source = augmentation.apply(image)
+            weights = None
+            if digest:
+                kind = MaskKind(digest, self.base.latent_factor, self.config.mask_outside)
+                weights = self.cache.load_mask(kind, augmentation)
+                if weights is None:
+                    mask = mask or _open_mask(self.config, item, digest)
+                    cells = mask_weights(mask, augmentation, cell=kind.cell, outside=kind.outside)
+                    weights = self.cache.store_mask(kind, augmentation, torch.from_numpy(cells)[None, None])
+            prepared.append(_Prepared(augmentation, source, weights))
+        return prepared
+
+    def _mask_digest(self, item: Item) -> str:
+        """Returns the identity of an image's mask at the training's start; "" without a mask."""
+        if self.config.mask == "none" or item.role == "class":
+            return ""
+        return f"alpha {item.digest}" if self.config.mask == "alpha" else self.inputs.mask_digest(item)
 
     def _examples(
-        self, item: Item, future: Future[_Prepared], encoder: _LatentEncoder, writer: BackgroundWriter
+        self, item: Item, future: Future[list[_Prepared]], encoder: _LatentEncoder, writer: BackgroundWriter
     ) -> tuple[TrainingExample, ...] | None:
         """Returns the examples of an image, or None, with a `problem` event, when it can't be read."""
         try:
@@ -165,21 +192,13 @@ class FeatureExtractor:
             self.run.emit("problem", message=f"{item.name} is missing, so it is left out")
             return None
         examples = []
-        for augmentation, source in prepared.variants:
+        for one in prepared:
+            source, augmentation = one.source, one.augmentation
             latents = encoder.posterior(source) if isinstance(source, Image.Image) else source
             if latents is not source:
                 writer.submit(self.cache.store_latents, item, augmentation, latents)
-            mask = self._mask_tensor(prepared.mask, augmentation)
-            examples.append(TrainingExample(item, augmentation, *latents, mask))
+            examples.append(TrainingExample(item, augmentation, *latents, one.mask))
         return tuple(examples)
-
-    def _mask_tensor(self, mask: Image.Image | None, augmentation: Augmentation) -> torch.Tensor | None:
-        """Returns (1, 1, H/8, W/8) in [0, 1]."""
-        if mask is None:
-            return None
-        factor, outside = self.base.latent_factor, self.config.mask_outside
-        weights = mask_weights(mask, augmentation, cell=factor, outside=outside)
-        return torch.from_numpy(weights)[None, None]
 
 
 class _LatentEncoder:
@@ -205,6 +224,27 @@ def _open_unchanged(item: Item) -> Image.Image:
     return open_picture(Path(item.path))
 
 
+def _open_mask(config: TrainConfig, item: Item, digest: str) -> Image.Image:
+    """Opens an image's mask; an opaque image is white everywhere.
+
+    Args:
+        digest: SHA-256 of the mask file at the training's start, or `alpha` and that of the image.
+
+    Raises:
+        DatasetError: the mask or the image has changed or can't be used.
+    """
+    path = Path(item.path) if config.mask == "alpha" else mask_file(Path(item.path))
+    if path is None or hashlib.sha256(path.read_bytes()).hexdigest() != digest.removeprefix("alpha "):
+        raise DatasetError(
+            f"the mask of {item.name} has changed since the training began and is not in the cache, so the "
+            "picture is left out; start a new training"
+        )
+    try:
+        return mask_of(config, item) or Image.new("L", (item.width, item.height), 255)
+    except DatasetError as error:
+        raise DatasetError(f"{item.name} is left out: {error}") from None
+
+
 def _too_long(prompt: str, cut: int, encoding: PromptEncoding) -> str:
     return (
         f"a caption is {cut} tokens too long and its end is not read "
@@ -215,13 +255,13 @@ def _too_long(prompt: str, cut: int, encoding: PromptEncoding) -> str:
 def feature_extractor(
     run: Run, base: Base, device: torch.device, inbox: CommandInbox, tile: int
 ) -> FeatureExtractor:
-    """Returns an extractor with the cache beside a run.
+    """Returns an extractor with the cache beside a run; reports inputs that changed since the run began.
 
     Args:
         tile: px, side of the tiles in which larger images are encoded; 0 encodes them whole.
     """
     cache = FeatureCache(run.path.parent / ".cache", base.fingerprint, tile)
-    return FeatureExtractor(run, run.config, base, cache, device, inbox)
+    return FeatureExtractor(run, run.config, base, cache, device, inbox, open_inputs(run))
 
 
 @dataclass(frozen=True)

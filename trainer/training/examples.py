@@ -9,7 +9,7 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.dataset.augmentations import Augmentation
-from trainer.dataset.buckets import BucketPlan, Placement
+from trainer.dataset.buckets import BucketPlan, Placement, bucket_plan_of
 from trainer.dataset.manifest import Item
 from trainer.sdxl.base import Base
 from trainer.training.batches import Batches
@@ -51,13 +51,6 @@ class LatentDataset:
         """
         generator = random.Random(f"{seed}/variant/{position}")
         return Batch(tuple(generator.choice(self.examples[row]) for row in rows), self.scaling)
-
-    def bucket_counts(self) -> dict[str, int]:
-        """Returns the number of items of each bucket, by "WIDTHxHEIGHT"."""
-        counts: dict[str, int] = {}
-        for width, height in self.buckets:
-            counts[f"{width}x{height}"] = counts.get(f"{width}x{height}", 0) + 1
-        return counts
 
 
 @dataclass(frozen=True)
@@ -124,14 +117,7 @@ def resolution_of(config: TrainConfig, base: Base) -> int:
 
 def bucket_plan(config: TrainConfig, base: Base, side: int = 0) -> BucketPlan:
     """Returns the buckets of a training at resolution `side`; 0: at the config's own."""
-    return BucketPlan(
-        side=side or resolution_of(config, base),
-        latent_factor=base.latent_factor,
-        bucket_step=config.bucket_step,
-        bucket_min=config.bucket_min,
-        bucket_max=config.bucket_max,
-        no_upscale=config.no_upscale,
-    )
+    return bucket_plan_of(config, base.native_size, base.latent_factor, side=side)
 
 
 def placements(config: TrainConfig, base: Base, items: tuple[Item, ...]) -> list[tuple[Item, Placement]]:

@@ -1,6 +1,7 @@
 """Latents and text embeddings on disk: the outputs of the frozen VAE and text encoders, found by content.
 
 outputs/.cache/latents/<key>.safetensors    mean, logvar    key: image bytes, augmentation, base, tile if any
+outputs/.cache/masks/<key>.safetensors      weights         key: mask's bytes, augmentation, cell, weight outside
 outputs/.cache/text/<key>.safetensors       text, pooled    key: caption, base, encoding if not default
 """
 
@@ -22,6 +23,21 @@ from trainer.dataset.manifest import Item
 from trainer.sdxl.text import DEFAULT_ENCODING, Conditioning, PromptEncoding
 
 Latents = tuple[torch.Tensor, torch.Tensor]  # of one image: mean and log-variance, each (1, C, H/8, W/8)
+
+
+@dataclass(frozen=True)
+class MaskKind:
+    """A mask and how it is turned into weights.
+
+    Attributes:
+        digest: of the mask's file.
+        cell: side of a latent cell in px.
+        outside: weight of black areas.
+    """
+
+    digest: str
+    cell: int
+    outside: float
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,17 @@ class FeatureCache:
         """Writes mean and log-variance of an image."""
         key = self._latent_keys(item, augmentation)[0]
         self._store("latents", key, dict(zip(("mean", "logvar"), latents, strict=True)))
+
+    def load_mask(self, kind: MaskKind, augmentation: Augmentation) -> torch.Tensor | None:
+        """Returns the weights (1, 1, H/8, W/8) of a mask, or None where they are missing or damaged."""
+        tensors = self._load("masks", _mask_key(kind, augmentation), ("weights",))
+        return tensors["weights"] if tensors else None
+
+    def store_mask(
+        self, kind: MaskKind, augmentation: Augmentation, weights_11HW: torch.Tensor
+    ) -> torch.Tensor:
+        """Writes and returns the weights of a mask."""
+        return self._store("masks", _mask_key(kind, augmentation), {"weights": weights_11HW})["weights"]
 
     def _latent_keys(self, item: Item, augmentation: Augmentation) -> list[str]:
         """Returns the key under which latents are stored, and after it other keys that may be loaded."""
@@ -91,6 +118,11 @@ class FeatureCache:
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         write_atomically(path, save(tensors))
         return tensors
+
+
+def _mask_key(kind: MaskKind, augmentation: Augmentation) -> str:
+    placement, is_mirrored = augmentation.placement, augmentation.is_mirrored
+    return _key("mask", kind.digest, repr((kind.cell, kind.outside)), repr(placement), repr(is_mirrored))
 
 
 def _key(*parts: str) -> str:

@@ -85,6 +85,10 @@ class Objective:
     ) -> torch.Tensor:
         """Returns the loss (N,) of each row; `mask_N1HW` in [0, 1] is the weight of each latent cell.
 
+        A masked loss is the mean over the mask's area, weighted by the mask: a picture with a small mask counts
+        as much as others. With `mask_normalisation` "none" it is the mean over the whole picture, in which the
+        area outside counts as an error of 0.
+
         With c = delta at the row's noise level: mse d^2; huber 2 c (sqrt(d^2 + c^2) - c), which is d^2 for
         small d; smooth_l1 2 (sqrt(d^2 + c^2) - c), which is 2 |d| for large d (Khrapov et al. 2024, section
         4).
@@ -96,9 +100,14 @@ class Objective:
             squared = 2 * squared / ((squared + delta.square()).sqrt() + delta)
             if self.config.loss == "huber":
                 squared = squared * delta
-        if mask_N1HW is not None:
-            squared = squared * mask_N1HW
-        return squared.mean(dim=(1, 2, 3))
+        if mask_N1HW is None:
+            return squared.mean(dim=(1, 2, 3))
+        means = (squared * mask_N1HW).mean(dim=(1, 2, 3))
+        if self.config.mask_normalisation == "none":
+            return means
+        # At least one cell: a mask that is black everywhere gives 0, and a nearly black one no huge gradient.
+        cells = mask_N1HW[0].numel()
+        return means * (cells / mask_N1HW.sum(dim=(1, 2, 3)).clamp(min=1))
 
     def delta(self, timestep_N: torch.Tensor) -> torch.Tensor:
         """Returns the error (N,) above which the loss grows linearly (Khrapov et al. 2024, section 4.2).

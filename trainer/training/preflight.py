@@ -108,17 +108,31 @@ def preflight(config: TrainConfig, manifest: Manifest, models: Path, cache_folde
     return plan_training(config, manifest, base, device, cache_folder)
 
 
+def setting_notices(config: TrainConfig) -> list[str]:
+    """Returns a sentence for each setting that is valid and has another effect than its value suggests."""
+    notices = []
+    if config.warmup_steps >= config.steps > 1:
+        notices.append(
+            f"warmup_steps {config.warmup_steps} is as long as the training of {config.steps} steps or longer, "
+            "so the learning rate rises until the last step and only then reaches its value; lower "
+            f"warmup_steps, for example to {max(1, config.steps // 20)}"
+        )
+    return notices
+
+
 def check_masks(config: TrainConfig, items: tuple[Item, ...]) -> None:
-    """Raises DatasetError when masks are set and no image has one."""
-    if config.mask == "none" or any(_has_mask(config, item) for item in items):
+    """Raises DatasetError when masks are set and no image has a mask that can be used."""
+    if config.mask == "none":
         return
+    error: DatasetError | None = None
+    for item in items:
+        try:
+            if mask_of(config, item) is not None:
+                return
+        except DatasetError as unusable:
+            error = error or unusable
+    if error:
+        raise error
     by_file = config.mask == "file"
     remedy = "a file like art.mask.png beside art.png" if by_file else "a picture with transparency"
     raise DatasetError(f"no picture has a mask; give {remedy}, or set mask to none")
-
-
-def _has_mask(config: TrainConfig, item: Item) -> bool:
-    try:
-        return mask_of(config, item) is not None
-    except DatasetError:  # reported when the image itself is read
-        return False

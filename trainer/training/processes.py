@@ -29,7 +29,7 @@ def open_accelerator(
     mixed_precision = "fp16" if dtype == torch.float16 else "no"
     options = tracker_options(config, folder)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed_precision, **options)
-    start_tracker(accelerator, config)
+    start_tracker(accelerator, config, folder)
     return accelerator
 
 

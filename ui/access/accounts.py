@@ -16,7 +16,6 @@ import re
 import secrets
 import threading
 import time
-import tomllib
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from trainer.atomic_files import write_atomically
 from trainer.errors import TrainerError
+from trainer.text_files import read_text, read_toml_file
 
 # 32 MiB and about a quarter of a second for each attempt: the OWASP setting for machines with little memory
 # (https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html).
@@ -89,7 +89,7 @@ def add_user(path: Path, name: str, password: str) -> str:
     name = user_name(name)
     if len(password) < _MIN_CHARACTERS:
         raise AccountError(f"a password has at least {_MIN_CHARACTERS} characters; choose a longer one")
-    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    document = tomlkit.parse(read_text(path).text) if path.exists() else tomlkit.document()
     document.setdefault("users", tomlkit.table())[name] = hash_password(password)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, tomlkit.dumps(document).encode())
@@ -116,7 +116,7 @@ class Accounts:
         try:
             version = self.path.stat().st_mtime_ns
             if version != self._version:
-                table = tomllib.loads(self.path.read_text(encoding="utf-8")).get("users", {})
+                table = read_toml_file(self.path).get("users", {})
                 self._hashes = {
                     user_name(name): text for name, text in table.items() if isinstance(text, str)
                 }

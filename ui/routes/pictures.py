@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from trainer.dataset.augmentations import mask_file
+from trainer.dataset.folder import mask_file
 from trainer.dataset.overrides import MAX_REPEATS, Override, override_from, read_overrides
 from trainer.errors import DatasetError, TrainerError
 from ui.access.allowlist import max_body

@@ -2,70 +2,69 @@
 // never overwrites a caption that is being edited.
 
 const DRAFT = 'captions being written'; // key in sessionStorage
-const unsaved = new Map(); // place -> text that has not been saved
-const sending = new Map(); // place -> text that is on its way to the server
+const RETRY_MS = 3000;
 let editing = null; // {place, start, end} of the focused field: its picture and the selection
 
 const fields = () => [...document.querySelectorAll('#caption-list textarea.caption')];
 const fieldOf = (place) => fields().find((field) => field.dataset.place === place);
 
-document.addEventListener('input', (event) => {
-  const field = event.target;
-  if (field.matches?.('textarea.caption')) unsaved.set(field.dataset.place, field.value);
-});
-
-async function save(field) {
-  const { place } = field.dataset;
-  const text = field.value;
-  let message = '';
-  let hint = null;
-  sending.set(place, text);
+async function send(place, text) {
   try {
     const response = await fetch(`./caption/${place}`, { method: 'PUT', body: text });
-    const result = await response.json();
-    message = result.message;
-    if (response.ok) {
-      hint = result.hint;
-      if (unsaved.get(place) === text) unsaved.delete(place);
-      document.querySelector('#caption-saved')?.click();
-      const shown = document.querySelector(`#cards li[data-place="${CSS.escape(place)}"] .words`);
-      if (shown && text.trim()) {
-        shown.textContent = text;
-        shown.classList.remove('none');
-      }
-    }
+    const result = await response.json(); // a proxy whose studio is away sends no JSON
+    return { ...result, state: response.ok ? 'saved' : 'rejected' };
   } catch {
-    message = field.closest('[data-failed]')?.dataset.failed ?? '';
+    return { state: 'unreachable' };
   }
-  if (sending.get(place) === text) sending.delete(place);
+}
+
+function show(place, text, { state, message, hint }) {
+  if (state === 'saved') {
+    document.querySelector('#caption-saved')?.click();
+    const shown = document.querySelector(`#cards li[data-place="${CSS.escape(place)}"] .words`);
+    if (shown && text.trim()) {
+      shown.textContent = text;
+      shown.classList.remove('none');
+    }
+  }
   // A refresh may have replaced the field meanwhile.
   const item = fieldOf(place)?.closest('.captioned');
   if (!item) return;
-  item.querySelector('.saved').textContent = message;
-  if (hint !== null) item.querySelector('.long').textContent = hint;
+  item.querySelector('.saved').textContent = message ?? item.closest('[data-failed]')?.dataset.failed ?? '';
+  if (state === 'saved') item.querySelector('.long').textContent = hint;
 }
 
+const saves = new impasto.CaptionSaves(send, show, (retry) => setTimeout(retry, RETRY_MS));
+saves.editedPlace = () =>
+  document.activeElement?.matches('textarea.caption') ? document.activeElement.dataset.place : null;
+
+document.addEventListener('input', (event) => {
+  const field = event.target;
+  if (field.matches?.('textarea.caption')) saves.edit(field.dataset.place, field.value);
+});
+
 document.addEventListener('change', (event) => {
-  if (event.target.matches?.('textarea.caption')) save(event.target);
+  const field = event.target;
+  if (field.matches?.('textarea.caption')) saves.save(field.dataset.place, field.value);
 });
 
 // A browser fires no `change` event for text that `restore` has put into a field.
 document.addEventListener('focusout', (event) => {
   const field = event.target;
   const place = field.dataset?.place;
-  if (!field.matches?.('textarea.caption') || !unsaved.has(place)) return;
-  if (sending.get(place) !== field.value) save(field);
+  if (field.matches?.('textarea.caption') && saves.isDue(place, field.value)) saves.save(place, field.value);
 });
 
 // Gradio reloads the page when its server has been away; unsaved captions survive that in the session
-// storage.
+// storage, and are saved by the new page.
 window.addEventListener('pagehide', () => {
-  if (unsaved.size) sessionStorage.setItem(DRAFT, JSON.stringify({ unsaved: [...unsaved], editing }));
+  const unsaved = [...saves.unsaved];
+  if (unsaved.length) sessionStorage.setItem(DRAFT, JSON.stringify({ unsaved, editing }));
 });
 const draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? 'null');
 sessionStorage.removeItem(DRAFT);
 if (draft && performance.getEntriesByType('navigation')[0]?.type === 'reload') {
-  for (const [place, text] of draft.unsaved) unsaved.set(place, text);
+  saves.takeOver(draft.unsaved);
   editing = draft.editing;
 }
 
@@ -117,9 +116,9 @@ document.addEventListener('focusin', (event) => {
 function restore() {
   for (const field of fields()) {
     const { place, text } = field.dataset;
-    if (!unsaved.has(place) && field.value !== text) field.value = text;
+    if (!saves.unsaved.has(place) && field.value !== text) field.value = text;
   }
-  for (const [place, text] of unsaved) {
+  for (const [place, text] of saves.unsaved) {
     const field = fieldOf(place);
     if (field && field.value !== text) field.value = text;
   }
@@ -135,7 +134,7 @@ function restore() {
 function fillFromModel(list) {
   for (const item of list.querySelectorAll('li')) {
     const field = fieldOf(item.dataset.place);
-    if (!field || field === document.activeElement || unsaved.has(item.dataset.place)) continue;
+    if (!field || field === document.activeElement || saves.unsaved.has(item.dataset.place)) continue;
     field.value = item.textContent;
   }
 }

@@ -21,7 +21,7 @@ from PIL import Image
 
 from trainer.atomic_files import replacing, write_atomically
 from trainer.dataset.archives import ARCHIVES, ArchiveLimits, display_name, extract_members, member_names
-from trainer.dataset.captions import MetadataRow, one_line
+from trainer.dataset.captions import MetadataRow
 from trainer.dataset.folder import caption_file, metadata_rows, picture_files
 from trainer.dataset.layout import (
     METADATA,
@@ -37,12 +37,16 @@ from trainer.dataset.layout import (
 from trainer.dataset.overrides import IMPASTO_FOLDER, MAX_REPEATS, Override
 from trainer.dataset.pictures import SUPPORTED_WORDS, small_picture
 from trainer.errors import DatasetError, TrainerError
+from trainer.text_files import decode, encoding_note, encoding_notes
+from ui.store.caption_uploads import UploadedCaptions
 from ui.store.incoming import IncomingFile, IntakeProgress
 from ui.store.limits import MB, Limits, size_bytes
 from ui.store.masks import save_mask
 from ui.store.naming import MAX_CAPTION, clean_name, free_stem, numbered
 from ui.store.projects import Projects, locked
 from ui.store.thumbnails import THUMBNAIL
+
+_MAX_CAPTION_FILE = 1_000_000  # bytes that are read of a caption file
 
 
 def add_files(
@@ -74,6 +78,11 @@ class _Addition:
     size: int  # bytes of the project so far
     count: int  # pictures of the project so far
     shared: set[Path] = field(default_factory=set)  # files that several names of the upload have in common
+    captions: UploadedCaptions = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Prepares the captions of the project."""
+        self.captions = UploadedCaptions(self.folder)
 
     @property
     def folder(self) -> Path:
@@ -81,18 +90,20 @@ class _Addition:
 
     def add_all(self, files: list[IncomingFile]) -> None:
         """Adds zips first: captions and masks beside them may belong to their pictures."""
-        for file in files:
-            if file.suffix == ".zip":
-                self._add_zip(file)
-                self._count_one()
-        others = [file for file in files if file.suffix != ".zip"]
-        others.sort(
-            key=lambda file: order(file.location)
-        )  # as in a zip, so that equal names get equal numbers
         # Gradio stores files with the same content and base name once, also those of different folders.
         times = Counter(file.path for file in files)
         self.shared = {path for path, count in times.items() if count > 1}
-        self._add_set([file.location for file in others], others, lambda file: file, self._count_one)
+        others = [file for file in files if file.suffix != ".zip"]
+        others.sort(key=lambda file: order(file.location))  # as in a zip: equal names get equal numbers
+        try:
+            for file in files:
+                if file.suffix == ".zip":
+                    self._add_zip(file)
+                    self._count_one()
+            self._add_set([file.location for file in others], others, lambda file: file, self._count_one)
+        finally:
+            self.progress.replaced += self.captions.finish()
+            self.progress.rev += 1
 
     def _count_one(self) -> None:
         self.progress.done += 1
@@ -216,6 +227,9 @@ class _Addition:
     def _add_sidecars(self, added: _AddedSet) -> None:
         """Stores captions and masks under the names of their pictures; then those of earlier pictures."""
         rows, problems = metadata_rows(added.plan, added.kept_path)
+        metadata = ((name, added.kept_path(name)) for name in added.plan.metadata)
+        for note in encoding_notes((name, path) for name, path in metadata if path):
+            self.progress.note(note)
         for problem in problems:
             self.progress.report(problem)
         used: set[str] = set()
@@ -231,7 +245,9 @@ class _Addition:
                 self._store_row(stored, rows.get(picture.name, MetadataRow(picture.token)))
             if mask:
                 used.add(mask.location)
-                self._guarded(mask, partial(save_mask, stored, mask.path.read_bytes()))
+                self._guarded(
+                    mask, partial(save_mask, stored, mask.path.read_bytes(), display_name(mask.name))
+                )
         for name, file in added.later.items():
             if name in used or name in added.plan.metadata:
                 continue
@@ -240,9 +256,13 @@ class _Addition:
 
     def _store_caption(self, file: IncomingFile, target: Path) -> None:
         with file.path.open("rb") as opened:
-            text = opened.read(4 * MAX_CAPTION).decode("utf-8-sig", errors="replace")
-        lines = [line for line in map(one_line, text.splitlines()) if line]
-        write_atomically(target, ("\n".join(lines)[:MAX_CAPTION] + "\n").encode())
+            decoded = decode(opened.read(_MAX_CAPTION_FILE))
+        if note := encoding_note(display_name(file.location), decoded):
+            self.progress.note(note)
+        if not self.captions.add(target, decoded.text):
+            self.progress.note(
+                f"{display_name(file.location)} has more than {MAX_CAPTION} characters; its end was left out"
+            )
 
     def _store_row(self, picture: Path, row: MetadataRow) -> None:
         """Stores the caption and weight of metadata.jsonl, or the caption that a kohya folder's name is."""
@@ -253,7 +273,8 @@ class _Addition:
                 path = self.folder / METADATA
                 before = path.read_text(encoding="utf-8") if path.is_file() else ""
                 line = json.dumps({"file_name": picture.name, "weight": row.weight}, ensure_ascii=False)
-                write_atomically(path, f"{before}{line}\n".encode())
+                if line not in before.splitlines():
+                    write_atomically(path, f"{before}{line}\n".encode())
 
     def _add_lone_caption(self, file: IncomingFile, added: _AddedSet) -> None:
         """Stores a caption whose picture is not in this upload; it may be in the project or come later."""
@@ -272,7 +293,7 @@ class _Addition:
     def _add_lone_mask(self, file: IncomingFile, added: _AddedSet) -> None:
         pictures = self._earlier_pictures(file, mask_stem(file.location), added)
         for picture in pictures:
-            save_mask(picture, file.path.read_bytes())
+            save_mask(picture, file.path.read_bytes(), display_name(file.name))
         if not pictures:
             raise TrainerError(
                 f"{display_name(file.name)} is a mask without its picture; upload both together"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.dataset.captions import one_line
+from trainer.dataset.captions import non_empty_lines, one_line
 from trainer.dataset.folder import caption_file, read_folder, sidecar_lines
 from trainer.errors import DatasetError
 from ui.store.caption_text import WINDOW_TOKENS, estimate_tokens
@@ -133,19 +133,18 @@ def apply_edit(projects: Projects, project: str, edit: CaptionEdit) -> int:
 
 
 def save_caption(projects: Projects, project: str, name: str, caption: str) -> int:
-    """Stores a caption typed by hand; returns its estimated tokens if they don't fit one window, otherwise 0.
+    """Stores a caption typed by hand with its lines; returns its estimated tokens if they don't fit one window, otherwise 0.
 
     Raises:
         DatasetError: there is no such picture, or the caption is too long.
     """
     if len(caption) > MAX_CAPTION:
         raise DatasetError(f"a caption has at most {MAX_CAPTION} characters; shorten it")
-    picture, caption = projects.picture(project, name), one_line(caption)
+    picture, lines = projects.picture(project, name), non_empty_lines(caption)
     folder = projects.folder(project)
     with locked(folder):
-        lines = sidecar_lines(picture)
-        if lines is None or " ".join(lines) != caption:
+        if sidecar_lines(picture) != lines:
             entry = {"kind": "typed", "find": "", "text": name}
-            write_captions(folder, entry, [(caption_file(picture), caption + "\n")])
-    tokens = estimate_tokens(caption)
+            write_captions(folder, entry, [(caption_file(picture), "\n".join(lines) + "\n")])
+    tokens = estimate_tokens(" ".join(lines))
     return tokens if tokens > WINDOW_TOKENS else 0

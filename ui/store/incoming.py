@@ -16,6 +16,8 @@ class IntakeProgress:
     done: int = 0
     kept: int = 0  # pictures that were added
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # on files that were added, such as a guessed encoding
+    replaced: list[str] = field(default_factory=list)  # caption files that had another caption
     ended: bool = False
     rev: int = 0  # increases with every change
 
@@ -23,6 +25,12 @@ class IntakeProgress:
         """Adds a sentence about a rejected file, up to MAX_PROBLEMS."""
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(problem)
+        self.rev += 1
+
+    def note(self, sentence: str) -> None:
+        """Adds a sentence about a file that was added, up to MAX_PROBLEMS."""
+        if len(self.notes) < MAX_PROBLEMS:
+            self.notes.append(sentence)
         self.rev += 1
 
 

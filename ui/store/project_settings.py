@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer.atomic_files import write_atomically
-from trainer.config import PRESET_NAMES, TrainConfig, config_from
+from trainer.config import PRESET_NAMES, config_from
 from trainer.config.presets import preset_values
-from trainer.dataset.augmentations import mask_file
+from trainer.dataset.exposures import EpochLength
+from trainer.dataset.folder import mask_file
 from trainer.dataset.overrides import IMPASTO_FOLDER
 from trainer.dataset.quick_scan import quick_scan
+from trainer.dataset.sources import with_class_and_validation
 from trainer.errors import DatasetError
-from trainer.headers.base_model import is_small
+from trainer.headers.base_model import bucket_geometry, is_small
 from trainer.json_files import read_object
 
 # From one or two pictures a LoRA memorises everything, since nothing separates the subject from its background.
@@ -78,8 +80,9 @@ def training_values(folder: Path, settings: dict[str, Any], models: Path) -> dic
         TrainerError: invalid settings, or fewer than MIN_PICTURES pictures.
     """
     preset = settings.get("preset", PRESET_NAMES[0])
-    config_from({**settings, "preset": preset})
-    items = quick_scan(folder).items
+    own = config_from({**settings, "preset": preset})
+    manifest = quick_scan(folder)
+    items = manifest.items
     if not items:
         raise DatasetError(
             f"{folder.name} has no pictures to train on; add at least {MIN_PICTURES} in the Artwork tab"
@@ -90,8 +93,14 @@ def training_values(folder: Path, settings: dict[str, Any], models: Path) -> dic
             f"{folder.name} has {pictures}, and a training needs at least {MIN_PICTURES} "
             "(from fewer, a LoRA memorises everything, backgrounds too); add some in the Artwork tab"
         )
-    small = is_small(settings.get("base", TrainConfig.base), models)
-    values = preset_values(preset, sum(item.repeats for item in items), settings, small=small)
+    trained = with_class_and_validation(manifest, own, quick_scan).items
+    values = preset_values(
+        preset,
+        sum(item.repeats for item in trained if item.role == "train"),
+        settings,
+        small=is_small(own.base, models),
+        epoch_length=EpochLength(trained, *bucket_geometry(own.base, models)),
+    )
     values.setdefault("sample_every", max(10, -(-values["steps"] // _PREVIEWS)))
     values.setdefault("sample_at_start", True)
     if any(

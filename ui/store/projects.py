@@ -40,6 +40,12 @@ class ProjectPicture:
     size_bytes: int = 0
     override: Override = field(default_factory=Override)  # the artist's repeats and crop
     mask: int = 0  # modification time of the mask in ns; 0 without a mask
+    lines: tuple[str, ...] = ()  # of the caption, which joins them with spaces
+
+    @property
+    def text(self) -> str:
+        """The caption with its lines, as it is edited."""
+        return "\n".join(self.lines) or self.caption
 
 
 @dataclass(frozen=True)
@@ -120,14 +126,15 @@ class Projects:
         project, pictures = self.folder(name), []
         overrides = read_overrides(project)
         for found in read_folder(project).pictures:
-            stat, mask = found.path.stat(), found.mask_file
+            stat, mask, lines = found.path.stat(), found.mask_file, found.lines()
             picture = ProjectPicture(
                 found.name,
-                found.caption(),
+                " ".join(lines),
                 stat.st_mtime_ns,
                 stat.st_size,
                 overrides.get(found.name, Override()),
                 mask.stat().st_mtime_ns if mask else 0,
+                tuple(lines),
             )
             pictures.append(picture)
         return pictures

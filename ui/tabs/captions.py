@@ -72,7 +72,7 @@ class CaptionsTab:
         if not project or project not in workspace.projects.names():
             return {self.summary: "", self.tags: "", self.undo: _undo_update(workspace, None)}
         pictures = workspace.projects.pictures(project)
-        captions = [picture.caption for picture in pictures]
+        captions = [picture.text.replace("\n", ", ") for picture in pictures]  # no tag spans two lines
         return {
             self.summary: summary_html(workspace.words, pictures),
             self.tags: tags_html(workspace.words, captions, _trigger(workspace, project)),

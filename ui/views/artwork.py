@@ -239,4 +239,28 @@ def intake_html(words: Words, progress: IntakeProgress | None) -> str:
         listed = element("ul", "".join(text_element("li", problem) for problem in problems))
         title = escape(words("artwork.left_out", count=len(problems)))
         alert = element("div", title + listed, role="alert", class_="alert")
-    return text_element("p", line, role="status", class_="arrivals") + bar + alert
+    notes = ""
+    if progress.notes:
+        listed = element("ul", "".join(text_element("li", note) for note in list(progress.notes)))
+        notes = element(
+            "div", text_element("p", words("artwork.please_check", count=len(progress.notes))) + listed
+        )
+    return (
+        text_element("p", line, role="status", class_="arrivals")
+        + bar
+        + alert
+        + _replaced(words, progress)
+        + notes
+    )
+
+
+def _replaced(words: Words, progress: IntakeProgress) -> str:
+    """Returns which captions the upload replaced, and how to get them back."""
+    names = list(progress.replaced)
+    if not names:
+        return ""
+    listed = element("ul", "".join(text_element("li", name) for name in names[:_MAX_NAMED]))
+    if len(names) > _MAX_NAMED:
+        listed += text_element("p", words("artwork.more", count=len(names) - _MAX_NAMED))
+    line = text_element("p", words("artwork.replaced", count=len(names)))
+    return element("div", line + listed, role="status", class_="replaced")

@@ -16,6 +16,8 @@ from ui.text import Words
 from ui.views.artwork import fitted_size
 from ui.views.html import element, escape, page_url, picture_path, text_element
 
+_FIELD_ROWS = 4
+_LINE_END = "↵"  # between the lines of a caption in the preview of an edit
 _SIDE = 320  # px of a picture beside its caption
 _MAX_SHOWN = 30  # changes in the preview, and tags that are joined to the trigger word
 _MAX_TAGS = 400
@@ -42,7 +44,7 @@ def captions_html(words: Words, project: str, pictures: list[ProjectPicture], re
         "".join(items),
         class_="captions",
         data_rendered=time.time_ns(),
-        data_failed=words("artwork.no_answer"),
+        data_failed=words("captions.unreachable"),
     )
     return text_element("p", words("captions.keys"), class_="hint") + listed
 
@@ -66,12 +68,12 @@ def _item(
     )
     field = text_element(
         "textarea",
-        picture.caption,
+        picture.text,
         class_="caption",
-        rows=4,
+        rows=max(_FIELD_ROWS, len(picture.lines) + 1),
         maxlength=MAX_CAPTION,
         data_place=path,
-        data_text=picture.caption,
+        data_text=picture.text,
         aria_label=words("captions.of", name=picture.name, number=number, count=count),
         placeholder=words("captions.placeholder"),
     )
@@ -131,7 +133,7 @@ def preview_html(words: Words, changes: list[CaptionChange], is_complete: bool) 
     rows = "".join(
         element(
             "li",
-            f"<b>{escape(change.name)}</b> {_marked(' '.join(change.before), ' '.join(change.after))}",
+            f"<b>{escape(change.name)}</b> {_marked(change.before, change.after)}",
         )
         for change in changes[:_MAX_SHOWN]
     )
@@ -141,9 +143,9 @@ def preview_html(words: Words, changes: list[CaptionChange], is_complete: bool) 
     return element("p", count, role="status") + (element("ul", rows, class_="changes") if rows else "")
 
 
-def _marked(before: str, after: str) -> str:
-    """Returns both texts as one, word by word, with deletions and insertions marked."""
-    old, new = before.split(), after.split()
+def _marked(before: tuple[str, ...], after: tuple[str, ...]) -> str:
+    """Returns the lines before and after as one text, word by word, with deletions and insertions marked."""
+    old, new = (f" {_LINE_END} ".join(lines).split() for lines in (before, after))
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
     parts = []
     for operation, old_start, old_end, new_start, new_end in matcher.get_opcodes():

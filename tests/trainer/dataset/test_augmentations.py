@@ -21,6 +21,7 @@ from trainer.dataset.sources import scan_all, with_class_and_validation
 from trainer.errors import ConfigError, DatasetError
 from trainer.runs import run
 from trainer.runs.commands import CommandInbox
+from trainer.runs.inputs import Inputs, input_states
 from trainer.sdxl.base import open_base
 from trainer.training.caching import FeatureExtractor
 from trainer.training.examples import LatentDataset
@@ -115,9 +116,8 @@ def pictures_of(tmp_path: Path, folder: Path, **settings) -> LatentDataset:
     cache = FeatureCache(tmp_path / ".cache", base.fingerprint)
     config = TrainConfig(**settings)
     manifest = with_class_and_validation(scan(folder), config)
-    extractor = FeatureExtractor(
-        created, config, base, cache, torch.device("cpu"), CommandInbox(created, None)
-    )
+    inbox, inputs = CommandInbox(created, None), Inputs(input_states(manifest))
+    extractor = FeatureExtractor(created, config, base, cache, torch.device("cpu"), inbox, inputs)
     return extractor.latents(manifest.training_items)
 
 

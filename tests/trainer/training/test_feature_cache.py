@@ -14,6 +14,7 @@ from trainer.config import TrainConfig, config_from
 from trainer.dataset.scan import scan
 from trainer.runs import events, run
 from trainer.runs.commands import CommandInbox
+from trainer.runs.inputs import Inputs
 from trainer.sdxl.base import open_base
 from trainer.train import train
 from trainer.training import caching
@@ -42,7 +43,7 @@ def mean_latents(tmp_path: Path, art: Path):
         cache = FeatureCache(tmp_path / ".cache", base.fingerprint, tile)
         config = TrainConfig(resolution=resolution)
         inbox = CommandInbox(owner, None)
-        extractor = caching.FeatureExtractor(owner, config, base, cache, CPU, inbox)
+        extractor = caching.FeatureExtractor(owner, config, base, cache, CPU, inbox, Inputs({}))
         return extractor.latents(manifest.training_items).examples[0][0].mean
 
     return mean

@@ -248,7 +248,29 @@ def test_a_masked_loss_is_weighted_by_the_mask():
     wrong, right = torch.ones(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
     mask = torch.zeros(2, 1, 8, 8)
     mask[0, :, :, :4], mask[1] = 1.0, 0.25
-    assert objective().error(wrong, right, LEVELS[:2], mask).tolist() == pytest.approx([0.5, 0.25])
+    whole = objective(mask_normalisation="none").error(wrong, right, LEVELS[:2], mask)
+    assert whole.tolist() == pytest.approx([0.5, 0.25])
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber", "smooth_l1"])
+def test_a_masked_loss_is_the_mean_over_the_masks_area(loss: str):
+    generator = torch.Generator().manual_seed(0)
+    wrong, right = (torch.randn(4, 4, 8, 8, generator=generator) for _ in range(2))
+    mask = torch.zeros(4, 1, 8, 8)
+    mask[0, :, 2:4, 3:5], mask[1], mask[2, :, :, :4] = 1.0, 0.25, 0.5  # the last one is black everywhere
+    area = objective(loss=loss)
+    losses = area.error(wrong, right, LEVELS[:4], mask)
+    whole = area.error(wrong, right, LEVELS[:4])
+    small = area.error(wrong[:1, :, 2:4, 3:5], right[:1, :, 2:4, 3:5], LEVELS[:1])
+    half = area.error(wrong[2:3, :, :, :4], right[2:3, :, :, :4], LEVELS[2:3])
+    assert losses.tolist() == pytest.approx([small.item(), whole[1].item(), half.item(), 0.0], rel=1e-5)
+    assert torch.equal(area.error(wrong, right, LEVELS[:4], torch.ones(4, 1, 8, 8)), whole)
+
+
+def test_a_mask_of_less_than_one_cell_gives_no_larger_gradient_than_one_cell():
+    wrong, right, mask = torch.ones(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), torch.zeros(1, 1, 8, 8)
+    mask[0, 0, 0, 0] = 1 / 255
+    assert objective().error(wrong, right, LEVELS[:1], mask).item() == pytest.approx(1 / 255)
 
 
 def first_row(mask: Image.Image | None) -> list[int]:

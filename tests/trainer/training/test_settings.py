@@ -6,8 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -120,3 +122,69 @@ def test_captions_are_in_the_file_only_if_save_captions_is_set(tmp_path: Path, i
         assert json.loads(metadata["ss_tag_frequency"]) == {"art": {"an owl": 1, "at night": 1}}
     else:
         assert "ss_tag_frequency" not in metadata
+
+
+def test_the_reported_loss_is_the_mean_over_the_pictures_of_a_batch_that_is_not_full(tmp_path: Path):
+    """The batch has one picture, with the same noise and timestep, whatever its size."""
+    pictures = picture_with_caption(tmp_path / "art", "an owl")
+    plain = {"caption_dropout": 0.0, "snr_weighting": "none"}
+    runs = [
+        train_one_step(tmp_path / f"{batch}-{parts}", pictures, batch=batch, accumulation=parts, **plain)
+        for batch, parts in ((1, 1), (4, 1))
+    ]
+    assert loss_of(runs[0]) == pytest.approx(loss_of(runs[1]), rel=1e-5)
+
+
+def test_buckets_smaller_than_the_batch_are_reported_in_every_run(tmp_path: Path):
+    pictures = picture_with_caption(tmp_path / "art", "an owl")
+    for name in ("a", "b"):
+        finished = train_one_step(tmp_path / name, pictures)
+        assert [text for text in problems_of(finished) if "64x64 (1); " in text]
+
+
+def test_a_warm_up_that_is_longer_than_the_training_is_reported_with_its_effect(tmp_path: Path):
+    finished = make(tmp_path / "run", steps=2, warmup_steps=5)
+    assert train(finished, MODELS) == "finished"
+    (message,) = problems_of(finished)
+    assert "warmup_steps 5" in message
+    assert "learning rate rises until the last step" in message
+
+
+def test_a_training_continues_with_the_captions_masks_and_pictures_that_it_began_with(tmp_path: Path):
+    folder = tmp_path / "art"
+    folder.mkdir()
+    for name in ("owl", "star"):
+        shutil.copy(INK / f"{name}.png", folder)
+        (folder / f"{name}.txt").write_text(f"a {name}")
+    masks = np.zeros((512, 512), np.uint8)
+    masks[:, 100:300] = 255
+    Image.fromarray(masks).save(folder / "owl.mask.png")
+    settings = {"steps": 2, "checkpoint_every": 1, "mask": "file"}
+    whole = make(tmp_path / "whole", folder, **settings)
+    assert train(whole, MODELS) == "finished"
+    shutil.copytree(whole.path, tmp_path / "continued")
+    continued = run.Run(tmp_path / "continued")
+    shutil.rmtree(continued.checkpoints / "step-2")
+    Image.fromarray(255 - masks).save(folder / "owl.mask.png")
+    (folder / "owl.txt").write_text("a red owl")
+    (folder / "star.png").unlink()
+    assert train(continued, MODELS) == "finished"
+    before, after = trained_weights(whole), trained_weights(continued)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    (message,) = [text for text in problems_of(continued) if "since this training began" in text]
+    assert all(part in message for part in ("captions of owl.png", "masks of owl.png", "star.png is missing"))
+
+
+def test_a_mask_of_a_picture_outside_its_blob_changes_nothing_that_is_trained(tmp_path: Path):
+    """A white blob on a transparent page and the same blob on black train the same weights."""
+    learned = {}
+    for kind, ground in (("transparent", (0, 0, 0, 0)), ("black", (0, 0, 0, 255))):
+        pictures = picture_with_caption(tmp_path / kind, "an owl")
+        mask = Image.new("RGBA", (512, 512), ground)
+        mask.paste((255, 255, 255, 255), (100, 100, 300, 300))
+        mask.save(pictures / "owl.mask.png")
+        learned[kind] = trained_weights(train_one_step(tmp_path / f"{kind}-run", pictures, mask="file"))
+    pictures = picture_with_caption(tmp_path / "none", "an owl")
+    learned["none"] = trained_weights(train_one_step(tmp_path / "none-run", pictures))
+    assert all(torch.equal(learned["black"][name], tensor) for name, tensor in learned["transparent"].items())
+    assert any(not torch.equal(learned["none"][name], tensor) for name, tensor in learned["black"].items())

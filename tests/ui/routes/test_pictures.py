@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import INK, MODELS
 from trainer.config import config_from
-from trainer.dataset.augmentations import mask_file
+from trainer.dataset.folder import mask_file
 from trainer.dataset.scan import scan
 from trainer.errors import DatasetError
 from trainer.runs import run

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from trainer.dataset.scan import scan
 from trainer.errors import DatasetError
 from ui.store.caption_edits import KINDS, CaptionEdit, apply_edit, changes, save_caption
 from ui.store.caption_text import estimate_tokens, fused_tags, tag_counts
@@ -142,15 +143,42 @@ def test_undo_survives_a_restart_and_spares_what_was_changed_since(tmp_path: Pat
     assert sidecars(again) == {"one.txt": b"cat", "two.txt": b"written elsewhere"}
 
 
-def test_a_typed_caption_is_kept_as_one_line_and_taken_back(tmp_path: Path):
+def test_a_typed_caption_keeps_its_lines_and_is_taken_back(tmp_path: Path):
     projects = project(tmp_path, {"one.txt": b"cat\r\n"})
-    assert save_caption(projects, "art", "one.png", "a wise\n\towl \x07") == 0
-    assert sidecars(projects) == {"one.txt": b"a wise owl\n"}
-    save_caption(projects, "art", "one.png", "a wise owl")  # nothing new to take back
+    assert save_caption(projects, "art", "one.png", " a  wise\r\n\n\towl \x07") == 0
+    assert sidecars(projects) == {"one.txt": b"a wise\nowl\n"}
+    save_caption(projects, "art", "one.png", "a wise\nowl\n")  # nothing new to take back
     assert undo_last(projects, "art").kind == "typed"
     assert sidecars(projects) == {"one.txt": b"cat\r\n"}
     with pytest.raises(DatasetError, match="at most 2000"):
         save_caption(projects, "art", "one.png", "x" * 2001)
+
+
+def test_a_caption_of_several_lines_is_shown_and_edited_with_its_lines(tmp_path: Path):
+    projects = project(tmp_path, {"one.caption": b"a cat\r\n\r\n a dog \r\n", "two.txt": b"an owl"})
+    pictures = projects.pictures("art")
+    assert [(picture.caption, picture.text) for picture in pictures] == [
+        ("a cat a dog", "a cat\na dog"),
+        ("an owl", "an owl"),
+    ]
+    page = captions_html(Words(), "art", pictures, PictureReport({}, {}, []))
+    assert ">a cat\na dog</textarea>" in page
+    assert 'data-text="a cat\na dog"' in page
+    save_caption(projects, "art", "one.png", "a cat\na dog")  # what the field shows: nothing changes
+    assert sidecars(projects)["one.caption"] == b"a cat\r\n\r\n a dog \r\n"
+    save_caption(projects, "art", "one.png", "a cat\na dog\na fox")
+    assert sidecars(projects)["one.caption"] == b"a cat\na dog\na fox\n"
+    apply_edit(projects, "art", CaptionEdit("prepend", text="ink"))
+    assert sidecars(projects)["one.caption"] == b"ink, a cat\nink, a dog\nink, a fox\n"
+    found = changes(projects, "art", CaptionEdit("replace", "fox", "owl"))
+    assert "a dog ↵ ink, a <del>fox</del> <ins>owl</ins>" in preview_html(Words(), found, True)
+    assert [item.captions for item in scan(tmp_path / "datasets" / "art").items] == [
+        ("ink, a cat", "ink, a dog", "ink, a fox"),
+        (),  # one line is no choice
+    ]
+    for _ in range(2):
+        undo_last(projects, "art")
+    assert sidecars(projects)["one.caption"] == b"a cat\r\n\r\n a dog \r\n"
 
 
 def test_what_a_model_overwrites_comes_back(tmp_path: Path):

@@ -16,13 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.dataset.augmentations import mask_file
+from trainer.dataset.folder import mask_file
 from trainer.errors import DatasetError, TrainerError
+from ui.store.caption_edits import save_caption
+from ui.store.caption_undo import undo_last
 from ui.store.intake import IncomingFile, Intake, IntakeProgress, add_files
 from ui.store.limits import Limits
 from ui.store.masks import save_mask
 from ui.store.picture_checks import PictureChecks
 from ui.store.projects import Projects
+from ui.text import Words
+from ui.views.artwork import intake_html
+from ui.views.captions import edit_words
 
 LIMITS = Limits(free_bytes=0)
 
@@ -115,6 +120,40 @@ def test_captions_may_come_later_and_sooner_than_their_pictures(projects: Projec
     assert "two.caption has no picture" in arrivals.problems[0]
     drop(projects, {"two.png": png("blue")})
     assert captions(projects) == {"one.png": "one line two", "two.png": "two"}
+
+
+def test_a_second_upload_replaces_an_edited_caption_only_with_undo_and_reports_it(projects: Projects):
+    files = {"owl.png": png(), "owl.txt": b"an owl", "cat.png": png("blue"), "cat.txt": b"a cat"}
+    assert drop(projects, files).replaced == []
+    edited = "an owl in ink\nwings spread"
+    save_caption(projects, "art", "owl.png", edited)
+    for upload in (files, {"again.zip": zipped(files)}, {"owl.txt": b"an owl"}):
+        progress = drop(projects, upload)
+        assert progress.replaced == ["owl.txt"]
+        assert "Undo on the Captions tab" in intake_html(Words(), progress)
+        assert "owl.txt" in intake_html(Words(), progress)
+        assert captions(projects)["owl.png"] == "an owl"
+        undone = undo_last(projects, "art")
+        assert (undone.kind, undone.count, undone.kept) == ("uploaded", 1, 0)
+        assert "replaced by an upload" in edit_words(Words(), undone)
+        assert {picture.name: picture.text for picture in projects.pictures("art")} == {
+            "cat.png": "a cat",
+            "owl.png": edited,
+        }
+
+
+def test_a_caption_that_was_edited_after_a_second_upload_survives_its_undo(projects: Projects):
+    drop(projects, {"owl.png": png(), "owl.txt": b"an owl"})
+    drop(projects, {"owl.txt": b"a wise owl"})
+    (projects.folder("art") / "owl.txt").write_text("edited elsewhere")
+    assert undo_last(projects, "art").kept == 1
+    assert captions(projects) == {"owl.png": "edited elsewhere"}
+
+
+def test_a_caption_that_is_cut_is_reported(projects: Projects):
+    progress = drop(projects, {"owl.png": png(), "owl.txt": b"owl, " * 500})
+    assert len(captions(projects)["owl.png"]) <= 2000
+    assert any("owl.txt has more than 2000 characters" in note for note in progress.notes)
 
 
 def test_a_zip_is_taken_in_like_a_drop(projects: Projects):
@@ -280,7 +319,7 @@ def test_any_names_become_safe_pictures(
         assert made.picture("art", card.name).is_file()
 
 
-def test_drawn_masks_are_grey_and_of_the_pictures_shape(projects: Projects):
+def test_drawn_masks_are_stored_in_grey_and_have_the_pictures_shape(projects: Projects):
     drop(projects, {"one.png": png(size=(60, 40))})
     picture = projects.picture("art", "one.png")
 
@@ -294,15 +333,13 @@ def test_drawn_masks_are_grey_and_of_the_pictures_shape(projects: Projects):
     assert found
     assert Image.open(found).mode == "L"
     assert Image.open(found).size == (60, 40)
-    wrong = [
-        b"no picture",
-        drawn("RGB", (60, 40), (255, 0, 0)),
-        drawn("RGBA", (60, 40), (0, 0, 0, 0)),
-        drawn("L", (40, 60), 0),
-        drawn("L", (61, 41), 0),
-    ]
-    for data in wrong:
-        with pytest.raises(DatasetError, match="a mask must be a grey PNG"):
+    wrong = {
+        "can't be read": b"no picture",
+        "black or transparent everywhere": drawn("RGBA", (60, 40), (0, 0, 0, 0)),
+        "another shape": drawn("L", (40, 60), 0),
+    }
+    for reason, data in wrong.items():
+        with pytest.raises(DatasetError, match=reason):
             save_mask(picture, data)
     save_mask(picture, drawn("L", (60, 40), 255))  # all of it counts: no mask
     assert mask_file(picture) is None
@@ -311,3 +348,25 @@ def test_drawn_masks_are_grey_and_of_the_pictures_shape(projects: Projects):
 def test_no_room_at_all_is_a_sentence(projects: Projects):
     with pytest.raises(TrainerError, match="nearly full"):
         Limits(free_bytes=1 << 60).check_free_space(projects.datasets)
+
+
+def test_captions_in_any_encoding_are_stored_as_utf_8_from_files_and_zips(projects: Projects):
+    captions = {
+        "a.txt": "a black cat".encode("utf-16"),
+        "b.txt": "café, d’or".encode("cp1252"),
+        "c.txt": "黒猫".encode("cp932"),
+    }
+    pictures = {
+        f"{name}.png": png(colour) for name, colour in zip("abc", ("red", "green", "blue"), strict=True)
+    }
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        for name, data in {**pictures, **captions}.items():
+            packed.writestr(name, data)
+    for files in ({**pictures, **captions}, {"all.zip": archive.getvalue()}):
+        progress = drop(projects, files)
+        assert progress.problems == []
+        assert [note.split(" is ")[0] for note in progress.notes] == ["b.txt", "c.txt"]
+        found = {picture.name: picture.caption for picture in projects.pictures("art")}
+        assert found == {"a.png": "a black cat", "b.png": "café, d’or", "c.png": "黒猫"}
+        assert (projects.folder("art") / "c.txt").read_text(encoding="utf-8") == "黒猫\n"

@@ -144,6 +144,14 @@ class ObjectiveSettings:
         bounds=Bounds(0.0, 1.0),
         help="Weight of the loss outside the mask; 0 ignores that area.",
     )
+    mask_normalisation: str = setting(
+        "area",
+        "Normalise the masked loss",
+        choices=("area", "none"),
+        help="area: the masked loss is the mean over the mask's area, so that a picture with a small mask "
+        "counts as much as others. none: the mean over the whole picture, so that a picture counts in "
+        "proportion to its mask.",
+    )
     prior_folder: str = setting(
         "",
         "Regularisation pictures",

@@ -14,6 +14,7 @@ _STARTS = {  # spellings that the beginning of a module name shows
     r"lycoris_": "lycoris",
     r"(unet\.)?(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.|clip_[lg]\.": "onetrainer",
     r"\w+\.base_model\.model\.": "nested",
+    r"(base_model\.model\.)?(text_model|encoder\.layers|text_projection)\b": "bare",
 }
 
 
@@ -57,6 +58,7 @@ class Entry:
         lycoris      lycoris_down_blocks_1_...               LyCORIS' own wrapper (SimpleTuner)
         onetrainer   unet.input_blocks.4.1...., input_blocks.4.1...., clip_l....
         nested       unet.base_model.model.down_blocks.1....  PEFT, wrapped twice
+        bare         text_model.encoder....                  PEFT around a text encoder alone
         """
         if self.place is None:
             return "unknown"

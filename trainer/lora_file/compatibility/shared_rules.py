@@ -20,7 +20,7 @@ def only_kohya(entry: Entry, short: str) -> str | None:
     Args:
         short: the reason to ignore names that begin with `lora_te_`.
     """
-    if entry.style in ("dotted", "dotted-flat", "processor", "nested"):
+    if entry.style in ("dotted", "dotted-flat", "processor", "nested", "bare"):
         return DOTTED
     if entry.style == "lycoris":
         return LYCORIS

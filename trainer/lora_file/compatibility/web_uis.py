@@ -18,7 +18,6 @@ _NO_PROJECTION = "text_projection is not among its LoRA modules"
 
 def comfyui(entry: Entry, keys: Keys) -> str | None:
     """The reason for which ComfyUI ignores a key, or None."""
-    path = entry.place[1] if entry.place else ""
     if entry.role == DOWN and UP not in keys.roles[entry.name]:
         return "its up matrix is missing"
     if entry.name in tucker_lokrs(keys):
@@ -27,26 +26,34 @@ def comfyui(entry: Entry, keys: Keys) -> str | None:
         return "its division of a dora_scale of one dimension fails, and the layer stays as it is; " + BAKE
     if reason := _unread_in_comfyui(entry, keys):
         return reason
-    if entry.style == "comfyui":
-        return None
+    return None if entry.style == "comfyui" else _unknown_to_comfyui(entry)
+
+
+def _unknown_to_comfyui(entry: Entry) -> str | None:
+    """The reason for which ComfyUI does not know a module name, or None."""
+    path = entry.place[1] if entry.place else ""
+    if entry.style == "lycoris" and entry.name != f"lycoris_{path.replace('.', '_')}":
+        return (
+            "of LyCORIS' wrapper it knows only the UNet, with block names of diffusers; convert the file: lora "
+            "convert --to kohya"
+        )
+    # Its table of dotted names has attn1.processor.to_q; the names of other layers are those of PEFT.
+    is_attention = entry.style == "dotted" and ".to_" in entry.name
+    if entry.style == "bare" or is_attention or "base_model.model." in entry.key:
+        return DOTTED
     if entry.place and entry.place[0] != "unet":
-        if entry.style == "lycoris":
-            return LYCORIS
         if entry.style in ("flat", "dotted-flat"):
             return FLAT
         if path == "text_projection" and (entry.style != "text" or "text_model" in entry.name):
             return _NO_PROJECTION
         if not re.search(r"self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12]|text_projection", path):
             return "only attention and feed-forward modules of text encoders are known"
-    # Its table of dotted names has attn1.processor.to_q; the names of other layers are those of PEFT.
-    if (entry.style == "dotted" and ".to_" in entry.name) or "base_model.model." in entry.key:
-        return DOTTED
     return None
 
 
 def _unread_in_comfyui(entry: Entry, keys: Keys) -> str | None:
     """The reason to ignore a tensor of a role that ComfyUI does not read, whatever the module's name is."""
-    if entry.role in ("oft_diag", "scale_weight", "on_input", "weight", "scalar"):
+    if entry.role in ("oft_diag", "oft_R", "scale_weight", "on_input", "weight", "scalar"):
         return f"{entry.role} is not read"
     if entry.role == "rescale" and "oft_blocks" not in keys.roles[entry.name]:
         return "rescale is read only beside oft_blocks"
@@ -184,7 +191,7 @@ def invokeai_refusal(keys: Keys, dropped: int) -> str | None:
         if DORA in roles and not {DOWN, UP} <= roles:
             return f"it knows DoRA only of a LoRA, and not the network of {name}; {BAKE}"
     if flat := flat_lengths(keys):
-        return f"generating images stops with an error, because the dora_scale of {flat[0]} has one dimension"
+        return f"generating images stops with an error: the dora_scale of {min(flat)} has one dimension"
     return half_module(keys)
 
 

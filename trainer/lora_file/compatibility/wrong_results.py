@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from trainer.lora_file.compatibility.keys import Keys
 
 LABELS = {"unet": "the UNet", "text_encoder": "text encoder 1", "text_encoder_2": "text encoder 2"}
-_ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0", "_proj")
+_ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0", ".q_proj", ".k_proj", ".v_proj", ".out_proj")
 BAKE = "bake the file instead: lora bake"
 _CONVERT = "lora convert --to kohya mends it"
 

@@ -38,6 +38,10 @@ def bake(source: Path, out: Path, base: Path, strength: float = 1.0) -> int:
         raise LoraFileError(f"{out.name} must end in .safetensors, as {base.name} does")
     file, weights = read_modules(source), base_weights(base)
     _expect_fit(file, weights, base.name)
+    if any(place.scale for part in weights.values() for place in part.places.values()):
+        raise BaseError(
+            f"{base.name} stores its weights in scaled float8; give its fp16 version to bake into"
+        )
     used = {place.file for part in weights.values() for place in part.places.values()}
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
