@@ -52,7 +52,7 @@ from trainer.training.text_conditioning import (
 )
 
 _HIDDEN = (
-    "nothing is learnt from {names}, where the mask is black in the whole trained area; paint the parts to train "
+    "nothing is trained from {names}, where the mask is black in the whole trained area; paint the parts to train "
     "white, or remove the mask or the picture"
 )
 _UNUSED_MASKS = "the mask files of {names} are not used, because mask is {mask}; set mask to file to train on their white areas"

@@ -225,4 +225,4 @@ def test_a_mask_that_hides_its_whole_picture_is_reported(tmp_path: Path, art: Pa
     messages = [
         event["message"] for event in events.read(tmp_path / "run" / "events.jsonl")[0] if "message" in event
     ]
-    assert [text for text in messages if "nothing is learnt from wide.png, where the mask is black" in text]
+    assert [text for text in messages if "nothing is trained from wide.png, where the mask is black" in text]
