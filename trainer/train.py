@@ -21,7 +21,7 @@ from trainer.sdxl.unet import predict
 from trainer.training import caching, checkpoint, metrics, models, optim, preflight, processes
 from trainer.training.ema import EmaWeights
 from trainer.training.examples import Batch
-from trainer.training.finish import file_metadata, finish
+from trainer.training.finish import Circumstances, base_hashes, file_metadata, finish
 from trainer.training.live_preview import LivePreview
 from trainer.training.objective import objective_of
 from trainer.training.prior_preservation import NoisyBatch, replace_targets_with_base
@@ -51,6 +51,7 @@ def train(run: Run, models_folder: Path, commands_offset: int | None = None) -> 
     dtype = precision_for(config.precision, device, base.configs, cache_folder)
     accelerator = processes.open_accelerator(config, run.path, device, dtype)
     run.emit("stage", stage="opening the base", device=describe(device))
+    hashes = base_hashes(run, base, cache_folder)
     objective = objective_of(config, base)
     plan = preflight.plan_training(config_of_earlier_run(run), manifest, base, device, cache_folder)
     chosen = plan.options.chosen(config)
@@ -160,7 +161,8 @@ def train(run: Run, models_folder: Path, commands_offset: int | None = None) -> 
 
     # 7 The file, its check, then images: nothing that may fail comes before the file.
     ema.apply()
-    fields = file_metadata(setup, chosen, manifest, step, started)
+    circumstances = Circumstances(started, accelerator.num_processes, hashes)
+    fields = file_metadata(setup, chosen, manifest, step, circumstances)
     finish(run, setup, parts, samples, validation, optimizer, fields)
     run.emit("memory", peak=peak_bytes(device), planned=plan.peak)
     return outcome

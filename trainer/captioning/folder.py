@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -20,11 +21,17 @@ from trainer.runs.run import Run
 
 @dataclass(frozen=True)
 class CaptioningTask:
-    """A picture folder, the model that captions it, and its options."""
+    """A picture folder, the model that captions it, and its options.
+
+    Attributes:
+        since_ns: when the captioning was requested, in ns since 1970. Captions that are written later by somebody
+            else are kept, also with `overwrite`.
+    """
 
     folder: Path
     captioner: Captioner
     options: CaptionOptions
+    since_ns: int = field(default_factory=time.time_ns)
 
     def name(self, path: Path) -> str:
         """Returns the path of a picture in the folder, with /."""
@@ -125,11 +132,23 @@ def _caption_batch(run: Run, task: CaptioningTask, describe: Describe, paths: li
             problems.append(
                 f"the model returned nothing for {path.name}; lower the thresholds, or caption it by hand"
             )
-        elif task.options.overwrite or not sidecar_lines(path):  # the user can have written one meanwhile
+        elif not sidecar_lines(path):  # the user can have written one meanwhile
+            _write_caption(run, task, path, task.options.complete_caption(line))
+        elif task.options.overwrite and _is_newer(caption_file(path), task.since_ns):
+            message = (
+                f"the caption of {task.name(path)} was edited after the captioning was started; it is kept"
+            )
+            run.emit("problem", message=message)
+        elif task.options.overwrite:
             _write_caption(run, task, path, task.options.complete_caption(line))
     for problem in problems:
         run.emit("problem", message=problem)
     return problems
+
+
+def _is_newer(file: Path, since_ns: int) -> bool:
+    """Returns True if a file was written after a time. A time in the future comes from the clock of another machine."""
+    return since_ns < file.stat().st_mtime_ns <= time.time_ns()
 
 
 def _write_caption(run: Run, task: CaptioningTask, path: Path, caption: str) -> None:

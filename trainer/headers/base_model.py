@@ -17,16 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import BaseError
-from trainer.headers.safetensors import Header, Tensor, read_header
+from trainer.headers.base_kinds import (
+    FIRST_CONVOLUTION,
+    TEXT_1,
+    TEXT_2,
+    UNET,
+    VAE,
+    other_kind,
+    size_of,
+    starts,
+)
+from trainer.headers.safetensors import Header, read_header
+from trainer.headers.scaled_fp8 import is_scaled, unsupported_quantization
 
 BUNDLED_BASE = "tiny-sdxl"  # folder under models/ of the base that is part of the project
-# Prefixes of the four parts in checkpoints of the original layout.
-UNET, TEXT_1, TEXT_2, VAE = (
-    "model.diffusion_model.",
-    "conditioner.embedders.0.transformer.",
-    "conditioner.embedders.1.model.",
-    "first_stage_model.",
-)
 VAE_NAMES = (
     "sdxl_vae.safetensors",
     "sdxl-vae-fp16-fix.safetensors",
@@ -36,7 +40,6 @@ VAE_NAMES = (
 SDXL_WIDTH = 320  # channels of the UNet's first level
 SDXL_SIDE, SDXL_LATENT_FACTOR = 1024, 8  # native size in px, and px per latent cell
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,7 @@ class Checkpoint:
     zero_terminal_snr: bool
     prediction_source: str  # the marker or metadata key that decided the two fields above
     dtype: str  # of most of its values
+    is_scaled: bool  # weights in float8 with scales beside them
     parameters: dict[str, int]  # number of values, by part
     title: str
 
@@ -96,97 +100,33 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path.name} is a pickle file, which can run programs when opened; get the .safetensors version"
         )
     header = read_header(path, BaseError)
-    kind = other_kind(header)
-    if kind:
-        advice = "choose SDXL 1.0, Illustrious, NoobAI, Pony or another model of this family"
-        raise BaseError(f"{path.name} is {kind}" if ";" in kind else f"{path.name} is {kind}; {advice}")
+    reject_kind(path.name, other_kind(header))
     prediction_type, zero_terminal_snr, source = _prediction(header)
     prefixes = {"unet": UNET, "text_encoder": TEXT_1, "text_encoder_2": TEXT_2, "vae": VAE}
     return Checkpoint(
         path=path,
         vae=_vae_file(path, header),
-        width=_size(header.tensors, _FIRST_CONVOLUTION, 0),
+        width=size_of(header.tensors, FIRST_CONVOLUTION, 0),
         prediction_type=prediction_type,
         zero_terminal_snr=zero_terminal_snr,
         prediction_source=source,
         dtype=_main_dtype(header),
+        is_scaled=is_scaled(header.tensors),
         parameters={part: _count(header, prefix) for part, prefix in prefixes.items()},
         title=header.metadata.get("modelspec.title", ""),
     )
 
 
-def other_kind(header: Header) -> str | None:
-    """Returns a description of a file that is no complete SDXL checkpoint; None for one that is."""
-    return next((description for description, matches in _OTHER_KINDS if matches(header.tensors)), None)
+def reject_kind(name: str, kind: str | None) -> None:
+    """Raises BaseError with advice, unless `kind` is None.
 
-
-def _contains(tensors: Tensors, *parts: str) -> bool:
-    """Returns whether the name of a tensor contains one of the parts."""
-    return any(part in name for name in tensors for part in parts)
-
-
-def _starts(tensors: Tensors, *prefixes: str) -> bool:
-    """Returns whether the name of a tensor begins with one of the prefixes."""
-    return any(name.startswith(prefixes) for name in tensors)
-
-
-def _size(tensors: Tensors, name: str, axis: int = 1) -> int:
-    """Returns the size of one axis of a tensor; 0 if it does not exist."""
-    shape = tensors[name].shape if name in tensors else ()
-    return shape[axis] if len(shape) > axis else 0
-
-
-def _lacks_text_encoder(tensors: Tensors) -> bool:
-    return not (_starts(tensors, TEXT_1) and _starts(tensors, TEXT_2))
-
-
-def _is_refiner(tensors: Tensors) -> bool:
-    # The refiner has one text encoder, SDXL's second, in the first place; its label embedding is narrower.
-    has_one_encoder = _starts(tensors, "conditioner.embedders.0.model.") and not _starts(tensors, TEXT_2)
-    return _size(tensors, _LABEL_EMBEDDING) == 2560 or has_one_encoder
-
-
-def _is_vae(tensors: Tensors) -> bool:
-    prefixes = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "first_stage_model.")
-    return all(name.startswith(prefixes) for name in tensors)
-
-
-_FIRST_CONVOLUTION = UNET + "input_blocks.0.0.weight"
-_LABEL_EMBEDDING = UNET + "label_emb.0.0.weight"
-# A transformer block that smaller models distilled from SDXL lack.
-_MIDDLE_BLOCK = UNET + "middle_block.1.transformer_blocks.0.attn1.to_q.weight"
-_LORA_MARKS = (".lora_down.", ".lora_A.", ".lora.down.", ".hada_w1", ".lokr_w", "lora_unet_")
-_EMBEDDING_NAMES = {"clip_g", "clip_l", "emb_params", "string_to_param"}
-
-# (description, condition); the first condition that holds describes the file. Earlier ones are more specific.
-_OTHER_KINDS: tuple[tuple[str, Callable[[Tensors], bool]], ...] = (
-    ("an empty file", lambda t: not t),
-    ("a LoRA, not a base model", lambda t: _contains(t, *_LORA_MARKS)),
-    (
-        "a ControlNet",
-        lambda t: _starts(t, "control_model.", "controlnet_") or _contains(t, "input_hint_block"),
-    ),
-    ("a textual inversion embedding", lambda t: len(t) <= 3 and bool(_EMBEDDING_NAMES & set(t))),
-    ("a Flux model", lambda t: _contains(t, "double_blocks.", "single_transformer_blocks.")),
-    ("a Stable Diffusion 3 model", lambda t: _contains(t, "joint_blocks.")),
-    ("a video model", lambda t: _contains(t, "time_stack.", "motion_modules.", "temporal_transformer")),
-    ("a Stable Diffusion 1 model", lambda t: _starts(t, "cond_stage_model.transformer.")),
-    ("a Stable Diffusion 2 model", lambda t: _starts(t, "cond_stage_model.model.")),
-    ("the SDXL refiner", _is_refiner),
-    ("an inpainting model", lambda t: _size(t, _FIRST_CONVOLUTION) == 9),
-    ("an instruct-pix2pix model", lambda t: _size(t, _FIRST_CONVOLUTION) == 8),
-    ("a VAE, not a base model", _is_vae),
-    (
-        "one part of a diffusers folder; give the path of the whole folder",
-        lambda t: _starts(t, "down_blocks.", "text_model."),
-    ),
-    ("a UNet without its text encoders", lambda t: _starts(t, UNET) and _lacks_text_encoder(t)),
-    ("no SDXL model", lambda t: _FIRST_CONVOLUTION not in t or _lacks_text_encoder(t)),
-    (
-        "a distilled SDXL model (such as SSD-1B or Vega), which is not supported",
-        lambda t: _MIDDLE_BLOCK not in t,
-    ),
-)
+    Args:
+        name: of the file or folder.
+        kind: what the model is; a text with a semicolon contains the advice.
+    """
+    if kind:
+        advice = "choose SDXL 1.0, Illustrious, NoobAI, Pony or another model of this family"
+        raise BaseError(f"{name} is {kind}" if ";" in kind else f"{name} is {kind}; {advice}")
 
 
 def _prediction(header: Header) -> tuple[str | None, bool, str]:
@@ -228,10 +168,21 @@ def _vae_file(path: Path, header: Header) -> Path | None:
     """Returns the checkpoint itself, `<its name>.vae.safetensors`, or a VAE with one of VAE_NAMES beside
     it.
     """
-    if _starts(header.tensors, VAE + "decoder."):
+    if starts(header.tensors, VAE + "decoder."):
         return path
     beside = [path.with_name(f"{path.stem}.vae.safetensors"), *(path.with_name(name) for name in VAE_NAMES)]
     return _first_of(beside, Path.is_file)
+
+
+def check_folder_weights(path: Path, files: Sequence[Path]) -> None:
+    """Raises BaseError if a weight file of a diffusers folder is damaged or quantized in an unsupported form."""
+    for file in files:
+        form = unsupported_quantization(read_header(file, BaseError).tensors)
+        if form:
+            raise BaseError(
+                f"{path.name} is quantized in a form that is not supported ({form}, {file.name}); "
+                "get the fp16 version"
+            )
 
 
 def folder_configs(path: Path) -> dict[str, dict[str, Any]]:

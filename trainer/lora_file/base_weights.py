@@ -14,8 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from trainer.errors import BaseError
+from trainer.headers.scaled_fp8 import scale_key
 from trainer.lora_file.sdxl_modules import Layout, Shape, sdxl
 from trainer.sdxl.ldm_names import Source, ldm_source
+from trainer.sdxl.mmap_reader import rescaled
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 
@@ -28,12 +30,14 @@ class Place:
         source: the tensor in the file, and the part of it that is the weight.
         shape: shape of the weight, which may be a part or the transpose of the tensor.
         handle: from `safetensors.safe_open`, which maps the file and reads single tensors.
+        scale: the tensor that the weight is multiplied by, if it is stored in scaled float8.
     """
 
     file: Path
     source: Source
     shape: Shape
     handle: Any
+    scale: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,12 @@ class PartWeights:
         return self.places[path].shape if path in self.places else None
 
     def tensor(self, path: str) -> torch.Tensor:
-        """The weight of a module in the dtype of the file."""
+        """The weight of a module in the dtype of the file; in fp32 if it is stored in scaled float8."""
         place = self.places[path]
-        return place.source.extract(place.handle.get_tensor(place.source.key), torch.Size(place.shape))
+        tensor = place.handle.get_tensor(place.source.key)
+        if place.scale is not None:
+            tensor = rescaled(tensor, place.handle.get_tensor(place.scale))
+        return place.source.extract(tensor, torch.Size(place.shape))
 
 
 def base_weights(path: Path) -> dict[str, PartWeights]:
@@ -83,11 +90,12 @@ def _folder_places(folder: Path) -> Iterator[tuple[str, Place]]:
         raise BaseError(f"{folder} holds no .safetensors; give a whole diffusers folder")
     for file in files:
         handle: Any = safe_open(file, framework="pt")
-        for key in handle.keys():  # noqa: SIM118
+        keys = set(handle.keys())
+        for key in sorted(keys):
             if key.endswith(".weight"):
                 yield (
                     key.removesuffix(".weight").removeprefix("text_model."),
-                    Place(file, Source(key), _shape(handle, key), handle),
+                    Place(file, Source(key), _shape(handle, key), handle, scale_key(key, keys)),
                 )
 
 
@@ -102,7 +110,10 @@ def _file_parts(path: Path) -> Iterator[tuple[str, PartWeights]]:
             if source.key in keys:
                 rows, *rest = _shape(handle, source.key)
                 shape = (rows // 3 if source.third is not None else rows, *rest)
-                places[where] = Place(path, source, shape[::-1] if source.transposed else shape, handle)
+                scale = scale_key(source.key, keys)
+                places[where] = Place(
+                    path, source, shape[::-1] if source.transposed else shape, handle, scale
+                )
         if not places:
             raise BaseError(f"{path.name} holds no {part} of SDXL; give a whole checkpoint")
         yield part, PartWeights(places)

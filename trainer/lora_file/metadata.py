@@ -9,11 +9,9 @@ import base64
 import hashlib
 import io
 import json
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +21,9 @@ from safetensors.torch import save
 from trainer import SOFTWARE
 from trainer.config import TrainConfig, block_values
 from trainer.dataset.manifest import Manifest
-from trainer.lora_file.modules import LoraModule, with_one_alpha
+from trainer.lora_file.dataset_metadata import BucketedImage, caption_entries, dataset_entries
+from trainer.lora_file.folded_scale import with_one_alpha
+from trainer.lora_file.modules import LoraModule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,15 @@ class Training:
         steps: optimizer steps that were done; a stopped training has fewer than its settings ask for.
         pictures: training images read, repeats counted.
         started: seconds since 1970, as is `finished`.
-        bucket_counts: images by bucket, such as `832x1216`.
+        batches_per_epoch: of each process, as kohya counts them.
+        processes: number of processes that `torchrun` started.
+        images: every image with its bucket, once for each resolution.
+        base_file: the checkpoint's file name, or that of its folder.
+        vae_file: name of a VAE that was used in place of the base's; "" for its own.
+        hashes: (short hash, SHA-256) of the files `base` and `vae`; a folder has none.
     """
 
-    base_name: str
+    base_file: str
     prediction_type: str
     zero_terminal_snr: bool
     resolution: int
@@ -51,38 +56,33 @@ class Training:
     finished: float
     epochs: int
     batches_per_epoch: int
-    bucket_counts: dict[str, int]
+    processes: int = 1
+    images: tuple[BucketedImage, ...]
+    vae_file: str = ""
+    hashes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def metadata(config: TrainConfig, manifest: Manifest, training: Training) -> dict[str, str]:
     """All metadata of a trained file except its hashes, which need the tensors."""
-    entries = {**_kohya(config, manifest, training), **_modelspec(config, training)}
-    if config.save_captions:
-        folder = Path(manifest.folder).name
-        tags = Counter(
-            tag.strip()
-            for item in manifest.items
-            if item.role == "train"
-            for tag in item.caption.split(",")
-            if tag.strip()
-        )
-        entries["ss_tag_frequency"] = json.dumps({folder: dict(tags)}, ensure_ascii=False)
-        entries["ss_dataset_dirs"] = json.dumps({folder: {"n_repeats": 1, "img_count": len(manifest.items)}})
-    return entries
+    return {**_kohya(config, manifest, training), **_modelspec(config, training)}
 
 
 def _kohya(config: TrainConfig, manifest: Manifest, training: Training) -> dict[str, str]:
     """kohya's `ss_*` entries, with the names and values that sd-scripts writes."""
+    dataset = dataset_entries(config, manifest, training.images, training.resolution)
     values: dict[str, Any] = {
         # A1111 hides a file with metadata but without this entry while an SDXL model is loaded.
         "base_model_version": "sdxl_base_v1-0",
         "v2": False,
         "output_name": config.name,
-        "sd_model_name": training.base_name,
+        **_base(training),
         **training_network(config),
         **_optimisation(config, training),
         **_objective(config, training),
-        **_dataset(config, manifest, training),
+        "num_batches_per_epoch": training.batches_per_epoch,
+        "num_train_images": training.pictures,
+        **dataset,
+        **(caption_entries(config, manifest, dataset) if config.save_captions else {}),
         "training_started_at": training.started,
         "training_finished_at": training.finished,
         "session_id": int(training.started * 1000) % 2**32,
@@ -117,7 +117,7 @@ def _optimisation(config: TrainConfig, training: Training) -> dict[str, Any]:
         "quantised_base": config.quantised_base if config.quantised_base in ("int8", "nf4") else None,
         "seed": config.seed,
         "batch_size_per_device": config.batch,
-        "total_batch_size": config.batch * config.accumulation,
+        "total_batch_size": config.batch * config.accumulation * training.processes,
     }
 
 
@@ -136,30 +136,24 @@ def _objective(config: TrainConfig, training: Training) -> dict[str, Any]:
         "loss_type": "l2" if config.loss == "mse" else config.loss,
         "huber_schedule": config.huber_schedule,
         "huber_c": config.huber_delta,
+        "v_parameterization": training.prediction_type == "v_prediction",
         "zero_terminal_snr": training.zero_terminal_snr,
+        "scale_weight_norms": config.scale_weight_norms or None,
         "prior_loss_weight": config.prior_weight,
-        "caption_dropout_rate": config.caption_dropout,
         "max_token_length": 75 * config.caption_windows,
         "clip_skip": config.clip_skip if config.clip_skip != 2 else None,
     }
 
 
-def _dataset(config: TrainConfig, manifest: Manifest, training: Training) -> dict[str, Any]:
-    """Number and sizes of the training images."""
-    buckets = {
-        str(number): {"resolution": bucket.split("x"), "count": count}
-        for number, (bucket, count) in enumerate(training.bucket_counts.items())
-    }
-    return {
-        "num_batches_per_epoch": training.batches_per_epoch,
-        "num_train_images": training.pictures,
-        "num_reg_images": sum(item.repeats for item in manifest.items if item.role == "class"),
-        "resolution": f"({training.resolution}, {training.resolution})",
-        "enable_bucket": True,
-        "bucket_no_upscale": config.no_upscale,
-        "bucket_info": json.dumps({"buckets": buckets}),
-        "cache_latents": True,
-    }
+def _base(training: Training) -> dict[str, Any]:
+    """Names and hashes of the base and of a VAE beside it, as kohya computes them."""
+    values: dict[str, Any] = {"sd_model_name": training.base_file}
+    if training.vae_file:
+        values["vae_name"] = training.vae_file
+    for name, prefix in (("base", "sd_model"), ("vae", "vae")):
+        if name in training.hashes:
+            values[f"{prefix}_hash"], values[f"new_{prefix}_hash"] = training.hashes[name]
+    return values
 
 
 def training_network(config: TrainConfig) -> dict[str, Any]:

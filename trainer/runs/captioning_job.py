@@ -68,6 +68,11 @@ def create(path: Path, folder: Path, model: str, options: CaptionOptions) -> Run
     return Run(path)
 
 
+def created_ns(path: Path) -> int:
+    """Returns when a job was created, in ns since 1970."""
+    return (path / "job.json").stat().st_mtime_ns
+
+
 def read(path: Path) -> tuple[Path, str, CaptionOptions]:
     """Returns (picture folder, model, options) of a job directory. Raises RunError, ConfigError."""
     try:

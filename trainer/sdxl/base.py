@@ -20,12 +20,15 @@ from diffusers import EulerDiscreteScheduler
 from transformers import CLIPTokenizer
 
 from trainer.errors import BaseError
+from trainer.headers.base_kinds import other_folder_kind, other_text_kind
 from trainer.headers.base_model import (
     Checkpoint,
+    check_folder_weights,
     folder_config,
     folder_configs,
     list_base_models,
     read_checkpoint,
+    reject_kind,
     vae_scale_factor,
 )
 from trainer.sdxl.protocols import NoiseScheduler, TextEncoder, Tokenizer, UNet, Vae
@@ -202,15 +205,7 @@ def open_file(checkpoint: Checkpoint, configs: Path = ORIGINAL) -> Base:
 def open_folder(path: Path) -> Base:
     """Opens a diffusers folder. Raises BaseError when it is incomplete or not SDXL."""
     settings = folder_configs(path)
-    if (
-        settings["unet"].get("addition_embed_type") != "text_time"
-        or "text_encoder_2" not in settings["index"]
-    ):
-        raise BaseError(
-            f"{path.name} is not an SDXL model; choose SDXL 1.0, Illustrious, Pony or another of its family"
-        )
-    if settings["unet"].get("in_channels", 4) != 4:
-        raise BaseError(f"{path.name} is an inpainting model; choose the model that it is derived from")
+    reject_kind(path.name, other_folder_kind(settings))
     missing = [part for part in (*PARTS, "tokenizer", "tokenizer_2") if not (path / part).is_dir()]
     missing += [
         f"the weights of {part}"
@@ -221,8 +216,12 @@ def open_folder(path: Path) -> Base:
         raise BaseError(
             f"{path.name} lacks {', '.join(missing)}; copy the whole folder again, with its .safetensors"
         )
-    for part in ("text_encoder", "text_encoder_2"):
+    texts = [
         folder_config(path, f"{part}/config.json", ("hidden_size", "projection_dim"))
+        for part in ("text_encoder", "text_encoder_2")
+    ]
+    reject_kind(path.name, other_text_kind(texts, settings["unet"]))
+    check_folder_weights(path, [file for part in PARTS for file in weight_files(path / part)])
     factor = vae_scale_factor(settings["vae"])
     return Base(
         path=path,

@@ -28,7 +28,8 @@ def _describe_file(base: Base) -> Iterator[tuple[str, str]]:
     checkpoint = read_checkpoint(base.path)
     if checkpoint.title:
         yield "title", checkpoint.title
-    yield "file", f"{base.path.stat().st_size:,} bytes, mostly {checkpoint.dtype}"
+    scaled = " with a scale for each weight" if checkpoint.is_scaled else ""
+    yield "file", f"{base.path.stat().st_size:,} bytes, mostly {checkpoint.dtype}{scaled}"
     for part in PARTS:
         yield _NAMES[part], f"{checkpoint.parameters[part]:,} parameters"
     if checkpoint.vae is None:

@@ -16,6 +16,7 @@ import torch
 
 from trainer.errors import BaseError
 from trainer.headers.safetensors import Header, read_header
+from trainer.headers.scaled_fp8 import scale_key
 
 _DTYPES = {
     "F64": torch.float64,
@@ -29,6 +30,11 @@ _DTYPES = {
 }
 
 
+def rescaled(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Returns the fp32 product of a weight (O, ...) with one scale, or with a scale for each output."""
+    return weight.float() * scale.float().reshape(-1, *[1] * (weight.dim() - 1))
+
+
 class MappedFile:
     """A .safetensors file.
 
@@ -39,6 +45,17 @@ class MappedFile:
         self.path = path
         self.header: Header = read_header(path, BaseError)
         self.keys = set(self.header.tensors)
+
+    @contextlib.contextmanager
+    def weight(self, key: str) -> Iterator[torch.Tensor]:
+        """Yields one weight as `tensor` does, multiplied by its scale in fp32 where the file holds one."""
+        name = scale_key(key, self.keys)
+        with self.tensor(key) as tensor:
+            if name is None:
+                yield tensor
+                return
+            with self.tensor(name) as scale:
+                yield rescaled(tensor, scale)
 
     @contextlib.contextmanager
     def tensor(self, key: str) -> Iterator[torch.Tensor]:

@@ -55,7 +55,7 @@ class FolderWeights:
             key = next((key for key in _known_names(name) if key in holder), None)
             if key is None:
                 raise BaseError(f"{self.path.name} lacks {part}/{name}; copy the whole folder again")
-            with holder[key].tensor(key) as tensor:
+            with holder[key].weight(key) as tensor:
                 yield name, tensor
 
 
@@ -80,7 +80,7 @@ class FileWeights:
                     f"{path.name} lacks {source.key}; it is damaged or not an SDXL checkpoint: "
                     "download it again"
                 )
-            with file.tensor(key) as tensor:
+            with file.weight(key) as tensor:
                 yield name, source.extract(tensor, parameter.shape)
 
 

@@ -52,13 +52,6 @@ class LatentDataset:
         generator = random.Random(f"{seed}/variant/{position}")
         return Batch(tuple(generator.choice(self.examples[row]) for row in rows), self.scaling)
 
-    def bucket_counts(self) -> dict[str, int]:
-        """Returns the number of items of each bucket, by "WIDTHxHEIGHT"."""
-        counts: dict[str, int] = {}
-        for width, height in self.buckets:
-            counts[f"{width}x{height}"] = counts.get(f"{width}x{height}", 0) + 1
-        return counts
-
 
 @dataclass(frozen=True)
 class Batch:

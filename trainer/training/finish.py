@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
+from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 
 import torch
@@ -13,10 +16,14 @@ from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
 from trainer.dataset.pictures import open_picture
 from trainer.errors import DatasetError
+from trainer.headers.model_hashes import HashesInBackground
+from trainer.lora_file.dataset_metadata import BucketedImage
 from trainer.lora_file.metadata import Training, metadata, thumbnail
 from trainer.lora_file.writer import save_lora
 from trainer.planning.budget import give_back_memory
 from trainer.runs.run import Run
+from trainer.sdxl.base import Base
+from trainer.sdxl.weights import FileWeights
 from trainer.training.examples import resolution_of
 from trainer.training.samples import TrainingSamples
 from trainer.training.setup import Setup
@@ -24,32 +31,65 @@ from trainer.training.validation import Validation, save_step
 from trainer.training.verify_saved import verify_saved
 
 
+@dataclass(frozen=True)
+class Circumstances:
+    """The circumstances of a training that its file records.
+
+    Attributes:
+        started: seconds since 1970.
+        processes: number of processes that train together.
+        hashes: of the base's files.
+    """
+
+    started: float
+    processes: int
+    hashes: HashesInBackground
+
+
+def base_hashes(run: Run, base: Base, cache: Path) -> HashesInBackground:
+    """Starts to compute the hashes of a single-file base and of a VAE beside it, in the process that writes.
+
+    A diffusers folder has no hash.
+    """
+    files = {"base": base.path, "vae": _separate_vae(base)} if run.is_main_process else {}
+    return HashesInBackground({name: path for name, path in files.items() if path and path.is_file()}, cache)
+
+
+def _separate_vae(base: Base) -> Path | None:
+    """The file of a VAE that is not in the base's own file, or None."""
+    vae = base.weights.vae if isinstance(base.weights, FileWeights) else None
+    return vae if vae and vae != base.path else None
+
+
 def file_metadata(
-    setup: Setup, chosen: TrainConfig, manifest: Manifest, step: int, started: float
+    setup: Setup, chosen: TrainConfig, manifest: Manifest, step: int, circumstances: Circumstances
 ) -> dict[str, str]:
     """Returns the metadata of the LoRA file after `step` steps.
 
     Args:
         chosen: the config with the memory plan's choices.
-        started: seconds since 1970.
     """
     config, base, objective = setup.config, setup.base, setup.objective
-    items, per_epoch = setup.dataset.items, setup.batches.per_epoch
+    items, vae = setup.dataset.items, _separate_vae(base)
+    per_epoch = math.ceil(setup.batches.per_epoch / circumstances.processes)
     images = sum(item.repeats for item in items if item.role == "train") // max(1, len(config.resolutions))
     training = Training(
-        base_name=base.name,
+        base_file=base.path.name,
+        vae_file=vae.name if vae else "",
+        hashes=circumstances.hashes.result(),
+        processes=circumstances.processes,
         prediction_type=objective.prediction_type,
         zero_terminal_snr=objective.zero_terminal_snr,
         resolution=resolution_of(config, base),
         precision=str(setup.dtype).removeprefix("torch."),
         gradient_checkpointing=chosen.gradient_checkpointing != "none",
-        started=started,
+        started=circumstances.started,
         finished=time.time(),
         steps=step,
         pictures=images,
         epochs=-(-step * config.accumulation // per_epoch),
         batches_per_epoch=per_epoch,
-        bucket_counts=setup.dataset.bucket_counts(),
+        images=tuple(starmap(BucketedImage, zip(items, setup.dataset.buckets, strict=True))),
     )
     fields = metadata(chosen, manifest, training)
     if config.thumbnail == "picture":

@@ -7,7 +7,7 @@ from pathlib import Path
 from trainer.captioning.folder import CaptioningTask, caption_folder
 from trainer.headers.captioner import open_captioner
 from trainer.runs import events
-from trainer.runs.captioning_job import read
+from trainer.runs.captioning_job import created_ns, read
 from trainer.runs.commands import CommandInbox
 from trainer.runs.run import Run, claim
 from trainer.runs.work import run_to_end
@@ -34,7 +34,7 @@ def _captioned(job: Run, models: Path, commands_offset: int, done: set[str]) -> 
     folder, model, options = read(job.path)
     return caption_folder(
         job,
-        CaptioningTask(folder, open_captioner(model, models), options),
+        CaptioningTask(folder, open_captioner(model, models), options, created_ns(job.path)),
         CommandInbox(job, commands_offset),
         done,
     )

@@ -33,7 +33,7 @@ _ENCODING = ("utf-8", "surrogateescape")
 class UndoEntry:
     """A change of captions, as the Undo button describes it."""
 
-    kind: str  # one of `caption_edits.KINDS`, "typed" or "model"
+    kind: str  # one of `caption_edits.KINDS`, "typed", "model" or "uploaded"
     find: str
     text: str
     count: int  # captions that it changed, or that were restored

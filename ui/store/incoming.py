@@ -17,6 +17,7 @@ class IntakeProgress:
     kept: int = 0  # pictures that were added
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # on files that were added, such as a guessed encoding
+    replaced: list[str] = field(default_factory=list)  # caption files that had another caption
     ended: bool = False
     rev: int = 0  # increases with every change
 

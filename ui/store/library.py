@@ -73,7 +73,7 @@ class LoraEntry:
     @property
     def base(self) -> str:
         """The name of the base model that it was trained on, "" if the file doesn't have one."""
-        return self.metadata.get("ss_sd_model_name", "")
+        return self.metadata.get("ss_sd_model_name", "").removesuffix(".safetensors")
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,8 @@ def finding_words(words: Words, finding: Finding) -> str:
     values = dict(finding.values)
     if "corner" in values:
         values["corner"] = words(f"artwork.corner_{values['corner'].replace(' ', '_')}")
+    if "preset" in values and words.language != "en":  # the English sentence uses the name as it is
+        values["preset"] = words(f"train.{values['preset']}")
     return words(f"artwork.found_{finding.kind}", **values)
 
 
@@ -245,4 +247,22 @@ def intake_html(words: Words, progress: IntakeProgress | None) -> str:
         notes = element(
             "div", text_element("p", words("artwork.please_check", count=len(progress.notes))) + listed
         )
-    return text_element("p", line, role="status", class_="arrivals") + bar + alert + notes
+    return (
+        text_element("p", line, role="status", class_="arrivals")
+        + bar
+        + alert
+        + _replaced(words, progress)
+        + notes
+    )
+
+
+def _replaced(words: Words, progress: IntakeProgress) -> str:
+    """Returns which captions the upload replaced, and how to get them back."""
+    names = list(progress.replaced)
+    if not names:
+        return ""
+    listed = element("ul", "".join(text_element("li", name) for name in names[:_MAX_NAMED]))
+    if len(names) > _MAX_NAMED:
+        listed += text_element("p", words("artwork.more", count=len(names) - _MAX_NAMED))
+    line = text_element("p", words("artwork.replaced", count=len(names)))
+    return element("div", line + listed, role="status", class_="replaced")

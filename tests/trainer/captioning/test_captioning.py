@@ -312,6 +312,34 @@ def test_a_caption_that_the_user_writes_during_the_job_is_kept(models: Path, tmp
     assert view_of(path).ended == "finished"
 
 
+def test_a_caption_that_the_user_edits_after_the_start_is_kept_with_overwrite_and_reported(
+    models: Path, pictures: Path, tmp_path: Path
+):
+    for name in ("red", "blue"):
+        (pictures / f"{name}.txt").write_text("old")
+    path = create_job(tmp_path, pictures, overwrite=True)
+    os.utime(path / "job.json", ns=(0, (pictures / "red.txt").stat().st_mtime_ns))
+    later = (pictures / "red.txt").stat().st_mtime_ns + 1_000
+    (pictures / "blue.txt").write_text("edited by hand\nin two lines")
+    os.utime(pictures / "blue.txt", ns=(later, later))
+    assert work(path, models) == "finished"
+    assert texts(pictures)["blue.txt"] == "edited by hand\nin two lines"
+    assert texts(pictures)["red.txt"] != "old"
+    view = view_of(path)
+    assert list(view.captions) == ["red.png"]
+    assert [problem for problem in view.problems if "blue.png was edited" in problem]
+
+
+def test_a_caption_file_from_the_future_is_not_taken_for_an_edit(
+    models: Path, pictures: Path, tmp_path: Path
+):
+    (pictures / "red.txt").write_text("old")
+    tomorrow = time.time_ns() + 86_400 * 10**9
+    os.utime(pictures / "red.txt", ns=(tomorrow, tomorrow))
+    assert work(create_job(tmp_path, pictures, overwrite=True), models) == "finished"
+    assert texts(pictures)["red.txt"] != "old"
+
+
 def test_a_caption_that_can_not_be_written_ends_the_job_with_a_message(
     models: Path, pictures: Path, tmp_path: Path
 ):

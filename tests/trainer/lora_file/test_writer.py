@@ -310,7 +310,7 @@ def test_every_spelling_of_a_layer_is_found(base, spelling: str, tmp_path: Path)
             {"lora_mid.weight": torch.ones(4, 4, 3, 3), "lora_down.weight": torch.ones(4, 112)},
             "no up matrix",
         ),
-        ({"oft_blocks": torch.ones(4, 4)}, "network of oft_blocks"),
+        ({"oft_blocks": torch.ones(4, 4)}, "OFT or BOFT"),
         ({"alpha": torch.ones(())}, "no part of a LoRA"),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else value,

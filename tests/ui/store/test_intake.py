@@ -18,11 +18,16 @@ from PIL import Image
 
 from trainer.dataset.folder import mask_file
 from trainer.errors import DatasetError, TrainerError
+from ui.store.caption_edits import save_caption
+from ui.store.caption_undo import undo_last
 from ui.store.intake import IncomingFile, Intake, IntakeProgress, add_files
 from ui.store.limits import Limits
 from ui.store.masks import save_mask
 from ui.store.picture_checks import PictureChecks
 from ui.store.projects import Projects
+from ui.text import Words
+from ui.views.artwork import intake_html
+from ui.views.captions import edit_words
 
 LIMITS = Limits(free_bytes=0)
 
@@ -115,6 +120,40 @@ def test_captions_may_come_later_and_sooner_than_their_pictures(projects: Projec
     assert "two.caption has no picture" in arrivals.problems[0]
     drop(projects, {"two.png": png("blue")})
     assert captions(projects) == {"one.png": "one line two", "two.png": "two"}
+
+
+def test_a_second_upload_replaces_an_edited_caption_only_with_undo_and_reports_it(projects: Projects):
+    files = {"owl.png": png(), "owl.txt": b"an owl", "cat.png": png("blue"), "cat.txt": b"a cat"}
+    assert drop(projects, files).replaced == []
+    edited = "an owl in ink\nwings spread"
+    save_caption(projects, "art", "owl.png", edited)
+    for upload in (files, {"again.zip": zipped(files)}, {"owl.txt": b"an owl"}):
+        progress = drop(projects, upload)
+        assert progress.replaced == ["owl.txt"]
+        assert "Undo on the Captions tab" in intake_html(Words(), progress)
+        assert "owl.txt" in intake_html(Words(), progress)
+        assert captions(projects)["owl.png"] == "an owl"
+        undone = undo_last(projects, "art")
+        assert (undone.kind, undone.count, undone.kept) == ("uploaded", 1, 0)
+        assert "replaced by an upload" in edit_words(Words(), undone)
+        assert {picture.name: picture.text for picture in projects.pictures("art")} == {
+            "cat.png": "a cat",
+            "owl.png": edited,
+        }
+
+
+def test_a_caption_that_was_edited_after_a_second_upload_survives_its_undo(projects: Projects):
+    drop(projects, {"owl.png": png(), "owl.txt": b"an owl"})
+    drop(projects, {"owl.txt": b"a wise owl"})
+    (projects.folder("art") / "owl.txt").write_text("edited elsewhere")
+    assert undo_last(projects, "art").kept == 1
+    assert captions(projects) == {"owl.png": "edited elsewhere"}
+
+
+def test_a_caption_that_is_cut_is_reported(projects: Projects):
+    progress = drop(projects, {"owl.png": png(), "owl.txt": b"owl, " * 500})
+    assert len(captions(projects)["owl.png"]) <= 2000
+    assert any("owl.txt has more than 2000 characters" in note for note in progress.notes)
 
 
 def test_a_zip_is_taken_in_like_a_drop(projects: Projects):
