@@ -13,12 +13,13 @@ from trainer.adapter.layer import Layer
 from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.adapter.lycoris import is_whole
 from trainer.errors import LoraFileError
-from trainer.headers.lora import recognise
+from trainer.headers.lora import lora_path, recognise
 from trainer.lora_file.modules import NETWORK_LABELS, LoraFile, LoraModule, side_by_side
 from trainer.lora_file.reader import read_modules
 from trainer.lora_file.scales import file_notice
 from trainer.lora_file.sdxl_modules import find_module
 from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, UP, split_key
+from trainer.lora_file.text_encoder_alone import text_encoder_of
 from trainer.sdxl.protocols import Module
 
 LayerBase = nn.Linear | nn.Conv2d
@@ -242,6 +243,9 @@ def _start_layer(layer: Layer, module: LoraModule, file: LoraFile) -> None:
 
 def changed_parts(path: Path) -> set[str]:
     """The parts `unet`, `text_encoder` and `text_encoder_2` that a file changes, from its header alone."""
-    splits = (split_key(key) for key in recognise(path).tensors)
-    places = (find_module(split[0]) for split in splits if split)
+    path = lora_path(path)
+    header = recognise(path)
+    text_encoder = text_encoder_of(path, header)
+    splits = (split_key(key) for key in header.tensors)
+    places = (find_module(split[0], text_encoder) for split in splits if split)
     return {place[0] for place in places if place}
