@@ -174,12 +174,9 @@ def _from_metadata(file: Path, metadata: Mapping[str, str]) -> dict[str, _PeftSc
     diffusers writes those of a pipeline into one header entry with a prefix for each part, and that of a UNet
     alone (`save_lora_adapter`) without a prefix.
     """
-    text = metadata.get(METADATA_KEY)
-    if text is None:
-        return {}
     scales = {}
     try:
-        config = json.loads(text)
+        config = _json_object(metadata.get(METADATA_KEY, ""))
         prefixes = {part: f"{part}." for part in PART_LABELS}
         if "unet.lora_alpha" not in config:
             prefixes["unet"] = ""
@@ -193,10 +190,23 @@ def _from_metadata(file: Path, metadata: Mapping[str, str]) -> dict[str, _PeftSc
     return scales
 
 
+def _json_object(text: str) -> Any:
+    """JSON of an entry, {} for an empty one. Some programs write JSON as a string inside of JSON.
+
+    Raises:
+        ValueError, RecursionError: the text is no JSON.
+    """
+    text = text.strip().removeprefix("\ufeff")
+    parsed = {} if text in ("", "None") else json.loads(text)
+    if isinstance(parsed, str):
+        parsed = json.loads(parsed)
+    return {} if parsed is None else parsed
+
+
 def _kohya_alphas(metadata: Mapping[str, str]) -> tuple[float | None, float | None]:
     """(alpha, alpha of convolutions with a kernel) of kohya's metadata; None where it has no number."""
     try:
-        arguments = json.loads(metadata.get("ss_network_args", "{}"))
+        arguments = _json_object(metadata.get("ss_network_args", ""))
     except (ValueError, RecursionError):
         arguments = {}
     conv_alpha = arguments.get("conv_alpha") if isinstance(arguments, dict) else None
