@@ -48,7 +48,8 @@ def read_tensors(path: Path) -> Tensors:
     path = lora_path(path)
     header = recognise(path)
     for key, tensor in header.tensors.items():
-        if tensor.dtype not in _FLOATS and MATRIX.fullmatch(key):
+        is_matrix = MATRIX.fullmatch(key) and not key.endswith(".on_input")  # a boolean of IA3
+        if tensor.dtype not in _FLOATS and is_matrix:
             raise LoraFileError(
                 f"{path.name} holds {key} as {tensor.dtype}, not as fractions; take the LoRA before it was "
                 "quantized"
