@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from trainer.errors import BaseError
 from trainer.headers.base_model import read_checkpoint
+from trainer.headers.few_steps import few_step_advice, few_step_kind
 from trainer.headers.safetensors import read_header
 from trainer.sdxl.base import Base
 from trainer.sdxl.weights import PARTS, build, weight_files
@@ -19,6 +20,10 @@ def describe_base(base: Base) -> Iterator[tuple[str, str]]:
     kind = "a single file of the original layout" if is_single_file else "a diffusers folder"
     yield "base", f"{base.name}, {kind}"
     yield from _describe_file(base) if is_single_file else _describe_folder(base)
+    title = read_checkpoint(base.path).title if is_single_file else ""
+    kind = few_step_kind(base.name, {"modelspec.title": title})
+    if kind:
+        yield "sampling", few_step_advice(kind, base.name)
     yield "zero terminal SNR", "yes" if base.zero_terminal_snr else "no"
     yield "native size", f"{base.native_size} x {base.native_size} px"
     yield "VAE precision", "decoded in fp32, since SDXL's VAE overflows in fp16 and decodes to black images"
