@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from trainer.adapter.lycoris import is_whole
 from trainer.errors import LoraFileError
+from trainer.headers.edit_metadata import header_bytes
 from trainer.headers.lora import BUNDLED, MATRIX, lora_path, recognise
 from trainer.headers.safetensors import Header
 from trainer.lora_file.modules import LoraFile, LoraModule, alpha_tensor
@@ -47,16 +48,31 @@ def read_tensors(path: Path) -> Tensors:
     path = lora_path(path)
     header = recognise(path)
     for key, tensor in header.tensors.items():
-        if tensor.dtype not in _FLOATS and MATRIX.fullmatch(key):
+        is_matrix = MATRIX.fullmatch(key) and not key.endswith(".on_input")  # a boolean of IA3
+        if tensor.dtype not in _FLOATS and is_matrix:
             raise LoraFileError(
                 f"{path.name} holds {key} as {tensor.dtype}, not as fractions; take the LoRA before it was "
                 "quantized"
             )
     try:
-        tensors = load_file(path)
+        tensors = _load(path, header)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise LoraFileError(f"{path.name} is damaged ({error}); download or save it again") from None
     return Tensors(path, header, tensors, text_encoder_of(path, header))
+
+
+def _load(path: Path, header: Header) -> dict[str, torch.Tensor]:
+    """All tensors of a file whose header was read.
+
+    The library rejects metadata in other encodings than UTF-8 and metadata with nested JSON, which some programs
+    write; the tensors of such a file are read without its metadata.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError:
+        with path.open("rb") as file:
+            file.seek(header.start)
+            return load(header_bytes(header, {}) + file.read())
 
 
 def read_modules(path: Path) -> LoraFile:
