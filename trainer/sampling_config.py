@@ -31,6 +31,7 @@ class SamplerSpec:
     scheduler: str  # class of diffusers
     options: dict[str, Any]
     draws_noise: bool = False  # adds random noise in each step
+    most_steps: int = 200
 
 
 SAMPLERS: dict[str, SamplerSpec] = {
@@ -52,6 +53,20 @@ SAMPLERS: dict[str, SamplerSpec] = {
     ),
     "ddim": SamplerSpec("DDIM", "", "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
     "unipc": SamplerSpec("UniPC", "", "UniPCMultistepScheduler", {}),
+    # For models distilled to few steps, which start at the last timestep: trailing spacing, A1111's SGM Uniform.
+    "euler_sgm_uniform": SamplerSpec(
+        "Euler", "SGM Uniform", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}
+    ),
+    "euler_a_sgm_uniform": SamplerSpec(
+        "Euler a",
+        "SGM Uniform",
+        "EulerAncestralDiscreteScheduler",
+        {"timestep_spacing": "trailing"},
+        draws_noise=True,
+    ),
+    # Consistency models (Luo et al. 2023; Zheng et al. 2024) are distilled with 50 timesteps.
+    "lcm": SamplerSpec("LCM", "", "LCMScheduler", {}, draws_noise=True, most_steps=50),
+    "tcd": SamplerSpec("TCD", "", "TCDScheduler", {}, draws_noise=True, most_steps=50),
 }
 
 
@@ -80,7 +95,8 @@ class SamplingConfig:
         5.0,
         "CFG scale",
         bounds=Bounds(0.0, 50.0),
-        help="Guidance scale: higher values follow the prompt more closely.",
+        help="Guidance scale: higher values follow the prompt more closely; 1 is without guidance, in half the "
+        "time.",
     )
     sampler: str = setting(
         "euler", "Sampler", choices=tuple(SAMPLERS), help="Sampling method, as A1111 names it."
@@ -143,6 +159,9 @@ def _contradictions(config: SamplingConfig) -> Iterator[str]:
         yield f"write at least one prompt, and at most {MAX_PROMPT_LENGTH} characters in each"
     if not 1 <= len(config.strengths) <= MAX_STRENGTHS:
         yield f"strengths must be 1 to {MAX_STRENGTHS} numbers"
+    most_steps = SAMPLERS[config.sampler].most_steps
+    if config.steps > most_steps:
+        yield f"the sampler {config.sampler} takes at most {most_steps} steps"
     if any(0 < side < 64 for side in (config.width, config.height)):
         yield "width and height must be 0 or at least 64"
 

@@ -56,7 +56,7 @@ def train(run: Run, models_folder: Path, commands_offset: int | None = None) -> 
     plan = preflight.plan_training(config_of_earlier_run(run), manifest, base, device, cache_folder)
     chosen = plan.options.chosen(config)
     run.emit("planned", words=plan.summary(), **plan.event_fields())
-    for notice in preflight.setting_notices(config):
+    for notice in preflight.setting_notices(config, device):
         run.emit("problem", message=notice)
 
     # 2 Caches: latents of images, embeddings of captions. The VAE and the text encoders then leave memory.

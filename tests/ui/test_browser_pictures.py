@@ -159,6 +159,30 @@ def test_a_caption_is_saved_on_leaving_and_page_down_leads_to_the_next(page: Any
     assert (project(studio) / "bell.txt").read_text() == "inkart, a bell\n"
 
 
+def test_a_caption_of_two_lines_is_saved_when_the_server_is_back(page: Any, studio: Started, waits):
+    page.locator("#tabs [role=tab]").nth(1).click()
+    place = page.locator("#caption-list textarea.caption").nth(1).get_attribute("data-place")
+    field, before = page.locator(f'#caption-list textarea[data-place="{place}"]'), "inkart, a bell"
+    assert field.input_value() == before
+    page.route("**/caption/**", lambda route: route.abort())
+    field.fill(before)
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("a second line")
+    field.blur()
+    waits("document.querySelectorAll('#caption-list .saved')[1].innerText.startsWith('Not saved yet')")
+    assert (project(studio) / "bell.txt").read_text() == f"{before}\n"
+    page.unroute("**/caption/**")
+    waits("document.querySelectorAll('#caption-list .saved')[1].innerText === 'Saved'")
+    assert (project(studio) / "bell.txt").read_text() == f"{before}\na second line\n"
+    field.fill(before)
+    field.blur()
+    waits("document.querySelector('#edit-undo')?.innerText.includes('bell.png')")
+    for _ in range(200):
+        if (project(studio) / "bell.txt").read_text() == f"{before}\n":
+            break
+        page.wait_for_timeout(50)
+
+
 def test_a_hidden_tab_is_not_refreshed_until_it_is_shown(page: Any, waits):
     artwork, captions = page.locator("#tabs [role=tab]").nth(0), page.locator("#tabs [role=tab]").nth(1)
     listed = page.locator("#caption-list textarea.caption")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import ui.text
-from trainer.dataset.checks import KINDS
+from trainer.dataset.checks import KINDS, RECOMMENDED_PICTURES, Finding
 from ui.text import LANGUAGES, Words, preferred, sentences
+from ui.views.artwork import finding_words
 from ui.views.settings_form import declared_sentences
 
 HERE = Path(ui.text.__file__).parent
@@ -69,3 +70,12 @@ def test_english_findings_are_declared_by_the_checks_alone():
     declared = tomllib.loads((HERE / "en" / "artwork.toml").read_text(encoding="utf-8"))
     assert not [key for key in declared if key.startswith("found_")]
     assert all(f"artwork.found_{kind}" in sentences("en") for kind in KINDS)
+
+
+def test_the_finding_of_few_pictures_names_the_preset_in_the_visitors_language():
+    for preset, fewest in RECOMMENDED_PICTURES.items():
+        finding = Finding("few", values={"count": 1, "preset": preset, "fewest": fewest})
+        assert finding_words(Words("en"), finding) == finding.sentence
+        for language in set(LANGUAGES) - {"en"}:
+            words = Words(language)
+            assert words(f"train.{preset}") in finding_words(words, finding)

@@ -47,7 +47,11 @@ def product(
         RuntimeError: if the matrices do not fit the shape.
     """
     if network == "loha":
-        whole = (tensors["hada_w1_a"] @ tensors["hada_w1_b"]) * (tensors["hada_w2_a"] @ tensors["hada_w2_b"])
+        # OneTrainer's matrices of a convolution are (O, R, 1, 1) and (R, I, k, k).
+        first, second = (
+            tensors[f"hada_w{n}_a"].flatten(1) @ tensors[f"hada_w{n}_b"].flatten(1) for n in (1, 2)
+        )
+        whole = first * second
     elif network == "lokr":
         first, second = (_factor(tensors, name) for name in ("lokr_w1", "lokr_w2"))
         whole = torch.kron(first if second.dim() == 2 else first[..., None, None], second)

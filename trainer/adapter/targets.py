@@ -111,16 +111,26 @@ def _chosen_paths(config: TrainConfig, part: str, model: Module) -> tuple[list[s
     matched: set[str] = set()
 
     def matching(patterns: tuple[str, ...]) -> set[str]:
-        hits_of = {
-            p: {path for path in eligible if fnmatchcase(path, p) or fnmatchcase(f"{part}.{path}", p)}
-            for p in patterns
-        }
+        hits_of = {p: {path for path in eligible if _matches(p, part, path)} for p in patterns}
         matched.update(pattern for pattern, hits in hits_of.items() if hits)
         return set().union(*hits_of.values())
 
     included, excluded = matching(config.include_layers), matching(config.exclude_layers)
     chosen = included if config.include_layers else set(paths)
     return [path for path in eligible if path in chosen - excluded], matched
+
+
+def _matches(pattern: str, part: str, path: str) -> bool:
+    """True if a pattern matches a layer's path, with or without the part, and with or without `text_model.`.
+
+    transformers 5 has `text_model.` in the paths of text encoder 2 and not in those of text encoder 1.
+    """
+    spellings = [path]
+    if part != "unet":
+        plain = path.removeprefix("text_model.")
+        spellings = [plain, f"text_model.{plain}"]
+    names = [name for spelled in spellings for name in (spelled, f"{part}.{spelled}")]
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _layer_spec(

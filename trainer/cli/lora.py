@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -55,6 +56,12 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite OUT if i
 Rank = Annotated[int | None, typer.Option(min=1, help="Largest rank of each module of the new file.")]
 PrecisionOption = Annotated[
     Precision | None, typer.Option(help="Precision of the new file; that of the given files by default.")
+]
+DoraBase = Annotated[
+    str | None,
+    typer.Option(
+        help="Base model of a DoRA: name under models/, or path of a diffusers folder or .safetensors."
+    ),
 ]
 
 
@@ -121,7 +128,7 @@ def check(
     """
     from trainer.lora_file.compatibility.check import check_file
 
-    report = check_file(file, base=_path(base, models) if base else None, bases=models)
+    report = check_file(file, base=_path(base, MODELS) if base else None, bases=models)
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
     else:
@@ -141,8 +148,10 @@ def convert(
     """Convert a file to the tensor names of other tools; its effect and metadata stay the same."""
     from trainer.lora_file.edit.convert import convert as converted
 
-    source = converted(file, out, to.value, overwrite=overwrite)
-    typer.echo(f"{out}: {len(source.modules)} modules with tensor names of {to.value}")
+    result = converted(file, out, to.value, overwrite=overwrite)
+    typer.echo(f"{out}: {len(result.source.modules)} modules with tensor names of {to.value}")
+    if notice := result.notice():
+        typer.echo(notice)
     _print_notices(file)
 
 
@@ -161,6 +170,7 @@ def merge(
     ] = Method.concat,
     rank: Rank = None,
     precision: PrecisionOption = None,
+    base: DoraBase = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Merge LoRA files into their weighted sum."""
@@ -168,9 +178,19 @@ def merge(
     from trainer.lora_file.edit.merge import term
 
     terms = [term(text) for text in files]
-    modules = merged(out, terms, method=method.value, rank=rank, dtype=_dtype(precision), overwrite=overwrite)
-    ranks = sorted({module.rank or 0 for module in modules})
-    typer.echo(f"{out}: {len(modules)} modules from {len(terms)} files, rank {_span(ranks)}")
+    result = merged(
+        out,
+        terms,
+        method=method.value,
+        rank=rank,
+        dtype=_dtype(precision),
+        base=_path(base, MODELS) if base else None,
+        overwrite=overwrite,
+    )
+    ranks = sorted({module.rank or 0 for module in result.modules})
+    typer.echo(f"{out}: {len(result.modules)} modules from {len(terms)} files, rank {_span(ranks)}")
+    sources = dict.fromkeys(_short(dtype) for dtype in result.source_dtypes)
+    _print_precision(result.dtype, result.rounding_error, list(sources))
     _print_notices(*(term.file for term in terms))
 
 
@@ -184,17 +204,26 @@ def resize(
         typer.Option(help="Fraction of the squared singular values to keep in each module, such as 0.95."),
     ] = None,
     precision: PrecisionOption = None,
+    base: DoraBase = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Lower the rank of a file by singular value decomposition; LoHa and LoKr become LoRA.
+    """Lower the rank of a file by singular value decomposition; LoHa and LoKr become LoRA, DoRA with --base.
 
     With both --energy and --rank, --rank is the upper limit.
     """
     from trainer.lora_file.edit.resize import resize as resized
 
-    _print_extracted(
-        out, resized(file, out, rank=rank, energy=energy, dtype=_dtype(precision), overwrite=overwrite)
+    result = resized(
+        file,
+        out,
+        rank=rank,
+        energy=energy,
+        dtype=_dtype(precision),
+        base=_path(base, MODELS) if base else None,
+        overwrite=overwrite,
     )
+    _print_extracted(out, result.layers)
+    _print_precision(result.dtype, result.rounding_error)
     _print_notices(file)
 
 
@@ -269,6 +298,21 @@ def _dtype(precision: Precision | None) -> torch.dtype | None:
         Precision.bf16: torch.bfloat16,
         Precision.fp32: torch.float32,
     }[precision]
+
+
+def _short(dtype: torch.dtype) -> str:
+    """The name of a dtype as --precision spells it."""
+    name = str(dtype).removeprefix("torch.")
+    return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}.get(name, name)
+
+
+def _print_precision(dtype: torch.dtype, error: float, sources: Sequence[str] = ()) -> None:
+    """Prints the precision of a new file, the files' own where they differ, and the error of the rounding."""
+    of_files = f" (the files have {' and '.join(sources)})" if len(sources) > 1 else ""
+    text = f"saved in {_short(dtype)}{of_files}"
+    if error > 1e-4:
+        text += f"; rounding moves a module's change by up to {error:.2%}, and --precision fp32 avoids it"
+    typer.echo(text)
 
 
 def _span(values: list[int]) -> str:

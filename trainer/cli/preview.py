@@ -56,10 +56,22 @@ def preview(
     for path, _ in files:
         if notice := file_notice(path):
             typer.echo(notice, err=True)
+    for notice in _few_step_notices([path for path, _ in files], base, config):
+        typer.echo(notice, err=True)
     with progress_bar("sampling") as on_step:
         paths = generate_from_file(files, config, out_dir, base=base, models=models, on_step=on_step)
     for path in paths:
         typer.echo(path)
+
+
+def _few_step_notices(files: list[Path], base: str, config: SamplingConfig) -> list[str]:
+    """Returns advice on LoRA files and a base that are made for few steps."""
+    from trainer.headers.few_steps import few_step_advice, few_step_kind
+    from trainer.headers.lora import recognise
+
+    kinds = [(path.stem, few_step_kind(path.stem, recognise(path).metadata)) for path in files]
+    kinds.append((base, few_step_kind(base, {})))
+    return [advice for name, kind in kinds if (advice := few_step_advice(kind, name, config))]
 
 
 def _size(text: str) -> tuple[int, int]:

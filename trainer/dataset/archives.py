@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from trainer.dataset.captions import one_line
-from trainer.dataset.layout import is_hidden
+from trainer.dataset.layout import is_hidden, order
 from trainer.errors import DatasetError
 
 ARCHIVES = frozenset({".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".cbz", ".cbr"})
@@ -63,7 +63,9 @@ def extract_members(archive: Path, into: Path, limits: ArchiveLimits) -> Iterato
         DatasetError: the whole archive is refused, or its content exceeds `limits.total_bytes`.
     """
     with _open(archive, limits) as opened:
-        infos = [info for info in opened.infolist() if not info.is_dir() and not _is_clutter(_location(info))]
+        files = [info for info in opened.infolist() if not info.is_dir()]
+        infos = [info for info in files if not _is_clutter(_location(info))]
+        infos.sort(key=lambda info: order(_location(info)))
         _check_overlaps(archive, opened.infolist())
         bytes_left = limits.total_bytes
         for number, info in enumerate(infos):

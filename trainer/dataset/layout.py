@@ -117,11 +117,17 @@ class Layout:
 def layout(names: Iterable[str]) -> Layout:
     """Returns the layout of the files with these relative names, with / between folders."""
     files = _Files()
-    everything = sorted(set(names), key=_order)
+    everything = sorted(set(names), key=order)
     runs = _run_folders(everything)
     for name in everything:
         files.add(name, is_in_run=any(name.startswith(run) for run in runs))
     return files.layout()
+
+
+def order(name: str) -> tuple[list[str], str]:
+    """Returns a key that sorts relative names by folder, outer folders first, and then by base name."""
+    folder, base = _split(name)
+    return (folder.split("/") if folder else []), base
 
 
 def kohya_folder(name: str) -> tuple[int, str] | None:
@@ -328,8 +334,3 @@ def _forms(key: str) -> tuple[str, str, str]:
 def _split(name: str) -> tuple[str, str]:
     folder, _, base = name.rpartition("/")
     return folder, base
-
-
-def _order(name: str) -> tuple[list[str], str]:
-    folder, base = _split(name)
-    return (folder.split("/") if folder else []), base

@@ -117,7 +117,7 @@ def relabel(path: Path, changes: Mapping[str, str | None]) -> dict[str, str]:
         metadata["sshs_legacy_hash"] = _legacy_hash(path, header, metadata)
     try:
         with replacing(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
-            new.write(_header_bytes(header, metadata))
+            new.write(header_bytes(header, metadata))
             old.seek(header.start)
             while data := old.read(_CHUNK):
                 new.write(data)
@@ -126,8 +126,11 @@ def relabel(path: Path, changes: Mapping[str, str | None]) -> dict[str, str]:
     return metadata
 
 
-def _header_bytes(header: Header, metadata: Mapping[str, str]) -> bytes:
-    """The header as the safetensors library writes it: tensors in order of their bytes, padded to 8 bytes."""
+def header_bytes(header: Header, metadata: Mapping[str, str]) -> bytes:
+    """The header of a file with the same tensors and other metadata, as the safetensors library writes it.
+
+    Tensors are in order of their bytes; spaces at the end make the length a multiple of 8.
+    """
     tensors = sorted(header.tensors.items(), key=lambda item: (item[1].start, item[1].end))
     text: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     for name, tensor in tensors:
@@ -141,7 +144,7 @@ def _header_bytes(header: Header, metadata: Mapping[str, str]) -> bytes:
 def _legacy_hash(path: Path, header: Header, metadata: Mapping[str, str]) -> str:
     """kohya's short hash of the file as it would be with the `ss_*` metadata alone."""
     first, length = 0x100000, 0x10000
-    head = _header_bytes(header, {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    head = header_bytes(header, {key: value for key, value in metadata.items() if key.startswith("ss_")})
     with path.open("rb") as file:
         file.seek(header.start + max(0, first - len(head)))
         rest = file.read(length)

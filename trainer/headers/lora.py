@@ -35,8 +35,22 @@ MATRIX = re.compile(
     r".*(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up)"
     r"|hada_[wt]\d|lokr_[wt]\d|\.diff$|oft_(blocks|diag|R)|\.[ab][12]\.weight$|\.on_input$).*"
 )
+# Adapters that no command reads, by the end of a tensor's name.
+_OTHER_FORMS = (
+    (re.compile(r"\.ia3_l(\.default)?(\.weight)?$"), "an IA3 of PEFT"),
+    (re.compile(r"\.boft_[RPs](\.|$)"), "a BOFT of PEFT"),
+    (re.compile(r"\.oft_r(\.|$)"), "an OFT of PEFT"),
+    (re.compile(r"\.glora_[ABCDE](\.|$)"), "a GLoRA of PEFT"),
+    (re.compile(r"\.p?vera_lambda_[bd](\.|$)|(^|\.)vera_[AB](\.|$)"), "a VeRA"),
+    (re.compile(r"\.(fourierft|waveft)_spectrum(\.|$)"), "a FourierFT"),
+    (re.compile(r"\.(hra_u|bone_block|miss_block|c3a_kernel|randlora_lambda)(\.|$)"), "an adapter of PEFT"),
+    (re.compile(r"\.lora_E(\.|$)"), "an AdaLoRA"),
+    (re.compile(r"\.lora_[AB](\.default)?\.bias$"), "a LoRA with biases (lora_bias)"),
+    (re.compile(r"\.modules_to_save\."), "an adapter with whole layers (modules_to_save)"),
+)
 # Two expressions, because one with `.*` between them takes quadratic time on a long key of a hostile file.
 _CROSS_ATTENTION = re.compile(r"attn2[._](processor[._])?to_[kv]")
+_LONGEST_END = 60  # characters of a key, in which its suffix is
 _DOWN_MATRIX = re.compile(r"lora_down|lora_A|lora\.down|hada_w1_b")
 
 
@@ -120,6 +134,9 @@ def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """The kind of a file with these tensors, as the rest of a sentence; None if it may be a LoRA for SDXL."""
     if not shapes:
         return "holds no tensors"
+    for expression, form in _OTHER_FORMS:
+        if key := next((key for key in shapes if expression.search(key[-_LONGEST_END:])), None):
+            return f"is {form}, as {key[-_LONGEST_END:]} shows, and only its own program reads it"
     if any(MATRIX.fullmatch(key) or key.endswith((".w_norm", ".b_norm")) for key in shapes):
         return _other_lora(shapes)
 

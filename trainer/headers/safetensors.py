@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import TrainerError
+from trainer.text_files import decode
 
 MAX_HEADER = 100 << 20  # bytes; what the safetensors library itself allows
 BITS = {
@@ -68,11 +70,7 @@ def read_header(path: Path, error: type[TrainerError], *, most: int = MAX_HEADER
             length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
             if not 2 <= length <= min(most, size - 8):
                 raise error(_rejection(path, first))
-            text = file.read(length)
-            parsed = json.loads(text)
-            # Half of a surrogate pair is valid JSON, but can't be printed or written again.
-            if b"\\ud" in text.lower():
-                json.dumps(parsed, ensure_ascii=False).encode()
+            parsed = _json(file.read(length))
     except FileNotFoundError:
         raise error(f"{path} does not exist; give the path of a .safetensors file") from None
     except OSError as problem:
@@ -92,6 +90,25 @@ def read_header(path: Path, error: type[TrainerError], *, most: int = MAX_HEADER
         difference = f"{end - size:,} bytes are missing" if end > size else f"{size - end:,} bytes too many"
         raise error(f"{path.name} is not complete: {difference}; download it again")
     return Header(tensors, metadata, start)
+
+
+def _json(text: bytes) -> Any:
+    """A header as JSON; other programs write metadata in legacy code pages too. Raises ValueError."""
+    try:
+        return json.loads(text.decode("utf-8"))
+    except UnicodeDecodeError:
+        # The names of the tensors are ASCII and would hide the statistics of a short title.
+        sample = b" ".join(re.findall(rb"[^\x00-\x7f][^\"]*", text))
+        return json.loads(text.decode(decode(sample).encoding, "replace"))
+
+
+def _metadata_text(value: Any) -> str:
+    """A value of the metadata as text; nested JSON, which other programs write, as JSON.
+
+    Half of a surrogate pair is valid JSON, but can't be printed or written again: U+FFFD stands for it.
+    """
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _rejection(path: Path, first: bytes) -> str:
@@ -126,7 +143,12 @@ def _parsed(parsed: Any, start: int) -> tuple[dict[str, Tensor] | None, dict[str
         except (KeyError, TypeError, ValueError):
             return None, {}
         tensors[name] = Tensor(str(dtype), shape, start + low, start + high)
-    return tensors, {str(key): str(value) for key, value in metadata.items()}
+    try:
+        for name in tensors:
+            name.encode()  # half of a surrogate pair can't be printed or written again
+    except UnicodeEncodeError:
+        return None, {}
+    return tensors, {_metadata_text(key): _metadata_text(value) for key, value in metadata.items()}
 
 
 def _end(tensors: dict[str, Tensor], start: int) -> int | None:

@@ -13,12 +13,13 @@ from trainer.adapter.layer import Layer
 from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.adapter.lycoris import is_whole
 from trainer.errors import LoraFileError
-from trainer.headers.lora import recognise
+from trainer.headers.lora import lora_path, recognise
 from trainer.lora_file.modules import NETWORK_LABELS, LoraFile, LoraModule, side_by_side
 from trainer.lora_file.reader import read_modules
 from trainer.lora_file.scales import file_notice
 from trainer.lora_file.sdxl_modules import find_module
-from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, UP, split_key
+from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, LOHA, UP, split_key
+from trainer.lora_file.text_encoder_alone import text_encoder_of
 from trainer.sdxl.protocols import Module
 
 LayerBase = nn.Linear | nn.Conv2d
@@ -128,6 +129,7 @@ def fitted(module: LoraModule, base: LayerBase, file: LoraFile) -> LoraModule:
             f"{file.path.name} was trained on a base of another shape ({module.part}.{module.path}); choose "
             "that base"
         )
+    module = module.as_lora()
     tensors = {role: tensor.float() for role, tensor in module.tensors.items()}
     ones = [1] * len(shape[2:])
     if module.network == "tucker":  # the adapter has no layer for it: the core is multiplied out
@@ -137,6 +139,8 @@ def fitted(module: LoraModule, base: LayerBase, file: LoraFile) -> LoraModule:
     elif DOWN in tensors:  # the matrices of a linear layer may be written as those of a 1 x 1 convolution
         tensors[DOWN] = tensors[DOWN].reshape(-1, *shape[1:])
         tensors[UP] = tensors[UP].reshape(shape[0], -1, *ones)
+    elif module.network == "loha":  # OneTrainer's matrices of a convolution have four dimensions
+        tensors |= {role: tensors[role].flatten(1) for role in LOHA}
     if DORA in tensors:
         tensors[DORA] = tensors[DORA].reshape(*tensors[DORA].shape[:2], *ones)
     return replace(module, tensors=tensors)
@@ -242,6 +246,9 @@ def _start_layer(layer: Layer, module: LoraModule, file: LoraFile) -> None:
 
 def changed_parts(path: Path) -> set[str]:
     """The parts `unet`, `text_encoder` and `text_encoder_2` that a file changes, from its header alone."""
-    splits = (split_key(key) for key in recognise(path).tensors)
-    places = (find_module(split[0]) for split in splits if split)
+    path = lora_path(path)
+    header = recognise(path)
+    text_encoder = text_encoder_of(path, header)
+    splits = (split_key(key) for key in header.tensors)
+    places = (find_module(split[0], text_encoder) for split in splits if split)
     return {place[0] for place in places if place}

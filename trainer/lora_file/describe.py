@@ -37,7 +37,16 @@ def describe(path: Path) -> Iterator[tuple[str, str]]:
         yield "note", notice
     for key, value in file.metadata.items():
         if key.startswith(_SHOWN):
-            yield key, value if len(value) <= 100 else f"{value[:60]}… ({len(value):,} characters)"
+            yield _on_one_line(key), _shortened(_on_one_line(value))
+
+
+def _on_one_line(text: str) -> str:
+    """The text of another program without line ends and control characters, which could move the cursor."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:60]}… ({len(text):,} characters)"
 
 
 def _networks(file: LoraFile) -> str:

@@ -22,7 +22,8 @@ from trainer import SOFTWARE
 from trainer.config import TrainConfig, block_values
 from trainer.dataset.manifest import Manifest
 from trainer.lora_file.dataset_metadata import BucketedImage, caption_entries, dataset_entries
-from trainer.lora_file.modules import LoraModule, with_one_alpha
+from trainer.lora_file.folded_scale import with_one_alpha
+from trainer.lora_file.modules import LoraModule
 
 
 @dataclass(frozen=True, kw_only=True)

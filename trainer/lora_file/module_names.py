@@ -2,8 +2,12 @@
 
 unet            down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q      path
                 lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q      kohya: original blocks
+                unet.input_blocks.4.1.transformer_blocks.0.attn1.to_q           OneTrainer's OMI
+                input_blocks.4.1.transformer_blocks.0.attn1.to_q                OneTrainer's ORIGINAL
+                lycoris_down_blocks_1_attentions_0_..._attn1_to_q               LyCORIS around a UNet
 text_encoder    encoder.layers.0.self_attn.q_proj                               path, as transformers 5 has it
                 lora_te1_text_model_encoder_layers_0_self_attn_q_proj           kohya: with `text_model`
+                clip_l.text_model.encoder.layers.0.self_attn.q_proj             OneTrainer's OMI
 """
 
 from __future__ import annotations
@@ -32,10 +36,14 @@ def accepted_names(part: str, path: str) -> list[str]:
     if dotted != path:
         names += [f"{part}.{path}", PREFIX[part] + path.replace(".", "_")]
     if part == "unet":
-        comfyui = f"diffusion_model.{sgm_path(path)}"
+        original = sgm_path(path)
+        # ComfyUI; OneTrainer's ORIGINAL and OMI; LyCORIS around a UNet, as SimpleTuner saves it.
+        names += [f"diffusion_model.{original}", original, f"unet.{original}"]
+        names += [f"lycoris_{spelled.replace('.', '_')}" for spelled in (path, original)]
     else:
-        comfyui = f"text_encoders.{_CLIP[part]}.transformer.{dotted}"
-    return [*names, comfyui]
+        names += [f"text_encoders.{_CLIP[part]}.transformer.{dotted}"]
+        names += [f"{_CLIP[part]}.{spelled}" for spelled in (dotted, path)]  # OneTrainer's OMI
+    return names
 
 
 def diffusers_name(part: str, path: str) -> str:

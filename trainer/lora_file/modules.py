@@ -7,7 +7,7 @@ the area of the kernel for a convolution), R rank. `trainer.lora_file.reader` ma
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,6 +64,11 @@ class LoraModule:
     part: str
     path: str
     tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """(part, path)."""
+        return self.part, self.path
 
     @property
     def network(self) -> str | None:
@@ -149,11 +154,23 @@ class LoraModule:
             raise LoraFileError(self.unsupported())
         return self._unscaled() * self.scale
 
+    def as_lora(self) -> LoraModule:
+        """The same change as a plain LoRA, if it is a LoRA with a Tucker decomposition; otherwise the module.
+
+        Its core (R, R, k, k) is multiplied into the down matrix, exactly: the rank stays.
+        """
+        if set(self.tensors) - {ALPHA, DORA} != {DOWN, UP, MID}:
+            return self
+        tensors = {role: tensor for role, tensor in self.tensors.items() if role != MID}
+        core, down = self.tensors[MID].float(), self.tensors[DOWN].float().flatten(1)
+        tensors[DOWN] = torch.einsum("abkl,bi->aikl", core, down).contiguous()
+        return replace(self, tensors=tensors)
+
     def unsupported(self) -> str:
         """A sentence for a module whose change is not computed."""
         return (
-            f"{self.part}.{self.path} is a {self.kind}, which only lora check and lora convert read; "
-            "save it as a plain LoRA in the program that made it"
+            f"{self.part}.{self.path} is of the kind {self.kind}, which only lora inspect, check and convert "
+            "read; train it as LoRA, LoHa or LoKr, or load it in the program that made it"
         )
 
     def change(self, weight: torch.Tensor | None = None) -> torch.Tensor:
@@ -173,8 +190,8 @@ class LoraModule:
         if weight is None:
             if self.is_decomposed and self.network:
                 raise LoraFileError(
-                    f"{self.part}.{self.path} is a {self.kind}, whose change depends on the base; "
-                    "bake the file into its base instead"
+                    f"{self.part}.{self.path} is a {self.kind}, whose change depends on the weights of its "
+                    "base; add --base BASE to the command"
                 )
             return self.product()
         added = self.product().reshape(weight.shape)
@@ -288,31 +305,3 @@ def alpha_tensor(alpha: float) -> torch.Tensor:
     """A tensor without dimensions, as sd-scripts needs it; in fp16 where that is exact, otherwise in fp32."""
     half = torch.tensor(alpha, dtype=torch.float16)
     return half if float(half) == alpha else torch.tensor(alpha, dtype=torch.float32)
-
-
-def with_one_alpha(modules: Iterable[LoraModule]) -> list[LoraModule]:
-    """The same changes with one alpha throughout each part; the rest of the scale goes into the up matrices.
-
-    diffusers 0.42 scales a part with several alphas wrongly and only emits a RuntimeWarning. Every tool reads
-    one alpha with several ranks right.
-    """
-    modules = list(modules)
-    chosen: dict[str, float] = {}
-    for part in {module.part for module in modules}:
-        loras = [module for module in modules if module.part == part and DOWN in module.tensors]
-        ranks = [module.rank for module in loras if module.rank]
-        alphas = {module.scale * module.rank for module in loras if module.rank}
-        if alphas:
-            is_one = len(alphas) == 1 and all(module.alpha is not None for module in loras)
-            chosen[part] = alphas.pop() if is_one else float(max(ranks))
-    return [
-        _with_alpha(module, chosen[module.part]) if DOWN in module.tensors else module for module in modules
-    ]
-
-
-def _with_alpha(module: LoraModule, alpha: float) -> LoraModule:
-    assert module.rank is not None
-    own, up = module.scale * module.rank, module.tensors[UP]
-    if own != alpha:
-        up = (up.float() * (own / alpha)).to(up.dtype)
-    return replace(module, tensors={**module.tensors, UP: up, ALPHA: alpha_tensor(alpha)})

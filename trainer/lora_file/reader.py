@@ -7,20 +7,23 @@ or of a folder as PEFT saves it (`adapter_model.safetensors` and `adapter_config
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
+from trainer.adapter.lycoris import is_whole
 from trainer.errors import LoraFileError
+from trainer.headers.edit_metadata import header_bytes
 from trainer.headers.lora import BUNDLED, MATRIX, lora_path, recognise
 from trainer.headers.safetensors import Header
-from trainer.lora_file.modules import LoraFile, LoraModule
+from trainer.lora_file.modules import LoraFile, LoraModule, alpha_tensor
 from trainer.lora_file.scales import Scales, read_scales
-from trainer.lora_file.sdxl_modules import find_module
+from trainer.lora_file.sdxl_modules import find_module, sdxl
 from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, LOHA, UP, split_key
+from trainer.lora_file.text_encoder_alone import text_encoder_of
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _MOST_ELEMENTS = 1 << 28  # of the change of a module; the largest layer of SDXL has a tenth
@@ -33,6 +36,11 @@ class Tensors:
     path: Path
     header: Header
     tensors: Mapping[str, torch.Tensor]
+    text_encoder: str | None = None  # of names that don't contain a part
+
+    def place(self, name: str) -> tuple[str, str] | None:
+        """(part, path) of a module by its name as spelled, or None where SDXL has no such module."""
+        return find_module(name, self.text_encoder)
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -40,16 +48,31 @@ def read_tensors(path: Path) -> Tensors:
     path = lora_path(path)
     header = recognise(path)
     for key, tensor in header.tensors.items():
-        if tensor.dtype not in _FLOATS and MATRIX.fullmatch(key):
+        is_matrix = MATRIX.fullmatch(key) and not key.endswith(".on_input")  # a boolean of IA3
+        if tensor.dtype not in _FLOATS and is_matrix:
             raise LoraFileError(
                 f"{path.name} holds {key} as {tensor.dtype}, not as fractions; take the LoRA before it was "
                 "quantized"
             )
     try:
-        tensors = load_file(path)
+        tensors = _load(path, header)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise LoraFileError(f"{path.name} is damaged ({error}); download or save it again") from None
-    return Tensors(path, header, tensors)
+    return Tensors(path, header, tensors, text_encoder_of(path, header))
+
+
+def _load(path: Path, header: Header) -> dict[str, torch.Tensor]:
+    """All tensors of a file whose header was read.
+
+    The library rejects metadata in other encodings than UTF-8 and metadata with nested JSON, which some programs
+    write; the tensors of such a file are read without its metadata.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError:
+        with path.open("rb") as file:
+            file.seek(header.start)
+            return load(header_bytes(header, {}) + file.read())
 
 
 def read_modules(path: Path) -> LoraFile:
@@ -85,26 +108,43 @@ def modules_by_name(file: Tensors, scales: Scales | None, *, strict: bool = True
         if key.startswith(BUNDLED):
             continue
         split = split_key(key)
-        if split is None or find_module(split[0]) is None:
+        if split is None or file.place(split[0]) is None:
             if not strict:
                 continue
             raise LoraFileError(
-                f"{file.path.name} holds {key!r}, which belongs to no module of SDXL; look at it with: lora "
-                "check"
+                f"{file.path.name} holds {key!r}, which belongs to no module of SDXL; save it in kohya's "
+                "format in the program that made it"
             )
         name, role, suffix = split
         if role in roles.setdefault(name, {}) and strict:
             raise LoraFileError(f"{file.path.name} holds the {role} of {name} twice; save it again")
-        # PEFT's magnitudes are (O,), those of a convolution (1, O, 1, 1); kohya's are (O, 1).
-        is_flat = "lora_magnitude_vector" in suffix or (role == DORA and tensor.dim() == 1)
-        roles[name][role] = tensor.reshape(-1, 1) if is_flat else tensor
+        is_by_output = "lora_magnitude_vector" in suffix or (role == DORA and tensor.dim() == 1)
+        roles[name][role] = _by_output(file, name, tensor) if is_by_output else tensor
     modules = {}
     for name, tensors in roles.items():
-        place = find_module(name)
+        place = file.place(name)
         assert place
-        module = LoraModule(*place, tensors)
+        module = _with_finite_alpha(LoraModule(*place, tensors))
         modules[name] = scales.applied(module, name) if scales else module
     return modules
+
+
+def _by_output(file: Tensors, name: str, length: torch.Tensor) -> torch.Tensor:
+    """PEFT's magnitudes, (O,) or (1, O, 1, 1), as LyCORIS and ComfyUI have them: (O, 1) or (O, 1, 1, 1)."""
+    place = file.place(name)
+    shape = sdxl().shape(*place) if place else None
+    return length.reshape(-1, 1, *[1] * len((shape or ())[2:]))
+
+
+def _with_finite_alpha(module: LoraModule) -> LoraModule:
+    """The module with alpha 1 where its alpha has no effect and is too large for fp16.
+
+    A LoKr of whole factors has no rank to scale by; ai-toolkit writes alpha 9999999999 beside it, inf in fp16.
+    """
+    alpha = module.alpha
+    if alpha is None or not is_whole(module.tensors) or abs(alpha) <= torch.finfo(torch.float16).max:
+        return module
+    return replace(module, tensors={**module.tensors, ALPHA: alpha_tensor(1.0)})
 
 
 def _expect_sound(module: LoraModule, path: Path) -> None:

@@ -33,6 +33,8 @@ from trainer.lora_file.tensor_names import ALPHA, DOWN
 METADATA_KEY = "lora_adapter_metadata"
 PEFT_CONFIG = "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
+_ALPHA_KEYS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}  # by the type of PEFT's adapter
+_CHANGED_BASES = ("pissa", "olora", "corda", "lora_ga", "loftq")
 _MOST_CONFIG_BYTES = 4 << 20
 _MOST_EXPRESSIONS = 100  # of a pattern table; PEFT and diffusers write plain names, one for each module
 
@@ -87,7 +89,7 @@ class Scales:
         """
         source = None if ALPHA in module.tensors else self.source(module, name)
         if source is None:
-            return module
+            return self._whole_lokr_of_peft(module)
         if source == METADATA_KEY:
             alpha = self.from_metadata[module.part].alpha_of(module)
         elif source == PEFT_CONFIG:
@@ -100,6 +102,19 @@ class Scales:
             alpha = self.kohya_alpha if alpha is None else alpha
         assert alpha is not None
         return replace(module, tensors={**module.tensors, ALPHA: alpha_tensor(alpha)})
+
+    def _whole_lokr_of_peft(self, module: LoraModule) -> LoraModule:
+        """The module with PEFT's scale in its first factor, if it is a LoKr of whole factors.
+
+        LyCORIS gives such a LoKr scale 1 and ignores its alpha. PEFT scales it by alpha / r.
+        """
+        config = self.from_config
+        if config is None or config.rank is None or not {"lokr_w1", "lokr_w2"} <= set(module.tensors):
+            return module
+        rank = config.ranks.value(module.path, config.rank) if config.ranks else config.rank
+        scale = config.alphas.value(module.path, config.alpha) / rank
+        first = module.tensors["lokr_w1"].float() * scale
+        return replace(module, tensors={**module.tensors, "lokr_w1": first})
 
     def _expect_rank(self, module: LoraModule, config: _PeftScale) -> None:
         """Raises LoraFileError unless the rank of the matrices is the one that the configuration states."""
@@ -119,7 +134,7 @@ def read_scales(file: Path, header: Header) -> Scales:
     Raises:
         LoraFileError: one of them is damaged, or describes an adapter that is not read.
     """
-    is_peft = file.name == PEFT_WEIGHTS or all(key.startswith(_PEFT_PREFIX) for key in header.tensors)
+    is_peft = file.name == PEFT_WEIGHTS or all(_PEFT_PREFIX in key for key in header.tensors)
     config = file.with_name(PEFT_CONFIG)
     has_config = is_peft and config.is_file()
     has_alpha = any(key.endswith(".alpha") for key in header.tensors)
@@ -159,12 +174,9 @@ def _from_metadata(file: Path, metadata: Mapping[str, str]) -> dict[str, _PeftSc
     diffusers writes those of a pipeline into one header entry with a prefix for each part, and that of a UNet
     alone (`save_lora_adapter`) without a prefix.
     """
-    text = metadata.get(METADATA_KEY)
-    if text is None:
-        return {}
     scales = {}
     try:
-        config = json.loads(text)
+        config = _json_object(metadata.get(METADATA_KEY, ""))
         prefixes = {part: f"{part}." for part in PART_LABELS}
         if "unet.lora_alpha" not in config:
             prefixes["unet"] = ""
@@ -178,10 +190,23 @@ def _from_metadata(file: Path, metadata: Mapping[str, str]) -> dict[str, _PeftSc
     return scales
 
 
+def _json_object(text: str) -> Any:
+    """JSON of an entry, {} for an empty one. Some programs write JSON as a string inside of JSON.
+
+    Raises:
+        ValueError, RecursionError: the text is no JSON.
+    """
+    text = text.strip().removeprefix("\ufeff")
+    parsed = {} if text in ("", "None") else json.loads(text)
+    if isinstance(parsed, str):
+        parsed = json.loads(parsed)
+    return {} if parsed is None else parsed
+
+
 def _kohya_alphas(metadata: Mapping[str, str]) -> tuple[float | None, float | None]:
     """(alpha, alpha of convolutions with a kernel) of kohya's metadata; None where it has no number."""
     try:
-        arguments = json.loads(metadata.get("ss_network_args", "{}"))
+        arguments = _json_object(metadata.get("ss_network_args", ""))
     except (ValueError, RecursionError):
         arguments = {}
     conv_alpha = arguments.get("conv_alpha") if isinstance(arguments, dict) else None
@@ -203,23 +228,19 @@ def _from_config(file: Path, path: Path) -> _PeftScale:
     try:
         if path.stat().st_size > _MOST_CONFIG_BYTES:
             raise damaged
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise LoraFileError(
             f"{PEFT_CONFIG} beside {file.name} can't be read ({error.strerror}); copy it again"
         ) from None
     except (ValueError, RecursionError):
         raise damaged from None
-    kind = config.get("peft_type", "LORA") if isinstance(config, dict) else "LORA"
-    if kind != "LORA":
-        raise LoraFileError(
-            f"{PEFT_CONFIG} beside {file.name} describes an adapter of type {str(kind)[:40]}, and of PEFT "
-            "only LORA is read; convert it to kohya's format in the program that made it"
-        )
+    config = config if isinstance(config, dict) else {}
+    alpha_key = _expect_read_by_others(file, config)
     try:
         rank = config.get("r")
         return _PeftScale(
-            _number(config.get("lora_alpha")),
+            _number(config.get(alpha_key)),
             _Patterns.of(config.get("alpha_pattern")),
             bool(config.get("use_rslora")),
             None if rank is None else int(_number(rank)),
@@ -227,6 +248,27 @@ def _from_config(file: Path, path: Path) -> _PeftScale:
         )
     except (ValueError, TypeError, AttributeError, OverflowError, re.error):
         raise damaged from None
+
+
+def _expect_read_by_others(file: Path, config: Mapping[str, Any]) -> str:
+    """The entry that has the alpha of a configuration.
+
+    Raises:
+        LoraFileError: PEFT alone reads the adapter, or it belongs to a base that PEFT changed.
+    """
+    kind = config.get("peft_type", "LORA")
+    if kind not in _ALPHA_KEYS:
+        raise LoraFileError(
+            f"{PEFT_CONFIG} beside {file.name} describes an adapter of type {str(kind)[:40]}, and of PEFT "
+            f"only {', '.join(_ALPHA_KEYS)} are read; convert it to kohya's format in the program that made it"
+        )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_CHANGED_BASES):
+        raise LoraFileError(
+            f"{PEFT_CONFIG} beside {file.name} has init_lora_weights = {start[:40]}, so the adapter belongs to a "
+            "base whose weights PEFT changed; save it with path_initial_model_for_weight_conversion"
+        )
+    return _ALPHA_KEYS[kind]
 
 
 def _number(value: Any) -> float:

@@ -22,6 +22,8 @@ _DEPTHS = (0, 2, 10)
 _TIME = 1280
 _CONTEXT = 2048
 _ADDED = 2816
+_LYCORIS = "lycoris_"
+_TEXT_STARTS = ("text_model.", "encoder.layers.", "text_model_encoder_", "encoder_layers_")
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,34 @@ def sdxl() -> Layout:
     )
 
 
-def find_module(name: str) -> tuple[str, str] | None:
-    """(part, path) of a module by its name in a file, in any spelling; None where SDXL has no such module."""
-    plain = name.replace(".processor.", ".")  # attention processors of diffusers before 0.22
-    plain = plain.removeprefix("base_model.model.")  # PEFT's own files
+def find_module(name: str, text_encoder: str | None = None) -> tuple[str, str] | None:
+    """(part, path) of a module by its name in a file, in any spelling; None where SDXL has no such module.
+
+    Args:
+        text_encoder: the part of names without one, `text_model....`, in files of one text encoder alone.
+    """
+    plain = _plain(name)
+    if text_encoder and is_of_text_encoder_alone(name):
+        if plain.startswith(_LYCORIS):
+            plain = PREFIX[text_encoder] + plain.removeprefix(_LYCORIS)
+        else:
+            plain = f"{text_encoder}.{plain}"
     if plain.endswith((".to_out", "_to_out")):  # old names without the 0 of `to_out.0`
         plain += plain[-7] + "0"
     return _modules_by_name().get(plain)
+
+
+def is_of_text_encoder_alone(name: str) -> bool:
+    """True for a name of a text encoder that does not contain which one: PEFT or LyCORIS around a model."""
+    plain = _plain(name)
+    return plain.removeprefix(_LYCORIS).startswith(_TEXT_STARTS) or plain == "text_projection"
+
+
+def _plain(name: str) -> str:
+    """The name without the parts that PEFT and old versions of diffusers put into it."""
+    plain = name.replace(".processor.", ".")  # attention processors of diffusers before 0.22
+    # PEFT's own files: at the start, or after the part (`unet.base_model.model.`).
+    return plain.replace("base_model.model.", "", 1)
 
 
 @functools.cache

@@ -68,9 +68,13 @@ def give_back_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measures the floating point operations per second of a matrix product; takes under a second."""
-    side = 4096 if device.type == "cuda" else 1024
+def matmul_rate(device: torch.device, dtype: torch.dtype, side: int = 0) -> float:
+    """Measures the floating point operations per second of a matrix product; takes under a second.
+
+    Args:
+        side: of the square matrices; 0 chooses one that suits the device.
+    """
+    side = side or (4096 if device.type == "cuda" else 1024)
     left = torch.randn(side, side, device=device, dtype=dtype)
     seconds = []
     for _ in range(4):

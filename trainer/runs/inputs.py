@@ -115,10 +115,15 @@ def changes(manifest: Manifest, recorded: dict[str, Any], present: dict[str, Any
     return f"since this training began, {text}. Start a new training to use the files as they are now"
 
 
-def _names(kind: str, names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Returns the first names and the number of the others: "a.png, b.png, c.png and 4 more"."""
     rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest
+
+
+def _names(kind: str, names: list[str]) -> str:
     verb = {"changed": "have" if len(names) > 1 else "has", "missing": "are" if len(names) > 1 else "is"}
-    return f"{', '.join(names[:_NAMED])}{rest}" + (f" {verb[kind]}" if kind in verb else "")
+    return listed(names) + (f" {verb[kind]}" if kind in verb else "")
 
 
 def _picture_state(path: Path) -> dict[str, Any]:

@@ -142,15 +142,17 @@ class Sampler:
         """Returns scaled latents (N, C, H/8, W/8).
 
         Classifier-free guidance (Ho & Salimans 2022): e = e_empty + guidance * (e_prompt - e_empty). Both
-        predictions come from one UNet call of 2 N rows, the negative prompts first.
+        predictions come from one UNet call of 2 N rows, the negative prompts first. At guidance 1, e is e_prompt,
+        so the UNet computes N rows.
         """
         device, dtype = self.unet.device, self.unet.dtype
-        negative = [encode(config.negative, strength) for _, strength in rows]
+        has_guidance = config.guidance != 1
+        negative = [encode(config.negative, strength) for _, strength in rows if has_guidance]
         positive = [encode(config.prompts[prompt], strength) for prompt, strength in rows]
         conditioning = Conditioning.stack([*negative, *positive]).to(device, dtype)
         width, height = image_size(config, self.base)
         time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=dtype, device=device)
-        time_ids = time_ids.repeat(2 * len(rows), 1)
+        time_ids = time_ids.repeat(len(negative) + len(positive), 1)
         strengths = torch.tensor([strength for _, strength in rows], device=device)
         doubled_strengths = strengths.repeat(2)
 
@@ -168,8 +170,8 @@ class Sampler:
         with DeepCache(self.unet, config.steps) if config.fast else contextlib.nullcontext() as deepcache:
             model = deepcache or functools.partial(predict, self.unet)
             for step, timestep in enumerate(scheduler.timesteps, start=1):
-                is_guided = deepcache is None or deepcache.is_guided(step)
-                used = slice(0 if is_guided else len(rows), None)  # without guidance, the prompts alone
+                is_guided = has_guidance and (deepcache is None or deepcache.is_guided(step))
+                used = slice(0 if is_guided else len(negative), None)  # without guidance, the prompts alone
                 inputs = torch.cat([latents, latents]) if is_guided else latents
                 inputs = scheduler.scale_model_input(inputs, timestep).to(dtype)
                 with self.adapter.at(doubled_strengths if is_guided else strengths):

@@ -31,7 +31,7 @@ from trainer.dataset.pictures import open_picture
 from trainer.errors import DatasetError
 from trainer.prompt_syntax import prompt_notes
 from trainer.runs.commands import CommandInbox
-from trainer.runs.inputs import Inputs, open_inputs
+from trainer.runs.inputs import Inputs, listed, open_inputs
 from trainer.runs.run import Run
 from trainer.sdxl.base import Base
 from trainer.sdxl.latents import encode_image, to_pixels
@@ -52,6 +52,11 @@ from trainer.training.text_conditioning import (
     training_captions,
 )
 
+_HIDDEN = (
+    "nothing is trained from {names}, where the mask is black in the whole trained area; paint the parts to train "
+    "white, or remove the mask or the picture"
+)
+_UNUSED_MASKS = "the mask files of {names} are not used, because mask is {mask}; set mask to file to train on their white areas"
 _ENCODERS_STAY = (
     f"the captions have more than {MAX_CACHED_PROMPTS} variants, so the text encoders stay in memory "
     "and encode them step by step"
@@ -112,6 +117,9 @@ class FeatureExtractor:
                 self.run.emit("stage", stage="caching pictures", done=number, total=len(planned))
         if not result and not self.inbox.stop_requested():
             raise DatasetError("none of the pictures can be read any more; put them back and start again")
+        hidden = [item.name for item, examples in result if all(map(_is_hidden, examples))]
+        if hidden:
+            self.run.emit("problem", message=_HIDDEN.format(names=listed(hidden)))
         readable = tuple(item for item, _ in result)
         return LatentDataset(readable, tuple(examples for _, examples in result), self.base.latent_scaling)
 
@@ -225,6 +233,11 @@ def _open_unchanged(item: Item) -> Image.Image:
     return open_picture(Path(item.path))
 
 
+def _is_hidden(example: TrainingExample) -> bool:
+    """Returns whether an example's mask has no weight anywhere."""
+    return example.mask is not None and not bool(example.mask.any())
+
+
 def _open_mask(config: TrainConfig, item: Item, digest: str) -> Image.Image:
     """Opens an image's mask; an opaque image is white everywhere.
 
@@ -256,13 +269,19 @@ def _too_long(prompt: str, cut: int, encoding: PromptEncoding) -> str:
 def feature_extractor(
     run: Run, base: Base, device: torch.device, inbox: CommandInbox, tile: int
 ) -> FeatureExtractor:
-    """Returns an extractor with the cache beside a run; reports inputs that changed since the run began.
+    """Returns an extractor with the cache beside a run.
+
+    Emits a `problem` about inputs that changed since the run began, and one about masks that are not used.
 
     Args:
         tile: px, side of the tiles in which larger images are encoded; 0 encodes them whole.
     """
     cache = FeatureCache(run.path.parent / ".cache", base.fingerprint, tile)
-    return FeatureExtractor(run, run.config, base, cache, device, inbox, open_inputs(run))
+    config, inputs = run.config, open_inputs(run)
+    unused = [item.name for item in run.manifest.items if item.role == "train" and inputs.mask_digest(item)]
+    if unused and config.mask != "file":
+        run.emit("problem", message=_UNUSED_MASKS.format(names=listed(unused), mask=config.mask))
+    return FeatureExtractor(run, config, base, cache, device, inbox, inputs)
 
 
 @dataclass(frozen=True)

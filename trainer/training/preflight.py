@@ -17,7 +17,9 @@ from trainer.errors import DatasetError
 from trainer.hardware.compile import check_compiler
 from trainer.hardware.device import find_device, resolve_dtype
 from trainer.hardware.precision import precision_for
+from trainer.headers.few_steps import few_step_kind
 from trainer.lora_file.attach import start_from
+from trainer.planning.budget import matmul_rate
 from trainer.planning.memory import WorkloadShape, caption_bytes, latent_bytes
 from trainer.planning.plan import Plan, plan
 from trainer.sdxl.base import Base, open_base
@@ -29,6 +31,8 @@ from trainer.training.optim import build_optimizer
 from trainer.training.samples import largest_sample, sample_configs
 from trainer.training.text_conditioning import MAX_CACHED_PROMPTS, training_captions
 from trainer.training.trackers import check_tracker
+
+EMULATED = 3.0  # times slower than fp32, from which bf16 is not computed by the CPU's own instructions
 
 
 def check_layers(config: TrainConfig, base: Base) -> None:
@@ -108,9 +112,23 @@ def preflight(config: TrainConfig, manifest: Manifest, models: Path, cache_folde
     return plan_training(config, manifest, base, device, cache_folder)
 
 
-def setting_notices(config: TrainConfig) -> list[str]:
+def setting_notices(config: TrainConfig, device: torch.device) -> list[str]:
     """Returns a sentence for each setting that is valid and has another effect than its value suggests."""
     notices = []
+    kind = few_step_kind(Path(config.base).stem, {})
+    if kind:
+        notices.append(
+            f"{config.base} looks like a {kind.name} model, which is made for few steps; a LoRA is better trained "
+            f"on the model that it is derived from. Its samples need --s {kind.steps} --l {kind.guidance:g} at the "
+            "end of each sample prompt"
+        )
+    if config.precision == "bf16" and device.type == "cpu":
+        times = matmul_rate(device, torch.float32, 256) / matmul_rate(device, torch.bfloat16, 256)
+        if times > EMULATED:
+            notices.append(
+                f"this CPU has no instructions for bf16 and computes it {times:.0f} times slower than fp32; "
+                "set precision to fp32"
+            )
     if config.warmup_steps >= config.steps > 1:
         notices.append(
             f"warmup_steps {config.warmup_steps} is as long as the training of {config.steps} steps or longer, "

@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from trainer.dataset.folder import mask_file
 from trainer.dataset.overrides import MAX_REPEATS, Override, override_from, read_overrides
 from trainer.errors import DatasetError, TrainerError
 from ui.access.allowlist import max_body
-from ui.routes.files import picture_response
+from ui.routes.files import CACHED, found_or_404, picture_response
 from ui.store import masks
 from ui.store.caption_edits import save_caption
 from ui.workspace import Studio, Workspace
@@ -53,14 +51,11 @@ def _add_reading_routes(app: FastAPI, studio: Studio) -> None:
         )
 
     @app.get("/mask/{project}/{name:path}")
-    def mask(project: str, name: str, request: Request) -> FileResponse:
-        def find() -> Path:
-            path = mask_file(studio.workspace_of(request).projects.picture(project, name))
-            if path is None:
-                raise DatasetError("this picture has no mask")
-            return path
-
-        return picture_response(find, "image/png")
+    def mask(project: str, name: str, request: Request) -> Response:
+        content = found_or_404(
+            lambda: masks.mask_png(studio.workspace_of(request).projects.picture(project, name))
+        )
+        return Response(content, media_type="image/png", headers=CACHED)
 
 
 async def _change(studio: Studio, request: Request, work: _Change, max_bytes: int) -> JSONResponse:

@@ -10,7 +10,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from trainer.errors import TrainerError
-from ui.routes.files import path_or_404, picture_response
+from ui.routes.files import found_or_404, picture_response
 from ui.store import share
 from ui.store.drawings import Drawings
 from ui.store.file_jobs import FileJobs
@@ -57,7 +57,7 @@ def _add_download_routes(app: FastAPI, studio: Studio) -> None:
     @app.get("/download/{key}")
     def download(key: str, request: Request) -> FileResponse:
         library = Library(studio.workspace_of(request).runs)
-        path = path_or_404(lambda: library.entry(key).file)
+        path = found_or_404(lambda: library.entry(key).file)
         name = f"{library.entry(key).stem}.safetensors"
         return FileResponse(path, media_type="application/octet-stream", filename=name)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +32,7 @@ from trainer.dataset.layout import (
     is_picture_name,
     layout,
     mask_stem,
+    order,
 )
 from trainer.dataset.overrides import IMPASTO_FOLDER, MAX_REPEATS, Override
 from trainer.dataset.pictures import SUPPORTED_WORDS, small_picture
@@ -75,6 +77,7 @@ class _Addition:
     progress: IntakeProgress
     size: int  # bytes of the project so far
     count: int  # pictures of the project so far
+    shared: set[Path] = field(default_factory=set)  # files that several names of the upload have in common
     captions: UploadedCaptions = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,12 +90,16 @@ class _Addition:
 
     def add_all(self, files: list[IncomingFile]) -> None:
         """Adds zips first: captions and masks beside them may belong to their pictures."""
+        # Gradio stores files with the same content and base name once, also those of different folders.
+        times = Counter(file.path for file in files)
+        self.shared = {path for path, count in times.items() if count > 1}
+        others = [file for file in files if file.suffix != ".zip"]
+        others.sort(key=lambda file: order(file.location))  # as in a zip: equal names get equal numbers
         try:
             for file in files:
                 if file.suffix == ".zip":
                     self._add_zip(file)
                     self._count_one()
-            others = [file for file in files if file.suffix != ".zip"]
             self._add_set([file.location for file in others], others, lambda file: file, self._count_one)
         finally:
             self.progress.replaced += self.captions.finish()
@@ -200,13 +207,13 @@ class _Addition:
         limits.check_free_space(self.folder, size)
         thumbnail = _checked_thumbnail(file.path, name, limits.picture_pixels)
         wanted = clean_name(file.stem) or "picture"
-        known = _stem_of_same_picture(self.folder, wanted, file)
+        known = _stem_of_same_picture(self.folder, wanted, file, set(added.stored.values()))
         stem = known or free_stem(self.folder, wanted)
         target = self.folder / f"{stem}{file.suffix}"
         added.stored[picture.name] = target
         if known:  # the same picture uploaded again is stored once
             return
-        _move_durably(file.path, target)
+        _move_durably(file.path, target, keep=file.path in self.shared)
         self.size, self.count = self.size + size, self.count + 1
         self.projects.thumbnails.keep(self.project, target, thumbnail)
         if picture.repeats > MAX_REPEATS:
@@ -266,7 +273,8 @@ class _Addition:
                 path = self.folder / METADATA
                 before = path.read_text(encoding="utf-8") if path.is_file() else ""
                 line = json.dumps({"file_name": picture.name, "weight": row.weight}, ensure_ascii=False)
-                write_atomically(path, f"{before}{line}\n".encode())
+                if line not in before.splitlines():
+                    write_atomically(path, f"{before}{line}\n".encode())
 
     def _add_lone_caption(self, file: IncomingFile, added: _AddedSet) -> None:
         """Stores a caption whose picture is not in this upload; it may be in the project or come later."""
@@ -349,20 +357,33 @@ def _checked_thumbnail(path: Path, name: str, max_pixels: int) -> Image.Image:
         raise TrainerError(str(error).replace(path.name, name, 1)) from None
 
 
-def _stem_of_same_picture(folder: Path, wanted: str, file: IncomingFile) -> str | None:
-    """Returns the stem under which the same bytes are stored already, among the names that `free_stem` tries."""
+def _stem_of_same_picture(folder: Path, wanted: str, file: IncomingFile, taken: set[Path]) -> str | None:
+    """Returns the stem under which the same bytes are stored already, among the names that `free_stem` tries.
+
+    Args:
+        taken: pictures of the same upload: a folder can hold a picture twice, with two captions.
+    """
     size = file.path.stat().st_size
     for stem in numbered(wanted):
         stored = folder / f"{stem}{file.suffix}"
         if not stored.is_file():
             return None
-        if stored.stat().st_size == size and stored.read_bytes() == file.path.read_bytes():
+        if stored in taken or stored.stat().st_size != size:
+            continue
+        if stored.read_bytes() == file.path.read_bytes():
             return stem
     return None
 
 
-def _move_durably(path: Path, target: Path) -> None:
-    """Moves a file into place: it is there completely or not at all, also after a power failure."""
+def _move_durably(path: Path, target: Path, *, keep: bool) -> None:
+    """Moves a file into place: it is there completely or not at all, also after a power failure.
+
+    Args:
+        keep: copies the file instead.
+    """
     with replacing(target) as temporary:
-        shutil.move(path, temporary)
+        if keep:
+            shutil.copyfile(path, temporary)
+        else:
+            shutil.move(path, temporary)
         temporary.chmod(0o644)

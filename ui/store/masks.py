@@ -40,13 +40,29 @@ def save_mask(picture: Path, data: bytes, name: str = "the mask") -> None:
     if mask.getextrema() == _WHITE:
         remove_mask(picture)
         return
+    path = mask_file(picture) or picture.parent / "masks" / f"{picture.stem}.png"
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, _png(mask, size))
+
+
+def mask_png(picture: Path) -> bytes:
+    """Returns the weights of a picture's mask as a grey PNG of the picture's size, whatever its file is like.
+
+    Raises:
+        DatasetError: there is no mask, or it can't be used.
+    """
+    path, size = mask_file(picture), upright_size(picture)
+    if path is None:
+        raise DatasetError("this picture has no mask")
+    return _png(read_mask(path, size), size)
+
+
+def _png(mask: Image.Image, size: tuple[int, int]) -> bytes:
     if mask.size != size:
         mask = mask.resize(size, Image.Resampling.BILINEAR)
-    path = mask_file(picture) or picture.parent / "masks" / f"{picture.stem}.png"
     png = io.BytesIO()
     mask.save(png, format="PNG", compress_level=4)
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, png.getvalue())
+    return png.getvalue()
 
 
 def remove_mask(picture: Path) -> None:

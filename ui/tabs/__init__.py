@@ -152,7 +152,7 @@ class OtherLora(NamedTuple):
 
 
 def other_lora_rows(
-    page: PageContext, tab: str, *, prefix: str = "", min_weight: float = -1, visible: bool = True
+    page: PageContext, tab: str, *, prefix: str = "", min_weight: float = -1
 ) -> list[OtherLora]:
     """Returns a row for each other LoRA, labelled by `<tab>.other_2`, `<tab>.weight_2` and so on."""
     rows = []
@@ -163,7 +163,6 @@ def other_lora_rows(
                 value="",
                 label=page.label(f"{tab}.other_{number}"),
                 allow_custom_value=True,
-                visible=visible,
                 elem_id=f"{prefix}other-{number}",
                 scale=2,
             )
@@ -173,7 +172,6 @@ def other_lora_rows(
                 1,
                 step=0.05,
                 label=page.label(f"{tab}.weight_{number}"),
-                visible=visible,
                 elem_id=f"{prefix}weight-{number}",
                 scale=3,
             )

@@ -55,6 +55,7 @@ class ModifiedCopy:
     """The form that makes a LoRA of others: resize, convert or merge."""
 
     tool: gr.Radio
+    merge: gr.Column  # of the merge fields
     weight: gr.Slider
     others: list[OtherLora]
     rank: gr.Number
@@ -155,11 +156,11 @@ class LibraryTab:
     def show_tool_fields(self, workspace: Workspace, tool: str) -> Updates:
         """Shows the fields that the chosen operation needs."""
         del workspace
-        copy, is_merge = self.copy, tool == "merge"
+        copy = self.copy
         return {
             copy.rank: gr.update(visible=tool in ("merge", "resize")),
             copy.form: gr.update(visible=tool == "convert"),
-            **{field: gr.update(visible=is_merge) for field in copy.merge_fields},
+            copy.merge: gr.update(visible=tool == "merge"),
         }
 
     def make_copy(self, workspace: Workspace, values: dict[Component, Any]) -> Updates:
@@ -272,10 +273,10 @@ def _modified_copy(page: PageContext) -> ModifiedCopy:
     label = page.label
     tools = [(label(f"library.{name}"), name) for name in ("resize", "convert", "merge")]
     tool = gr.Radio(tools, value="resize", label=label("library.tool"), elem_id="make-tool")
-    weight = gr.Slider(
-        -2, 2, 1, step=0.05, label=label("library.weight_here"), visible=False, elem_id="make-weight"
-    )
-    others = other_lora_rows(page, "library", prefix="make-", min_weight=-2, visible=False)
+    # Hidden as a whole: hidden fields in visible rows would leave gaps.
+    with gr.Column(visible=False) as merge:
+        weight = gr.Slider(-2, 2, 1, step=0.05, label=label("library.weight_here"), elem_id="make-weight")
+        others = other_lora_rows(page, "library", prefix="make-", min_weight=-2)
     with gr.Row():
         rank = gr.Number(
             8,
@@ -298,7 +299,7 @@ def _modified_copy(page: PageContext) -> ModifiedCopy:
             label=label("library.name"), info=label("library.name_info"), max_length=80, elem_id="make-name"
         )
     start = gr.Button(label("library.start"), elem_id="make")
-    return ModifiedCopy(tool, weight, others, rank, form, name, start, gr.State(()))
+    return ModifiedCopy(tool, merge, weight, others, rank, form, name, start, gr.State(()))
 
 
 def _deletion(page: PageContext) -> LoraDeletion:
@@ -334,7 +335,7 @@ def _connect(page: PageContext, tab: LibraryTab) -> None:
     page.refresh(changes, tab.show_details, [lora, details.shown], [*fields, details.shown])
     details.save.click(page.on(tab.save_details), {lora, *fields}, tab.message, **PRIVATE)
 
-    shown = [copy.rank, copy.form, *copy.merge_fields]
+    shown = [copy.rank, copy.form, copy.merge]
     copy.tool.change(page.on(tab.show_tool_fields), copy.tool, shown, **QUIET)
     made = [copy.works, tab.message]
     copy.start.click(page.on(tab.make_copy), {lora, *copy.inputs}, made, **PRIVATE)

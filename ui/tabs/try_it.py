@@ -259,16 +259,17 @@ def _fields(page: PageContext) -> dict[str, Component]:
         fields["steps"] = _number(page, "steps", 16, minimum=1, maximum=200, precision=0)
         fields["guidance"] = _number(page, "guidance", 5, minimum=0, maximum=50)
         fields["seed"] = _number(page, "seed", 0, minimum=0, maximum=2**31 - 1, precision=0, min_width=120)
+    with gr.Row():
         bases = [
             (label("try_it.as_trained"), ""),
             *((name, name) for name in page.studio.initial.runs.bases()),
         ]
         fields["base"] = gr.Dropdown(
-            bases, value="", label=label("try_it.base"), min_width=180, elem_id="draw-base"
+            bases, value="", label=label("try_it.base"), min_width=280, elem_id="draw-base"
         )
-    fields["fast"] = gr.Checkbox(
-        False, label=label("try_it.fast"), info=label("try_it.fast_info"), elem_id="fast"
-    )
+        fields["fast"] = gr.Checkbox(
+            False, label=label("try_it.fast"), info=label("try_it.fast_info"), min_width=280, elem_id="fast"
+        )
     return fields
 
 

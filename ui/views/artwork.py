@@ -165,6 +165,8 @@ def finding_words(words: Words, finding: Finding) -> str:
     values = dict(finding.values)
     if "corner" in values:
         values["corner"] = words(f"artwork.corner_{values['corner'].replace(' ', '_')}")
+    if "preset" in values and words.language != "en":  # the English sentence uses the name as it is
+        values["preset"] = words(f"train.{values['preset']}")
     return words(f"artwork.found_{finding.kind}", **values)
 
 

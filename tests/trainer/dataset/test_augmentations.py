@@ -19,7 +19,7 @@ from trainer.dataset.manifest import Item
 from trainer.dataset.scan import scan
 from trainer.dataset.sources import scan_all, with_class_and_validation
 from trainer.errors import ConfigError, DatasetError
-from trainer.runs import run
+from trainer.runs import events, run
 from trainer.runs.commands import CommandInbox
 from trainer.runs.inputs import Inputs, input_states
 from trainer.sdxl.base import open_base
@@ -216,3 +216,13 @@ def test_an_invalid_toml_file_is_named(tmp_path: Path, art: Path, text: str):
     (tmp_path / "set.toml").write_text(text)
     with pytest.raises(DatasetError, match=r"set\.toml"):
         scan_all([tmp_path / "set.toml"])
+
+
+def test_a_mask_that_hides_its_whole_picture_is_reported(tmp_path: Path, art: Path):
+    for name, colour in (("wide", 0), ("owl", 255)):
+        Image.new("L", Image.open(art / f"{name}.png").size, colour).save(art / f"{name}.mask.png")
+    pictures_of(tmp_path, art, mask="file")
+    messages = [
+        event["message"] for event in events.read(tmp_path / "run" / "events.jsonl")[0] if "message" in event
+    ]
+    assert [text for text in messages if "nothing is trained from wide.png, where the mask is black" in text]

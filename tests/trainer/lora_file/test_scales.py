@@ -253,7 +253,7 @@ def test_a_configuration_beside_a_converted_file_does_not_scale_it_again(matrice
     [
         (CONFIG | {"r": 8}, "states rank 8"),
         (CONFIG | {"rank_pattern": {ATTENTION: 7}}, "states rank 7"),
-        (CONFIG | {"peft_type": "LOKR"}, "of type LOKR"),
+        (CONFIG | {"peft_type": "OFT"}, "of type OFT"),
         (CONFIG | {"lora_alpha": "x"}, "is damaged"),
         (CONFIG | {"alpha_pattern": {"([a-z_.0-9]+)+X": 2}}, "is damaged"),
         ([1], "is damaged"),

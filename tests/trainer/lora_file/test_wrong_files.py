@@ -106,12 +106,11 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "half a character": (
         _header(
             {
-                "__metadata__": {"ss_output_name": "\ud800"},
-                f"{MIDDLE}.lora_up.weight": {**_F16, "data_offsets": [0, 8]},
+                f"{MIDDLE}\ud800.lora_up.weight": {**_F16, "data_offsets": [0, 8]},
             },
             bytes(8),
         ),
-        "not a .safetensors",
+        "damaged header",
     ),
     "no tensors": (_header({"__metadata__": {"format": "pt"}}), "holds no tensors"),
     "sd15 lora": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from trainer.errors import LoraFileError
 from trainer.sampling.deepcache import DeepCache
 from trainer.sampling.images import save_image
 from trainer.sampling.pipeline import WarmBase
+from trainer.sampling.sampler import scheduler_for
 from trainer.sampling_config import SamplingConfig
 from trainer.sdxl.base import open_base
 from trainer.sdxl.text import Conditioning
@@ -85,6 +87,42 @@ def test_any_number_of_prompts_is_sampled_in_passes_that_fit_the_memory(ink_run:
         difference = np.abs(np.asarray(image).astype(int) - np.asarray(expected).astype(int))
         assert "Seed: 17" in image.info["parameters"]
     assert difference.max() <= 1  # another number of rows in a pass rounds differently
+
+
+@pytest.mark.parametrize("sampler", ["euler", "lcm", "tcd", "euler_sgm_uniform"])
+def test_guidance_1_computes_the_prompts_alone_and_ignores_the_negative_prompt(sampler: str):
+    warm = WarmBase(open_base("tiny-sdxl", MODELS))
+    rows: list[int] = []
+    unet: Any = warm.unet
+    hook = unet.conv_in.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    config = SamplingConfig(prompts=("a cat",), strengths=(0.0,), steps=2, sampler=sampler, guidance=1.0)
+    first = warm.generate(None, config)[0].image
+    assert rows == [1, 1]
+    negative = dataclasses.replace(config, negative="a dog")
+    assert warm.generate(None, negative)[0].image.tobytes() == first.tobytes()
+    fast = dataclasses.replace(config, fast=True)
+    warm.generate(None, fast)
+    assert set(rows) == {1}
+    hook.remove()
+    nearly = dataclasses.replace(config, guidance=1.0001, negative="a dog")
+    difference = np.asarray(warm.generate(None, nearly)[0].image).astype(int) - np.asarray(first)
+    assert np.abs(difference).max() <= 2, "the image of guidance 1 is the limit of those near it"
+
+
+def test_sgm_uniform_starts_at_the_last_timestep():
+    scheduler = scheduler_for("euler_sgm_uniform", open_base("tiny-sdxl", MODELS).scheduler())
+    scheduler.set_timesteps(4)
+    assert [int(timestep) for timestep in scheduler.timesteps] == [999, 749, 499, 249]
+
+
+def test_preview_advises_on_a_lora_of_few_steps(ink_run: Path, tmp_path: Path):
+    file = tmp_path / "ink_lightning.safetensors"
+    file.write_bytes((ink_run / "ink.safetensors").read_bytes())
+    options = ("--prompt", "a", "--strengths", "1", "--out-dir", tmp_path / "out")
+    usual = trainer("preview", file, *options, "--steps", "13")
+    assert "ink_lightning looks like a Lightning model" in usual.stderr
+    few = trainer("preview", file, *options, "--steps", "2", "--guidance", "1", "--sampler", "lcm")
+    assert "looks like" not in few.stderr
 
 
 def test_encoded_prompts_in_memory_are_bounded(monkeypatch):

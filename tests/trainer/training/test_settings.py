@@ -184,7 +184,8 @@ def test_a_mask_of_a_picture_outside_its_blob_changes_nothing_that_is_trained(tm
         mask.paste((255, 255, 255, 255), (100, 100, 300, 300))
         mask.save(pictures / "owl.mask.png")
         learned[kind] = trained_weights(train_one_step(tmp_path / f"{kind}-run", pictures, mask="file"))
-    pictures = picture_with_caption(tmp_path / "none", "an owl")
-    learned["none"] = trained_weights(train_one_step(tmp_path / "none-run", pictures))
+    unmasked = train_one_step(tmp_path / "none-run", pictures)
+    learned["none"] = trained_weights(unmasked)
+    assert [text for text in problems_of(unmasked) if "mask files of owl.png are not used" in text]
     assert all(torch.equal(learned["black"][name], tensor) for name, tensor in learned["transparent"].items())
     assert any(not torch.equal(learned["none"][name], tensor) for name, tensor in learned["black"].items())

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 from tests.conftest import INK, ROOT, SMALLEST, trainer
+from trainer.config import TrainConfig
+from trainer.json_files import read_object
+from trainer.training.trackers import start_tracker, tracker_options
 
 
 def package(folder: Path, code: str) -> None:
@@ -59,3 +64,57 @@ def test_a_tracker_without_a_login_is_reported_in_one_sentence(tmp_path: Path):
         "wandb does not start (No API key configured. Log in.); wandb login, or set WANDB_MODE=offline"
         in done.stderr
     )
+
+
+_RECORDING = """
+import json, os
+
+class config:
+    update = staticmethod(lambda values, **options: None)
+
+class Run:
+    def log(self, values, **options): pass
+    def finish(self): pass
+
+def init(**options):
+    with open(os.environ["RECORDED"], "a") as file:
+        file.write(json.dumps(options) + "\\n")
+    return Run()
+"""
+
+
+_START_TWICE = """
+import sys
+from pathlib import Path
+import torch
+from trainer.config import TrainConfig
+from trainer.training.processes import open_accelerator
+
+for _ in range(2):
+    folder = Path(sys.argv[1])
+    open_accelerator(TrainConfig(log_with="wandb"), folder, torch.device("cpu"), torch.float32).end_training()
+"""
+
+
+def test_a_run_that_continues_continues_its_run_in_weights_and_biases(tmp_path: Path):
+    package(tmp_path, _RECORDING)
+    recorded, output = tmp_path / "recorded.jsonl", tmp_path / "run"
+    output.mkdir()
+    # accelerate searches for trackers when it is imported, so the package must be on the path before.
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "RECORDED": str(recorded)}
+    subprocess.run([sys.executable, "-c", _START_TWICE, output], env=environment, check=True)
+    begun, continued = map(json.loads, recorded.read_text().splitlines())
+    assert begun["id"] == continued["id"] == read_object(output / "tracker.json")["wandb"]
+    assert begun["resume"] == continued["resume"] == "allow"
+    assert begun["project"] == "impasto"
+
+
+def test_settings_are_stored_once_in_tensorboard(tmp_path: Path):
+    """TensorBoard shows settings that are stored again as a second run."""
+    config = TrainConfig(log_with="tensorboard")
+    for _ in range(2):
+        options = tracker_options(config, tmp_path)
+        accelerator = Accelerator(cpu=True, **options)
+        start_tracker(accelerator, config, tmp_path)
+        accelerator.end_training()
+    assert len(list(tmp_path.rglob("hparams.yml"))) == 1

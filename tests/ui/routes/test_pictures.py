@@ -130,6 +130,16 @@ def test_a_drawn_mask_is_kept_shown_and_taken_away(house):
     assert mask_file(home / "datasets" / "art" / "owl.png") is None
 
 
+def test_the_brush_shows_a_mask_as_the_training_reads_it(house):
+    home, client = house
+    page = Image.new("RGBA", (512, 512), (255, 255, 255, 0))
+    page.paste((255, 255, 255, 255), (0, 0, 256, 512))
+    page.save(home / "datasets" / "art" / "owl.mask.png")
+    shown = Image.open(io.BytesIO(client.get("/mask/art/owl.png").content))
+    assert shown.mode == "L"
+    assert (shown.getpixel((100, 100)), shown.getpixel((400, 100))) == (255, 0)
+
+
 def test_a_removed_picture_takes_its_caption_and_mask_along_and_brings_them_back(house):
     home, client = house
     art = home / "datasets" / "art"

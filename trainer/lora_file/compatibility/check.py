@@ -19,7 +19,7 @@ from trainer.lora_file.compatibility.web_uis import FORGE_LIMIT
 from trainer.lora_file.modules import PART_LABELS, LoraModule
 from trainer.lora_file.reader import Tensors, modules_by_name, read_tensors
 from trainer.lora_file.scales import METADATA_KEY, Scales, read_scales, scale_notice
-from trainer.lora_file.sdxl_modules import Layout, find_module, sdxl
+from trainer.lora_file.sdxl_modules import Layout, sdxl
 from trainer.lora_file.tensor_names import ALPHA, split_key
 
 _HEADER_LIMIT = 1 << 20  # bytes; ComfyUI shows no metadata of a longer header
@@ -150,7 +150,7 @@ def _modules(file: Tensors) -> tuple[Scales | None, dict[str, LoraModule], list[
 
 def _entry(key: str, modules: Mapping[str, LoraModule], fitting: Mapping[str, bool], layout: Layout) -> Entry:
     name, role, suffix = split_key(key) or (key.rpartition(".")[0], key.rpartition(".")[2], "")
-    place = find_module(name) if name in modules and split_key(key) else None
+    place = modules[name].place if name in modules and split_key(key) else None
     weight = layout.shape(*place) if place else None
     return Entry(key, name, role, suffix, place, weight is not None, fitting.get(name, True), weight or ())
 

@@ -15,6 +15,12 @@ from trainer.atomic_files import replacing
 from trainer.errors import BaseError, LoraFileError
 from trainer.headers.safetensors import read_header
 from trainer.lora_file.base_weights import PartWeights, base_weights
+from trainer.lora_file.edit.bake_metadata import (
+    BakedModel,
+    copy_with_metadata,
+    states_another_model,
+    write_hash,
+)
 from trainer.lora_file.modules import LoraFile, LoraModule
 from trainer.lora_file.reader import read_modules
 
@@ -22,8 +28,8 @@ from trainer.lora_file.reader import read_modules
 def bake(source: Path, out: Path, base: Path, strength: float = 1.0) -> int:
     """Writes a copy of `base`, a folder or a single file, with a LoRA in its weights.
 
-    One tensor is in memory at a time. Dtypes and all other bytes stay as they are. `out` appears complete or
-    not at all.
+    One tensor is in memory at a time. Dtypes and all other tensors stay as they are. The title and hashes in the
+    metadata are those of the baked model. `out` appears complete or not at all.
 
     Returns:
         The number of weights that the LoRA changes.
@@ -46,15 +52,26 @@ def bake(source: Path, out: Path, base: Path, strength: float = 1.0) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         if base.is_file():
-            shutil.copyfile(base, temporary)
-            _bake_file(temporary, base, file, weights, strength)
+            files = {base: temporary}
         else:
             shutil.copytree(
                 base, temporary, ignore=lambda folder, names: _left_out(Path(folder), names, base, used)
             )
-            for original in sorted(used):
-                _bake_file(temporary / original.relative_to(base), original, file, weights, strength)
+            files = {original: temporary / original.relative_to(base) for original in sorted(used)}
+        model = BakedModel(_title(out), _title(base), _title(file.path))
+        for original, copy in files.items():
+            is_renamed = base.is_file() or states_another_model(original)
+            if is_renamed:
+                copy_with_metadata(original, copy, model)
+            _bake_file(copy, original, file, weights, strength)
+            if is_renamed:
+                write_hash(copy)
     return len(file.modules)
+
+
+def _title(path: Path) -> str:
+    """The name of a model: that of its folder, or of its file without the ending."""
+    return path.stem if path.suffix == ".safetensors" else path.name
 
 
 def _left_out(folder: Path, names: list[str], base: Path, used: set[Path]) -> set[str]:
@@ -106,7 +123,7 @@ def _bake_file(
     copy: Path, original: Path, file: LoraFile, weights: dict[str, PartWeights], strength: float
 ) -> None:
     """Overwrites the changed tensors of a weight file; dtypes and shapes stay, so no other byte changes."""
-    header = read_header(original, BaseError)
+    header = read_header(copy, BaseError)
     copy.chmod(copy.stat().st_mode | 0o200)  # a hub's cache is read-only
     with copy.open("r+b") as stream:
         for module in file.modules:

@@ -7,7 +7,9 @@ diffusers        unet.down_blocks.1.attentions.0.….to_q.lora_A.weight         
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,15 +17,31 @@ from safetensors.torch import save
 
 from trainer.atomic_files import write_atomically
 from trainer.errors import LoraFileError
+from trainer.lora_file.folded_scale import folded, narrowest, with_one_alpha
 from trainer.lora_file.metadata import network_metadata, with_hashes
 from trainer.lora_file.module_names import PREFIX, diffusers_name, kohya_name
-from trainer.lora_file.modules import LoraFile, LoraModule, with_one_alpha
+from trainer.lora_file.modules import LoraFile, LoraModule
 from trainer.lora_file.reader import read_modules
 from trainer.lora_file.scales import METADATA_KEY
-from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, UP, suffix_of
+from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, MID, suffix_of
 
 
-def convert(source: Path, out: Path, form: str, *, overwrite: bool = False) -> LoraFile:
+@dataclass(frozen=True)
+class Converted:
+    """The file that was read, and the types of matrices that need another one in the new file."""
+
+    source: LoraFile
+    widened: Mapping[str, int]  # number of tensors by their new dtype, such as float32
+
+    def notice(self) -> str:
+        """A sentence about the types, or ""."""
+        counts = ", ".join(f"{count} in {dtype}" for dtype, count in self.widened.items())
+        return f"matrices with the scale multiplied in keep the change only in a wider type: {counts}" * bool(
+            counts
+        )
+
+
+def convert(source: Path, out: Path, form: str, *, overwrite: bool = False) -> Converted:
     """Writes `source` in the format `form`, with its metadata and new hashes.
 
     Raises:
@@ -35,7 +53,13 @@ def convert(source: Path, out: Path, form: str, *, overwrite: bool = False) -> L
     write_lora(
         out, tensors, {**file.metadata, **network_metadata(file.modules, file.metadata)}, overwrite=overwrite
     )
-    return file
+    own = {
+        tensor.dtype for module in file.modules for role, tensor in module.tensors.items() if role != ALPHA
+    }
+    new = Counter(tensor.dtype for key, tensor in tensors.items() if not key.endswith(suffix_of(ALPHA)))
+    return Converted(
+        file, {str(dtype).removeprefix("torch."): new[dtype] for dtype in new if dtype not in own}
+    )
 
 
 def tensors_of(modules: Iterable[LoraModule], form: str, source: str) -> dict[str, torch.Tensor]:
@@ -66,33 +90,43 @@ def _diffusers_blocks(module: LoraModule) -> str:
 
 def _diffusers_tensors(module: LoraModule, source: str) -> list[tuple[str, torch.Tensor]]:
     """(name, tensor) pairs of a LoRA or DoRA module in PEFT's form."""
+    is_tucker = MID in module.tensors
+    module = module.as_lora()
     if module.network not in ("lora", "dora"):
-        raise LoraFileError(
-            f"{source} holds a {module.kind} ({module.part}.{module.path}), for which diffusers' files have "
-            "no form; convert it to kohya, or make it a LoRA with: lora resize"
-        )
+        raise LoraFileError(_no_diffusers_form(module, source))
     name = (
         f"{module.part}.{module.path}"
         if module.path == "text_projection"
         else diffusers_name(module.part, module.path)
     )
-    up = module.tensors[UP]
-    if module.scale != 1:
-        up = (up.float() * module.scale).to(up.dtype)
-    tensors = [
-        (f"{name}.lora_A.weight", module.tensors[DOWN].contiguous()),
-        (f"{name}.lora_B.weight", up.contiguous()),
-    ]
+    up, down = folded(module, module.scale), module.tensors[DOWN]
+    if not module.kernel:  # kohya's scripts may write a linear layer as a 1 x 1 convolution
+        up, down = up.flatten(1), down.flatten(1)
+    if is_tucker:  # the transposes swap the roles: the error of down up is that of up down
+        down = narrowest(down.flatten(1).T, up.flatten(1).T, up.dtype).T.reshape(down.shape)
+    tensors = [(f"{name}.lora_A.weight", down.contiguous()), (f"{name}.lora_B.weight", up.contiguous())]
     if module.network == "dora":
-        lengths = module.tensors[DORA]
-        if up.dim() != 2 or lengths.shape != (up.shape[0], 1):
+        length = module.tensors[DORA]
+        if length.numel() != up.shape[0] or length.shape[0] != up.shape[0]:
             raise LoraFileError(
-                f"{source} holds a DoRA whose lengths are {tuple(lengths.shape)} "
-                f"({module.part}.{module.path}); diffusers knows only one length for each output of a "
-                "linear layer: bake the file into its base instead"
+                f"{source} holds a DoRA with a length for each input ({module.part}.{module.path}), and "
+                "diffusers reads one for each output; make it a LoRA with: lora resize --base BASE"
             )
-        tensors.append((f"{name}.lora_magnitude_vector", lengths.reshape(-1).contiguous()))
+        # PEFT's shapes: (O,) of a linear layer, (1, O, 1, 1) of a convolution.
+        shape = (1, -1, *[1] * len(module.kernel)) if module.kernel else (-1,)
+        tensors.append((f"{name}.lora_magnitude_vector", length.reshape(shape).contiguous()))
     return tensors
+
+
+def _no_diffusers_form(module: LoraModule, source: str) -> str:
+    """A sentence for a module that diffusers' files have no form for, with what to do."""
+    if module.network is None:
+        return f"{source}: {module.unsupported()}"
+    base = " --base BASE" if module.is_decomposed else ""
+    return (
+        f"{source} holds a {module.kind} ({module.part}.{module.path}), for which diffusers' files have no "
+        f"form; convert it to kohya, or make it a LoRA with: lora resize{base} --energy 1"
+    )
 
 
 def expect_free(out: Path, overwrite: bool) -> None:

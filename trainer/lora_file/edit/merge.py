@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from trainer.errors import LoraFileError
+from trainer.lora_file.edit.base_of_dora import BaseOfDora
 from trainer.lora_file.edit.convert import expect_free, tensors_of, write_lora
 from trainer.lora_file.edit.svd import of_matrix, of_product
+from trainer.lora_file.folded_scale import cast, with_one_alpha
 from trainer.lora_file.metadata import network_metadata
 from trainer.lora_file.modules import LoraFile, LoraModule, lora_module, side_by_side
 from trainer.lora_file.reader import read_modules
@@ -57,6 +59,19 @@ def term(text: str) -> Term:
     return Term(Path(text), 1.0)
 
 
+@dataclass(frozen=True)
+class Merged:
+    """Result of `merge`: the new modules, their dtype and those of the files, and the error of the rounding.
+
+    The error is the largest of a module, relative to its change, in Frobenius norms.
+    """
+
+    modules: list[LoraModule]
+    dtype: torch.dtype
+    source_dtypes: tuple[torch.dtype, ...]
+    rounding_error: float
+
+
 def merge(
     out: Path,
     terms: Sequence[Term],
@@ -64,19 +79,19 @@ def merge(
     method: str = "concat",
     rank: int | None = None,
     dtype: torch.dtype | None = None,
+    base: Path | None = None,
     overwrite: bool = False,
-) -> list[LoraModule]:
+) -> Merged:
     """Writes the weighted sum of LoRA files, each of which may change other modules.
 
     Args:
         method: `concat` puts the matrices side by side: exact, and the ranks add up. `svd` writes the best
             approximation of `rank`.
         dtype: dtype of the new file; by default the widest of the files.
-
-    Returns:
-        The modules of the new file.
+        base: the base of a DoRA, whose change depends on its weights; other files don't need it.
 
     Raises:
+        BaseError: the base can't be opened.
         LoraFileError: a file can't be read, or has a network that can't be added up.
     """
     expect_free(out, overwrite)
@@ -94,19 +109,21 @@ def merge(
     for file, each in zip(files, terms, strict=True):
         for module in file.modules:
             shared.setdefault((module.part, module.path), []).append((each.weight, module))
-    if rank:
-        modules = [
-            _approximated(part, path, shared[part, path], rank, dtype) for part, path in sorted(shared)
-        ]
-    else:
-        modules = [_joined(part, path, shared[part, path], dtype) for part, path in sorted(shared)]
+    weights = BaseOfDora(base)
+    exact = [
+        _approximated(part, path, shared[part, path], rank, weights)
+        if rank
+        else _joined(part, path, shared[part, path])
+        for part, path in sorted(shared)
+    ]
+    modules, error = cast(with_one_alpha(exact), dtype)
     write_lora(
         out,
         tensors_of(modules, "kohya", out.name),
         _metadata(out, files, terms, modules),
         overwrite=overwrite,
     )
-    return modules
+    return Merged(modules, dtype, tuple(file.dtype for file in files), error)
 
 
 def _widest(files: Sequence[LoraFile]) -> torch.dtype:
@@ -116,32 +133,38 @@ def _widest(files: Sequence[LoraFile]) -> torch.dtype:
     return dtype
 
 
-def _joined(part: str, path: str, terms: list[tuple[float, LoraModule]], dtype: torch.dtype) -> LoraModule:
-    """The exact sum; its alpha is its rank, so that the scale is 1."""
+def _joined(part: str, path: str, terms: list[tuple[float, LoraModule]]) -> LoraModule:
+    """The exact sum in fp32; its alpha is its rank, so that the scale is 1."""
+    terms = [(weight, module.as_lora()) for weight, module in terms]
     for _, module in terms:
+        if module.network is None:
+            raise LoraFileError(module.unsupported())
         if module.network != "lora":
+            base = " --base BASE" if module.is_decomposed else ""
             raise LoraFileError(
                 f"{part}.{path} is a {module.kind}, and concat joins LoRAs only; take --method svd --rank 32"
+                f"{base}"
             )
     _expect_same_shape(terms)
     up, down = side_by_side(terms)
-    return lora_module(part, path, up, down, alpha=up.shape[1], dtype=dtype)
+    return lora_module(part, path, up, down, alpha=up.shape[1], dtype=torch.float32)
 
 
 def _approximated(
-    part: str, path: str, terms: list[tuple[float, LoraModule]], rank: int, dtype: torch.dtype
+    part: str, path: str, terms: list[tuple[float, LoraModule]], rank: int, weights: BaseOfDora
 ) -> LoraModule:
-    """The best approximation of the sum by a LoRA of `rank`."""
+    """The best approximation of the sum by a LoRA of `rank`, in fp32."""
+    terms = [(weight, module.as_lora()) for weight, module in terms]
     outputs, inputs = _expect_same_shape(terms)
     if all(module.network == "lora" for _, module in terms):
         spectrum = of_product(*side_by_side(terms))
     else:
-        changes = [weight * module.change() for weight, module in terms]
+        changes = [weight * weights.change(module) for weight, module in terms]
         spectrum = of_matrix(torch.stack(changes).sum(0))
     up, down = spectrum.factors(rank)
     if not up.shape[1]:  # the terms cancel: a module of zeros keeps the layer in the file
         up, down = torch.zeros(outputs, 1), torch.zeros(1, inputs)
-    return lora_module(part, path, up, down, alpha=up.shape[1], dtype=dtype)
+    return lora_module(part, path, up, down, alpha=up.shape[1], dtype=torch.float32)
 
 
 def _expect_same_shape(terms: list[tuple[float, LoraModule]]) -> tuple[int, int]:

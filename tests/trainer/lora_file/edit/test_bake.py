@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -140,3 +142,52 @@ def test_equal_or_unlike_checkpoints_are_refused(tmp_path: Path):
         extract(TINY, tmp_path / "other", tmp_path / "b.safetensors", rank=2)
     with pytest.raises(BaseError, match="whole diffusers folder"):
         extract(TINY, tmp_path, tmp_path / "b.safetensors", rank=2)
+
+
+def test_a_baked_checkpoint_has_its_own_title_and_hash(small, tmp_path: Path):
+    write_lora(tmp_path / "ink.safetensors", small)
+    write(tmp_path / "plain.safetensors", TINY, folder_weights(TINY), dtype=torch.float16)
+    of_base = {
+        "modelspec.title": "The base",
+        "modelspec.hash_sha256": "0xbase",
+        "sshs_model_hash": "base",
+        "sshs_legacy_hash": "base",
+        "modelspec.thumbnail": "a picture of the base",
+        "modelspec.author": "the maker of the base",
+        "modelspec.prediction_type": "v",
+    }
+    save_file(load_file(tmp_path / "plain.safetensors"), tmp_path / "base.safetensors", metadata=of_base)
+    for name in ("plain", "base"):
+        baked = tmp_path / f"{name}-ink.safetensors"
+        bake(tmp_path / "ink.safetensors", baked, tmp_path / f"{name}.safetensors")
+        data = baked.read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8:start])["__metadata__"]
+        assert metadata["modelspec.title"] == f"{name}-ink"
+        assert metadata["modelspec.hash_sha256"] == f"0x{hashlib.sha256(data[start:]).hexdigest()}"
+        assert metadata["modelspec.merged_from"] == f"{name}, ink"
+        load_file(baked)
+    assert metadata["sshs_model_hash"] == hashlib.sha256(data[start:]).hexdigest()
+    assert metadata["modelspec.author"] == "the maker of the base"
+    assert metadata["modelspec.prediction_type"] == "v"
+    assert not {"sshs_legacy_hash", "modelspec.thumbnail"} & set(metadata)
+    base_bytes = (tmp_path / "base.safetensors").read_bytes()
+    assert (
+        f"0x{hashlib.sha256(base_bytes[-(len(data) - start) :]).hexdigest()}"
+        != metadata["modelspec.hash_sha256"]
+    )
+
+
+def test_a_part_of_a_folder_that_states_a_hash_gets_its_own(small, tmp_path: Path):
+    write_lora(tmp_path / "ink.safetensors", small)
+    shutil.copytree(TINY, tmp_path / "base")
+    part = "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(tmp_path / "base" / part)
+    save_file(tensors, tmp_path / "base" / part, metadata={"modelspec.hash_sha256": "0xbase"})
+    (tmp_path / "base" / part).chmod(0o444)
+    bake(tmp_path / "ink.safetensors", tmp_path / "out", tmp_path / "base")
+    data = (tmp_path / "out" / part).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8:start])["__metadata__"]
+    assert metadata["modelspec.title"] == "out"
+    assert metadata["modelspec.hash_sha256"] == f"0x{hashlib.sha256(data[start:]).hexdigest()}"

@@ -243,7 +243,7 @@ def test_a_dora_of_columns_is_refused_for_diffusers_and_baked_by_its_formula(tmp
     place = ("unet", ATTENTION)
     weight = base_weights(TINY)["unet"].tensor(ATTENTION).float()
     dora_file(tmp_path / "a.safetensors", {place: tuple(weight.shape)}, rows=False)
-    with pytest.raises(LoraFileError, match="bake the file"):
+    with pytest.raises(LoraFileError, match="lora resize --base BASE"):
         convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "diffusers")
     bake(tmp_path / "a.safetensors", tmp_path / "baked", TINY, 0.5)
     (module,) = read_modules(tmp_path / "a.safetensors").modules

@@ -185,7 +185,7 @@ def test_singular_values_equal_those_of_torch_and_the_share_is_reached(out, inpu
 def test_the_error_of_a_smaller_rank_is_that_of_the_omitted_singular_values(places, tmp_path: Path):
     some = dict(list(places.items())[::20])
     changes = write_lora(tmp_path / "a.safetensors", some, rank=lambda n: 6)
-    layers = resize(tmp_path / "a.safetensors", tmp_path / "b.safetensors", rank=2)
+    layers = resize(tmp_path / "a.safetensors", tmp_path / "b.safetensors", rank=2).layers
     small = changes_of(tmp_path / "b.safetensors")
     for module in layers:
         values = torch.linalg.svdvals(changes[module.part, module.path])
@@ -202,7 +202,7 @@ def test_ranks_by_energy_differ_and_are_still_read_right_by_diffusers(places, tm
         place: shape for place, shape in places.items() if ".attn" in place[1] or ".self_attn." in place[1]
     }
     write_lora(tmp_path / "a.safetensors", some, rank=lambda n: 3 + n % 6)
-    layers = resize(tmp_path / "a.safetensors", tmp_path / "b.safetensors", energy=0.8, rank=4)
+    layers = resize(tmp_path / "a.safetensors", tmp_path / "b.safetensors", energy=0.8, rank=4).layers
     assert len({module.rank for module in layers}) > 1
     assert max(module.rank for module in layers) <= 4
     assert all(module.share >= 0.8 or module.rank == 4 for module in layers)
