@@ -21,7 +21,8 @@ from trainer.atomic_files import replacing
 from trainer.headers.base_model import TEXT_1, TEXT_2
 from trainer.sdxl.base import ORIGINAL
 from trainer.sdxl.ldm_names import Source, ldm_source
-from trainer.sdxl.weights import PARTS, FolderWeights, build
+from trainer.sdxl.weight_files import PARTS, FolderWeights
+from trainer.sdxl.weights import build
 
 CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}
 Lookup = Callable[[str, str, torch.Size], torch.Tensor]  # part, name, shape -> the weight

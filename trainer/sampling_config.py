@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.config import Bounds, coerced_values, declaration, problems_in
 from trainer.errors import ConfigError
+from trainer.prompt_syntax import read_prompt
 
 MAX_STRENGTHS, MAX_PROMPT_LENGTH = 32, 4000
 MAX_FILES = 4  # LoRA files in one mix
@@ -130,11 +131,26 @@ def sampling_config_from(values: Mapping[str, Any]) -> SamplingConfig:
     unknown = [f"unknown sampling parameter {name!r}" for name in values if name not in names]
     if unknown:
         raise ConfigError(unknown)
-    config = SamplingConfig(**coerced_values(SamplingConfig, values))
+    config = _without_foreign_syntax(SamplingConfig(**coerced_values(SamplingConfig, values)))
     problems = problems_in(config) or [*_contradictions(config)]
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _without_foreign_syntax(config: SamplingConfig) -> SamplingConfig:
+    """Returns the config with prompts as `read_prompt` reads them; `prompt_notes` has sentences on what it omits.
+
+    The negative prompt of a pasted `parameters` text is used where no other is given.
+    """
+    prompts = config.prompts if isinstance(config.prompts, tuple) else (None,)
+    if not all(isinstance(text, str) for text in (*prompts, config.negative)):
+        return config  # reported by `problems_in`
+    read = [read_prompt(prompt) for prompt in config.prompts]
+    negative = config.negative or next((prompt.negative for prompt in read if prompt.negative), "")
+    return dataclasses.replace(
+        config, prompts=tuple(prompt.prompt for prompt in read), negative=read_prompt(negative).prompt
+    )
 
 
 def _contradictions(config: SamplingConfig) -> Iterator[str]:
@@ -224,4 +240,6 @@ def parse_prompt_line(line: str) -> tuple[str, dict[str, Any]]:
                 [f"sample prompt {line!r}: --{flag} {value.strip()} is not valid; the flags are {known}"]
             )
         parameters[name] = number
-    return text.strip(), parameters
+    if negative := parameters.get("negative"):
+        parameters["negative"] = read_prompt(negative).prompt
+    return read_prompt(text).prompt.strip(), parameters

@@ -83,7 +83,8 @@ def build(page: PageContext) -> None:
             return {
                 "pictures": [
                     {**picture, "url": f"/drawn/{drawing}/{quote(picture['file'])}"} for picture in pictures
-                ]
+                ],
+                "notes": list(result.notes),
             }
 
     def download(run: str, request: gr.Request) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def test_a_rejected_host_is_named_with_the_option_that_allows_it(
     "host", ["<script>alert(1)</script>", "a;rm -rf", 'a"b', "$(x)", "a'b", "é.example", ""]
 )
 def test_an_unsafe_host_is_never_repeated(guard: Guard, capsys: pytest.CaptureFixture[str], host: str):
-    answer = TestClient(guard).get("/", headers={"host": host.encode()})
+    answer = TestClient(guard).get("/", headers={b"host": host.encode()})
     assert answer.status_code == 403
     assert answer.json()["message"] == Words("en")("refused.address")
     assert displayable_name(host) == ""

@@ -109,11 +109,11 @@ def test_no_path_leads_out(house, path: str):
     assert str(house[0]).encode() not in answer.content
 
 
-def test_a_caption_is_saved_as_one_line(house):
+def test_a_caption_is_saved_with_its_lines_and_without_other_white_space(house):
     home, client = house
     answer = client.put("/caption/ink-emoji/owl.png", content="a wise\nowl ")
     assert answer.json()["message"] == "Saved"
-    assert (home / "datasets" / "ink-emoji" / "owl.txt").read_text() == "a wise owl\n"
+    assert (home / "datasets" / "ink-emoji" / "owl.txt").read_text() == "a wise\nowl\n"
     assert client.put("/caption/ink-emoji/gone.png", content="x").status_code == 400
     assert client.put("/caption/ink-emoji/owl.png", content="x" * 5000).status_code == 400
 

@@ -29,6 +29,7 @@ def check(
     **options: Any,
 ) -> None:
     """Print each picture's bucket and crop, and problems with the pictures."""
+    from trainer.dataset.buckets import bucket_plan_of
     from trainer.dataset.checks import findings
     from trainer.dataset.image_metrics import measure
     from trainer.dataset.scan import scan
@@ -36,11 +37,11 @@ def check(
     manifest = scan(folder)
     config = config_from(options)
     from trainer.sdxl.base import open_base
-    from trainer.training.examples import bucket_plan
 
+    base = open_base(config.base, models)
     sizes = [(item.width, item.height) for item in manifest.items]
     crops = [item.crop for item in manifest.items]
-    placements = bucket_plan(config, open_base(config.base, models)).place_all(sizes, crops)
+    placements = bucket_plan_of(config, base.native_size, base.latent_factor).place_all(sizes, crops)
     names = [Path(item.path).relative_to(manifest.folder).as_posix() for item in manifest.items]
     for name, item, placement in zip(names, manifest.items, placements, strict=True):
         cropped = f", {placement.cropped_share:.0%} cropped" if placement.cropped_share >= 0.005 else ""

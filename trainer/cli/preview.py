@@ -11,6 +11,7 @@ from trainer.cli import MODELS, ModelsOption
 from trainer.cli.options import with_options
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
+from trainer.prompt_syntax import prompt_notes
 from trainer.sampling_config import MAX_FILES, SamplingConfig, parse_weighted_file, sampling_config_from
 
 _SETTINGS = ("negative", "seed", "steps", "guidance", "sampler", "clip_skip", "fast")
@@ -43,6 +44,8 @@ def preview(
     config = sampling_config_from(
         {**options, "prompts": prompt, "strengths": _strengths(strengths), "width": width, "height": height}
     )
+    for note in prompt_notes((*prompt, str(options.get("negative") or ""))):
+        typer.echo(f"note: {note}", err=True)
     files = [(file, 1.0), *map(parse_weighted_file, with_ or [])]
     if len(files) > MAX_FILES:
         raise ConfigError([f"at most {MAX_FILES} LoRAs can be mixed; merge some first: lora merge"])

@@ -57,23 +57,42 @@ def read_metadata(path: Path) -> tuple[dict[str, MetadataRow], list[str]]:
 
 
 def with_trigger(caption: str, trigger: str) -> str:
-    """Returns the caption with the trigger word in front, unless it contains the trigger as a whole word."""
+    """Returns the caption with the trigger in front, unless it contains each tag of the trigger as whole words."""
     trigger, caption = trigger.strip(), caption.strip()
     if not trigger:
         return caption
     if not caption:
         return trigger
-    if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+    tags = trigger_tags(trigger)
+    if all(has_words(caption, tag) for tag in tags):
         return caption
-    return f"{trigger}, {caption}"
+    # A tag of the trigger that the caption has already moves to the front with the others.
+    own = {tag.casefold() for tag in tags} if len(tags) > 1 else set()
+    rest = [tag for tag in caption.split(",") if tag.strip().casefold() not in own]
+    return f"{trigger}, {','.join(rest).strip()}" if rest else trigger
+
+
+def trigger_tags(trigger: str) -> list[str]:
+    """Returns the tags of a trigger, which may be several, such as `inkzz, ink drawing`."""
+    return [tag.strip() for tag in trigger.split(",") if tag.strip()]
+
+
+def has_words(text: str, words: str) -> bool:
+    """Returns whether a text contains some words as whole words, in any case."""
+    return bool(re.search(_whole(words), text, re.IGNORECASE))
+
+
+def _whole(words: str) -> str:
+    return rf"(?<!\w){re.escape(words)}(?!\w)"
 
 
 def without_trigger(caption: str, trigger: str) -> str:
-    """Returns the caption without the trigger word, wherever it stands as a whole word."""
+    """Returns the caption without the tags of the trigger, wherever they stand as whole words."""
     if not trigger.strip():
         return caption
-    rest = re.sub(rf"(?<!\w){re.escape(trigger.strip())}(?!\w)", "", caption, flags=re.IGNORECASE)
-    return ", ".join(part for part in (" ".join(part.split()) for part in rest.split(",")) if part)
+    for words in (trigger.strip(), *trigger_tags(trigger)):
+        caption = re.sub(_whole(words), "", caption, flags=re.IGNORECASE)
+    return ", ".join(part for part in (" ".join(part.split()) for part in caption.split(",")) if part)
 
 
 def one_line(text: str) -> str:

@@ -16,6 +16,7 @@ from trainer.dataset.manifest import Item, Manifest
 from trainer.dataset.overrides import Override, read_overrides
 from trainer.dataset.pictures import SUPPORTED_WORDS, open_picture
 from trainer.errors import DatasetError
+from trainer.prompt_syntax import caption_notes
 
 
 def scan(folder: Path, *, trigger: str = "") -> Manifest:
@@ -50,7 +51,7 @@ def scan(folder: Path, *, trigger: str = "") -> Manifest:
         folder=os.path.abspath(folder),
         items=tuple(items),
         problems=tuple(problems),
-        notes=tuple(found.notes()),
+        notes=(*found.notes(), *caption_notes((Path(item.path).name, item.caption) for item in items)),
     )
 
 

@@ -83,7 +83,7 @@ def layout_of(path: Path) -> Layout:
 
 def _folder_places(folder: Path) -> Iterator[tuple[str, Place]]:
     """(path, place) of the weights of one part of a diffusers folder."""
-    from trainer.sdxl.weights import weight_files  # imports diffusers, which takes seconds
+    from trainer.sdxl.weight_files import weight_files
 
     files = weight_files(folder)
     if not files:

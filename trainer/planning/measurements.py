@@ -17,7 +17,7 @@ from trainer.atomic_files import write_atomically
 from trainer.config import TrainConfig
 from trainer.planning import memory
 from trainer.planning.memory import WorkloadShape
-from trainer.sdxl.weights import PARTS
+from trainer.sdxl.weight_files import PARTS
 
 VERSION = 6  # raised when a number is traced in another way, so that older files are ignored
 

@@ -4,7 +4,8 @@
       .unet()  .vae()  .text_encoders()  .tokenizers()  .scheduler()     each call loads its part
 
 No more of a base is in memory than the work needs: text encoders and VAE can be freed before the UNet is
-loaded.
+loaded. PyTorch, diffusers and transformers are imported when a part is loaded: commands that only describe a
+base start quickly.
 """
 
 from __future__ import annotations
@@ -13,11 +14,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
-
-import torch
-from diffusers import EulerDiscreteScheduler
-from transformers import CLIPTokenizer
+from typing import TYPE_CHECKING, cast
 
 from trainer.errors import BaseError
 from trainer.headers.base_kinds import other_folder_kind, other_text_kind
@@ -31,8 +28,12 @@ from trainer.headers.base_model import (
     reject_kind,
     vae_scale_factor,
 )
-from trainer.sdxl.protocols import NoiseScheduler, TextEncoder, Tokenizer, UNet, Vae
-from trainer.sdxl.weights import PARTS, FileWeights, FolderWeights, Weights, load, weight_files
+from trainer.sdxl.weight_files import PARTS, FileWeights, FolderWeights, Weights, weight_files
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.sdxl.protocols import NoiseScheduler, TextEncoder, Tokenizer, UNet, Vae
 
 ORIGINAL = Path(__file__).resolve().parent / "original"  # configuration and vocabulary of SDXL 1.0
 
@@ -67,14 +68,22 @@ class Base:
         Args:
             quantised: precision of its linear layers, one of `config.QUANTISED`.
         """
+        from trainer.sdxl.weights import load
+
         return load("unet", self.configs, self.weights, device, dtype, quantised)
 
     def vae(self, device: torch.device) -> Vae:
         """Loads the VAE in fp32: SDXL's original VAE overflows in fp16 and decodes to black images."""
+        import torch
+
+        from trainer.sdxl.weights import load
+
         return load("vae", self.configs, self.weights, device, torch.float32)
 
     def text_encoders(self, device: torch.device, dtype: torch.dtype) -> tuple[TextEncoder, TextEncoder]:
         """Loads both text encoders."""
+        from trainer.sdxl.weights import load
+
         first, second = (
             load(part, self.configs, self.weights, device, dtype)
             for part in ("text_encoder", "text_encoder_2")
@@ -91,22 +100,26 @@ class Base:
 
         With zero terminal SNR its first step is at the last timestep (Lin et al. 2023, section 3.3).
         """
+        from diffusers import EulerDiscreteScheduler
+
         file = self.configs / "scheduler" / "scheduler_config.json"
         config = json.loads(file.read_text(encoding="utf-8"))
         config["prediction_type"] = self.prediction_type
         if self.zero_terminal_snr:
             config.update(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-        return cast(NoiseScheduler, EulerDiscreteScheduler.from_config(config))
+        return cast("NoiseScheduler", EulerDiscreteScheduler.from_config(config))
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
+    from transformers import CLIPTokenizer
+
     merges = folder / "merges.txt"
     try:
         # The library accepts an empty file and then encodes each letter as a token of its own.
         if merges.is_file() and not merges.stat().st_size:
             raise ValueError("merges.txt is empty")
         # The special tokens' ids come from `__getattr__`, which type checkers can't see.
-        return cast(Tokenizer, CLIPTokenizer.from_pretrained(folder, local_files_only=True))
+        return cast("Tokenizer", CLIPTokenizer.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception for a damaged file
         why = " ".join(str(error).split())[:150]
         raise BaseError(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
+from pathlib import Path
 
 from trainer.errors import BaseError
 from trainer.headers.base_model import read_checkpoint
 from trainer.headers.few_steps import few_step_advice, few_step_kind
-from trainer.headers.safetensors import read_header
+from trainer.headers.safetensors import Header, read_header
+from trainer.headers.scaled_fp8 import scale_key
 from trainer.sdxl.base import Base
-from trainer.sdxl.weights import PARTS, build, weight_files
+from trainer.sdxl.weight_files import PARTS, weight_files
 
 _NAMES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder 1", "text_encoder_2": "text encoder 2"}
 
@@ -50,12 +54,48 @@ def _describe_file(base: Base) -> Iterator[tuple[str, str]]:
 
 
 def _describe_folder(base: Base) -> Iterator[tuple[str, str]]:
-    base.tokenizers()  # raises for damaged ones now, rather than when a training encodes its first caption
-    files = [file for part in PARTS for file in weight_files(base.path / part)]
-    for file in files:
-        read_header(file, BaseError)
-    yield "files", f"{sum(file.stat().st_size for file in files):,} bytes of weights"
-    for part in PARTS:
-        model = build(part, base.configs)
-        yield _NAMES[part], f"{sum(p.numel() for p in model.parameters()):,} parameters"
+    _check_tokenizers(base)
+    files = {part: weight_files(base.path / part) for part in PARTS}
+    headers = {part: [read_header(file, BaseError) for file in files[part]] for part in PARTS}
+    total = sum(file.stat().st_size for of_part in files.values() for file in of_part)
+    yield "files", f"{total:,} bytes of weights"
+    for part, of_part in headers.items():
+        yield _NAMES[part], f"{sum(map(_parameters, of_part)):,} parameters"
     yield "prediction", f"{base.prediction_type}, from the configuration of its scheduler"
+
+
+def _parameters(header: Header) -> int:
+    """Number of values in a part's weights, without buffers of whole numbers and scales of float8."""
+    keys = set(header.tensors)
+    scales = {scale_key(key, keys) for key in keys}
+    return sum(
+        math.prod(tensor.shape)
+        for key, tensor in header.tensors.items()
+        if key not in scales and tensor.dtype[0] in "BF" and tensor.dtype != "BOOL"
+    )
+
+
+def _check_tokenizers(base: Base) -> None:
+    """Raises BaseError for a damaged tokenizer now, not when a training encodes its first caption.
+
+    The files are read with the library below transformers, which takes seconds to import; where they are not of
+    the usual form, transformers decides.
+    """
+    try:
+        for name in ("tokenizer", "tokenizer_2"):
+            _read_tokenizer(base.configs / name)
+    except Exception:  # noqa: BLE001 - tokenizers raises plain Exception for a damaged file
+        base.tokenizers()
+
+
+def _read_tokenizer(folder: Path) -> None:
+    """Raises some exception unless the vocabulary and the merges of a folder can be read."""
+    from tokenizers import models
+
+    for file in folder.glob("*.json"):
+        if not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+            raise TypeError(file.name)
+    vocabulary, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    if not merges:
+        raise ValueError("merges.txt is empty")
+    models.BPE(vocabulary, merges)

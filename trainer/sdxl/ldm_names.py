@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from trainer.headers.base_model import TEXT_1, TEXT_2, UNET, VAE
 from trainer.sdxl.unet_names import sgm_path
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

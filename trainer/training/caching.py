@@ -29,6 +29,7 @@ from trainer.dataset.folder import mask_file
 from trainer.dataset.manifest import Item
 from trainer.dataset.pictures import open_picture
 from trainer.errors import DatasetError
+from trainer.prompt_syntax import prompt_notes
 from trainer.runs.commands import CommandInbox
 from trainer.runs.inputs import Inputs, listed, open_inputs
 from trainer.runs.run import Run
@@ -311,6 +312,8 @@ def prepare_text(
     """
     config, base = extractor.config, extractor.base
     sample_prompts = sample_prompts_of(samplings)
+    for note in prompt_notes(config.sample_prompts):
+        extractor.run.emit("problem", message=f"sample prompts: {note}")
     encoding = caption_encoding(config)
     encoding_of_samples = sample_encoding(config, sample_prompts, base.tokenizers()[0])
     is_trained = config.train_text_encoder_1 or config.train_text_encoder_2

@@ -23,7 +23,7 @@ from trainer.lora_file.writer import save_lora
 from trainer.planning.budget import give_back_memory
 from trainer.runs.run import Run
 from trainer.sdxl.base import Base
-from trainer.sdxl.weights import FileWeights
+from trainer.sdxl.weight_files import FileWeights
 from trainer.training.examples import resolution_of
 from trainer.training.samples import TrainingSamples
 from trainer.training.setup import Setup

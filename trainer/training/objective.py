@@ -73,7 +73,12 @@ class Objective:
         """Returns the weight (N,) of each row's loss by its timestep."""
         config = self.config
         return noise.loss_weight(
-            self.prediction_type, timestep_N, self.alphas_cumprod, config.min_snr_gamma, config.snr_weighting
+            self.prediction_type,
+            timestep_N,
+            self.alphas_cumprod,
+            config.min_snr_gamma,
+            config.snr_weighting,
+            zero_terminal_snr=self.zero_terminal_snr,
         )
 
     def error(

@@ -16,8 +16,9 @@ from typing import Any
 from PIL import Image
 
 from trainer.config import TrainConfig
-from trainer.dataset.manifest import Manifest
+from trainer.dataset.manifest import Item, Manifest
 from trainer.errors import ConfigError, lacks_memory
+from trainer.prompt_syntax import as_prompt, read_caption
 from trainer.runs.run import Run
 from trainer.sampling.images import GeneratedImage, save_image, save_strip
 from trainer.sampling.sampler import Sampler, rows_per_pass
@@ -47,7 +48,9 @@ def sample_configs(config: TrainConfig, manifest: Manifest, base: Base) -> Numbe
     Raises:
         ConfigError: a prompt has an unknown flag, or a size that the UNet can't generate.
     """
-    captions = list(dict.fromkeys(item.caption for item in manifest.items if item.role == "train"))
+    captions = list(
+        dict.fromkeys(_prompt_of(config, item) for item in manifest.items if item.role == "train")
+    )
     lines = config.sample_prompts or captions[:: max(1, len(captions) // PROMPTS)][:PROMPTS]
     configs: NumberedConfigs = []
     for number, line in enumerate(lines):
@@ -67,6 +70,12 @@ def sample_configs(config: TrainConfig, manifest: Manifest, base: Base) -> Numbe
                 continue
         configs.append((number, sampling))
     return configs
+
+
+def _prompt_of(config: TrainConfig, item: Item) -> str:
+    """Returns a picture's caption as a prompt that is read as in the training."""
+    caption = read_caption(item.caption, weighted=config.weighted_captions)
+    return caption if config.weighted_captions else as_prompt(caption)
 
 
 def sample_prompts_of(configs: NumberedConfigs) -> set[str]:

@@ -42,12 +42,11 @@ def caption_encoding(config: TrainConfig) -> PromptEncoding:
 def sample_encoding(config: TrainConfig, prompts: set[str], tokenizer: Tokenizer) -> PromptEncoding:
     """Returns the encoding of sample prompts: in as many windows as the longest needs.
 
-    (word:1.2) is emphasis where the user wrote the prompts; captions used as prompts are encoded as captions
-    are.
+    (word:1.2) is emphasis, as in the prompts of `preview` and the page; in captions that are used as prompts,
+    plain brackets are escaped.
     """
-    weighted = bool(config.sample_prompts) or config.weighted_captions
-    windows = max(count_windows(prompt, tokenizer, weighted=weighted) for prompt in prompts)
-    return PromptEncoding(windows=windows, clip_skip=config.clip_skip, weighted=weighted)
+    windows = max(count_windows(prompt, tokenizer, weighted=True) for prompt in prompts)
+    return PromptEncoding(windows=windows, clip_skip=config.clip_skip, weighted=True)
 
 
 class TextModels:

@@ -12,7 +12,6 @@ import base64
 import functools
 import hashlib
 import hmac
-import re
 import secrets
 import threading
 import time
@@ -28,7 +27,7 @@ from trainer.text_files import read_text, read_toml_file
 # 32 MiB and about a quarter of a second for each attempt: the OWASP setting for machines with little memory
 # (https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html).
 SCRYPT_N, _R, _P = 2**15, 8, 3
-_NAME = re.compile(r"\w[\w.\-]{0,39}")
+_MAX_NAME = 40  # characters
 _MIN_CHARACTERS = 8  # of a password
 
 
@@ -43,7 +42,9 @@ def user_name(text: str) -> str:
         AccountError: the name has characters that are not allowed, or is too long.
     """
     name = unicodedata.normalize("NFKC", text).strip().casefold()
-    if not _NAME.fullmatch(name) or name.startswith("_") or name.endswith("."):
+    # Category M has the accents and vowel signs without which names in many scripts can't be written.
+    is_plain = all(letter in "_.-" or unicodedata.category(letter)[0] in "LMN" for letter in name)
+    if not (is_plain and name[:1].isalnum() and len(name) <= _MAX_NAME) or name.endswith("."):
         raise AccountError(
             "a user name has 1 to 40 letters, digits, dots and dashes, and begins with a letter or digit; choose another"
         )

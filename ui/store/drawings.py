@@ -24,6 +24,7 @@ from trainer.atomic_files import write_atomically
 from trainer.errors import BaseError, RunError, TrainerError
 from trainer.headers.base_model import folder_configs, vae_scale_factor
 from trainer.json_files import read_object
+from trainer.prompt_syntax import prompt_notes
 from trainer.runs import events
 from trainer.runs.draw_protocol import FRAME, OUTCOMES
 from trainer.runs.run import Run
@@ -65,6 +66,7 @@ class Drawing:
     done: int = 0  # denoising steps
     total: int = 0
     message: str = ""
+    notes: tuple[str, ...] = ()  # on what was left out of the prompts
     frame: bool = False  # a rough preview of the pictures exists
 
     @property
@@ -135,13 +137,16 @@ class Drawings:
             "base": base,
             "files": [[str(entry.file.resolve()), weight] for entry, (_, weight) in weighted],
         }
-        return self._send("draw", files, self._request(values, base), self.session, arguments)
+        request = self._request(values, base)
+        return self._send("draw", files, request, self.session, arguments, _notes(values))
 
     def _submit_to_training(self, key: str, values: dict[str, Any]) -> str:
         run = self.runs.run(key)
         if not run.is_alive():
             raise RunError("this training is not running now; choose “Generate after the training”")
-        return self._send("draw", [(key, 1.0)], self._request(values, run.config.base), run, {})
+        return self._send(
+            "draw", [(key, 1.0)], self._request(values, run.config.base), run, {}, _notes(values)
+        )
 
     def grid(self, key: str, values: dict[str, Any]) -> str:
         """Submits a grid of one prompt: each checkpoint of a training at each of GRID_STRENGTHS; returns the drawing's id.
@@ -158,7 +163,7 @@ class Drawings:
         prompts = [prompt for prompt in values.get("prompts", ()) if prompt][:1]
         request = self._request({**values, "prompts": prompts, "strengths": GRID_STRENGTHS}, run.config.base)
         arguments = {"run": str(run.path.resolve()), "steps": steps}
-        return self._send("grid", [(key, 1.0)], request, self.session, arguments)
+        return self._send("grid", [(key, 1.0)], request, self.session, arguments, _notes(values))
 
     def _request(self, values: dict[str, Any], base: str) -> SamplingConfig:
         values = {"strengths": STRENGTHS, **values}
@@ -197,6 +202,7 @@ class Drawings:
         request: SamplingConfig,
         owner: Run,
         arguments: dict[str, Any],
+        notes: list[str],
     ) -> str:
         """Writes a drawing's request and sends it to its owner, a run in training or the warm process."""
         name = uuid.uuid4().hex
@@ -207,6 +213,7 @@ class Drawings:
             "kind": kind,
             "files": list(files),
             "request": dataclasses.asdict(request),
+            "notes": notes,
             "steps": arguments.get("steps", []),
             "time": time.time(),
             "said": _size(
@@ -249,6 +256,7 @@ class Drawings:
             kind=record["kind"],
             request=sampling_config_from(record["request"]),
             steps=tuple(record["steps"]),
+            notes=tuple(record.get("notes", ())),
             files=tuple((key, weight) for key, weight in record["files"]),
         )
         outcome = next((event for event in its_events if event["kind"] in OUTCOMES), None)
@@ -346,6 +354,10 @@ def native_size(base: str, models: Path) -> int:
         configs = folder_configs(models / base)
         return configs["unet"]["sample_size"] * vae_scale_factor(configs["vae"])
     return 1024
+
+
+def _notes(values: dict[str, Any]) -> list[str]:
+    return prompt_notes((*values.get("prompts", ()), values.get("negative", "")))
 
 
 def _size(path: Path) -> int:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.dataset.checks import RECOMMENDED_PICTURES
+from trainer.dataset.exposures import EpochLength
 from trainer.dataset.manifest import Manifest
 from trainer.dataset.quick_scan import quick_scan
-from trainer.errors import TrainerError
-from trainer.headers.base_model import BUNDLED_BASE, is_small
+from trainer.errors import ConfigError, TrainerError
+from trainer.headers.base_model import BUNDLED_BASE, bucket_geometry, is_small
 from ui.store.project_settings import MIN_PICTURES, training_values
 from ui.text import Words
 from ui.views.html import element, escape, text_element
@@ -29,6 +30,8 @@ _MIN_SIDE = 0.75  # share of the training resolution: a smaller picture is upsca
 # Disk space of checkpoints as a multiple of the LoRA file: two checkpoints in fp32 with the optimizer's
 # state.
 _CHECKPOINT_FILES = 10
+
+_NOTABLE_FACTOR = 1.25  # times as many steps as with full batches
 
 _LEVELS = ("fix", "note", "fine")
 
@@ -89,6 +92,8 @@ def checks(planned: PlannedTraining, models: Path, estimate: dict[str, Any] | No
     ]
     if planned.values is None and len(manifest.items) >= MIN_PICTURES:
         found.append(Check("fix", "check_refused", {"message": planned.problem}))
+    if planned.values is not None:
+        found += _buckets(manifest, planned.values, models)
     found += _memory(estimate)
     if small and base == BUNDLED_BASE:
         found.append(Check("note", "check_bundled"))
@@ -110,6 +115,22 @@ def _pictures(manifest: Manifest, settings: dict[str, Any], small: bool) -> list
         if upscaled:
             found.append(Check("note", "check_small", {"n": upscaled, "side": side}))
     return found
+
+
+def _buckets(manifest: Manifest, values: dict[str, Any], models: Path) -> list[Check]:
+    """Returns a note where buckets with few pictures make an epoch notably longer.
+
+    Args:
+        values: complete settings.
+    """
+    length = EpochLength(manifest.items, *bucket_geometry(values.get("base", BUNDLED_BASE), models))
+    try:
+        factor = length(values)
+    except ConfigError:  # no bucket fits the settings: the estimate reports it
+        return []
+    if factor < _NOTABLE_FACTOR:
+        return []
+    return [Check("note", "check_buckets", {"batch": values["batch"], "times": f"{factor:.2g}"})]
 
 
 def _captions(manifest: Manifest) -> list[Check]:

@@ -172,8 +172,11 @@ def _grid_cell(words: Words, picture: dict[str, Any], key: str, choice: dict[str
 
 def drawing_html(words: Words, drawing: Drawing | None) -> str:
     """Returns the progress of images that are being generated, or the reason why there are none."""
-    if drawing is None or drawing.state == "drawn":
+    if drawing is None:
         return ""
+    notes = "".join(text_element("p", note) for note in drawing.notes)
+    if drawing.state == "drawn":
+        return notes
     if drawing.state == "failed":
         return text_element("div", drawing.message, role="alert", class_="alert")
     line = text_element(
@@ -187,7 +190,7 @@ def drawing_html(words: Words, drawing: Drawing | None) -> str:
     if drawing.frame:
         source = page_url(f"/drawn/{drawing.id}/frame.png?at={drawing.done}")
         preview = element("img", class_="rough-preview", alt=words("try_it.rough_preview"), src=source)
-    return line + bar + preview
+    return line + bar + preview + notes
 
 
 def download_html(words: Words, entry: LoraEntry | None) -> str:

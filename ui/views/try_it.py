@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from trainer.errors import TrainerError
+from trainer.prompt_syntax import read_prompt
 from ui.store.library import Library, LoraEntry
 from ui.workspace import Workspace
 
@@ -49,7 +50,10 @@ def form_values(fields: dict[str, Any]) -> dict[str, Any]:
     Raises:
         TrainerError: a number is missing or is not finite.
     """
-    prompts = [line.strip() for line in str(fields["prompts"] or "").splitlines() if line.strip()]
+    text = str(fields["prompts"] or "")
+    # The `parameters` text of an image has several lines but one prompt.
+    lines = [text] if read_prompt(text).has_settings else text.splitlines()
+    prompts = [line.strip() for line in lines if line.strip()]
     values = {
         "prompts": prompts,
         "negative": str(fields["negative"] or "").strip(),

@@ -27,7 +27,8 @@ from trainer.headers.base_model import TEXT_1, TEXT_2, UNET, list_base_models, r
 from trainer.headers.safetensors import read_header
 from trainer.sdxl.base import ORIGINAL, open_base
 from trainer.sdxl.ldm_names import ldm_source
-from trainer.sdxl.weights import PARTS, build
+from trainer.sdxl.weight_files import PARTS
+from trainer.sdxl.weights import build
 
 CPU = torch.device("cpu")
 TINY = MODELS / "tiny-sdxl"

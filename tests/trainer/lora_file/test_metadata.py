@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.trainer.lora_file.lora_samples import TINY
+from tests.trainer.training.test_settings import train_one_step
+from tools.write_checkpoint import folder_weights, write
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Item, Manifest
+from trainer.headers.lora import recognise
 from trainer.lora_file.dataset_metadata import BucketedImage
 from trainer.lora_file.metadata import Training, metadata
 
@@ -129,3 +136,19 @@ def test_names_of_folders_and_tags_are_written_only_with_save_captions():
     ]
     assert "/data" not in json.dumps(written)
     assert "secret" not in json.dumps(written)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_on_a_single_file_states_its_name_and_hashes(tmp_path: Path):
+    base = tmp_path / "tiny-copy.safetensors"
+    write(base, TINY, folder_weights(TINY), dtype=torch.float16)
+    finished = train_one_step(tmp_path / "run", base=str(base))
+    written = recognise(finished.lora_file).metadata
+    data = base.read_bytes()
+    assert written["ss_sd_model_name"] == "tiny-copy.safetensors"
+    assert written["ss_sd_model_hash"] == hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
+    assert written["ss_new_sd_model_hash"] == hashlib.sha256(data).hexdigest()
+    assert written["ss_v_parameterization"] == "True", "as the bundled base was trained"
+    assert not [key for key in written if "vae" in key], "its VAE is in the same file"
+    (cached,) = (finished.path.parent / ".cache" / "hashes").iterdir()
+    assert cached.read_text() == written["ss_new_sd_model_hash"]

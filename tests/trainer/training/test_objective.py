@@ -108,9 +108,10 @@ def test_zero_terminal_snr_is_that_of_the_base_unless_it_is_set(setting: str, of
 def test_weights_and_targets_stay_finite_at_zero_terminal_snr():
     built = objective_of(TrainConfig(zero_terminal_snr="on"), open_base("tiny-sdxl", MODELS))
     last = torch.tensor([999])
-    for weighting in ("min_snr", "soft_min_snr", "debiased"):
-        weight = noise.loss_weight("v_prediction", last, built.alphas_cumprod, 5.0, weighting)
-        assert 0 <= float(weight) < 1e-3
+    for weighting in ("min_snr", "soft_min_snr", "debiased", "none"):
+        config = TrainConfig(zero_terminal_snr="on", snr_weighting=weighting, min_snr_gamma=5.0)
+        weight = objective_of(config, open_base("tiny-sdxl", MODELS)).weight(last)
+        assert 0.8 < float(weight) <= 1, "the level that decides on brightness is learned"
     x, e = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4)
     torch.testing.assert_close(
         built.target(x, e, last), -x, atol=2e-3, rtol=0

@@ -397,3 +397,14 @@ def test_a_dead_servers_place_is_taken_and_a_reused_number_is_no_server(tmp_path
         (place / "owner.json").write_text(owner)
         with only_server(tmp_path, "http://127.0.0.1:7860"):
             pass
+
+
+@pytest.mark.parametrize("name", ["हिन्दी", "தமிழ்", "ana-maría", "猫"])
+def test_user_names_are_written_in_any_script(name: str):
+    assert user_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "_ana", ".ana", "ana.", "a/b", "a b", "\u0301a", "x" * 41])
+def test_unsafe_user_names_are_refused(name: str):
+    with pytest.raises(AccountError):
+        user_name(name)

@@ -21,6 +21,7 @@ from ui.store.library import Library
 from ui.store.runs import Runs
 from ui.text import Words
 from ui.views.strips import compare_html, drawing_html, drawn_pictures, grid_html, strip_html
+from ui.views.try_it import form_values
 
 EVIL = '<img src=x onerror="alert(1)">'
 
@@ -198,3 +199,17 @@ def test_the_library_knows_a_run_only_when_it_has_a_file(drawings: Drawings):
     with pytest.raises(RunError):
         Library(drawings.runs).entry("ink")
     assert json.loads((drawings.runs.outputs / "ink" / "manifest.json").read_text())
+
+
+def test_calls_and_pasted_settings_in_a_prompt_are_left_out_and_reported(drawings: Drawings):
+    pasted = (
+        "a cat <lora:ink:0.5>\nNegative prompt: blurry\n"
+        "Steps: 16, Sampler: Euler, CFG scale: 5, Seed: 0, Size: 64x64"
+    )
+    fields = {"negative": "", "shape": "square", "sampler": "euler", "steps": 1, "seed": 0, "guidance": 5.0}
+    values = form_values({"prompts": pasted, **fields})
+    found = drawings.status(drawings.submit([("ink", 1.0)], values))
+    assert (found.request.prompts, found.request.negative) == (("a cat",), "blurry")
+    assert found.notes[0].startswith("<lora:ink:0.5> is left out of the prompt")
+    assert "&lt;lora:ink:0.5&gt; is left out" in drawing_html(Words(), found)
+    assert drawings.status(drawings.submit([("ink", 1.0)], asked())).notes == ()

@@ -55,7 +55,7 @@ def test_a_training_is_a_card_with_all_that_its_file_says(library: Library):
         "tiny-sdxl",
         "ink",
     )
-    assert "ComfyUI 0.3" in entry.compatible_tools
+    assert any(tool.startswith("ComfyUI") for tool in entry.compatible_tools)
     page = cards_html(Words(), library, [entry])
     assert 'href="./download/ink"' in page
     assert 'download="ink-12.safetensors"' in page

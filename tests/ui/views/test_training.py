@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.conftest import INK, MODELS
 from trainer.config import config_from
@@ -118,6 +119,11 @@ def test_problems_are_shown_before_the_training(workspace):
     assert levels(trigger="inkzzq")["check_trigger_fine"] == "fine"
     assert levels(resolution=1024)["check_small"] == "note"
     assert levels(rank=0)["check_refused"] == "fix"
+    assert "check_buckets" not in levels()
+    for number, size in enumerate([(512, 128), (128, 512), (448, 128), (128, 448)]):
+        Image.new("RGB", size, (number, 0, 0)).save(folder / f"shape{number}.png")
+    assert levels()["check_buckets"] == "note"
+    assert "check_buckets" not in levels(batch=1)
     refused = {"kind": "refused", "cause": "memory", "message": "needs 9 GB", "remedy": {"batch": 2}}
     assert checks(planned_training(folder, {"name": "x"}, MODELS), MODELS, refused)[0].key == "check_memory"
     planned = {"kind": "planned", "seconds": 60.0, "peak": 10**9, "budget": 2 * 10**9, "file": 10**15}

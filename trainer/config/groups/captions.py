@@ -38,7 +38,8 @@ class CaptionSettings:
         0,
         "Keep tokens",
         bounds=Bounds(0, 100, "tags"),
-        help="Number of first tags that are neither shuffled nor dropped; the trigger word counts as one.",
+        help="Number of first tags that are neither shuffled nor dropped; the trigger counts as one. Tags in front "
+        "of ||| in a caption are kept in any case.",
     )
     caption_lines: bool = setting(
         False,
