@@ -71,7 +71,9 @@ def _few_step_notices(files: list[Path], base: str, config: SamplingConfig) -> l
 
     kinds = [(path.stem, few_step_kind(path.stem, recognise(path).metadata)) for path in files]
     kinds.append((base, few_step_kind(base, {})))
-    return [advice for name, kind in kinds if (advice := few_step_advice(kind, name, config))]
+    values = {"steps": config.steps, "guidance": config.guidance}
+    advices = [few_step_advice(kind, name, **values) for name, kind in kinds]
+    return [advice for advice in advices if advice]
 
 
 def _size(text: str) -> tuple[int, int]:

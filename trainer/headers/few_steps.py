@@ -12,8 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainer.sampling_config import SamplingConfig
-
 
 @dataclass(frozen=True)
 class FewStepKind:
@@ -56,17 +54,20 @@ def few_step_kind(name: str, metadata: Mapping[str, str]) -> FewStepKind | None:
     return None
 
 
-def few_step_advice(kind: FewStepKind | None, name: str, config: SamplingConfig | None = None) -> str:
+def few_step_advice(
+    kind: FewStepKind | None, name: str, *, steps: int | None = None, guidance: float = 0.0
+) -> str:
     """Returns a sentence on how to sample a model of few steps; "" for others.
 
     Args:
         kind: from `few_step_kind`.
         name: of the file, for the sentence.
-        config: values that are used; the sentence is "" if they fit the kind already.
+        steps: sampling steps that are used; the sentence is "" if they and `guidance` fit the kind already.
+        guidance: guidance scale that is used.
     """
     if kind is None:
         return ""
-    if config is not None and config.steps <= _USUAL_STEPS and config.guidance <= _USUAL_GUIDANCE:
+    if steps is not None and steps <= _USUAL_STEPS and guidance <= _USUAL_GUIDANCE:
         return ""
     return (
         f"{name} looks like a {kind.name} model, which is made for few steps: "

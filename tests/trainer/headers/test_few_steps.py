@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainer.headers.few_steps import few_step_advice, few_step_kind
-from trainer.sampling_config import SAMPLERS, SamplingConfig, sampling_config_from
+from trainer.sampling_config import SAMPLERS, sampling_config_from
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_other_names_are_not_taken_for_models_of_few_steps(name: str):
 
 def test_the_title_counts_and_the_advice_ends_when_the_values_fit():
     kind = few_step_kind("my-file", {"modelspec.title": "SDXL Lightning"})
-    usual = SamplingConfig(prompts=("x",))
-    few = SamplingConfig(prompts=("x",), steps=4, guidance=1.0)
-    assert "--sampler euler_sgm_uniform --steps 4 --guidance 1" in few_step_advice(kind, "my-file", usual)
-    assert few_step_advice(kind, "my-file", few) == ""
-    assert few_step_advice(None, "ink", usual) == ""
+    assert "--sampler euler_sgm_uniform --steps 4 --guidance 1" in few_step_advice(
+        kind, "my-file", steps=16, guidance=5.0
+    )
+    assert few_step_advice(kind, "my-file", steps=4, guidance=1.0) == ""
+    assert few_step_advice(None, "ink", steps=16, guidance=5.0) == ""
