@@ -57,7 +57,7 @@ _HIDDEN = (
     "white, or remove the mask or the picture"
 )
 _UNUSED_MASKS = "the mask files of {names} are not used, because mask is {mask}; set mask to file to train on their white areas"
-_MAX_TRUNCATED, _SHOWN_END = 20, 120  # captions reported one by one; characters shown of their ends
+_MAX_TRUNCATED, _SHOWN_END = 20, 60  # captions reported one by one; characters at each side of a long end
 _ENCODERS_STAY = (
     f"the captions have more than {MAX_CACHED_PROMPTS} variants, so the text encoders stay in memory "
     "and encode them step by step"
@@ -272,10 +272,11 @@ def _report_truncated(
     for caption in long[:_MAX_TRUNCATED]:
         count, end = cut[caption]
         windows = encoding.windows + -(-count // WINDOW)
+        shown = end if len(end) <= 2 * _SHOWN_END else f"{end[:_SHOWN_END]} … {end[-_SHOWN_END:]}"
         run.emit(
             "problem",
-            message=f"the caption of {captions[caption]} is {count} tokens too long; not read is its end "
-            f"“{end if len(end) <= _SHOWN_END else end[:_SHOWN_END] + '…'}” (caption_windows {windows} reads it)",
+            message=f"the caption of {captions[caption]} is {count} tokens too long; its end is not read: "
+            f"“{shown}” (caption_windows {windows} reads it)",
         )
     if len(long) > _MAX_TRUNCATED:
         run.emit(
