@@ -21,7 +21,7 @@ CAPTIONS = {
     "cp1252": [
         "café, d’or",
         "Übung, schöne Straße",
-        "she said “hello” — a cat’s tail",
+        "a sign “hello” — a cat’s tail",
         "naïve",
         "a girl’s hat",
         "señora, niño",

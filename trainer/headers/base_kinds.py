@@ -1,4 +1,4 @@
-"""What a model is if it is not a complete SDXL model that predicts noise or velocity.
+"""Kinds of models that are no complete SDXL model trained to predict noise or velocity.
 
 Everything is read from headers and configurations: names and shapes of tensors, marker tensors, metadata, and
 the classes that a diffusers folder names. Each model of the table would load, train and sample without an error

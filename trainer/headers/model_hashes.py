@@ -3,8 +3,8 @@
 short hash   SHA-256 of the 64 KiB at 1 MiB, its first eight digits
 hash         SHA-256 of the whole file
 
-The whole hash of a checkpoint of 6.9 GB takes 5 to 30 seconds, so it is stored by path, size and time of the last
-change:
+The whole hash of a checkpoint of 6.9 GB takes 5 to 30 seconds, so it is stored by path, size and
+time of the last change:
 
     <cache>/hashes/<digest of these>      the 64 digits
 """
@@ -60,7 +60,8 @@ def file_hash(path: Path, cache: Path | None = None) -> str:
 class HashesInBackground:
     """Hashes of some files, computed in a thread while a training runs.
 
-    hashlib and file reads release Python's lock, so the training is not delayed. The thread ends with the process.
+    hashlib and file reads release Python's lock, so the training is not delayed. The thread ends with
+    the process.
 
     Args:
         files: paths by name.

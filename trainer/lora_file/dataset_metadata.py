@@ -129,7 +129,7 @@ def _class_images(manifest: Manifest) -> list[Item]:
 
 
 def _subsets(items: Iterable[Item]) -> dict[str, dict[str, int]]:
-    """{folder: {n_repeats, img_count}}; further repeats in a folder are `folder (2)` and so on, as in kohya."""
+    """{folder: {n_repeats, img_count}}; further repeats in it are `folder (2)` and so on, as in kohya."""
     counts = Counter((Path(item.path).parent.name, item.repeats) for item in items)
     subsets: dict[str, dict[str, int]] = {}
     for (folder, repeats), count in counts.items():

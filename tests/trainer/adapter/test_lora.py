@@ -15,7 +15,7 @@ from torch import nn
 from tests.conftest import MODELS
 from trainer.adapter.layer import Dropout, Strength
 from trainer.adapter.lora import Adapter, LayerSpec, LoraLinear
-from trainer.adapter.targets import block_of, layer_specs, linear_paths, parameter_groups
+from trainer.adapter.targets import _matches, block_of, layer_specs, linear_paths, parameter_groups
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.sdxl.base import ORIGINAL, open_base
@@ -237,6 +237,15 @@ def test_include_and_exclude_select_layers_by_path(true_unet):
     locon = sizes_of(true_unet, network="locon", include_layers=("conv_out", "*mid_block*to_q"), conv_rank=3)
     assert locon["conv_out"].rank == 3
     assert len(locon) == 21
+
+
+@pytest.mark.parametrize("spelling", ["encoder.layers.*", "text_model.encoder.layers.*"])
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+def test_a_pattern_matches_in_text_encoders_with_and_without_text_model(part: str, spelling: str):
+    for path in ("encoder.layers.0.mlp.fc1", "text_model.encoder.layers.0.mlp.fc1"):
+        assert _matches(spelling, part, path)
+        assert _matches(f"{part}.{spelling}", part, path)
+        assert not _matches(f"unet.{spelling}", part, path)
 
 
 @pytest.mark.parametrize(

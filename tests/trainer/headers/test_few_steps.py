@@ -1,4 +1,4 @@
-"""Models distilled to few steps are recognised by name, and the advice fits their kind."""
+"""Models distilled to few steps are found by their names, and the advice fits their kind."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from trainer.headers.lora import recognise
 from trainer.lora_file.compatibility.check import check_file
 from trainer.lora_file.describe import describe
 from trainer.lora_file.edit.convert import convert
+from trainer.lora_file.module_names import diffusers_name, kohya_name
 from trainer.lora_file.reader import read_modules
 from trainer.lora_file.tensor_names import ALPHA
 
@@ -74,13 +75,10 @@ def test_values_of_other_forms_are_shown_on_one_line(value: Any, text: str, tmp_
 
 @pytest.mark.parametrize("wrap", [str, json.dumps, lambda text: f"\ufeff{text}"])
 def test_a_scale_is_read_from_json_inside_of_json(wrap: Any, tmp_path: Path):
-    unet = {"unet.lora_alpha": 1.5, "unet.r": 3}
-    for metadata, key in (
-        ({"lora_adapter_metadata": wrap(json.dumps(unet))}, "unet.{}"),
-        ({"ss_network_alpha": "1.5", "ss_network_args": wrap("{}")}, ""),
-    ):
-        naming = {"naming": lambda part, path, key=key: key.format(path)} if key else {}
-        write_lora(tmp_path / "a.safetensors", PLACE, alpha=lambda n: None, metadata=metadata, **naming)
+    in_header = {"lora_adapter_metadata": wrap(json.dumps({"unet.lora_alpha": 1.5, "unet.r": 3}))}
+    of_kohya = {"ss_network_alpha": "1.5", "ss_network_args": wrap("{}")}
+    for metadata, naming in ((in_header, diffusers_name), (of_kohya, kohya_name)):
+        write_lora(tmp_path / "a.safetensors", PLACE, alpha=lambda n: None, metadata=metadata, naming=naming)
         (module,) = read_modules(tmp_path / "a.safetensors").modules
         assert module.tensors[ALPHA] == 1.5
 

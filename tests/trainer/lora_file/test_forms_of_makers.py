@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import MODELS
 from tests.trainer.lora_file import maker_files as makers
-from tests.trainer.lora_file.lora_samples import ATTENTION, CONVOLUTION, TINY, Place, by_command_line
+from tests.trainer.lora_file.lora_samples import (
+    ATTENTION,
+    CONVOLUTION,
+    TINY,
+    Place,
+    by_command_line,
+    changed_by_diffusers,
+)
 from tests.trainer.lora_file.maker_files import CONVOLUTIONS, LINEAR, RANK, TEXT, UNET, Form, write
 from trainer.adapter.lora import Adapter, LayerSpec
 from trainer.errors import LoraFileError
@@ -83,6 +91,7 @@ FORMS = {
 }
 
 
+@functools.cache  # adapters are detached from it after use
 def model(part: str) -> Module:
     base, device = open_base("tiny-sdxl", MODELS), torch.device("cpu")
     if part == "unet":
@@ -101,11 +110,15 @@ def assert_same(actual: Mapping[Place, torch.Tensor], expected: Mapping[Place, t
         assert error < 1e-4, f"{place}: {error:.2e}"
 
 
-def changes_of_adapter(adapter: Adapter) -> dict[Place, torch.Tensor]:
-    return {
+def detached(adapter: Adapter, models: Mapping[str, Module]) -> dict[Place, torch.Tensor]:
+    """The changes of an adapter, which is detached from its models."""
+    changes = {
         (part, path.removeprefix("text_model.")): layer.change().detach()
         for part, path, layer in adapter.walk()
     }
+    for part in list(adapter.layers):
+        adapter.detach(part, models[part])
+    return changes
 
 
 def changes_of(path: Path) -> dict[Place, torch.Tensor]:
@@ -120,7 +133,8 @@ def changes_of(path: Path) -> dict[Place, torch.Tensor]:
 def test_every_command_reads_the_change_of_the_form(name: str, tmp_path: Path):
     form = FORMS[name]
     source, expected = write(form, tmp_path)
-    assert_same(changes_of_adapter(attach_lora(source, models_of(expected))), expected)
+    models = models_of(expected)
+    assert_same(detached(attach_lora(source, models), models), expected)
     described = dict(describe(source))
     labels = {"unet": "UNet", "text_encoder": "text encoder 1", "text_encoder_2": "text encoder 2"}
     for part in {part for part, _ in expected}:
@@ -182,7 +196,7 @@ def test_a_training_starts_from_the_form(name: str, tmp_path: Path):
         paths = [spelled[path] for of_part, path in expected if of_part == part]
         adapter.attach(part, trained, dict.fromkeys(paths, spec))
     start_from(source, adapter)
-    assert_same(changes_of_adapter(adapter), expected)
+    assert_same(detached(adapter, models), expected)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +210,14 @@ def test_baking_adds_the_change_of_the_form(name: str, tmp_path: Path):
         old = before[part].tensor(path)
         exact = (old.double() + change.reshape(old.shape)).to(old.dtype)
         torch.testing.assert_close(after[part].tensor(path), exact, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["PEFT, DoRA", "LyCORIS LoCon, Tucker", "OneTrainer ORIGINAL", "PEFT"])
+def test_diffusers_reads_the_change_of_a_converted_form(name: str, tmp_path: Path, caplog):
+    source, expected = write(FORMS[name], tmp_path)
+    convert(source, tmp_path / "b.safetensors", "diffusers")
+    assert_same(changed_by_diffusers({tmp_path / "b.safetensors": 1.0}, expected, caplog), expected)
 
 
 OTHERS = {

@@ -12,7 +12,8 @@ from trainer.headers.lora import BUNDLED
 _STARTS = {  # spellings that the beginning of a module name shows
     r"diffusion_model\.|text_encoders\.": "comfyui",
     r"lycoris_": "lycoris",
-    r"(unet\.)?(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.|clip_[lg]\.": "onetrainer",
+    r"(unet\.)?(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.": "onetrainer",
+    r"clip_[lg]\.": "onetrainer",
     r"\w+\.base_model\.model\.": "nested",
     r"(base_model\.model\.)?(text_model|encoder\.layers|text_projection)\b": "bare",
 }

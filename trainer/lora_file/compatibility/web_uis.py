@@ -34,8 +34,8 @@ def _unknown_to_comfyui(entry: Entry) -> str | None:
     path = entry.place[1] if entry.place else ""
     if entry.style == "lycoris" and entry.name != f"lycoris_{path.replace('.', '_')}":
         return (
-            "of LyCORIS' wrapper it knows only the UNet, with block names of diffusers; convert the file: lora "
-            "convert --to kohya"
+            "of LyCORIS' wrapper it knows only the UNet, with block names of diffusers; convert the file: "
+            "lora convert --to kohya"
         )
     # Its table of dotted names has attn1.processor.to_q; the names of other layers are those of PEFT.
     is_attention = entry.style == "dotted" and ".to_" in entry.name

@@ -31,8 +31,8 @@ def diffusers_alphas(keys: Keys, taken: Collection[str]) -> Iterator[str]:
     """Sentences about parts with several alphas in kohya's names, of which diffusers uses one.
 
     It applies the most frequent alpha of a part to all modules of the part, those without an alpha included.
-    Its table of exceptions uses names that match its own modules only outside of attention, and in text encoder
-    1 nowhere (utils/peft_utils.py and loaders/lora_conversion_utils.py of 0.42).
+    Its table of exceptions uses names that match its own modules only outside of attention, and in text
+    encoder 1 nowhere (utils/peft_utils.py and loaders/lora_conversion_utils.py of 0.42).
     """
     for part, label in LABELS.items():
         names = [name for name in taken if keys.places.get(name, ("", ""))[0] == part and name in keys.ranks]
@@ -95,8 +95,8 @@ def flat_lengths(keys: Keys) -> frozenset[str]:
 def tucker_lokrs(keys: Keys) -> frozenset[str]:
     """Names of modules of LoKr with a Tucker core.
 
-    torch.kron fails on the core's product, whose values are not in the order of its dimensions, unless the first
-    matrix is a single number.
+    torch.kron fails on the core's product, whose values are not in the order of its dimensions, unless the
+    first matrix is a single number.
     """
     return frozenset(
         name

@@ -59,7 +59,7 @@ class BakedModel:
 
 
 def states_another_model(file: Path) -> bool:
-    """True if the header of a file has a title or hash, which would be wrong after a change of its tensors."""
+    """True if the header of a file has a title or hash, wrong after a change of its tensors."""
     return any(key in _OF_BASE for key in read_header(file, BaseError).metadata)
 
 
