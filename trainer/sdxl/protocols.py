@@ -213,6 +213,10 @@ class Tokenizer(Protocol):
         """Splits a text into tokens; `.input_ids` is the list of their ids."""
         ...
 
+    def decode(self, token_ids: list[int]) -> Any:
+        """Returns the text of some tokens."""
+        ...
+
 
 class NoiseScheduler(Protocol):
     """A sampler with its noise schedule, as `diffusers.EulerDiscreteScheduler`."""

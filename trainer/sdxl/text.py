@@ -139,8 +139,9 @@ def count_windows(prompt: str, tokenizer: Tokenizer, *, weighted: bool = False) 
     return max(1, -(-len(_tokens(prompt, tokenizer, weighted)[0]) // WINDOW))
 
 
-def count_truncated_tokens(
+def truncated_tokens(
     prompt: str, tokenizer: Tokenizer, encoding: PromptEncoding = DEFAULT_ENCODING
-) -> int:
-    """Returns the number of a prompt's tokens that are cut off."""
-    return max(0, len(_tokens(prompt, tokenizer, encoding.weighted)[0]) - WINDOW * encoding.windows)
+) -> tuple[int, str]:
+    """Returns (number of a prompt's tokens that are cut off, their text)."""
+    cut = _tokens(prompt, tokenizer, encoding.weighted)[0][WINDOW * encoding.windows :]
+    return len(cut), str(tokenizer.decode(cut)).strip() if cut else ""

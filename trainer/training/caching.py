@@ -35,8 +35,8 @@ from trainer.runs.inputs import Inputs, listed, open_inputs
 from trainer.runs.run import Run
 from trainer.sdxl.base import Base
 from trainer.sdxl.latents import encode_image, to_pixels
-from trainer.sdxl.protocols import Vae
-from trainer.sdxl.text import Conditioning, PromptEncoding, count_truncated_tokens, encode
+from trainer.sdxl.protocols import Tokenizer, Vae
+from trainer.sdxl.text import WINDOW, Conditioning, PromptEncoding, encode, truncated_tokens
 from trainer.training.batches import Batches
 from trainer.training.examples import LatentDataset, TrainingExample, placements
 from trainer.training.feature_cache import FeatureCache, Latents, MaskKind
@@ -57,6 +57,7 @@ _HIDDEN = (
     "white, or remove the mask or the picture"
 )
 _UNUSED_MASKS = "the mask files of {names} are not used, because mask is {mask}; set mask to file to train on their white areas"
+_MAX_TRUNCATED, _SHOWN_END = 20, 60  # captions reported one by one; characters at each side of a long end
 _ENCODERS_STAY = (
     f"the captions have more than {MAX_CACHED_PROMPTS} variants, so the text encoders stay in memory "
     "and encode them step by step"
@@ -139,13 +140,10 @@ class FeatureExtractor:
         return dataclasses.replace(self, config=plain).latents(items)
 
     def text(self, prompts: set[str], encoding: PromptEncoding) -> dict[str, Conditioning]:
-        """Returns the conditioning of each prompt, with a `problem` event for each that is too long."""
+        """Returns the conditioning of each prompt."""
         models = TextModels(self.base, self.device)
 
         def compute(prompt: str) -> Conditioning:
-            cut = count_truncated_tokens(prompt, models.tokenizers[0], encoding)
-            if cut:
-                self.run.emit("problem", message=_too_long(prompt, cut, encoding))
             with torch.inference_mode():
                 return encode([prompt], models.tokenizers, models.encoders, encoding)
 
@@ -259,11 +257,31 @@ def _open_mask(config: TrainConfig, item: Item, digest: str) -> Image.Image:
         raise DatasetError(f"{item.name} is left out: {error}") from None
 
 
-def _too_long(prompt: str, cut: int, encoding: PromptEncoding) -> str:
-    return (
-        f"a caption is {cut} tokens too long and its end is not read "
-        f"(caption_windows {encoding.windows + 1} would): {prompt[:60]}…"
-    )
+def _report_truncated(
+    run: Run, captions: dict[str, str], tokenizer: Tokenizer, encoding: PromptEncoding
+) -> None:
+    """Emits a `problem` event for each caption that is too long, up to _MAX_TRUNCATED, and one for the others.
+
+    It is called in every run, with cached captions and with trained text encoders too.
+
+    Args:
+        captions: name of a picture, by its caption.
+    """
+    cut = {caption: truncated_tokens(caption, tokenizer, encoding) for caption in captions}
+    long = [caption for caption, (count, _) in cut.items() if count]
+    for caption in long[:_MAX_TRUNCATED]:
+        count, end = cut[caption]
+        windows = encoding.windows + -(-count // WINDOW)
+        shown = end if len(end) <= 2 * _SHOWN_END else f"{end[:_SHOWN_END]} … {end[-_SHOWN_END:]}"
+        run.emit(
+            "problem",
+            message=f"the caption of {captions[caption]} is {count} tokens too long; its end is not read: "
+            f"“{shown}” (caption_windows {windows} reads it)",
+        )
+    if len(long) > _MAX_TRUNCATED:
+        run.emit(
+            "problem", message=f"{len(long) - _MAX_TRUNCATED} more captions are too long for caption_windows"
+        )
 
 
 def feature_extractor(
@@ -297,6 +315,11 @@ class UsedCaptions:
         """Returns the captions of the batches, or None when there are more than MAX_CACHED_PROMPTS."""
         return training_captions(self.rules, self.batches, self.positions)
 
+    def names(self) -> dict[str, str]:
+        """Returns the name of a picture by its caption, without random variation, for all captions."""
+        items = (*self.batches.items, *self.validation.items)
+        return {caption: item.name for item in reversed(items) for caption in self.rules.texts(item)}
+
     def fixed(self) -> set[str]:
         """Returns the captions of the validation images, and the empty one of caption dropout."""
         return {"", *(self.rules.fixed(item) for item in self.validation.items)}
@@ -315,6 +338,7 @@ def prepare_text(
     for note in prompt_notes(config.sample_prompts):
         extractor.run.emit("problem", message=f"sample prompts: {note}")
     encoding = caption_encoding(config)
+    _report_truncated(extractor.run, captions.names(), base.tokenizers()[0], encoding)
     encoding_of_samples = sample_encoding(config, sample_prompts, base.tokenizers()[0])
     is_trained = config.train_text_encoder_1 or config.train_text_encoder_2
     cached: dict[str, Conditioning] = {}

@@ -12,7 +12,7 @@ from tests.conftest import MODELS
 from trainer.errors import ConfigError
 from trainer.sdxl.base import open_base
 from trainer.sdxl.emphasis import parse_emphasis
-from trainer.sdxl.text import PromptEncoding, count_truncated_tokens, count_windows, encode, token_windows
+from trainer.sdxl.text import PromptEncoding, count_windows, encode, token_windows, truncated_tokens
 
 CPU = torch.device("cpu")
 LONG = ", ".join(["a red apple on a wooden table in the rain"] * 20)
@@ -46,11 +46,11 @@ def test_the_encoding_of_a_prompt_equals_that_of_the_sdxl_pipeline(parts, pipeli
 @torch.inference_mode()
 def test_a_long_prompt_is_encoded_to_its_end_in_windows(parts):
     tokenizers, _ = parts
-    assert count_truncated_tokens(LONG, tokenizers[0]) > 0
+    assert truncated_tokens(LONG, tokenizers[0])[0] > 0
     assert count_windows(LONG, tokenizers[0]) == 3
     long = encode([LONG], *parts, encoding=PromptEncoding(windows=3))
     assert long.text_NTD.shape[1] == 3 * 77
-    assert count_truncated_tokens(LONG, tokenizers[0], PromptEncoding(windows=3)) == 0
+    assert truncated_tokens(LONG, tokenizers[0], PromptEncoding(windows=3)) == (0, "")
     other_end = encode([LONG.removesuffix("rain") + "snow"], *parts, encoding=PromptEncoding(windows=3))
     assert torch.equal(long.text_NTD[:, :154], other_end.text_NTD[:, :154])
     assert not torch.equal(long.text_NTD, other_end.text_NTD)

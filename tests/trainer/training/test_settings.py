@@ -88,6 +88,15 @@ def test_each_part_has_its_own_alpha_and_learning_rate(tmp_path: Path):
         assert alphas == {alpha}
 
 
+def test_a_truncated_caption_is_reported_in_every_run_with_the_text_that_is_not_read(tmp_path: Path):
+    pictures = picture_with_caption(tmp_path / "art", ", ".join(["a red apple"] * 30) + ", the end")
+    trained = {"train_text_encoder_1": True}
+    for name, settings in (("first", {}), ("cached", {}), ("encoder", trained)):
+        run = train_one_step(tmp_path / name, pictures, **settings)
+        (message,) = [message for message in problems_of(run) if "tokens too long" in message]
+        assert "the end”" in message
+
+
 def test_caption_windows_include_the_end_of_a_long_caption(tmp_path: Path):
     pictures = picture_with_caption(tmp_path / "art", ", ".join(["a red apple"] * 30))
     short = train_one_step(tmp_path / "short", pictures, caption_windows=1)
