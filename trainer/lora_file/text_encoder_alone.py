@@ -60,7 +60,7 @@ def _of_config(path: Path) -> str | None:
         if path.stat().st_size > _MOST_CONFIG_BYTES:
             return None
         config = json.loads(path.read_text(encoding="utf-8-sig"))
-        return _CLASSES.get((config.get("auto_mapping") or {}).get("base_model_class"))
+        return _CLASSES.get(str((config.get("auto_mapping") or {}).get("base_model_class")))
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return None  # `scales.read_scales` reports a damaged one
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -30,7 +31,7 @@ def test_a_caption_is_found_by_the_stem_or_the_whole_name_in_any_case(caption: s
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
-def test_composed_and_decomposed_letters_match(forms: tuple[str, str]):
+def test_composed_and_decomposed_letters_match(forms: tuple[Literal["NFC", "NFD"], ...]):
     picture, caption = (
         unicodedata.normalize(form, name)
         for form, name in zip(forms, ("Übung.png", "Übung.txt"), strict=True)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -175,7 +176,12 @@ def test_a_lora_of_the_form_is_joined_and_converted_to_diffusers(name: str, tmp_
         assert_same(changes_of(joined), expected)
 
 
-NETWORKS = {makers.lora: "lora", makers.tucker_lora: "lora", makers.lokr: "lokr", makers.whole_lokr: "lokr"}
+NETWORKS: dict[Any, str] = {
+    makers.lora: "lora",
+    makers.tucker_lora: "lora",
+    makers.lokr: "lokr",
+    makers.whole_lokr: "lokr",
+}
 STARTS = [
     name
     for name, form in FORMS.items()
