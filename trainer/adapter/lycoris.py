@@ -27,7 +27,7 @@ from trainer.adapter.layer import (
     fan_in,
     fill_random,
 )
-from trainer.adapter.roles import is_whole
+from trainer.adapter.roles import is_whole, split
 
 
 def product(
@@ -213,16 +213,3 @@ def shapes_of(
     down = (rank, into, *kernel)
     up = (out, rank, *[1] * len(kernel))
     return {"down": down, "up": up, "dora_scale": (1, into, *[1] * len(kernel))}
-
-
-def split(size: int, factor: int) -> tuple[int, int]:
-    """Returns two integers with the product `size`, the smaller first (LyCORIS, `factorization`).
-
-    A `factor` that divides `size` is one of them. Otherwise the first is the largest divisor of `size` that
-    exceeds neither `factor` nor the square root of `size`.
-    """
-    if factor > 0 and size % factor == 0:
-        return min(factor, size // factor), max(factor, size // factor)
-    limit = min(factor or size, math.isqrt(size))
-    first = next(number for number in range(limit, 0, -1) if size % number == 0)
-    return first, size // first
