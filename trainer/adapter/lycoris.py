@@ -11,7 +11,7 @@ The roles are the names that LyCORIS writes into files. O outputs, I inputs time
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from trainer.adapter.layer import (
     fan_in,
     fill_random,
 )
+from trainer.adapter.roles import is_whole, split
 
 
 def product(
@@ -65,11 +66,6 @@ def product(
 
 def _factor(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     return tensors[name] if name in tensors else tensors[f"{name}_a"] @ tensors[f"{name}_b"].flatten(1)
-
-
-def is_whole(roles: Collection[str]) -> bool:
-    """Returns whether all matrices are full: then there is no rank to scale by."""
-    return "diff" in roles or {"lokr_w1", "lokr_w2"} <= set(roles)
 
 
 def magnitude(weight: torch.Tensor, like: tuple[int, ...] | torch.Size) -> torch.Tensor:
@@ -217,16 +213,3 @@ def shapes_of(
     down = (rank, into, *kernel)
     up = (out, rank, *[1] * len(kernel))
     return {"down": down, "up": up, "dora_scale": (1, into, *[1] * len(kernel))}
-
-
-def split(size: int, factor: int) -> tuple[int, int]:
-    """Returns two integers with the product `size`, the smaller first (LyCORIS, `factorization`).
-
-    A `factor` that divides `size` is one of them. Otherwise the first is the largest divisor of `size` that
-    exceeds neither `factor` nor the square root of `size`.
-    """
-    if factor > 0 and size % factor == 0:
-        return min(factor, size // factor), max(factor, size // factor)
-    limit = min(factor or size, math.isqrt(size))
-    first = next(number for number in range(limit, 0, -1) if size % number == 0)
-    return first, size // first

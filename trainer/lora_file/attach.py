@@ -11,7 +11,7 @@ from torch import nn
 
 from trainer.adapter.layer import Layer
 from trainer.adapter.lora import Adapter, LayerSpec
-from trainer.adapter.lycoris import is_whole
+from trainer.adapter.roles import is_whole
 from trainer.errors import LoraFileError
 from trainer.headers.lora import lora_path, recognise
 from trainer.lora_file.modules import NETWORK_LABELS, LoraFile, LoraModule, side_by_side

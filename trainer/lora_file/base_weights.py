@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from trainer.errors import BaseError
 from trainer.headers.scaled_fp8 import scale_key
 from trainer.lora_file.sdxl_modules import Layout, Shape, sdxl
 from trainer.sdxl.ldm_names import Source, ldm_source
-from trainer.sdxl.mmap_reader import rescaled
+
+if TYPE_CHECKING:
+    import torch
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 
@@ -52,26 +53,35 @@ class PartWeights:
 
     def tensor(self, path: str) -> torch.Tensor:
         """The weight of a module in the dtype of the file; in fp32 if it is stored in scaled float8."""
+        import torch
+
         place = self.places[path]
         tensor = place.handle.get_tensor(place.source.key)
         if place.scale is not None:
+            from trainer.sdxl.mmap_reader import rescaled
+
             tensor = rescaled(tensor, place.handle.get_tensor(place.scale))
         return place.source.extract(tensor, torch.Size(place.shape))
 
 
-def base_weights(path: Path) -> dict[str, PartWeights]:
-    """Opens the three parts of a base that LoRAs change, without reading tensors. Raises BaseError."""
+def base_weights(path: Path, framework: str = "pt") -> dict[str, PartWeights]:
+    """Opens the three parts of a base that LoRAs change, without reading tensors. Raises BaseError.
+
+    Args:
+        framework: library of the tensors, as `safetensors.safe_open` names it; "np" for shapes alone, since "pt"
+            imports PyTorch.
+    """
     try:
         if path.is_file():
-            return dict(_file_parts(path))
-        return {part: PartWeights(dict(_folder_places(path / part))) for part in PARTS}
+            return dict(_file_parts(path, framework))
+        return {part: PartWeights(dict(_folder_places(path / part, framework))) for part in PARTS}
     except (OSError, SafetensorError) as error:
         raise BaseError(f"{path.name} can't be read ({error}); copy the base again") from None
 
 
 def layout_of(path: Path) -> Layout:
     """The shapes of the weights of a base on disk. Raises BaseError."""
-    parts = base_weights(path)
+    parts = base_weights(path, "np")
     return Layout(
         path.name,
         {
@@ -81,7 +91,7 @@ def layout_of(path: Path) -> Layout:
     )
 
 
-def _folder_places(folder: Path) -> Iterator[tuple[str, Place]]:
+def _folder_places(folder: Path, framework: str) -> Iterator[tuple[str, Place]]:
     """(path, place) of the weights of one part of a diffusers folder."""
     from trainer.sdxl.weight_files import weight_files
 
@@ -89,7 +99,7 @@ def _folder_places(folder: Path) -> Iterator[tuple[str, Place]]:
     if not files:
         raise BaseError(f"{folder} holds no .safetensors; give a whole diffusers folder")
     for file in files:
-        handle: Any = safe_open(file, framework="pt")
+        handle: Any = safe_open(file, framework=framework)
         keys = set(handle.keys())
         for key in sorted(keys):
             if key.endswith(".weight"):
@@ -99,9 +109,9 @@ def _folder_places(folder: Path) -> Iterator[tuple[str, Place]]:
                 )
 
 
-def _file_parts(path: Path) -> Iterator[tuple[str, PartWeights]]:
+def _file_parts(path: Path, framework: str) -> Iterator[tuple[str, PartWeights]]:
     """(part, weights) of a checkpoint in the original layout; a smaller base has some of SDXL's modules."""
-    handle: Any = safe_open(path, framework="pt")
+    handle: Any = safe_open(path, framework=framework)
     keys = set(handle.keys())
     for part, shapes in sdxl().shapes.items():
         places = {}

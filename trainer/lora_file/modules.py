@@ -10,13 +10,17 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-import torch
-
-from trainer.adapter.lycoris import is_whole, magnitude, product
+from trainer.adapter.roles import is_whole
 from trainer.errors import LoraFileError
+from trainer.lora_file.arrays import Array
+from trainer.lora_file.product_shapes import product_shape
 from trainer.lora_file.sdxl_modules import sdxl
 from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, LOHA, MID, UP
+
+if TYPE_CHECKING:
+    import torch
 
 PART_LABELS = {"unet": "UNet", "text_encoder": "text encoder 1", "text_encoder_2": "text encoder 2"}
 NETWORK_LABELS = {
@@ -129,16 +133,22 @@ class LoraModule:
     def sides(self) -> tuple[int, int] | None:
         """(O, I) of the change; None without a network, or where the matrices don't fit each other.
 
-        Computed on the meta device, so that shapes of a hostile file allocate nothing.
+        Computed from shapes alone, so that those of a hostile file allocate nothing.
         """
         if self.network is None or any(map(_is_odd, self.tensors.items())):
             return None
-        meta = {role: torch.empty(tensor.shape, device="meta") for role, tensor in self.tensors.items()}
+        shapes = {role: tuple(tensor.shape) for role, tensor in self.tensors.items()}
         try:
-            rows, columns = replace(self, tensors=meta)._unscaled().shape
-        except (RuntimeError, IndexError, KeyError, ValueError):
+            rows = 0 if self.network == "tucker" else self._rows(self.network)
+            return product_shape(self.network, shapes, rows)
+        except (IndexError, KeyError, ValueError):
             return None
-        return rows, columns
+
+    def with_alpha(self, alpha: float) -> LoraModule:
+        """The module with another alpha, of the type that its other tensors have."""
+        is_array = any(isinstance(tensor, Array) for tensor in self.tensors.values())
+        tensor = cast("torch.Tensor", Array.of(alpha)) if is_array else alpha_tensor(alpha)
+        return replace(self, tensors={**self.tensors, ALPHA: tensor})
 
     def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(up (O, R), down (R, I)) of a LoRA or DoRA in fp32, without the scale."""
@@ -161,6 +171,8 @@ class LoraModule:
         """
         if set(self.tensors) - {ALPHA, DORA} != {DOWN, UP, MID}:
             return self
+        import torch
+
         tensors = {role: tensor for role, tensor in self.tensors.items() if role != MID}
         core, down = self.tensors[MID].float(), self.tensors[DOWN].float().flatten(1)
         tensors[DOWN] = torch.einsum("abkl,bi->aikl", core, down).contiguous()
@@ -197,6 +209,8 @@ class LoraModule:
         added = self.product().reshape(weight.shape)
         if not self.is_decomposed:
             return added
+        from trainer.adapter.lycoris import magnitude
+
         merged = weight.float() + added
         length = self.tensors[DORA].float()
         length = length.reshape(*length.shape[:2], *[1] * (weight.dim() - 2))
@@ -204,6 +218,8 @@ class LoraModule:
 
     def _unscaled(self) -> torch.Tensor:
         """The product of the matrices, (O, I) in fp32."""
+        from trainer.adapter.lycoris import product
+
         tensors = {role: tensor.float() for role, tensor in self.tensors.items()}
         if self.network == "tucker":
             return _tucker_product(tensors).flatten(1)
@@ -234,6 +250,7 @@ def _tucker_product(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     Raises:
         KeyError, RuntimeError: matrices are missing or don't fit.
     """
+    import torch
 
     def with_core(core: str, left: str, right: str) -> torch.Tensor:
         return torch.einsum("abkl,ao,bi->oikl", tensors[core], tensors[left], tensors[right]).contiguous()
@@ -263,6 +280,8 @@ class LoraFile:
     @property
     def dtype(self) -> torch.dtype:
         """The widest dtype of its matrices."""
+        import torch
+
         dtypes = [
             tensor.dtype
             for module in self.modules
@@ -281,6 +300,8 @@ def side_by_side(terms: Sequence[tuple[float, LoraModule]]) -> tuple[torch.Tenso
 
     up = [w_1 s_1 up_1, w_2 s_2 up_2] and down = [down_1; down_2] with scales s_i: exact, and of scale 1.
     """
+    import torch
+
     pairs = [(weight * module.scale, *module.matrices()) for weight, module in terms]
     up = torch.cat([factor * up for factor, up, _ in pairs], dim=1)
     return up, torch.cat([down for _, _, down in pairs])
@@ -303,5 +324,7 @@ def lora_module(
 
 def alpha_tensor(alpha: float) -> torch.Tensor:
     """A tensor without dimensions, as sd-scripts needs it; in fp16 where that is exact, otherwise in fp32."""
+    import torch
+
     half = torch.tensor(alpha, dtype=torch.float16)
     return half if float(half) == alpha else torch.tensor(alpha, dtype=torch.float32)

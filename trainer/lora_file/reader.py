@@ -6,26 +6,31 @@ or of a folder as PEFT saves it (`adapter_model.safetensors` and `adapter_config
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file
 
-from trainer.adapter.lycoris import is_whole
+from trainer.adapter.roles import is_whole
 from trainer.errors import LoraFileError
 from trainer.headers.edit_metadata import header_bytes
 from trainer.headers.lora import BUNDLED, MATRIX, lora_path, recognise
 from trainer.headers.safetensors import Header
-from trainer.lora_file.modules import LoraFile, LoraModule, alpha_tensor
+from trainer.lora_file.arrays import load_arrays
+from trainer.lora_file.modules import LoraFile, LoraModule
 from trainer.lora_file.scales import Scales, read_scales
 from trainer.lora_file.sdxl_modules import find_module, sdxl
 from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, LOHA, UP, split_key
 from trainer.lora_file.text_encoder_alone import text_encoder_of
 
+if TYPE_CHECKING:
+    import torch
+
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_LARGEST_FP16 = 65504.0
 _MOST_ELEMENTS = 1 << 28  # of the change of a module; the largest layer of SDXL has a tenth
 
 
@@ -43,8 +48,12 @@ class Tensors:
         return find_module(name, self.text_encoder)
 
 
-def read_tensors(path: Path) -> Tensors:
-    """Reads all tensors of a LoRA file. Raises LoraFileError, which names what another file is."""
+def read_tensors(path: Path, *, as_arrays: bool = False) -> Tensors:
+    """Reads all tensors of a LoRA file. Raises LoraFileError, which names what another file is.
+
+    Args:
+        as_arrays: read `Array`s, without importing PyTorch; modules of them are described and not computed with.
+    """
     path = lora_path(path)
     header = recognise(path)
     for key, tensor in header.tensors.items():
@@ -55,7 +64,8 @@ def read_tensors(path: Path) -> Tensors:
                 "quantized"
             )
     try:
-        tensors = _load(path, header)
+        arrays = load_arrays(path, header) if as_arrays else None
+        tensors = _load(path, header) if arrays is None else cast("Mapping[str, torch.Tensor]", arrays)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise LoraFileError(f"{path.name} is damaged ({error}); download or save it again") from None
     return Tensors(path, header, tensors, text_encoder_of(path, header))
@@ -67,6 +77,8 @@ def _load(path: Path, header: Header) -> dict[str, torch.Tensor]:
     The library rejects metadata in other encodings than UTF-8 and metadata with nested JSON, which some programs
     write; the tensors of such a file are read without its metadata.
     """
+    from safetensors.torch import load, load_file
+
     try:
         return load_file(path)
     except SafetensorError:
@@ -75,14 +87,17 @@ def _load(path: Path, header: Header) -> dict[str, torch.Tensor]:
             return load(header_bytes(header, {}) + file.read())
 
 
-def read_modules(path: Path) -> LoraFile:
+def read_modules(path: Path, *, as_arrays: bool = False) -> LoraFile:
     """Reads the modules of a LoRA file; embeddings that the file bundles are left out.
+
+    Args:
+        as_arrays: see `read_tensors`.
 
     Raises:
         LoraFileError: the file is no LoRA for SDXL, has a tensor of no module, or matrices that don't fit
             each other.
     """
-    file = read_tensors(path)
+    file = read_tensors(path, as_arrays=as_arrays)
     modules: dict[tuple[str, str], LoraModule] = {}
     for name, module in modules_by_name(file, read_scales(file.path, file.header)).items():
         if (module.part, module.path) in modules:
@@ -142,9 +157,9 @@ def _with_finite_alpha(module: LoraModule) -> LoraModule:
     A LoKr of whole factors has no rank to scale by; ai-toolkit writes alpha 9999999999 beside it, inf in fp16.
     """
     alpha = module.alpha
-    if alpha is None or not is_whole(module.tensors) or abs(alpha) <= torch.finfo(torch.float16).max:
+    if alpha is None or not is_whole(module.tensors) or abs(alpha) <= _LARGEST_FP16:
         return module
-    return replace(module, tensors={**module.tensors, ALPHA: alpha_tensor(1.0)})
+    return module.with_alpha(1.0)
 
 
 def _expect_sound(module: LoraModule, path: Path) -> None:
@@ -157,7 +172,7 @@ def _expect_sound(module: LoraModule, path: Path) -> None:
     if any(tensor.numel() != 1 for role, tensor in tensors.items() if role == ALPHA):
         raise LoraFileError(f"{where} has an alpha of several numbers; save the file again")
     for role, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor.float()).all()):
+        if not bool(tensor.float().isfinite().all()):
             raise LoraFileError(
                 f"{where} holds values that are no numbers ({role}); use an earlier checkpoint"
             )
@@ -187,7 +202,7 @@ def _expect_fit(module: LoraModule, where: str) -> None:
         raise LoraFileError(f"{where} has matrices that don't fit each other, {shapes}; save the file again")
     if DORA in module.tensors:
         length = module.tensors[DORA]
-        inputs = sides[1] // torch.Size(module.kernel).numel()
+        inputs = sides[1] // math.prod(module.kernel)
         expected = {(sides[0], 1), (1, inputs)}
         if tuple(length.shape[:2]) not in expected or length.numel() != max(length.shape[:2]):
             raise LoraFileError(

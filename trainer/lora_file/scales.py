@@ -27,7 +27,7 @@ from typing import Any
 from trainer.errors import LoraFileError
 from trainer.headers.lora import PEFT_WEIGHTS, bundled_notice, lora_path, recognise
 from trainer.headers.safetensors import Header
-from trainer.lora_file.modules import PART_LABELS, LoraModule, alpha_tensor
+from trainer.lora_file.modules import PART_LABELS, LoraModule
 from trainer.lora_file.tensor_names import ALPHA, DOWN
 
 METADATA_KEY = "lora_adapter_metadata"
@@ -101,7 +101,7 @@ class Scales:
             alpha = self.kohya_conv_alpha if is_spatial and self.kohya_conv_alpha is not None else None
             alpha = self.kohya_alpha if alpha is None else alpha
         assert alpha is not None
-        return replace(module, tensors={**module.tensors, ALPHA: alpha_tensor(alpha)})
+        return module.with_alpha(alpha)
 
     def _whole_lokr_of_peft(self, module: LoraModule) -> LoraModule:
         """The module with PEFT's scale in its first factor, if it is a LoKr of whole factors.

@@ -24,7 +24,8 @@ from tests.conftest import MODELS
 from tests.trainer.adapter.test_lora import predict
 from tests.trainer.lora_file.lora_samples import changed_by_diffusers
 from trainer.adapter.lora import Adapter, LayerSpec
-from trainer.adapter.lycoris import magnitude, split
+from trainer.adapter.lycoris import magnitude
+from trainer.adapter.roles import split
 from trainer.adapter.targets import conv_paths, layer_specs, linear_paths
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError

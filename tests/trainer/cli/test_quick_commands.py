@@ -13,6 +13,7 @@ from PIL import Image
 from trainer.headers.base_model import BUNDLED_BASE
 
 _SLOW = ("torch", "diffusers", "transformers", "accelerate", "scipy")
+_LORA = Path(__file__).parents[2] / "golden" / "recorded" / "files" / "style.safetensors"
 _PROGRAM = f"""
 import sys
 from trainer.__main__ import main
@@ -52,6 +53,15 @@ def test_dataset_check_imports_no_slow_library(pictures: Path):
 )
 def test_reading_a_base_or_the_settings_imports_no_slow_library(arguments: tuple[str, ...]):
     status, imported, output = _run(*arguments)
+    assert (status, imported) == (0, set())
+    assert output
+
+
+@pytest.mark.parametrize("command", ["inspect", "label", "check"])
+def test_reading_a_lora_file_imports_no_slow_library(command: str):
+    status, imported, output = _run(
+        "lora", command, _LORA
+    )  # the change of a LoHa or LoKr is computed with PyTorch
     assert (status, imported) == (0, set())
     assert output
 

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trainer.errors import BaseError, LoraFileError
 from trainer.headers.lora import bundled_notice
 from trainer.lora_file.base_weights import layout_of
@@ -23,7 +21,7 @@ from trainer.lora_file.sdxl_modules import Layout, sdxl
 from trainer.lora_file.tensor_names import ALPHA, split_key
 
 _HEADER_LIMIT = 1 << 20  # bytes; ComfyUI shows no metadata of a longer header
-_HALF_LIMIT = float(torch.finfo(torch.float16).max)
+_HALF_LIMIT = 65504.0  # largest number of fp16
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def check_file(path: Path, *, base: Path | None = None, bases: Path | None = Non
     Raises:
         LoraFileError: the file is no LoRA for SDXL; the message names what it is.
     """
-    file = read_tensors(path)
+    file = read_tensors(path, as_arrays=True)
     scales, modules, faults = _modules(file)
     layout = layout_of(base) if base else _best_layout(modules, bases)
     fitting = {name: fits(module, layout) for name, module in modules.items()}
@@ -197,7 +195,7 @@ def _faults(file: Tensors, modules: Mapping[str, LoraModule]) -> list[str]:
     # ai-toolkit writes 9999999999, in fp16 infinity, beside a LoKr of two whole matrices: no tool uses it.
     unused = {f"{name}.{ALPHA}" for name, module in modules.items() if module.network and not module.rank}
     used = {key: tensor for key, tensor in file.tensors.items() if key not in unused}
-    broken = [key for key, tensor in used.items() if not bool(torch.isfinite(tensor.float()).all())]
+    broken = [key for key, tensor in used.items() if not bool(tensor.float().isfinite().all())]
     if broken:
         faults.append(
             f"{len(broken)} tensors hold values that are no numbers, such as {broken[0]}; pictures come out "
@@ -206,7 +204,7 @@ def _faults(file: Tensors, modules: Mapping[str, LoraModule]) -> list[str]:
     wide = [
         key
         for key, tensor in used.items()
-        if tensor.dtype in (torch.float32, torch.bfloat16, torch.float64)
+        if file.header.tensors[key].dtype in ("F32", "BF16", "F64")
         and tensor.numel()
         and float(tensor.nan_to_num().abs().max()) > _HALF_LIMIT
     ]

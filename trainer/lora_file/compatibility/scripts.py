@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 
-from trainer.adapter.lycoris import split
+from trainer.adapter.roles import split
 from trainer.lora_file.compatibility.keys import Entry, Keys
 from trainer.lora_file.compatibility.shared_rules import half_module, only_kohya
 from trainer.lora_file.tensor_names import ALPHA, DORA, DOWN, UP, suffixes_of
