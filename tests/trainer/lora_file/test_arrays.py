@@ -15,6 +15,7 @@ from trainer.errors import LoraFileError
 from trainer.headers.safetensors import read_header
 from trainer.lora_file.arrays import Array, load_arrays
 from trainer.lora_file.modules import LoraModule, alpha_tensor
+from trainer.lora_file.tensor_names import DOWN, MID, UP
 
 _ALL_CODES = torch.arange(256, dtype=torch.int32).to(torch.uint8)
 
@@ -48,8 +49,8 @@ def test_an_alpha_is_the_same_in_both(alpha: float):
 _SIDE = st.sampled_from([1, 2, 3, 4])
 _SHAPE = st.one_of(st.tuples(_SIDE, _SIDE), st.tuples(_SIDE, _SIDE, st.sampled_from([1, 3]), st.just(1)))
 _ROLES = (
-    ("down", "up"),
-    ("down", "up", "lora_mid"),
+    (DOWN, UP),
+    (DOWN, UP, MID),
     ("diff",),
     ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
     ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
