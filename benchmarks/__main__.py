@@ -2,7 +2,8 @@
 
 python -m benchmarks                      all groups, half an hour on two cores; on a GPU, at SDXL's size
 python -m benchmarks --quick              each measurement once and small, to check that it runs
-python -m benchmarks --only training      one group: training, start, caching, preview, growth, studio
+python -m benchmarks --only training      one group: training, start, commands, caching,
+                                          preview, growth, studio
 python -m benchmarks --against 'COMMAND'  another trainer on the same images and base; COMMAND can contain
                                           {folder}, {base}, {output} and {steps}
 """
@@ -16,11 +17,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import BUNDLED, ROOT, drawing, recipe, studio, training
+from benchmarks import BUNDLED, ROOT, commands, drawing, recipe, studio, training
 from benchmarks.bases import write_wide
 from benchmarks.report import Figure, machine, save, table
 
-GROUPS = ("training", "preview", "caching", "start", "growth", "studio")
+GROUPS = ("training", "preview", "caching", "start", "commands", "growth", "studio")
 _GROWTH, _QUICK_GROWTH = (10, 100, 1_000, 10_000), (4,)
 
 
@@ -35,6 +36,7 @@ def measured(
         "preview": lambda: drawing.figures(folder, quick=quick, repeat=repeat),
         "caching": lambda: recipe.caching(folder / "caching", 4 if quick else 200),
         "start": lambda: recipe.start(folder / "start", repeat=1 if quick else repeat),
+        "commands": lambda: commands.figures(folder / "commands", repeat=1 if quick else repeat),
         "growth": lambda: recipe.growth(folder / "growth", _QUICK_GROWTH if quick else _GROWTH),
         "studio": lambda: studio.figures(folder / "studio", quick=quick),
     }

@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import recipe, training
+from benchmarks import commands, recipe, training
 from benchmarks.bases import wide_unet
 from benchmarks.report import Figure, file_stem, save, table
 from benchmarks.step import Case, PeftSteps, Steps
@@ -126,3 +126,15 @@ def test_a_smoke_run_measures_caching_and_saves_it(tmp_path: Path, capsys):
     assert row["what"] == "4 pictures of 128 px"
     assert row["value"] > 0
     assert row["floor"] > 0
+
+
+def test_commands_are_compared_with_the_start_of_python(tmp_path: Path):
+    figures = commands.figures(tmp_path, repeat=1)
+    assert [figure.what.split(",")[0] for figure in figures] == [
+        "python -m trainer lora inspect",
+        "python -m trainer lora check",
+        "python -m trainer base check",
+        "python -m trainer dataset check of 24 pictures",
+        "python -m trainer device",
+    ]
+    assert all(figure.ratio and figure.ratio > 1 for figure in figures)
