@@ -41,7 +41,7 @@ from trainer.text_files import decode, encoding_note, encoding_notes
 from ui.store.caption_uploads import UploadedCaptions
 from ui.store.incoming import IncomingFile, IntakeProgress
 from ui.store.limits import MB, Limits, size_bytes
-from ui.store.masks import save_mask
+from ui.store.masks import add_mask
 from ui.store.naming import MAX_CAPTION, clean_name, free_stem, numbered
 from ui.store.projects import Projects, locked
 from ui.store.thumbnails import THUMBNAIL
@@ -246,7 +246,7 @@ class _Addition:
             if mask:
                 used.add(mask.location)
                 self._guarded(
-                    mask, partial(save_mask, stored, mask.path.read_bytes(), display_name(mask.name))
+                    mask, partial(add_mask, stored, mask.path.read_bytes(), display_name(mask.name))
                 )
         for name, file in added.later.items():
             if name in used or name in added.plan.metadata:
@@ -293,7 +293,7 @@ class _Addition:
     def _add_lone_mask(self, file: IncomingFile, added: _AddedSet) -> None:
         pictures = self._earlier_pictures(file, mask_stem(file.location), added)
         for picture in pictures:
-            save_mask(picture, file.path.read_bytes(), display_name(file.name))
+            add_mask(picture, file.path.read_bytes(), display_name(file.name))
         if not pictures:
             raise TrainerError(
                 f"{display_name(file.name)} is a mask without its picture; upload both together"

@@ -30,19 +30,43 @@ def save_mask(picture: Path, data: bytes, name: str = "the mask") -> None:
     Raises:
         DatasetError: the data is not a mask of this picture.
     """
-    if len(data) > MAX_BYTES:
-        raise DatasetError("that mask is too large; draw it again")
-    size = upright_size(picture)
-    with tempfile.TemporaryDirectory() as place:
-        uploaded = Path(place) / "mask"
-        uploaded.write_bytes(data)
-        mask = read_mask(uploaded, size, name)
+    mask, size = _read(picture, data, name)
     if mask.getextrema() == _WHITE:
         remove_mask(picture)
         return
     path = mask_file(picture) or picture.parent / "masks" / f"{picture.stem}.png"
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, _png(mask, size))
+
+
+def add_mask(picture: Path, data: bytes, name: str) -> None:
+    """Stores an uploaded mask, unless the picture has another one, which may be drawn by hand.
+
+    Args:
+        name: of the uploaded file, for messages.
+
+    Raises:
+        DatasetError: the data is not a mask of this picture, or the picture has another mask.
+    """
+    if mask_file(picture) is not None:
+        mask, size = _read(picture, data, name)
+        if _png(mask, size) != mask_png(picture):
+            raise DatasetError(
+                f"{name} was not stored, because {picture.name} has another mask; remove that one to upload it"
+            )
+        return
+    save_mask(picture, data, name)
+
+
+def _read(picture: Path, data: bytes, name: str) -> tuple[Image.Image, tuple[int, int]]:
+    """Returns the weights of a mask and the size of its picture. Raises DatasetError."""
+    if len(data) > MAX_BYTES:
+        raise DatasetError("that mask is too large; draw it again")
+    size = upright_size(picture)
+    with tempfile.TemporaryDirectory() as place:
+        uploaded = Path(place) / "mask"
+        uploaded.write_bytes(data)
+        return read_mask(uploaded, size, name), size
 
 
 def mask_png(picture: Path) -> bytes:

@@ -45,6 +45,14 @@ def png(colour: str = "red", size: tuple[int, int] = (50, 40), form: str = "PNG"
     return data.getvalue()
 
 
+def mask_of(value: int) -> bytes:
+    """A mask whose left half has this value and whose right half is white."""
+    mask, data = Image.new("L", (50, 40), 255), io.BytesIO()
+    mask.paste(value, (0, 0, 25, 40))
+    mask.save(data, format="PNG")
+    return data.getvalue()
+
+
 def drop(projects: Projects, files: dict[str, bytes], limits: Limits = LIMITS) -> IntakeProgress:
     """Files by the names that the artist gave them, from a place of their own."""
     place = projects.datasets.parent / f"dropped-{time.time_ns()}"
@@ -317,6 +325,20 @@ def test_any_names_become_safe_pictures(
         assert not set(path.name) & set('/\\:*?"<>|\0\n')
     for card in made.pictures("art"):
         assert made.picture("art", card.name).is_file()
+
+
+def test_an_upload_keeps_the_mask_that_a_picture_has(projects: Projects):
+    drop(projects, {"one.png": png(), "one.mask.png": mask_of(0)})
+    assert drop(projects, {"one.mask.png": mask_of(0)}).problems == []
+    for again in ({"one.mask.png": mask_of(128)}, {"one.png": png(), "one.mask.png": mask_of(128)}):
+        (problem,) = drop(projects, again).problems
+        assert problem.startswith(
+            "one.mask.png was not stored, because one.png has another mask; remove that one"
+        )
+    found = mask_file(projects.folder("art") / "one.png")
+    assert found
+    with Image.open(found) as mask:
+        assert mask.getextrema() == (0, 255)
 
 
 def test_drawn_masks_are_stored_in_grey_and_have_the_pictures_shape(projects: Projects):
