@@ -38,7 +38,7 @@ class DecodedText:
     text: str
     encoding: str  # Python's name of the codec
     is_guess: bool = False  # the bytes allow other readings
-    is_damaged: bool = False  # U+FFFD stands for bytes that the encoding does not allow
+    is_damaged: bool = False  # it has zero bytes, or U+FFFD for bytes that the encoding does not allow
 
 
 def decode(data: bytes) -> DecodedText:
@@ -49,7 +49,7 @@ def decode(data: bytes) -> DecodedText:
     if wide := _wide_encoding(data):
         return _decoded(data, wide)
     try:
-        return DecodedText(data.decode("utf-8"), "utf-8")
+        return DecodedText(data.decode("utf-8"), "utf-8", is_damaged=b"\0" in data)
     except UnicodeDecodeError:
         pass
     lenient = _decoded(data, "utf-8")
@@ -80,9 +80,7 @@ def read_toml_file(path: Path) -> dict[str, Any]:
 def encoding_note(name: str, decoded: DecodedText) -> str | None:
     """Returns a sentence for the user when a file's text can be wrong, and None for Unicode."""
     if decoded.is_damaged:
-        return (
-            f"{name} has bytes that are no {decoded.encoding.upper()}; correct its text and save it as UTF-8"
-        )
+        return f"{name} has bytes that are no text in {decoded.encoding.upper()}; correct its text and save it as UTF-8"
     if decoded.is_guess:
         return f"{name} is not UTF-8 and was read as {encoding_title(decoded.encoding)}; {_REMEDY}"
     return None
@@ -143,9 +141,12 @@ def _wide_encoding(data: bytes) -> str | None:
     """Returns the encoding of UTF-16 or UTF-32 without a mark; None for other data.
 
     Text in these encodings has zero bytes at fixed places, because almost every text has spaces, commas or
-    line ends. Text of any other encoding has no zero byte.
+    line ends. Text of any other encoding has no zero byte; where one is in valid UTF-8, it is damaged UTF-8
+    unless at least a quarter of the bytes are zero, as in UTF-16 of Latin letters.
     """
     if b"\0" not in data or len(data) % 2:
+        return None
+    if data.count(0) < len(data) / 4 and _is_utf_8(data):
         return None
     candidates = ["utf-16-le", "utf-16-be"]
     if len(data) % 4 == 0:
@@ -160,3 +161,11 @@ def _wide_encoding(data: bytes) -> str | None:
         if "\0" not in text:
             readings.append((sum(letter.isascii() for letter in text) / len(text), encoding))
     return max(readings, key=lambda reading: reading[0])[1] if readings else None
+
+
+def _is_utf_8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -159,6 +159,18 @@ def test_damaged_utf_8_stays_utf_8_and_is_reported() -> None:
     assert decoded.is_damaged
 
 
+def test_a_zero_byte_in_utf_8_does_not_make_it_utf_16() -> None:
+    for text in (
+        "a cat\0 and dog",
+        "a cat and dog\0",
+        "\0 a cat and dog",
+        "caf\u00e9\0 cat",
+        "猫\0 and a small dog",
+    ):
+        decoded = decode(text.encode())
+        assert (decoded.text, decoded.encoding, decoded.is_damaged) == (text, "utf-8", True)
+
+
 def test_every_byte_string_has_a_reading() -> None:
     for data in (bytes(range(256)), b"\xff", b"\x81\x8d", b"\0\0\0"):
         assert isinstance(decode(data).text, str)
